@@ -1,0 +1,30 @@
+# On a fresh machine: `make demo` sets up and runs the main job on real input, `make test` sets up and runs all tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+demo: .venv/demo
+	$(BIN)/python -m hf_lora demo
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: .venv/test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv
+
+# One virtual environment, one stamp an extra; a changed pyproject.toml or constraints.txt installs anew.
+# torch comes first, so that the pinned CPU build is there before anything asks for another.
+.venv/%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@

@@ -1,0 +1,45 @@
+"""hf_lora: LoRA as a property of a Transformers model, not a wrapper around it.
+
+>>> from transformers import BertConfig, BertModel
+>>> from hf_lora import LoRAConfig, LoRAModel
+>>> base = BertModel(BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8))
+>>> print(LoRAModel.from_model(base, LoRAConfig(r=2)).targets_report())
+target                                kind         shape  layers  parameters
+encoder.layer.*.attention.self.query  linear, r=2  8 x 8  1 of 1          32
+encoder.layer.*.attention.self.value  linear, r=2  8 x 8  1 of 1          32
+total                                                                     64
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors, hooks
+from .errors import LoRAError
+
+if TYPE_CHECKING:
+    from .config import LoRAConfig
+    from .model import LoRAModel, add_lora
+    from .targets import resolve_targets
+
+__version__ = "0.1.0"
+__all__ = ["LoRAConfig", "LoRAError", "LoRAModel", "add_lora", "errors", "resolve_targets"]
+
+# Read on first use: they import torch, which `import transformers` leaves alone as well.
+_LAZY = {"LoRAConfig": "config", "LoRAModel": "model", "add_lora": "model", "resolve_targets": "targets"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+hooks.install()

@@ -1,0 +1,297 @@
+"""Adding, loading, choosing, merging and removing adapters on any module; `model.LoRAModel` is their front.
+
+Everything that can fail is done before the first layer is touched: sites are planned, adapters built and filled,
+and only then attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .config import PRESETS, LoRAConfig
+from .errors import AdapterNameError, AdapterStateError, MergeError
+from .formats.peft import read_sites
+from .kinds import CONV1D, KINDS
+from .layer import LoRALayer, attach, base_modules, detach
+from .plan import Site, plan
+from .state import AdapterState
+from .targets import as_endings, target_modules, target_parameters
+from .variants import FORMULAS, Adapter, LoRA
+
+__all__ = ["add", "copy_in", "delete", "load", "merge", "merge_for_good", "remove_all", "select", "unmerge"]
+
+Groups = dict[str, dict[str, tuple[Site, Adapter]]]
+
+
+def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> LoRAConfig:
+    """Attach a fresh, trainable adapter and return its config with the targets written out.
+
+    Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
+    """
+    _check_new(state, name)
+    sites = plan(model, config)
+    groups = _build(model, sites)
+    modules = dict(base_modules(model))
+    for module, adapters in groups.items():
+        for site, adapter in adapters.values():
+            if not site.shares:
+                adapter.initialise(modules[module])
+    resolved = _resolved(model, config, modules, sites)
+    _attach(state, modules, groups, name, resolved, trainable=True)
+    return resolved
+
+
+def load(
+    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str, trainable: bool
+) -> None:
+    """Attach an adapter whose tensors come from a file in PEFT's layout.
+
+    Raises AdapterMismatchError or AdapterNameError with the model unchanged.
+    """
+    _check_new(state, name)
+    modules = dict(base_modules(model))
+    found = read_sites(model, config, tensors)
+    groups = _build(model, [site for site, _ in found])
+    for site, values in found:
+        adapter = groups[site.module][site.key][1]
+        if isinstance(adapter, LoRA) and adapter.moves_base:
+            adapter.initialise(modules[site.module])  # the product at birth, which the base lacks, is found again
+        _fill(adapter, values)
+    _attach(state, modules, groups, name, config, trainable)
+
+
+def copy_in(
+    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str
+) -> None:
+    """Copy a file's tensors into an adapter that is already there, in place, so that optimizers go on holding it.
+
+    Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
+    """
+    _check_known(state, [name])
+    found = read_sites(model, config, tensors)
+    targets = []
+    for site, values in found:
+        layer = state.layers.get(site.module)
+        adapter = None if layer is None else layer.carried(name).get(site.key)
+        if adapter is None:
+            raise AdapterStateError(
+                f"the file adapts {site.module}.{site.parameter}, the adapter {name!r} on the model does not; "
+                "load it under another name."
+            )
+        targets.append((adapter, values))
+    for adapter, values in targets:
+        _fill(adapter, values)
+
+
+def select(state: AdapterState, names: Sequence[str]) -> None:
+    """Choose which adapters a forward uses; of the trainable ones only these require gradients.
+
+    Raises AdapterNameError for an unknown name, AdapterStateError while merged, or where two of them cannot act at
+    once on one parameter.
+    """
+    _check_known(state, names)
+    if state.merged:
+        raise AdapterStateError(f"{list(state.merged)} are merged into the weights; call unmerge_adapter() first.")
+    if len(names) > 1:
+        _check_together(state, names)
+    changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
+    state.select(tuple(names))
+    for layer in state.layers.values() if changed & state.trainable else ():
+        for name in changed & state.trainable:
+            _require_grad(layer, name, name in names)
+
+
+def merge(state: AdapterState, names: Sequence[str]) -> None:
+    """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit.
+
+    Raises MergeError with nothing merged, AdapterStateError where something is merged already.
+    """
+    _check_known(state, names)
+    if state.merged:
+        raise AdapterStateError(f"{list(state.merged)} are merged already; call unmerge_adapter() first.")
+    if not names:
+        raise AdapterStateError("no adapter is active, so there is nothing to merge; name one.")
+    if len(names) > 1:
+        _check_together(state, names)
+    values = [(layer, _merged(layer, module, names)) for module, layer in state.layers.items()]
+    for layer, merged in values:
+        layer.swap_in(merged)
+    state.note_merged(tuple(names))
+
+
+def unmerge(state: AdapterState) -> None:
+    """Take the merged adapters out of the weights again: the base's own tensors come back."""
+    for layer in state.layers.values():
+        layer.swap_back()
+    state.note_merged(())
+
+
+def merge_for_good(state: AdapterState, names: Sequence[str]) -> None:
+    """Put adapters into the weights and forget the base's own tensors, layer by layer.
+
+    At most one layer's weight is held twice at a time. A layer that cannot be merged is found before any is written.
+    """
+    if state.merged:
+        _forget_originals(state)
+        return
+    _check_known(state, names)
+    if len(names) > 1:
+        _check_together(state, names)
+    for module, layer in state.layers.items():
+        _check_mergeable(layer, module, names)
+    for module, layer in state.layers.items():
+        layer.swap_in(_merged(layer, module, names))
+        layer._originals.clear()
+    state.note_merged(tuple(names))
+
+
+def delete(state: AdapterState, name: str) -> None:
+    """Remove an adapter; layers that carried no other get their own class back."""
+    _check_known(state, [name])
+    if state.merged:
+        raise AdapterStateError(f"{list(state.merged)} are merged; call unmerge_adapter() before deleting.")
+    for layer in list(state.layers.values()):
+        if name in layer.adapters:
+            detach(layer, name)
+    state.layers = {n: layer for n, layer in state.layers.items() if isinstance(layer, LoRALayer)}
+    del state.configs[name]
+    state.trainable.discard(name)
+    select(state, [n for n in state.selected if n != name])
+
+
+def remove_all(model: nn.Module, state: AdapterState) -> None:
+    """Take every adapter away and give the base's parameters their old requires_grad."""
+    for name in list(state.configs):
+        for layer in list(state.layers.values()):
+            if isinstance(layer, LoRALayer):
+                detach(layer, name)
+    state.layers.clear()
+    thawed = set(state.thawed)
+    for name, parameter in model.named_parameters():
+        if name in thawed:
+            parameter.requires_grad_(True)
+
+
+def adapter_parameters(state: AdapterState, name: str) -> Iterable[nn.Parameter]:
+    """Yield an adapter's parameters."""
+    for layer in state.layers.values():
+        for adapter in layer.carried(name).values():
+            yield from adapter.parameters()
+
+
+def _build(model: nn.Module, sites: Iterable[Site]) -> Groups:
+    modules = dict(base_modules(model))
+    groups: Groups = {}
+    for site in sites:
+        adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
+        groups.setdefault(site.module, {})[site.key] = (site, adapter)
+    return groups
+
+
+def _attach(
+    state: AdapterState,
+    modules: Mapping[str, nn.Module],
+    groups: Groups,
+    name: str,
+    config: LoRAConfig,
+    trainable: bool,
+) -> None:
+    for module, group in groups.items():
+        behind = {key for key, (site, _) in group.items() if site.behind}
+        layer = attach(modules[module], state, name, {key: adapter for key, (_, adapter) in group.items()}, behind)
+        state.layers[module] = layer
+        _require_grad(layer, name, False)
+    state.configs[name] = config
+    if trainable:
+        state.trainable.add(name)
+
+
+def _require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
+    for adapter in layer.carried(name).values():
+        for parameter in adapter.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(wanted)
+
+
+def _fill(adapter: Adapter, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for attribute, tensor in values.items():
+            getattr(adapter, attribute).copy_(tensor)
+
+
+def _merged(layer: LoRALayer, module: str, names: Sequence[str]) -> dict[str, Tensor]:
+    try:
+        return layer.merged_values(tuple(names))
+    except (MergeError, ValueError) as error:
+        raise MergeError(f"{module}: {error}") from None
+
+
+def _check_mergeable(layer: LoRALayer, module: str, names: Sequence[str]) -> None:
+    for name in names:
+        for adapter in layer.carried(name).values():
+            own = layer._parameters.get(adapter.parameter)
+            if (isinstance(adapter, LoRA) and adapter.kind == "packed") or (own is not None and own.is_meta):
+                raise MergeError(
+                    f"{module}: its weight is packed or offloaded; load the base whole, in float, to merge."
+                )
+            if isinstance(adapter, LoRA) and adapter.lora_bias is not None and layer._parameters.get("bias") is None:
+                raise MergeError(f"{module}: lora_bias=True on a layer without a bias: the base has no place for it.")
+            if not all(torch.isfinite(p).all() for p in adapter.parameters()):
+                raise MergeError(f"{module}: the adapter {name!r} holds values that are not finite.")
+
+
+def _forget_originals(state: AdapterState) -> None:
+    for layer in state.layers.values():
+        layer._originals.clear()
+
+
+def _check_together(state: AdapterState, names: Sequence[str]) -> None:
+    for module, layer in state.layers.items():
+        owners: dict[str, list[tuple[str, Adapter]]] = {}
+        for name in names:
+            for adapter in layer.carried(name).values():
+                owners.setdefault(adapter.parameter, []).append((name, adapter))
+        for parameter, held in owners.items():
+            if len({name for name, _ in held}) > 1 and any(adapter.exclusive for _, adapter in held):
+                kinds = " and ".join(type(adapter).__name__ for _, adapter in held)
+                raise AdapterStateError(
+                    f"{list(names)} cannot be active at once: {module}.{parameter} would have {kinds}, whose "
+                    "combination has no meaning. Activate one of them."
+                )
+
+
+def _check_new(state: AdapterState, name: str) -> None:
+    if not isinstance(name, str) or not name or "." in name:
+        raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
+    if name in state.configs:
+        raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
+    if name in dir(nn.ModuleDict):
+        raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
+    if state.merged:
+        raise AdapterStateError(f"{list(state.merged)} are merged; call unmerge_adapter() before adding another.")
+
+
+def _check_known(state: AdapterState, names: Sequence[str]) -> None:
+    if unknown := [n for n in names if n not in state.configs]:
+        raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.configs)}.")
+
+
+def _resolved(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module], sites: list[Site]) -> LoRAConfig:
+    """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
+    changes: dict[str, object] = {
+        "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
+    }
+    if config.target_modules in PRESETS:
+        named = target_modules(model, config, modules)
+        changes |= {
+            "target_modules": as_endings(named, list(modules)),
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+        if parameters := target_parameters(model, config, modules):
+            every = [f"{n}.{p}" if n else p for n, m in modules.items() for p in m._parameters]
+            changes["target_parameters"] = as_endings(parameters, every)
+    return config.copy(**changes)

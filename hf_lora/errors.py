@@ -1,0 +1,64 @@
+"""The exceptions that hf_lora raises on purpose.
+
+    LoRAError                      everything below; catch this one
+    ├── ConfigError (ValueError)         a LoRAConfig, or an adapter_config.json, that cannot be right
+    ├── TargetError (ValueError)         names that match no layer, or layers that cannot be adapted
+    ├── AdapterNameError (ValueError)    an adapter name that is unknown, taken or not allowed
+    ├── AdapterStateError (RuntimeError) the right call at the wrong time (merged, disabled, nothing active)
+    ├── AdapterFileError (OSError)       adapter files that are missing, truncated or not what they say
+    ├── AdapterMismatchError (ValueError) an adapter whose tensors do not fit the model
+    ├── MergeError (RuntimeError)        weights that cannot hold the merged adapter
+    └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
+
+Each also refines the builtin in brackets, so that code written against PEFT or Transformers goes on catching it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterFileError",
+    "AdapterMismatchError",
+    "AdapterNameError",
+    "AdapterStateError",
+    "ConfigError",
+    "LoRAError",
+    "MergeError",
+    "ModelError",
+    "TargetError",
+]
+
+
+class LoRAError(Exception):
+    """Anything hf_lora refuses to do; the message says what was given, what was found, what to do."""
+
+
+class ConfigError(LoRAError, ValueError):
+    """A setting, or a combination of settings, that cannot be right."""
+
+
+class TargetError(LoRAError, ValueError):
+    """Targets that match no layer, or layers that cannot carry an adapter."""
+
+
+class AdapterNameError(LoRAError, ValueError):
+    """An adapter name that is unknown, already taken or not allowed."""
+
+
+class AdapterStateError(LoRAError, RuntimeError):
+    """A call that the model's present state does not allow."""
+
+
+class AdapterFileError(LoRAError, OSError):
+    """Adapter files that are missing, unreadable or malformed."""
+
+
+class AdapterMismatchError(LoRAError, ValueError):
+    """An adapter that does not fit the model it is loaded into."""
+
+
+class MergeError(LoRAError, RuntimeError):
+    """Weights that cannot be merged, or merged weights that are not finite."""
+
+
+class ModelError(LoRAError, ValueError):
+    """A base model that cannot be found, built or adapted."""

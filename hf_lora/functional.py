@@ -1,0 +1,54 @@
+"""The maths of one low-rank update: tensors and numbers in, tensors out.
+
+    W' = W + scaling * B A          A is (..., r, in), B is (..., out, r), W is (..., out, in)
+    y' = y + scaling * x A^T B^T    x is (..., in), y is (..., out)
+
+Hu et al. 2021, arXiv:2106.09685. Leading dimensions of A and B (fused experts) are batched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return B A, the low-rank matrix of shape (..., out, in), in float32 or wider.
+
+    a: (..., r, in); b: (..., out, r). Half-precision factors are widened first: their product is added to a
+    weight, where the rounding of a half-precision product would cost a good part of a small adapter's effect.
+    """
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return torch.matmul(b.to(dtype), a.to(dtype))
+
+
+def down_linear(x: Tensor, a: Tensor) -> Tensor:
+    """Return x A^T, shape (..., r). The small factor is cast to x's dtype; x never is."""
+    return F.linear(x, a.to(x.dtype))
+
+
+def up_linear(s: Tensor, b: Tensor) -> Tensor:
+    """Return s B^T, shape (..., out). The small factor is cast to s's dtype."""
+    return F.linear(s, b.to(s.dtype))
+
+
+def row_norm(matrix: Tensor) -> Tensor:
+    """Return the Euclidean length of every output row of a (..., out, in) matrix, shape (..., out)."""
+    return torch.linalg.vector_norm(matrix, dim=-1)
+
+
+def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return (A, B) with B A the best rank-r approximation of a matrix, the singular values split evenly.
+
+    matrix: (..., out, in), float32 or wider. n_iter: None takes the full SVD; a number takes that many subspace
+    iterations of the randomised one (Halko et al. 2011, arXiv:0909.4061), which is faster and not exact.
+    """
+    if n_iter is None:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
+    else:
+        u, s, v = torch.svd_lowrank(matrix, q=r, niter=n_iter)
+        vh = v.mT
+    root = s.sqrt()
+    return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()

@@ -1,0 +1,297 @@
+"""Kinds: how each type of base layer is read as an (out, in) matrix, one small class each, one table.
+
+A kind answers four questions for the formulas in `variants/`, which know nothing of layers:
+the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down` (x -> s) and `up` (s -> y),
+and where the output channels are. Kinds hold no state; the layer and its tensors are passed in.
+To add one: write the class, add it to `KINDS`; the law suite runs over the table.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from . import functional as LF
+from .errors import TargetError
+
+Shape = tuple[int, ...]
+
+
+class Kind:
+    """A weight that is its own (out, in) matrix: `nn.Linear`, and raw 2-D parameters."""
+
+    layer: ClassVar[type[nn.Module] | None] = nn.Linear
+    embeds: ClassVar[bool] = False  # the input is indices, not activations
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight as its (..., out, in) matrix; a view where the layout allows."""
+        return weight
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        """Return an (..., out, in) matrix in the layout of a weight of that shape; undoes `matrix`."""
+        return matrix
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        """Return the shapes of A and B for a weight of that shape and rank r."""
+        out, in_ = shape
+        return (r, in_), (out, r)
+
+    def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A as (..., r, in) and B as (..., out, r), whose product is the matrix."""
+        return a, b
+
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
+        """Return s = A x. y: the base's output, for its dtype where x has none."""
+        return LF.down_linear(x, a)
+
+    def up(self, s: Tensor, b: Tensor) -> Tensor:
+        """Return B s, of the base output's shape."""
+        return LF.up_linear(s, b)
+
+    def channels(self, vector: Tensor, y: Tensor) -> Tensor:
+        """Return an (out,) vector shaped to broadcast over an output y."""
+        return vector
+
+    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return what the kind believes the layer's forward to be, for probing subclasses."""
+        return F.linear(x, layer.weight, layer.bias)
+
+    def probe_input(self, layer: nn.Module) -> Tensor:
+        """Return a small float64 input for `expected`."""
+        return _random((2, layer.weight.shape[1]))
+
+    def check(self, layer: nn.Module, name: str, r: int) -> None:
+        """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""
+
+
+class Conv1DKind(Kind):
+    """GPT-2's linear layer, which stores its weight as (in, out)."""
+
+    layer = Conv1D
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.mT
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        return matrix.mT
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        return (r, shape[0]), (shape[1], r)
+
+    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return torch.matmul(x, layer.weight) + layer.bias
+
+    def probe_input(self, layer: nn.Module) -> Tensor:
+        return _random((2, layer.weight.shape[0]))
+
+
+class EmbeddingKind(Conv1DKind):
+    """A lookup table: a linear layer on one-hot inputs, stored as (in, out) = (entries, dimension)."""
+
+    layer = nn.Embedding
+    embeds = True
+
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
+        return F.embedding(x, a.mT, layer.padding_idx, sparse=layer.sparse).to(y.dtype)
+
+    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return F.embedding(x, layer.weight, layer.padding_idx)
+
+    def probe_input(self, layer: nn.Module) -> Tensor:
+        return torch.arange(layer.weight.shape[0])[None]
+
+    def check(self, layer: nn.Module, name: str, r: int) -> None:
+        if layer.max_norm is not None:
+            raise TargetError(
+                f"{name} is an embedding with max_norm={layer.max_norm}, which rewrites its own rows in every forward; "
+                "such a table cannot carry an adapter. Name it in exclude_modules, or set its max_norm to None."
+            )
+
+
+class ConvKind(Kind):
+    """A convolution: A has the base's kernel, B is 1x1. Flattened, (out, in * kernel)."""
+
+    layer = nn.modules.conv._ConvNd
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        return matrix.reshape(shape)
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        out, *rest = shape
+        return (r, *rest), (out, r, *(1 for _ in rest[1:]))
+
+    def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a.flatten(1), b.flatten(1)
+
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
+        return layer._conv_forward(x, a.to(x.dtype), None)
+
+    def up(self, s: Tensor, b: Tensor) -> Tensor:
+        return _CONV[b.ndim - 2](s, b.to(s.dtype))
+
+    def channels(self, vector: Tensor, y: Tensor) -> Tensor:
+        return vector.reshape(-1, *(1 for _ in y.shape[2:]))
+
+    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer._conv_forward(x, layer.weight, layer.bias)
+
+    def probe_input(self, layer: nn.Module) -> Tensor:
+        size = [max(4, 2 * k * d) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return _random((1, layer.weight.shape[1], *size))
+
+    def check(self, layer: nn.Module, name: str, r: int) -> None:
+        if layer.transposed or layer.groups > 1:
+            what = "transposed" if layer.transposed else f"grouped (groups={layer.groups})"
+            raise TargetError(
+                f"{name} is a {what} convolution: a low-rank product of the published layout has no place in its "
+                "weight and could not be merged. Name it in exclude_modules."
+            )
+
+
+class ExpertsKind(Kind):
+    """A stack of matrices in one parameter of v5 mixtures, stored as (experts, out, in)."""
+
+    layer = None
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        experts, out, in_ = shape
+        return (experts, r, in_), (experts, out, r)
+
+
+class TransposedExpertsKind(ExpertsKind):
+    """A stack of matrices stored as (experts, in, out): gpt_oss, aria, llama4."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.mT
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        return matrix.mT
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        experts, in_, out = shape
+        return (experts, r, in_), (experts, out, r)
+
+
+class PackedKind(Kind):
+    """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""
+
+    layer = None
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        out, in_ = shape
+        return (r, in_), (out, r)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        raise TargetError(
+            "this layer's weight is packed (quantised): it cannot be read as a matrix, so merging, DoRA and PiSSA "
+            "are not possible on it. Load the base unquantised for that."
+        )
+
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+LINEAR, CONV1D, EMBEDDING, CONV = Kind(), Conv1DKind(), EmbeddingKind(), ConvKind()
+EXPERTS, TRANSPOSED_EXPERTS, PACKED = ExpertsKind(), TransposedExpertsKind(), PackedKind()
+KINDS: dict[str, Kind] = {
+    "linear": LINEAR,
+    "conv1d": CONV1D,
+    "embedding": EMBEDDING,
+    "conv": CONV,
+    "experts": EXPERTS,
+    "experts_t": TRANSPOSED_EXPERTS,
+    "packed": PACKED,
+}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Return the kind of a layer whose `weight` can carry an adapter, or None."""
+    if _is_packed(module):
+        return PACKED
+    if module._parameters.get("weight") is None:
+        return None
+    return next((k for k in KINDS.values() if k.layer is not None and isinstance(module, k.layer)), None)
+
+
+def parameter_kind(owner: nn.Module, parameter: Tensor, name: str) -> Kind:
+    """Return the kind of a raw parameter: 2-D is (out, in), 3-D a stack of experts.
+
+    Which way round a stack lies is the owner's `is_transposed`, Transformers' own flag and the one PEFT reads.
+    """
+    if not parameter.is_floating_point() or parameter.element_size() < 2:
+        raise TargetError(f"{name} holds {parameter.dtype}: a packed parameter cannot be adapted.")
+    if parameter.ndim == 2:
+        return LINEAR
+    if parameter.ndim == 3:
+        return TRANSPOSED_EXPERTS if getattr(owner, "is_transposed", False) else EXPERTS
+    raise TargetError(f"{name} has shape {tuple(parameter.shape)}; only 2-D and 3-D parameters can be adapted.")
+
+
+def weight_shape(kind: Kind, module: nn.Module) -> Shape:
+    """Return the shape of the weight a kind adapts: the stored one, or (out, in) of a packed layer."""
+    if kind is PACKED:
+        return (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+    return tuple(module._parameters["weight"].shape)  # type: ignore[union-attr]
+
+
+def forward_factor(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
+    """Return c where a layer's forward is c times what its kind believes, or None where it is something else.
+
+    cls: the layer's class as the model defined it. Standard classes give 1. A subclass with a forward of its own
+    (Falcon's linear, Gemma's scaled embedding) is probed: a copy with small random weights is called, so that an
+    adapter is added behind the forward only where that gives exactly what the adapted weight would have given.
+    """
+    if kind is PACKED:
+        return 1.0
+    standard = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.") or c is Conv1D)
+    if cls.forward is standard.forward:
+        return 1.0
+    try:
+        return _probe(kind, module, cls)
+    except Exception:  # a forward of somebody's own may raise anything on an input it was not made for
+        return None
+
+
+def _probe(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
+    probe = copy.copy(module)
+    probe.__class__ = cls
+    probe._parameters = dict(module._parameters)
+    probe._buffers = {name: None if b is None else b.cpu() for name, b in module._buffers.items()}
+    weight = module._parameters["weight"]
+    assert weight is not None
+    small = tuple(min(n, 6) for n in weight.shape[:2]) + tuple(weight.shape[2:])
+    probe._parameters["weight"] = nn.Parameter(_random(small))
+    if module._parameters.get("bias") is not None:
+        probe._parameters["bias"] = nn.Parameter(_random(kind.factor_shapes(small, 1)[1][:1]))
+    with torch.no_grad():
+        x = kind.probe_input(probe)
+        got, want = cls.forward(probe, x), kind.expected(probe, x)
+        if not isinstance(got, Tensor) or got.shape != want.shape:
+            return None
+        factor = float((got * want).sum() / want.square().sum())
+        if not torch.allclose(got, factor * want, rtol=1e-6, atol=1e-9):
+            return None
+        if kind.embeds:  # the scale as the base's own dtype rounds it
+            probe._parameters["weight"] = nn.Parameter(torch.ones(small, dtype=weight.dtype))
+            factor = float(cls.forward(probe, x).abs().max()) * (1.0 if factor > 0 else -1.0)
+    return round(factor, 12)
+
+
+def _is_packed(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Linear):
+        return isinstance(getattr(module, "qweight", None), Tensor) and hasattr(module, "in_features")
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return False
+    plain = weight.is_floating_point() and weight.element_size() >= 2
+    return not plain or tuple(weight.shape) != (module.out_features, module.in_features)
+
+
+def _random(shape: Shape) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,212 @@
+"""LoRALayer: a base layer whose class is specialised, so that it carries named adapters and stays what it was.
+
+A layer keeps its place, name, parameters and hooks; only its class becomes `LoRA<Base>(LoRALayer, <Base>)`. There
+are two ways in for an adapter. Behind the forward: y' = y + update(x, y), nothing of the weight's size is made.
+In the read: the class gets a property for the parameter, so that whoever reads `layer.weight` (the layer's own
+forward, or other code that never calls it, such as `nn.MultiheadAttention`) gets the adapted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MergeError
+from .offload import is_offloaded, rebind_forward
+from .state import AdapterState
+from .variants import Adapter, LoRA
+
+__all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach"]
+
+
+class LoRALayer(nn.Module):
+    """A specialised layer. `adapters` holds name -> key -> Adapter; the base's parameters keep their keys."""
+
+    adapters: nn.ModuleDict
+    _lora_base: type[nn.Module]
+    _lora_reads: frozenset[str]
+    _lora: AdapterState
+    _behind: dict[str, LoRA]  # adapter name -> the one that adds to the forward's output
+    _reads: dict[str, dict[str, list[Adapter]]]  # parameter -> adapter name -> the ones its reader gets
+    _originals: dict[str, Tensor]  # parameter -> the base's own tensor, while merged
+
+    def carried(self, name: str) -> dict[str, Adapter]:
+        """Return the adapters of one name by key, in the order in which they apply; empty where there are none."""
+        group = self.adapters._modules.get(name)
+        return {} if group is None else dict(group._modules)  # type: ignore[arg-type]
+
+    def effective(self, parameter: str) -> Tensor | None:
+        """Return a parameter or buffer as its reader gets it: with the active adapters that live in the read."""
+        value = _own(self, parameter)
+        if value is None or is_offloaded(self, value):
+            return value
+        adapters = self._reads.get(parameter, {})
+        for name in self._lora.active:
+            for adapter in adapters.get(name, ()):
+                value = adapter.effective(value)
+        return value
+
+    def merged_values(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return every adapted parameter with the named adapters inside, new tensors of the base's dtype.
+
+        Raises MergeError where the values cannot be had or are not finite; the layer is left unchanged.
+        """
+        values: dict[str, Tensor] = {}
+        for name in names:
+            for adapter in self.carried(name).values():
+                values[adapter.parameter] = self._merge_one(adapter, adapter.parameter, values)
+                if isinstance(adapter, LoRA) and adapter.lora_bias is not None:
+                    values["bias"] = self._merge_bias(adapter, values)
+        return values
+
+    def _merge_one(self, adapter: Adapter, parameter: str, values: dict[str, Tensor]) -> Tensor:
+        value = values.get(parameter, _own(self, parameter))
+        if value is None or value.is_meta:
+            raise MergeError(f"{parameter} of {type(self).__name__} is offloaded; load the model whole to merge it.")
+        with torch.no_grad():
+            merged = adapter.effective(value)
+        if merged.is_floating_point() and not torch.isfinite(merged).all():
+            raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
+        return merged.contiguous() if merged is not getattr(adapter, "value", None) else merged.detach().clone()
+
+    def _merge_bias(self, adapter: LoRA, values: dict[str, Tensor]) -> Tensor:
+        bias = values.get("bias", _own(self, "bias"))
+        if bias is None:
+            raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
+        with torch.no_grad():
+            return adapter.effective_bias(bias)
+
+    def swap_in(self, values: dict[str, Tensor]) -> None:
+        """Put merged values in the place of the base's own tensors, which are kept untouched for `swap_back`."""
+        for parameter, value in values.items():
+            own = _own(self, parameter)
+            assert own is not None
+            self._originals[parameter] = own
+            _put(self, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
+
+    def swap_back(self) -> None:
+        """Put the base's own tensors back: the same objects, hence the same bits, and tied again where they were."""
+        for parameter, own in self._originals.items():
+            _put(self, parameter, own)
+        self._originals.clear()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        rest = super().__reduce_ex__(protocol)[2:]
+        return _rebuild, (self._lora_base, isinstance(self, _Behind), self._lora_reads), *rest
+
+
+class _Behind(LoRALayer):
+    """A layer with an adapter behind its forward."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        y = super().forward(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        for name in self._lora.active:
+            adapter = self._behind.get(name)
+            if adapter is not None:
+                y = y + adapter.update(self, x, y)
+        return y
+
+
+def attach(
+    layer: nn.Module, state: AdapterState, name: str, adapters: dict[str, Adapter], behind: set[str]
+) -> LoRALayer:
+    """Give a layer the adapters of one name, specialising its class, and return it.
+
+    adapters: key -> Adapter, in the order in which they apply. behind: the keys that add to the forward's output;
+    the others live in the read. The layer's training flag and its own tensors are left as they are.
+    """
+    if not isinstance(layer, LoRALayer):
+        layer.__dict__.update(_lora=state, _behind={}, _reads={}, _originals={})
+        layer.add_module("adapters", nn.ModuleDict().train(layer.training))
+        layer.__class__ = _specialised(type(layer), False, frozenset())  # type: ignore[assignment]
+    assert isinstance(layer, LoRALayer)
+    layer.adapters[name] = nn.ModuleDict(adapters).train(layer.training)
+    for key, adapter in adapters.items():
+        if key in behind:
+            assert isinstance(adapter, LoRA)
+            layer._behind[name] = adapter
+        else:
+            layer._reads.setdefault(adapter.parameter, {}).setdefault(name, []).append(adapter)
+    _specialise(layer)
+    return layer
+
+
+def detach(layer: LoRALayer, name: str) -> None:
+    """Take the adapters of one name away; with the last one the layer gets its own class back."""
+    if name in layer.adapters:
+        del layer.adapters[name]
+    layer._behind.pop(name, None)
+    for readers in layer._reads.values():
+        readers.pop(name, None)
+    layer._reads = {parameter: readers for parameter, readers in layer._reads.items() if readers}
+    if layer.adapters:
+        _specialise(layer)
+        return
+    base = layer._lora_base
+    del layer.adapters
+    for attribute in ("_lora", "_behind", "_reads", "_originals"):
+        del layer.__dict__[attribute]
+    layer.__class__ = base  # type: ignore[assignment]
+    rebind_forward(layer)
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a layer has without adapters."""
+    return module._lora_base if isinstance(module, LoRALayer) else type(module)
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (full name, module) as `named_modules` does, leaving out what adapters added."""
+    seen: set[int] = set()
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield name, module
+        for child_name, child in module._modules.items():
+            if child is not None and not (child_name == "adapters" and isinstance(module, LoRALayer)):
+                yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+    return walk(model, "")
+
+
+def _specialise(layer: LoRALayer) -> None:
+    layer.__class__ = _specialised(layer._lora_base, bool(layer._behind), frozenset(layer._reads))  # type: ignore[assignment]
+    rebind_forward(layer)
+
+
+@cache
+def _specialised(base: type[nn.Module], behind: bool, reads: frozenset[str]) -> type[nn.Module]:
+    content: dict[str, Any] = {"_lora_base": base, "_lora_reads": reads, "__module__": base.__module__}
+    content |= {parameter: property(_reader(parameter)) for parameter in reads}
+    return type(f"LoRA{base.__name__}", (_Behind if behind else LoRALayer, base), content)
+
+
+def _reader(parameter: str) -> Any:
+    def read(self: LoRALayer) -> Tensor | None:
+        return self.effective(parameter)
+
+    return read
+
+
+def _rebuild(base: type[nn.Module], behind: bool, reads: frozenset[str]) -> nn.Module:
+    cls = _specialised(base, behind, reads)
+    return cls.__new__(cls)
+
+
+def _own(layer: nn.Module, name: str) -> Tensor | None:
+    found = layer._parameters.get(name)
+    return found if found is not None else layer._buffers.get(name)
+
+
+def _put(layer: nn.Module, name: str, value: Tensor) -> None:
+    if name in layer._parameters:
+        layer._parameters[name] = value  # type: ignore[assignment]
+    else:
+        layer._buffers[name] = value

@@ -1,0 +1,367 @@
+"""LoRAModel: a Transformers model with adapters, through the seams that every Transformers model already has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import adapters, front
+from .config import LoRAConfig
+from .errors import AdapterNameError, AdapterStateError, ModelError
+from .loading import AdapterFiles, head_modules, load_base, open_adapter, resize_labels
+from .publish import push_adapter
+from .report import print_trainable, targets_table, trainable_counts
+from .saving import adapter_state_dict, save_adapters
+from .state import AdapterState
+
+__all__ = ["LoRAModel", "add_lora"]
+
+
+class LoRAModel(nn.Module):
+    """A model with LoRA adapters: an instance of this class and of the model's own class at once.
+
+    Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)
+    require gradients; `save_pretrained`, `Trainer`, `generate` and `pipeline` work as on any model.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
+    >>> model = LoRAModel.from_model(base, LoRAConfig(r=2))
+    >>> isinstance(model, LoRAModel), isinstance(model, GPT2LMHeadModel), model is base
+    (True, True, True)
+    >>> model.get_nb_trainable_parameters()[0]
+    64
+    """
+
+    _lora: AdapterState
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        lora_config: LoRAConfig | None = None,
+        *model_args: Any,
+        adapter_name: str = "default",
+        is_trainable: bool | None = None,
+        base_model: nn.Module | str | None = None,
+        auto_class: type | str | None = None,
+        **kwargs: Any,
+    ) -> LoRAModel:
+        """Load a base with a fresh adapter, or an adapter with the base it names.
+
+        pretrained_model_name_or_path: a Hub id or directory of a base (then `lora_config` says what to add; left
+            out it is `LoRAConfig()`) or of an adapter (then its own config is used).
+        is_trainable: whether a loaded adapter trains on; False unless given. A fresh one always trains.
+        base_model: the module to load the adapter into (in place), or the id of its base.
+        auto_class: the class, or its name in transformers, to load the base with. Otherwise `task_type` says, or
+            the checkpoint's own architecture.
+        kwargs: go to the base's `from_pretrained`: dtype, device_map, quantization_config, token, num_labels, ...
+            `revision` is the revision of what is named, hence the adapter's where that is an adapter.
+
+        Parameters that the base newly initialises (a classification head) are trained and saved with the adapter.
+        Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        auto_class = auto_class or (front.base_of(cls) if cls is not LoRAModel else None)
+        found = open_adapter(name, kwargs)
+        if found is not None:
+            if lora_config is not None:
+                raise ModelError(
+                    f"{name} is an adapter, so lora_config has no place: its own adapter_config.json says what it is. "
+                    "To train it on, pass is_trainable=True; for a new adapter, name the base instead."
+                )
+            return cls._from_adapter(found, adapter_name, bool(is_trainable), base_model, auto_class, kwargs)
+        if base_model is not None:
+            raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
+        config = lora_config or LoRAConfig()
+        model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
+        config = config.copy(modules_to_save=head_modules(model, config, new))
+        return cls.from_model(model, config, adapter_name)
+
+    @classmethod
+    def _from_adapter(
+        cls,
+        files: AdapterFiles,
+        adapter_name: str,
+        trainable: bool,
+        base_model: nn.Module | str | None,
+        auto_class: type | str | None,
+        kwargs: dict[str, Any],
+    ) -> LoRAModel:
+        if isinstance(base_model, nn.Module):
+            model: nn.Module = base_model
+        else:
+            model, _ = load_base(*files.base(base_model, auto_class), (), resize_labels(files, kwargs))
+        fresh = not isinstance(model, LoRAModel)
+        result = _enter(model)
+        try:
+            adapters.load(model, result._lora, files.config, files.tensors, adapter_name, trainable)
+        except BaseException:
+            if fresh:
+                result.unload()
+            raise
+        adapters.select(result._lora, [adapter_name])
+        return result
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default"
+    ) -> LoRAModel:
+        """Add a fresh adapter to a model, in place, and return the same object.
+
+        Where `task_type` names a task with a head, the head is trained and saved along, as PEFT does.
+        Raises TargetError, ConfigError, AdapterNameError with the model unchanged.
+        """
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
+        config = lora_config or LoRAConfig()
+        config = config.copy(modules_to_save=head_modules(model, config, ()))
+        fresh = not isinstance(model, LoRAModel)
+        result = _enter(model)
+        try:
+            result.add_adapter(config, adapter_name)
+        except BaseException:
+            if fresh:
+                result.unload()
+            raise
+        return result
+
+    # --- adapters -----------------------------------------------------------------------------------------------
+
+    @property
+    def peft_config(self) -> dict[str, LoRAConfig]:
+        """The adapters' configs by name."""
+        return self._lora.configs
+
+    def add_adapter(self, adapter_config: LoRAConfig, adapter_name: str = "default") -> None:
+        """Add a fresh adapter and make it the active one."""
+        config = adapters.add(self, self._lora, adapter_config, adapter_name)
+        config.base_model_name_or_path = getattr(self, "name_or_path", None) or config.base_model_name_or_path
+        adapters.select(self._lora, [adapter_name])
+
+    def load_adapter(
+        self,
+        peft_model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load an adapter beside the others and make it the active one.
+
+        kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
+        Raises AdapterFileError, AdapterMismatchError, AdapterNameError, with the model unchanged.
+        """
+        files = open_adapter(os.fspath(peft_model_id), kwargs, required=True)
+        assert files is not None
+        adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable)
+        adapters.select(self._lora, [adapter_name])
+
+    def load_weights(self, directory: str | os.PathLike[str]) -> None:
+        """Copy saved adapters into the ones of the same names that are here, in place: for resuming.
+
+        A directory written with one adapter holds it at its top, whatever its name; with several, each in a folder.
+        Raises AdapterFileError where the directory does not hold every adapter of this model.
+        """
+        names = list(self._lora.configs)
+        for name in names:
+            folder = Path(directory, name)
+            path = folder if folder.is_dir() else Path(directory)
+            if path == Path(directory) and len(names) > 1 and name != "default":
+                raise AdapterNameError(f"{directory} holds no folder of the adapter {name!r}; it cannot be resumed.")
+            files = open_adapter(os.fspath(path), {}, required=True)
+            assert files is not None
+            adapters.copy_in(self, self._lora, files.config, files.tensors, name)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Use these adapters, summed where there are several, and no other."""
+        adapters.select(self._lora, [adapter_name] if isinstance(adapter_name, str) else list(adapter_name))
+
+    def active_adapters(self) -> list[str]:
+        """Return the names of the adapters in use (while enabled)."""
+        return list(self._lora.selected)
+
+    def disable_adapters(self) -> None:
+        """Compute as the base alone, bit for bit. Raises AdapterStateError while merged."""
+        self._refuse_while_merged("disable_adapters")
+        self._lora.enable(False)
+
+    def enable_adapters(self) -> None:
+        """Use the active adapters again."""
+        self._lora.enable(True)
+
+    @contextmanager
+    def adapters_disabled(self) -> Iterator[None]:
+        """Compute as the base alone inside a `with` block."""
+        before = self._lora.enabled
+        self.disable_adapters()
+        try:
+            yield
+        finally:
+            self._lora.enable(before)
+
+    def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
+        """Remove adapters; if they were active, the rest of the active ones stays."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
+            adapters.delete(self._lora, name)
+
+    # --- merging ------------------------------------------------------------------------------------------------
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None) -> None:
+        """Put adapters (the active ones unless named) into the weights; `unmerge_adapter` restores every bit.
+
+        Keeps the base's own tensors, so that the adapted weights are held twice while merged.
+        """
+        adapters.merge(self._lora, list(self._lora.selected if adapter_names is None else adapter_names))
+
+    def unmerge_adapter(self) -> None:
+        """Take merged adapters out of the weights."""
+        adapters.unmerge(self._lora)
+
+    def merge_and_unload(self, adapter_names: Sequence[str] | None = None) -> Any:
+        """Put adapters into the weights for good and return the plain model, the same object.
+
+        Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
+        that a saved and reloaded model is the same. Raises MergeError with the model unchanged.
+        """
+        names = list(self._lora.merged or (self._lora.selected if adapter_names is None else adapter_names))
+        if not names:
+            raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
+        tied = _tied(self)
+        adapters.merge_for_good(self._lora, names)
+        _untie(self, tied)
+        return self._leave()
+
+    def unload(self) -> Any:
+        """Remove every adapter and return the plain model, the same object, as it was before."""
+        adapters.unmerge(self._lora)
+        return self._leave()
+
+    def _leave(self) -> Any:
+        model: Any = self
+        adapters.remove_all(model, self._lora)
+        del model.__dict__["_lora"]
+        model.__dict__.pop("_hf_peft_config_loaded", None)
+        front.leave(model)
+        return model
+
+    def _refuse_while_merged(self, what: str) -> None:
+        if self._lora.merged:
+            raise AdapterStateError(
+                f"{what}: {list(self._lora.merged)} are merged into the weights; call unmerge_adapter() first."
+            )
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return one adapter's tensors (the active one's unless named) under PEFT's names, without their prefix."""
+        return adapter_state_dict(self, adapter_name, state_dict)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write adapter_config.json, adapter_model.safetensors and README.md, and nothing of the base.
+
+        With several adapters each goes into a folder of its name ("default" to the top), unless one is named.
+        kwargs: what Transformers passes when it saves a model; sharding and formats of base weights do not apply.
+        Raises AdapterStateError where there is nothing to save or while adapters are merged.
+        """
+        if is_main_process:
+            save_adapters(self, Path(save_directory), adapter_name, state_dict)
+            if push_to_hub:
+                known = ("token", "private", "commit_message", "revision", "create_pr")
+                repo = kwargs.get("repo_id") or Path(save_directory).resolve().name
+                self.push_to_hub(repo, **{k: v for k, v in kwargs.items() if k in known})
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the adapter (never the base) to the Hub, making the repo where needed, and return the commit's URL.
+
+        kwargs: commit_message, commit_description, private, token, revision, create_pr; base_model names the base
+        where it was loaded from a local path, which is never published.
+        """
+        return push_adapter(self, repo_id, **kwargs)
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return (trainable, all) parameter counts."""
+        return trainable_counts(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train."""
+        print_trainable(self)
+
+    def targets_report(self, adapter_name: str | None = None) -> str:
+        """Return a table of what an adapter (the active one unless named) adapts: where, how many of how many."""
+        return targets_table(self, adapter_name)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        rest = super().__reduce_ex__(protocol)[2:]
+        return _rebuild, (front.base_of(type(self)),), *rest
+
+
+def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:
+    """Add a fresh adapter to any `nn.Module`, in place; what `LoRAModel.from_model` does for a Transformers model.
+
+    >>> net = add_lora(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), LoRAConfig(target_modules=["0"]))
+    >>> [name for name, p in net.named_parameters() if p.requires_grad]
+    ['0.adapters.default.weight.lora_A', '0.adapters.default.weight.lora_B']
+    """
+    return LoRAModel.from_model(module, lora_config, adapter_name)
+
+
+def _enter(model: nn.Module) -> LoRAModel:
+    """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
+    if isinstance(model, LoRAModel):
+        return model
+    if any(hasattr(m, "lora_A") and hasattr(m, "base_layer") for m in model.modules()):
+        raise ModelError(
+            f"this {type(model).__name__} already carries PEFT's layers; unload them (model.unload()) and give the "
+            "plain model."
+        )
+    thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
+    front.enter(model, LoRAModel)
+    assert isinstance(model, LoRAModel)
+    return model
+
+
+def _rebuild(base: type[nn.Module]) -> Any:
+    return front.rebuild(LoRAModel, base)
+
+
+def _tied(model: Any) -> list[tuple[str, ...]]:
+    """Return the groups of parameter names that share one parameter."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [tuple(group) for group in names.values() if len(group) > 1]
+
+
+def _untie(model: Any, tied: list[tuple[str, ...]]) -> None:
+    """Where merging parted weights that were tied, say so in the config, which decides how the model is reloaded."""
+    now = dict(model.named_parameters(remove_duplicate=False))
+    parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
+    config = getattr(model, "config", None)
+    if not parted or config is None:
+        return
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+    keys = getattr(model, "all_tied_weights_keys", None)
+    if keys is not None:
+        gone = {n for g in parted for n in g}
+        model.all_tied_weights_keys = {k: v for k, v in keys.items() if not {k, v} <= gone}

@@ -1,0 +1,257 @@
+"""Where each adapter of a config goes: one Site per adapted parameter, settled before any layer is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .config import LoRAConfig
+from .errors import ConfigError, TargetError
+from .kinds import KINDS, PACKED, Kind, Shape, forward_factor, kind_of, parameter_kind, weight_shape
+from .layer import base_class, base_modules
+from .offload import compute_device
+from .reads import weight_is_read
+from .targets import match_names, target_modules, target_parameters
+from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
+
+__all__ = ["Site", "lora_site", "mha_sites", "own_tensor", "plan", "saved_sites"]
+
+Role = Literal["saved", "tokens", "lora", "dora"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward."""
+
+    module: str
+    parameter: str
+    role: Role
+    kind: str = ""
+    shape: Shape = ()
+    r: int = 0
+    scaling: float = 1.0
+    dropout: float = 0.0
+    factor: float = 1.0
+    bias: bool = False
+    init: InitName = True
+    behind: bool = False
+    rows: tuple[int, ...] = ()
+    shares: str = ""  # the module whose adapter this site shares (tied embeddings)
+
+    @property
+    def key(self) -> str:
+        """The adapter's key in its layer."""
+        return self.parameter if self.role in FORMULAS else f"{self.role}_{self.parameter}"
+
+    def build(self, layer: nn.Module) -> Adapter:
+        """Make the empty adapter on the device where the layer computes."""
+        own = own_tensor(layer, self.parameter)
+        device = compute_device(layer, own if own is not None else next(_tensors(layer)))
+        if self.role == "saved":
+            assert own is not None
+            return Saved(self.parameter, own, buffer=self.parameter in layer._buffers, device=device)
+        if self.role == "tokens":
+            assert own is not None
+            return Tokens(self.parameter, own, self.rows, device=device)
+        dtype = torch.float64 if own is not None and own.dtype == torch.float64 else torch.float32
+        return FORMULAS[self.role](
+            self.parameter, self.kind, self.shape, self.r, self.scaling, dropout=self.dropout, factor=self.factor,
+            bias=self.bias, init=self.init, device=device, dtype=dtype,
+        )  # fmt: skip
+
+
+def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
+    """Return every site of a config on a model, saved parameters first.
+
+    Raises TargetError or ConfigError, listing every problem; the model is left as it was.
+    """
+    modules = dict(base_modules(model))
+    sites: list[Site] = []
+    problems: list[str] = []
+    saved = match_names(config.modules_to_save or (), modules)
+    if missing := [n for n in config.modules_to_save or () if not match_names([n], modules)]:
+        problems.append(f"modules_to_save={missing!r} match no module.")
+    for name in saved:
+        sites += saved_sites(modules[name], name)
+    sites += _token_sites(model, config, modules)
+    targets, parameters = target_modules(model, config, modules), target_parameters(model, config, modules)
+    for name in targets:
+        try:
+            sites += [*mha_sites(modules, name, config)] or [lora_site(modules, config, name)]
+        except TargetError as error:
+            problems.append(str(error))
+    for name in parameters:
+        try:
+            owner, _, parameter = name.rpartition(".")
+            sites.append(lora_site(modules, config, owner, parameter))
+        except TargetError as error:
+            problems.append(str(error))
+    sites += _bias_sites(modules, config, sites)
+    if not sites:
+        problems.append("nothing to train: no target, no module to save.")
+    if problems:
+        raise TargetError(f"{type(model).__name__}: " + " ".join(problems))
+    return list({(s.module, s.key): s for s in sites}.values())
+
+
+def lora_site(
+    modules: Mapping[str, nn.Module], config: LoRAConfig, name: str, parameter: str = "", *, target: str = ""
+) -> Site:
+    """Return the site of a low-rank adapter on a layer's weight, or on a raw parameter of a module.
+
+    target: the name that rank_pattern and alpha_pattern know it by, where it is not its own.
+    Raises TargetError where the layer cannot carry it.
+    """
+    layer = modules[name]
+    kind, behind, factor = _raw(layer, name, parameter) if parameter else _layer(modules, name)
+    full = f"{name}.{parameter}" if parameter else name
+    rank = config.rank_of(target or full)
+    kind.check(layer, full, rank)
+    init: InitName = True if kind.embeds and INITS[config.init_lora_weights].reads_weight else config.init_lora_weights
+    site = Site(
+        module=name,
+        parameter=parameter or "weight",
+        role=config.formula,  # type: ignore[arg-type]
+        kind=next(key for key, row in KINDS.items() if row is kind),
+        shape=tuple(layer._parameters[parameter].shape) if parameter else weight_shape(kind, layer),  # type: ignore[union-attr]
+        r=rank,
+        scaling=config.scaling_of(target or full),
+        dropout=config.lora_dropout,
+        factor=factor,
+        bias=config.lora_bias and not kind.embeds,
+        init=init,
+        behind=behind,
+    )
+    _check(site, full)
+    return site
+
+
+def mha_sites(modules: Mapping[str, nn.Module], name: str, config: LoRAConfig) -> Iterable[Site]:
+    """Yield the two sites of an `nn.MultiheadAttention`: its packed input projection and its output projection."""
+    mha = modules[name]
+    if not isinstance(mha, nn.MultiheadAttention):
+        return
+    if mha.in_proj_weight is None:
+        raise TargetError(
+            f"{name} is an nn.MultiheadAttention with separate key and value sizes, for which no published layout "
+            "exists. Name it in exclude_modules."
+        )
+    yield lora_site(modules, config, name, "in_proj_weight", target=name)
+    yield lora_site(modules, config, f"{name}.out_proj", target=name)
+
+
+def saved_sites(module: nn.Module, name: str) -> list[Site]:
+    """Return a site for every parameter and persistent buffer of a module and its children."""
+    found = []
+    for child_name, child in base_modules(module):
+        full = ".".join(part for part in (name, child_name) if part)
+        persistent = {k for k in child._buffers if k not in child._non_persistent_buffers_set}
+        for key, value in (*child._parameters.items(), *child._buffers.items()):
+            if value is not None and (key in child._parameters or key in persistent):
+                found.append(Site(full, key, "saved"))
+    return found
+
+
+def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """Return a module's own parameter or buffer, without adapters."""
+    found = layer._parameters.get(name)
+    return found if found is not None else layer._buffers.get(name)
+
+
+def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, float]:
+    """Return (kind, whether an adapter can sit behind the forward, the forward's factor) of a layer."""
+    layer = modules[name]
+    kind = kind_of(layer)
+    if kind is None:
+        inside = [n.removeprefix(name + ".") for n, m in modules.items() if n.startswith(name + ".") and kind_of(m)]
+        hint = f"name the layers inside it: {', '.join(inside[:6])}" if inside else "leave it out"
+        raise TargetError(f"{name} is a {type(layer).__name__}, which cannot carry an adapter; {hint}.")
+    parent, _, child = name.rpartition(".")
+    owner = modules.get(parent)
+    read = owner is not None and bool(child) and kind is not PACKED and weight_is_read(owner, child)
+    factor = None if read else forward_factor(kind, layer, base_class(layer))
+    return kind, factor is not None, 1.0 if factor is None else factor
+
+
+def _raw(owner: nn.Module, name: str, parameter: str) -> tuple[Kind, bool, float]:
+    value = owner._parameters.get(parameter)
+    if value is None:
+        raise TargetError(f"{name} has no parameter {parameter!r}; it has {', '.join(owner._parameters) or 'none'}.")
+    return parameter_kind(owner, value, f"{name}.{parameter}"), False, 1.0
+
+
+def _check(site: Site, name: str) -> None:
+    """Raise TargetError where a setting has no meaning at a site: settings are never ignored."""
+    if not site.behind and site.dropout:
+        raise TargetError(
+            f"{name}: lora_dropout={site.dropout} cannot act here, because the model reads this weight instead of "
+            "calling the layer. Set lora_dropout=0 or name the layer in exclude_modules."
+        )
+    if not site.behind and site.bias:
+        raise TargetError(f"{name}: lora_bias=True cannot act on a weight that is read; set lora_bias=False.")
+    if site.role == "dora" and site.kind in ("packed",):
+        raise TargetError(f"{name}: DoRA needs the weight itself, which is packed (quantised) here.")
+    if INITS[site.init].reads_weight and site.kind not in ("linear", "conv1d"):
+        raise TargetError(
+            f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "
+            f"{site.kind!r} does not have. Use init_lora_weights=True or name the layer in exclude_modules."
+        )
+
+
+def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: list[Site]) -> list[Site]:
+    taken = {(s.module, s.parameter) for s in sites}
+    if config.bias == "all":
+        found = [(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None and "bias" in p]
+    elif config.bias == "lora_only":
+        layers = dict.fromkeys(s.module for s in sites if s.role in FORMULAS and s.parameter == "weight")
+        found = [(n, "bias") for n in layers if modules[n]._parameters.get("bias") is not None]
+    else:
+        return []
+    return [Site(n, p, "saved") for n, p in found if (n, p) not in taken]
+
+
+def _token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[Site]:
+    """Return the sites of trained token rows: the tables named, and every layer tied to one of them."""
+    wanted = config.trainable_token_indices
+    if not wanted:
+        return []
+    by_name = wanted if isinstance(wanted, Mapping) else {_input_embeddings(model, modules): wanted}
+    sites = []
+    for ending, rows in by_name.items():
+        names = [n for n in match_names([ending], modules) if isinstance(modules[n], nn.Embedding)]
+        if not names:
+            raise TargetError(f"trainable_token_indices names {ending!r}, which ends the name of no embedding.")
+        for name in names:
+            table = modules[name]._parameters["weight"]
+            assert table is not None
+            if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
+                raise ConfigError(f"trainable_token_indices {bad} are outside {name}'s {table.shape[0]} rows.")
+            unique = tuple(dict.fromkeys(int(i) for i in rows))
+            sites.append(Site(name, "weight", "tokens", rows=unique))
+            tied = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != name]
+            sites += [Site(n, "weight", "tokens", rows=unique, shares=name) for n in tied]
+    return sites
+
+
+def _input_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        table = None
+    name = next((n for n, m in modules.items() if m is table), None)
+    if name is None:
+        raise ConfigError(
+            "trainable_token_indices is a list, but the model does not say which table its tokens are in; "
+            'write {"name.of.the.embedding": [...]}.'
+        )
+    return name
+
+
+def _tensors(layer: nn.Module) -> Iterator[Tensor]:
+    yield from layer.parameters()
+    yield from layer.buffers()
+    yield torch.empty(0)

@@ -1,0 +1,76 @@
+"""What an adapter adapts, as text: a table of targets, and the count of parameters that train."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from torch import nn
+
+from .errors import AdapterNameError
+from .layer import base_modules
+from .variants import LoRA, Tokens
+
+__all__ = ["print_trainable", "targets_table", "trainable_counts"]
+
+
+def trainable_counts(model: Any) -> tuple[int, int]:
+    """Return (trainable, all) parameter counts; shared parameters once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def print_trainable(model: Any) -> None:
+    """Print PEFT's line: trainable, all, and the share in percent."""
+    trainable, every = trainable_counts(model)
+    print(f"trainable params: {trainable:,d} || all params: {every:,d} || trainable%: {100 * trainable / every:.4f}")
+
+
+def targets_table(model: Any, adapter_name: str | None = None) -> str:
+    """Return a table of an adapter's targets: module pattern, kind, shape, how many of how many, parameters.
+
+    Layers that differ in their numbers only are one row. "of" counts the modules of that pattern in the model; a
+    row with fewer adapted than there are is marked with "uneven".
+    """
+    state = model._lora
+    name = adapter_name or next(iter(state.selected or state.configs), None)
+    if name not in state.configs:
+        raise AdapterNameError(f"no adapter {name!r}; the model has {list(state.configs)}.")
+    there: dict[str, int] = defaultdict(int)
+    for module, layer in base_modules(model):
+        for parameter, value in (*layer._parameters.items(), *layer._buffers.items()):
+            if value is not None:
+                there[_pattern(module, parameter)] += 1
+    rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for module, layer in state.layers.items():
+        for adapter in layer.carried(name).values():
+            kind, shape = _description(adapter)
+            row = rows[_pattern(module, adapter.parameter), kind, shape]
+            row[0] += 1
+            row[1] += sum(p.numel() for p in adapter.parameters())
+    lines = [("target", "kind", "shape", "layers", "parameters")]
+    for (pattern, kind, shape), (count, size) in rows.items():
+        uneven = " uneven" if count < there[pattern] else ""
+        lines.append(
+            (pattern.removesuffix(".weight"), kind, shape, f"{count} of {there[pattern]}{uneven}", f"{size:,d}")
+        )
+    lines.append(("total", "", "", "", f"{sum(size for _, size in rows.values()):,d}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
+    *left, last = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+    return "  ".join([*left, last.strip().rjust(widths[-1])])
+
+
+def _pattern(module: str, parameter: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{module}.{parameter}")[1:]
+
+
+def _description(adapter: nn.Module) -> tuple[str, str]:
+    if isinstance(adapter, LoRA):
+        return f"{adapter.kind}, r={adapter.r}", " x ".join(map(str, adapter.shape))
+    value = adapter.value
+    return ("tokens" if isinstance(adapter, Tokens) else "saved"), " x ".join(map(str, value.shape)) or "1"  # type: ignore[arg-type]

@@ -1,0 +1,47 @@
+"""The one object that says which adapters a model has and which of them a forward uses; all its layers share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .config import LoRAConfig
+
+if TYPE_CHECKING:
+    from .layer import LoRALayer
+
+
+@dataclass
+class AdapterState:
+    """Adapters by name, and the ones in use.
+
+    active: what a forward adds, in order; empty while disabled or merged. Layers read nothing else, so switching
+    costs no walk over them.
+    """
+
+    configs: dict[str, LoRAConfig] = field(default_factory=dict)
+    layers: dict[str, LoRALayer] = field(default_factory=dict)
+    trainable: set[str] = field(default_factory=set)
+    selected: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
+    enabled: bool = True
+    thawed: tuple[str, ...] = ()
+    active: tuple[str, ...] = ()
+
+    def select(self, names: tuple[str, ...]) -> None:
+        """Choose the adapters that a forward uses while enabled."""
+        self.selected = names
+        self._route()
+
+    def enable(self, enabled: bool) -> None:
+        """Switch all adapters on or off."""
+        self.enabled = enabled
+        self._route()
+
+    def note_merged(self, names: tuple[str, ...]) -> None:
+        """Record which adapters are inside the weights now."""
+        self.merged = names
+        self._route()
+
+    def _route(self) -> None:
+        self.active = self.selected if self.enabled and not self.merged else ()

@@ -1,0 +1,139 @@
+"""Which modules a config names: PEFT's rules for lists and expressions, the structure's for presets.
+
+A list entry matches a module whose full name it is, or ends, on whole dotted words; a string is a regular expression
+for the whole name, unless it is one of the presets, which `structure` answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import nn
+
+from .config import PRESETS, LoRAConfig
+from .errors import TargetError
+from .layer import base_modules
+from .structure import preset_targets
+
+__all__ = ["as_endings", "listed_modules", "match_names", "resolve_targets", "target_modules", "target_parameters"]
+
+
+def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the full names of what a `target_modules` value names on a model, in model order.
+
+    spec: "auto", "attention", "all-linear", a list of names or endings, or a regular expression. Fused experts,
+    which "all-linear" reaches, are given as full parameter names. Raises TargetError where nothing matches.
+    """
+    config = LoRAConfig(target_modules=spec if isinstance(spec, str) else list(spec))
+    modules = dict(base_modules(model))
+    return (*target_modules(model, config, modules), *target_parameters(model, config, modules))
+
+
+def target_modules(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of the modules that a config targets, in model order."""
+    spec = config.target_modules
+    if spec is None:
+        return []
+    if spec == "auto" or spec == "attention" or spec == "all-linear":
+        found = [n for n in preset_targets(model, spec) if n in modules]
+        return [n for n in found if not _is_out(config, n) and _in_layers(config, n)]
+    named = _named(config, modules)
+    entries = [spec] if isinstance(spec, str) else spec
+    if missing := [e for e in entries if not (named if isinstance(spec, str) else match_names([e], named))]:
+        raise TargetError(_nothing(model, missing, modules, config))
+    kept = [n for n in named if not _is_out(config, n)]
+    if not kept:
+        raise TargetError(
+            f"{type(model).__name__}: every layer that target_modules={spec!r} match is excluded by "
+            "exclude_modules or lies inside modules_to_save."
+        )
+    return kept
+
+
+def listed_modules(config: LoRAConfig, names: Iterable[str]) -> list[str]:
+    """Return the names that a config's own list or expression targets, exclusions taken off; none for a preset."""
+    if config.target_modules is None or config.target_modules in PRESETS:
+        return []
+    return [n for n in _named(config, names) if not _is_out(config, n)]
+
+
+def target_parameters(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the raw parameters that a config targets, in model order."""
+    names = [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
+    found: set[str] = set()
+    if config.target_modules == "all-linear":
+        found |= {n for n in preset_targets(model, "all-linear") if n not in modules and _in_layers(config, n)}
+    wanted = config.target_parameters or ()
+    if missing := [e for e in wanted if not match_names([e], names)]:
+        raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
+    found |= set(match_names(wanted, names))
+    return [n for n in names if n in found and not _is_out(config, n)]
+
+
+def match_names(endings: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the names that one of the endings ends on whole dotted words (or is), in their order."""
+    wanted = tuple(endings)
+    tails = tuple(f".{e}" for e in wanted)
+    return [n for n in names if n and (n in wanted or n.endswith(tails))] if wanted else []
+
+
+def as_endings(names: Collection[str], all_names: Collection[str]) -> list[str]:
+    """Return the shortest list entries that match exactly these names among all names, sorted.
+
+    What a preset found is written so that PEFT, which takes lists only, finds the same modules.
+    """
+    chosen, endings, exact = set(names), set(), {}
+    for name in names:
+        words = name.split(".")
+        for start in range(len(words) - 1, -1, -1):
+            tail = ".".join(words[start:])
+            if tail not in exact:
+                exact[tail] = chosen.issuperset(match_names([tail], all_names))
+            if exact[tail]:
+                break
+        endings.add(tail)
+    return sorted(endings)
+
+
+def _named(config: LoRAConfig, names: Iterable[str]) -> list[str]:
+    spec = config.target_modules
+    assert spec is not None
+    if isinstance(spec, str):
+        return [n for n in names if n and re.fullmatch(spec, n)]
+    return [n for n in match_names(spec, names) if n in spec or _in_layers(config, n)]
+
+
+def _is_out(config: LoRAConfig, name: str) -> bool:
+    out = config.exclude_modules
+    if out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])):
+        return True
+    return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
+
+
+def _in_layers(config: LoRAConfig, name: str) -> bool:
+    if config.layers_to_transform is None or config.layers_to_transform == []:
+        return True
+    patterns = config.layers_pattern or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    prefix = r".*?\." if not config.layers_pattern else r"(?:^|.*?\.)"
+    index = next((m for p in patterns if (m := re.match(rf"{prefix}{p}\.(\d+)\.", name))), None)
+    wanted = config.layers_to_transform
+    return index is not None and int(index[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+
+
+def _nothing(
+    model: nn.Module, entries: Sequence[str], names: Iterable[str], config: LoRAConfig, what: str = "target_modules"
+) -> str:
+    """Say that entries match nothing, with the nearest names there are."""
+    leaves = list(dict.fromkeys(n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()))
+    near = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, n=3, cutoff=0.5) for e in entries}
+    hints = "; ".join(f"{e!r}: did you mean {', '.join(map(repr, c))}?" for e, c in near.items() if c)
+    linear = sorted({n.rpartition(".")[2] for n, m in base_modules(model) if isinstance(m, nn.Linear)})
+    where = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    return (
+        f"{what}: {', '.join(map(repr, entries))} match nothing{where} in {type(model).__name__}. "
+        f"{hints + '. ' if hints else ''}Its linear layers end in {', '.join(linear[:20]) or 'nothing (it has none)'}; "
+        "name some of them, or use 'auto'."
+    )

@@ -1,0 +1,51 @@
+"""DoRA: every output row of the weight gets a length of its own to train.
+
+    W' = m * V / |V|,   V = W + scaling * B A      (norm per row, held constant in the backward pass)
+
+Liu et al. 2024, arXiv:2402.09353. Dropout falls on the low-rank branch alone; PEFT drops the frozen branch's
+input as well, which costs a second pass through the base and is not in the paper.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as LF
+from .lora import LoRA
+
+
+class DoRA(LoRA):
+    """LoRA's factors and a magnitude, (..., out): the length of each row, starting at the weight's own."""
+
+    exclusive: ClassVar[bool] = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows = self._kind.flat(self.lora_A, self.lora_B)[1].shape[:-1]
+        self.magnitude = nn.Parameter(self.lora_A.new_empty(rows))
+
+    def initialise(self, layer: nn.Module) -> None:
+        super().initialise(layer)
+        with torch.no_grad():
+            self.magnitude.copy_(LF.row_norm(self._direction(self.matrix(layer))))
+
+    def _direction(self, matrix: Tensor) -> Tensor:
+        delta = self.product()
+        return torch.add(matrix.to(delta.dtype), delta, alpha=self.scaling)
+
+    def effective(self, weight: Tensor) -> Tensor:
+        v = self._direction(self._kind.matrix(weight))
+        scale = self.magnitude / LF.row_norm(v).detach()
+        return self._kind.weight(scale.unsqueeze(-1) * v, self.shape).to(weight.dtype)
+
+    def update(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            norm = LF.row_norm(self._direction(self.matrix(layer)))
+        scale = self._kind.channels(self.magnitude / norm, y)
+        bias = getattr(layer, "bias", None)
+        base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)
+        change = (scale - 1).to(y.dtype)  # subtracted before it is rounded: near 1 half precision sees no change
+        return (change * base + scale.to(y.dtype) * self.low_rank(layer, x, y)).to(y.dtype)

@@ -1,0 +1,100 @@
+"""Initialisations: how A and B start, one row each in `INITS`.
+
+B (for embeddings A) starts at zero, so that a fresh adapter changes nothing; rows that take their factors out of
+the weight say `moves_base`, and the formula subtracts the product at birth instead of writing the base.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as LF
+from ..kinds import KINDS
+
+if TYPE_CHECKING:
+    from .lora import LoRA
+
+InitName = bool | str
+
+
+@dataclass(frozen=True)
+class Init:
+    """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix of the weight."""
+
+    fill: Callable[[LoRA, Tensor], None]
+    moves_base: bool = False
+    reads_weight: bool = False
+
+
+def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> None:
+    embeds = KINDS[adapter.kind].embeds
+    zero, other = (adapter.lora_A, adapter.lora_B) if embeds else (adapter.lora_B, adapter.lora_A)
+    nn.init.zeros_(zero)
+    if embeds:
+        nn.init.normal_(other)
+    else:
+        fill_other(other)
+
+
+def _kaiming(adapter: LoRA, _: Tensor) -> None:
+    """A as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); B zero (microsoft/LoRA)."""
+    _start_at_zero(adapter, lambda a: [nn.init.kaiming_uniform_(m, a=math.sqrt(5)) for m in _matrices(a, adapter)])
+
+
+def _gaussian(adapter: LoRA, _: Tensor) -> None:
+    """A normal with standard deviation 1/r; B zero."""
+    _start_at_zero(adapter, lambda a: nn.init.normal_(a, std=1 / adapter.r))
+
+
+def _random(adapter: LoRA, _: Tensor) -> None:
+    """Both factors random, so that a fresh adapter changes the output: for tests."""
+    for factor in (adapter.lora_A, adapter.lora_B):
+        for matrix in _matrices(factor, adapter):
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+
+
+def _matrices(factor: Tensor, adapter: LoRA) -> list[Tensor]:
+    return list(factor) if adapter.kind.startswith("experts") else [factor]
+
+
+def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor], None]:
+    def fill(adapter: LoRA, matrix: Tensor) -> None:
+        if matrix.is_meta:
+            return
+        a, b = LF.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter)
+        with torch.no_grad():
+            adapter.lora_A.copy_(a.reshape(adapter.lora_A.shape))
+            adapter.lora_B.copy_(b.reshape(adapter.lora_B.shape))
+
+    return fill
+
+
+class _Inits(dict[InitName, Init]):
+    """The table, and the family `pissa_niter_N` that it holds one row of for every N."""
+
+    def __missing__(self, name: InitName) -> Init:
+        found = re.fullmatch(r"pissa_niter_(\d+)", name) if isinstance(name, str) else None
+        if found is None:
+            raise KeyError(name)
+        return Init(_pissa(int(found[1])), moves_base=True, reads_weight=True)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and bool(re.fullmatch(r"pissa_niter_\d+", name)))
+
+
+INITS = _Inits(
+    {
+        True: Init(_kaiming),
+        False: Init(_random),
+        "gaussian": Init(_gaussian),
+        # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
+        "pissa": Init(_pissa(None), moves_base=True, reads_weight=True),
+    }
+)

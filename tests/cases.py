@@ -1,0 +1,167 @@
+"""The cases of the law suite: every kind of layer in a small network, every variant, and how to make it matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_lora import LoRAConfig, LoRAModel, add_lora
+
+
+class Named(nn.Module):
+    """A network of one layer called `layer`, behind a frozen front so that the layer's input has a gradient path."""
+
+    def __init__(self, layer: nn.Module, call: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.call = call or (lambda layer, x: layer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer, x)
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An embedding with a forward of its own, as Gemma and BART have."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * 3.0
+
+
+class TransposedLinear(nn.Linear):
+    """A linear layer with a forward of its own, as Falcon has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class SquaredLinear(nn.Linear):
+    """A linear layer whose forward is not linear in its weight: only the read can be adapted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.square(), self.bias)
+
+
+class Experts(nn.Module):
+    """Fused experts, as v5 mixtures hold them."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = transposed
+        self.up = nn.Parameter(torch.randn(3, 6, 10) if transposed else torch.randn(3, 10, 6))
+        self.down = nn.Parameter(torch.randn(3, 10, 5) if transposed else torch.randn(3, 5, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, down = (self.up, self.down) if self.is_transposed else (self.up.mT, self.down.mT)
+        return torch.tanh(x @ up) @ down
+
+
+class Reader(nn.Module):
+    """Code that reads a layer's weight and never calls it, as WavLM and Mamba do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.proj.weight, self.proj.bias)
+
+
+def _attend(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x, x, x, need_weights=False)[0]
+
+
+@dataclass(frozen=True)
+class KindCase:
+    """One kind of layer: how to build the network, an input for it, and what to name."""
+
+    build: Callable[[], nn.Module]
+    x: Callable[[], Tensor]
+    targets: dict[str, list[str]]
+    dora: bool = True
+    matrix: bool = False  # a plain matrix, which PiSSA can take apart
+    dropout: bool = True
+    bias: bool = True
+
+
+LAYER = {"target_modules": ["layer"]}
+KIND_CASES: dict[str, KindCase] = {
+    "linear": KindCase(lambda: Named(nn.Linear(6, 10)), lambda: torch.randn(4, 3, 6), LAYER, matrix=True),
+    "linear-no-bias": KindCase(lambda: Named(nn.Linear(6, 10, bias=False)), lambda: torch.randn(4, 6), LAYER, matrix=True, bias=False),
+    "conv1d-gpt2": KindCase(lambda: Named(Conv1D(10, 6)), lambda: torch.randn(4, 3, 6), LAYER, matrix=True),
+    "embedding": KindCase(lambda: Named(nn.Embedding(12, 6)), lambda: torch.randint(12, (4, 5)), LAYER, bias=False),
+    "embedding-padded": KindCase(lambda: Named(nn.Embedding(12, 6, padding_idx=0)), lambda: torch.randint(1, 12, (4, 5)), LAYER, bias=False),
+    "embedding-scaled": KindCase(lambda: Named(ScaledEmbedding(12, 6)), lambda: torch.randint(12, (4, 5)), LAYER, bias=False),
+    "conv1d": KindCase(lambda: Named(nn.Conv1d(4, 8, 3, stride=2, padding=1)), lambda: torch.randn(2, 4, 9), LAYER),
+    "conv2d": KindCase(lambda: Named(nn.Conv2d(4, 8, 3, padding=1)), lambda: torch.randn(2, 4, 7, 7), LAYER),
+    "conv2d-dilated": KindCase(lambda: Named(nn.Conv2d(4, 8, (3, 2), dilation=2, padding=2, padding_mode="circular")), lambda: torch.randn(2, 4, 9, 9), LAYER),
+    "conv3d": KindCase(lambda: Named(nn.Conv3d(3, 6, 2)), lambda: torch.randn(2, 3, 4, 4, 4), LAYER),
+    "linear-subclass": KindCase(lambda: Named(TransposedLinear(6, 10)), lambda: torch.randn(4, 6), LAYER, matrix=True),
+    "linear-nonlinear-forward": KindCase(lambda: Named(SquaredLinear(6, 10)), lambda: torch.randn(4, 6), LAYER, matrix=True, dropout=False, bias=False),
+    "linear-read": KindCase(Reader, lambda: torch.randn(4, 6), {"target_modules": ["proj"]}, matrix=True, dropout=False, bias=False),
+    "attention": KindCase(lambda: Named(nn.MultiheadAttention(8, 2, batch_first=True), _attend), lambda: torch.randn(2, 5, 8), LAYER, dora=False, matrix=True, dropout=False, bias=False),
+    "experts": KindCase(lambda: Named(Experts(False)), lambda: torch.randn(3, 4, 6), {"target_parameters": ["layer.up", "layer.down"]}, dora=False, dropout=False, bias=False),
+    "experts-transposed": KindCase(lambda: Named(Experts(True)), lambda: torch.randn(3, 4, 6), {"target_parameters": ["layer.up", "layer.down"]}, dora=False, dropout=False, bias=False),
+    "raw-matrix": KindCase(lambda: Named(nn.Linear(6, 10)), lambda: torch.randn(4, 6), {"target_parameters": ["layer.weight"]}, dora=False, matrix=True, dropout=False, bias=False),
+}  # fmt: skip
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
+    "lora-bias": {"lora_bias": True},
+    "bias-trained": {"bias": "all"},
+}
+
+
+def allowed(kind: str, variant: str) -> bool:
+    """Return whether a variant is defined on a kind; where not, attaching must raise (tested elsewhere)."""
+    case = KIND_CASES[kind]
+    if "dora" in variant and not case.dora:
+        return False
+    if "pissa" in variant and not case.matrix:
+        return kind.startswith("embedding") and "dora" not in variant
+    return case.bias or variant != "lora-bias"
+
+
+PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v)]
+
+
+def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
+    """Return the config of a case, rank 2."""
+    return LoRAConfig(**{"r": 2, "lora_alpha": 3, **KIND_CASES[kind].targets, **VARIANTS[variant], **changes})  # type: ignore[arg-type]
+
+
+def network(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a case's network in eval mode, its weights seeded."""
+    torch.manual_seed(1)
+    return KIND_CASES[kind].build().to(dtype).eval()
+
+
+def example(kind: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a case's input."""
+    torch.manual_seed(2)
+    x = KIND_CASES[kind].x()
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def adapted(kind: str, variant: str, dtype: torch.dtype = torch.float32, **changes: object) -> LoRAModel:
+    """Return a case's network with a trained-looking adapter: every factor moved away from its start."""
+    model = add_lora(network(kind, dtype), config_of(kind, variant, **changes))
+    move(model)
+    return model
+
+
+def move(model: nn.Module, seed: int = 3) -> None:
+    """Add noise to everything that trains."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.6 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
