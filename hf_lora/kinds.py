@@ -236,8 +236,8 @@ def parameter_kind(owner: nn.Module, parameter: Tensor, name: str) -> Kind:
 def weight_shape(kind: Kind, module: nn.Module) -> Shape:
     """Return the shape of the weight a kind adapts: the stored one, or (out, in) of a packed layer."""
     if kind is PACKED:
-        return (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
-    return tuple(module._parameters["weight"].shape)  # type: ignore[union-attr]
+        return (int(module.out_features), int(module.in_features))
+    return tuple(module._parameters["weight"].shape)
 
 
 def forward_factor(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:

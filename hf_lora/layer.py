@@ -37,7 +37,7 @@ class LoRALayer(nn.Module):
     def carried(self, name: str) -> dict[str, Adapter]:
         """Return the adapters of one name by key, in the order in which they apply; empty where there are none."""
         group = self.adapters._modules.get(name)
-        return {} if group is None else dict(group._modules)  # type: ignore[arg-type]
+        return {} if group is None else dict(group._modules)
 
     def effective(self, parameter: str) -> Tensor | None:
         """Return a parameter or buffer as its reader gets it: with the active adapters that live in the read."""
@@ -123,7 +123,7 @@ def attach(
     if not isinstance(layer, LoRALayer):
         layer.__dict__.update(_lora=state, _behind={}, _reads={}, _originals={})
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        layer.__class__ = _specialised(type(layer), False, frozenset())  # type: ignore[assignment]
+        layer.__class__ = _specialised(type(layer), False, frozenset())
     assert isinstance(layer, LoRALayer)
     layer.adapters[name] = nn.ModuleDict(adapters).train(layer.training)
     for key, adapter in adapters.items():
@@ -151,7 +151,7 @@ def detach(layer: LoRALayer, name: str) -> None:
     del layer.adapters
     for attribute in ("_lora", "_behind", "_reads", "_originals"):
         del layer.__dict__[attribute]
-    layer.__class__ = base  # type: ignore[assignment]
+    layer.__class__ = base
     rebind_forward(layer)
 
 
@@ -177,7 +177,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _specialise(layer: LoRALayer) -> None:
-    layer.__class__ = _specialised(layer._lora_base, bool(layer._behind), frozenset(layer._reads))  # type: ignore[assignment]
+    layer.__class__ = _specialised(layer._lora_base, bool(layer._behind), frozenset(layer._reads))
     rebind_forward(layer)
 
 
@@ -207,6 +207,6 @@ def _own(layer: nn.Module, name: str) -> Tensor | None:
 
 def _put(layer: nn.Module, name: str, value: Tensor) -> None:
     if name in layer._parameters:
-        layer._parameters[name] = value  # type: ignore[assignment]
+        layer._parameters[name] = value
     else:
         layer._buffers[name] = value

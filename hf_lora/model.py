@@ -311,6 +311,27 @@ class LoRAModel(nn.Module):
         return _rebuild, (front.base_of(type(self)),), *rest
 
 
+class _PretrainedLoRAModel(LoRAModel):
+    """What a front does besides where its base is a Transformers model, which rewrites weights by itself."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """Tie the base's own parameters, as the model's class does; adapters stay where they are."""
+        with self._lora.set_aside():
+            return super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the vocabulary, as the model's class does.
+
+        Raises AdapterStateError where an embedding or the output layer carries an adapter: it would be lost with the
+        module that is replaced. Resize before adding the adapter.
+        """
+        for table in (self.get_input_embeddings(), self.get_output_embeddings()):  # type: ignore[operator]
+            for name, layer in self._lora.layers.items():
+                if layer is table:
+                    raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
+        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+
+
 def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:
     """Add a fresh adapter to any `nn.Module`, in place; what `LoRAModel.from_model` does for a Transformers model.
 
@@ -334,13 +355,17 @@ def _enter(model: nn.Module) -> LoRAModel:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
-    front.enter(model, LoRAModel)
+    front.enter(model, _mixin(type(model)))
     assert isinstance(model, LoRAModel)
     return model
 
 
+def _mixin(base: type[nn.Module]) -> type[LoRAModel]:
+    return _PretrainedLoRAModel if hasattr(base, "tie_weights") else LoRAModel
+
+
 def _rebuild(base: type[nn.Module]) -> Any:
-    return front.rebuild(LoRAModel, base)
+    return front.rebuild(_mixin(base), base)
 
 
 def _tied(model: Any) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 def rebind_forward(module: nn.Module) -> None:
     """Make the hook of a dispatched module, if it has one, call the forward of the module's present class."""
     if "_old_forward" in module.__dict__:
-        module._old_forward = types.MethodType(type(module).forward, module)
+        module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
 
 
 def compute_device(module: nn.Module, tensor: Tensor) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,15 @@ class AdapterState:
         """Record which adapters are inside the weights now."""
         self.merged = names
         self._route()
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let every reader see the base's own tensors inside a `with` block."""
+        active, self.active = self.active, ()
+        try:
+            yield
+        finally:
+            self.active = active
 
     def _route(self) -> None:
         self.active = self.selected if self.enabled and not self.merged else ()

@@ -1,0 +1,288 @@
+"""Loading: what a name stands for, which class, which head, and every way in which files can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from hf_lora import LoRAConfig, LoRAError, LoRAModel
+from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, ModelError
+
+from .cases import move
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 32}
+
+
+@pytest.fixture
+def bert_mlm(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(**SMALL)).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.fixture
+def gpt2_lm(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.fixture
+def adapter(gpt2_lm: Path, tmp_path: Path) -> Path:
+    model = LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(r=2, target_modules=["c_attn", "c_fc"]))
+    move(model)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_base_is_loaded_as_its_checkpoints_own_architecture(bert_mlm: Path, gpt2_lm: Path) -> None:
+    assert isinstance(LoRAModel.from_pretrained(gpt2_lm), GPT2LMHeadModel)
+    assert isinstance(LoRAModel.from_pretrained(bert_mlm), BertForMaskedLM)
+
+
+def test_the_task_type_or_the_auto_class_chooses_the_class(bert_mlm: Path) -> None:
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=3)
+    assert isinstance(model, BertForSequenceClassification)
+    assert model.config.num_labels == 3
+    for auto_class in ("AutoModel", AutoModel, BertModel):
+        assert isinstance(LoRAModel.from_pretrained(bert_mlm, auto_class=auto_class), BertModel)
+    with pytest.raises(ModelError, match="AutoModelForNothing"):
+        LoRAModel.from_pretrained(bert_mlm, auto_class="AutoModelForNothing")
+
+
+def test_a_t5_is_loaded_as_an_encoder_decoder(tmp_path: Path) -> None:
+    config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=32, decoder_start_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = LoRAModel.from_pretrained(tmp_path, LoRAConfig(task_type="SEQ_2_SEQ_LM"))
+    assert isinstance(model, T5ForConditionalGeneration)
+    assert model.peft_config["default"].target_modules == ["q", "v"]
+
+
+def test_newly_initialised_parameters_train_and_are_saved_and_come_back(bert_mlm: Path, tmp_path: Path) -> None:
+    """With no task_type at all: the class alone makes the head new."""
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(r=2), auto_class=BertForSequenceClassification, num_labels=3)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {"classifier.adapters.default.saved_weight.value", "classifier.adapters.default.saved_bias.value"} <= trained
+    assert any("pooler" in n for n in trained), "an MLM checkpoint has no pooler either"
+    move(model)
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert isinstance(again, BertForSequenceClassification)
+    assert again.config.num_labels == 3
+    assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_a_head_that_its_checkpoint_holds_is_trained_only_for_a_task(bert_mlm: Path, tmp_path: Path) -> None:
+    BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(tmp_path / "cls")
+    assert LoRAModel.from_pretrained(tmp_path / "cls").peft_config["default"].modules_to_save is None
+    model = LoRAModel.from_pretrained(tmp_path / "cls", LoRAConfig(task_type="SEQ_CLS"))
+    assert model.peft_config["default"].modules_to_save == ["classifier"]
+
+
+def test_label_names_travel_with_the_adapter(bert_mlm: Path, tmp_path: Path) -> None:
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), id2label=labels)
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert again.config.id2label == labels
+    assert again.config.label2id == {v: k for k, v in labels.items()}
+
+
+def test_the_number_of_labels_is_read_from_a_foreign_adapters_head(bert_mlm: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=5)
+    model.save_pretrained(tmp_path / "out")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt"})
+    assert LoRAModel.from_pretrained(tmp_path / "out").config.num_labels == 5
+
+
+def test_roberta_gives_query_and_value_and_its_whole_head(tmp_path: Path) -> None:
+    RobertaForMaskedLM(RobertaConfig(**SMALL, max_position_embeddings=20)).save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(task_type="SEQ_CLS"))
+    assert isinstance(model, RobertaForSequenceClassification)
+    config = model.peft_config["default"]
+    assert config.target_modules == ["query", "value"]
+    assert config.modules_to_save == ["classifier"]
+    assert sum("classifier" in n for n, p in model.named_parameters() if p.requires_grad) == 4
+
+
+def test_what_is_saved_holds_nothing_of_the_base(adapter: Path) -> None:
+    assert {p.name for p in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert all("lora_" in key for key in load_file(adapter / "adapter_model.safetensors"))
+
+
+def test_an_adapter_finds_its_base_and_loads_for_inference_unless_told(adapter: Path) -> None:
+    model = LoRAModel.from_pretrained(adapter)
+    assert isinstance(model, GPT2LMHeadModel)
+    assert model.get_nb_trainable_parameters()[0] == 0
+    assert LoRAModel.from_pretrained(adapter, is_trainable=True).get_nb_trainable_parameters()[0] > 0
+
+
+def test_an_adapter_loads_in_place_onto_a_model_that_is_there(adapter: Path, gpt2_lm: Path) -> None:
+    base = GPT2LMHeadModel.from_pretrained(gpt2_lm)
+    assert LoRAModel.from_pretrained(adapter, base_model=base) is base
+    base.load_adapter(adapter, "second")
+    assert base.active_adapters() == ["second"]
+    base.set_adapter("default")
+    one = base(IDS).logits
+    base.set_adapter("second")
+    assert torch.equal(base(IDS).logits, one)
+
+
+def test_dtype_passes_through_and_adapters_stay_float32_masters(gpt2_lm: Path, adapter: Path) -> None:
+    for model in (
+        LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(r=2), dtype=torch.bfloat16),
+        LoRAModel.from_pretrained(adapter, dtype=torch.bfloat16, is_trainable=True),
+    ):
+        assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_the_base_may_be_named_by_the_caller(adapter: Path, gpt2_lm: Path, tmp_path: Path) -> None:
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": None}))
+    with pytest.raises(ModelError, match="base_model="):
+        LoRAModel.from_pretrained(adapter)
+    assert isinstance(LoRAModel.from_pretrained(adapter, base_model=str(gpt2_lm)), GPT2LMHeadModel)
+
+
+def test_an_adapter_with_a_config_of_its_own_and_another_given_is_refused(adapter: Path) -> None:
+    with pytest.raises(ModelError, match="is_trainable=True"):
+        LoRAModel.from_pretrained(adapter, LoRAConfig())
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _edit(path: Path, **values: object) -> None:
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def _tensors(path: Path, change) -> None:
+    file = path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+
+
+FIRST = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+FAULTS = {
+    "a missing weights file": (lambda d: (d / "adapter_model.safetensors").unlink(), AdapterFileError, "neither"),
+    "a truncated weights file": (lambda d: _cut(d / "adapter_model.safetensors"), AdapterFileError, "damaged"),
+    "an empty weights file": (lambda d: (d / "adapter_model.safetensors").write_bytes(b""), AdapterFileError, "damaged"),
+    "a config that is no JSON": (lambda d: (d / "adapter_config.json").write_text("{"), AdapterFileError, "JSON"),
+    "a config that is a list": (lambda d: (d / "adapter_config.json").write_text("[]"), AdapterFileError, "list"),
+    "another PEFT method": (lambda d: _edit(d, peft_type="IA3"), ConfigError, "IA3"),
+    "an unknown key with a value": (lambda d: _edit(d, new_maths=3), ConfigError, "new_maths"),
+    "rank zero": (lambda d: _edit(d, r=0), ConfigError, "r=0"),
+    "a rank that the file does not have": (lambda d: _edit(d, r=4), AdapterMismatchError, r"\(2, 16\) in the file, \(4, 16\)"),
+    "a tensor of another shape": (lambda d: _tensors(d, lambda t: t.update({FIRST: t[FIRST][:, :5]})), AdapterMismatchError, "h.0.attn.c_attn"),
+    "a missing half": (lambda d: _tensors(d, lambda t: t.pop(FIRST)), AdapterMismatchError, "missing lora_A"),
+    "a missing layer": (lambda d: _tensors(d, lambda t: [t.pop(k) for k in list(t) if "h.1.attn" in k]), AdapterMismatchError, "missing the tensors of transformer.h.1.attn.c_attn"),
+    "a tensor with no place": (lambda d: _tensors(d, lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)})), AdapterMismatchError, "unexpected base_model.model.x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_adapter_is_a_clear_error_and_leaves_the_model_as_it_was(
+    fault: str, adapter: Path, gpt2_lm: Path
+) -> None:
+    damage, error, match = FAULTS[fault]
+    damage(adapter)
+    base = GPT2LMHeadModel.from_pretrained(gpt2_lm)
+    before = {n: (type(m), set(m.__dict__)) for n, m in base.named_modules()}
+    logits = base(IDS).logits
+    with pytest.raises(error, match=match):
+        LoRAModel.from_pretrained(adapter, base_model=base)
+    assert {n: (type(m), set(m.__dict__)) for n, m in base.named_modules()} == before
+    assert all(p.requires_grad for p in base.parameters())
+    assert torch.equal(base(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_adapter_leaves_the_adapters_that_are_there(
+    fault: str, adapter: Path, gpt2_lm: Path, tmp_path: Path
+) -> None:
+    model = LoRAModel.from_pretrained(adapter)
+    shutil.copytree(adapter, tmp_path / "bad")
+    FAULTS[fault][0](tmp_path / "bad")
+    logits, keys = model(IDS).logits, list(model.state_dict())
+    with pytest.raises(LoRAError):
+        model.load_adapter(tmp_path / "bad", "bad")
+    assert list(model.state_dict()) == keys
+    assert list(model.peft_config) == model.active_adapters() == ["default"]
+    assert torch.equal(model(IDS).logits, logits)
+
+
+def test_an_adapter_of_another_base_is_refused_with_what_does_not_fit(adapter: Path, bert_mlm: Path) -> None:
+    with pytest.raises(AdapterMismatchError, match=r"does not fit BertForMaskedLM: unexpected"):
+        LoRAModel.from_pretrained(adapter, base_model=BertForMaskedLM.from_pretrained(bert_mlm))
+
+
+def test_a_directory_without_an_adapter_is_no_adapter(gpt2_lm: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(gpt2_lm)
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
+        model.load_adapter(tmp_path, "other")
+
+
+def test_a_pickled_adapter_is_read_without_running_it(adapter: Path, gpt2_lm: Path) -> None:
+    want = LoRAModel.from_pretrained(adapter)(IDS).logits
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    assert torch.equal(LoRAModel.from_pretrained(adapter)(IDS).logits, want)
+    torch.save({"x": Path("x")}, adapter / "adapter_model.bin")
+    with pytest.raises(AdapterFileError):
+        LoRAModel.from_pretrained(adapter)
+
+
+def test_several_adapters_are_saved_into_folders_and_one_to_the_top(gpt2_lm: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(r=2), adapter_name="a")
+    model.save_pretrained(tmp_path / "one")
+    model.add_adapter(LoRAConfig(r=3), "b")
+    model.save_pretrained(tmp_path / "two")
+    assert (tmp_path / "one" / "adapter_config.json").is_file()
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {"a", "b"}
+    assert LoRAConfig.from_pretrained(tmp_path / "two" / "b").r == 3
+
+
+def test_a_failed_save_leaves_the_old_adapter(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LoRAModel.from_pretrained(adapter)
+    before = {p.name: p.read_bytes() for p in adapter.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        model.save_pretrained(adapter)
+    assert {p.name: p.read_bytes() for p in adapter.iterdir()} == before
+
+
+def test_a_push_of_an_adapter_to_a_local_base_is_refused(adapter: Path) -> None:
+    with pytest.raises(ModelError, match="base_model='org/name'"):
+        LoRAModel.from_pretrained(adapter).push_to_hub("me/name")
