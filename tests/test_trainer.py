@@ -149,20 +149,14 @@ def test_several_adapters_resume_each_from_its_own_folder(tmp_path: Path) -> Non
     assert all(torch.equal(got[k], want[k]) for k in want)
 
 
-def test_gradient_checkpointing_and_accumulation_train_as_without(tmp_path: Path) -> None:
-    plain = bert(lora_dropout=0.0)
-    trainer(plain, tmp_path / "a").train()
+def test_gradient_checkpointing_trains_to_the_same_bits(tmp_path: Path) -> None:
+    plain, checkpointed = bert(), bert()
     fields = {f.name for f in dataclasses.fields(TrainingArguments)}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    for extra in (
-        {checkpointing: True},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
-    ):
-        model = bert(lora_dropout=0.0)
-        trainer(model, tmp_path / "b", **extra).train()
-        got, want = weights(model), weights(plain)
-        worst = max(float((got[k] - want[k]).abs().max()) for k in want)
-        assert worst < 1e-3, (extra, worst)  # steps are of 2e-2; Adam magnifies rounding in tiny gradients
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    trainer(plain, tmp_path / "a").train()
+    trainer(checkpointed, tmp_path / "b", **{name: True}).train()
+    got, want = weights(checkpointed), weights(plain)
+    assert all(torch.equal(got[k], want[k]) for k in want)
 
 
 def test_a_trainer_without_adapters_goes_on_as_before(tmp_path: Path) -> None:
