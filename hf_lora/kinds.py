@@ -190,10 +190,10 @@ class PackedKind(Kind):
         return (r, in_), (out, r)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        raise TargetError(
-            "this layer's weight is packed (quantised): it cannot be read as a matrix, so merging, DoRA and PiSSA "
-            "are not possible on it. Load the base unquantised for that."
-        )
+        raise TargetError("its weight is packed (quantised) and cannot be read as a matrix; load the base in float.")
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        raise TargetError("its weight is packed (quantised) and cannot be merged into; load the base in float.")
 
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -122,11 +122,11 @@ def lora_site(
         scaling=config.scaling_of(target or full),
         dropout=config.lora_dropout,
         factor=factor,
-        bias=config.lora_bias and not kind.embeds,
+        bias=config.lora_bias,
         init=init,
         behind=behind,
     )
-    _check(site, full)
+    _check(site, full, raw=bool(parameter))
     return site
 
 
@@ -184,7 +184,7 @@ def _raw(owner: nn.Module, name: str, parameter: str) -> tuple[Kind, bool, float
     return parameter_kind(owner, value, f"{name}.{parameter}"), False, 1.0
 
 
-def _check(site: Site, name: str) -> None:
+def _check(site: Site, name: str, raw: bool) -> None:
     """Raise TargetError where a setting has no meaning at a site: settings are never ignored."""
     if not site.behind and site.dropout:
         raise TargetError(
@@ -193,8 +193,11 @@ def _check(site: Site, name: str) -> None:
         )
     if not site.behind and site.bias:
         raise TargetError(f"{name}: lora_bias=True cannot act on a weight that is read; set lora_bias=False.")
-    if site.role == "dora" and site.kind in ("packed",):
-        raise TargetError(f"{name}: DoRA needs the weight itself, which is packed (quantised) here.")
+    if site.bias and KINDS[site.kind].embeds:
+        raise TargetError(f"{name} is an embedding, which has no bias; set lora_bias=False or exclude it.")
+    if site.role == "dora" and (raw or KINDS[site.kind] is PACKED):
+        what = "a raw parameter, for which no published layout of DoRA exists" if raw else "packed (quantised)"
+        raise TargetError(f"{name} is {what}; set use_dora=False or name it in exclude_modules.")
     if INITS[site.init].reads_weight and site.kind not in ("linear", "conv1d"):
         raise TargetError(
             f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "

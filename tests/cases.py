@@ -126,7 +126,7 @@ def allowed(kind: str, variant: str) -> bool:
     if "dora" in variant and not case.dora:
         return False
     if "pissa" in variant and not case.matrix:
-        return kind.startswith("embedding") and "dora" not in variant
+        return kind.startswith("embedding")  # as in PEFT, an embedding starts as always
     return case.bias or variant != "lora-bias"
 
 

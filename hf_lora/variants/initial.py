@@ -26,9 +26,9 @@ InitName = bool | str
 
 @dataclass(frozen=True)
 class Init:
-    """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix of the weight."""
+    """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix if it `reads_weight`."""
 
-    fill: Callable[[LoRA, Tensor], None]
+    fill: Callable[[LoRA, Tensor | None], None]
     moves_base: bool = False
     reads_weight: bool = False
 
@@ -43,17 +43,17 @@ def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> Non
         fill_other(other)
 
 
-def _kaiming(adapter: LoRA, _: Tensor) -> None:
+def _kaiming(adapter: LoRA, _: Tensor | None) -> None:
     """A as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); B zero (microsoft/LoRA)."""
     _start_at_zero(adapter, lambda a: [nn.init.kaiming_uniform_(m, a=math.sqrt(5)) for m in _matrices(a, adapter)])
 
 
-def _gaussian(adapter: LoRA, _: Tensor) -> None:
+def _gaussian(adapter: LoRA, _: Tensor | None) -> None:
     """A normal with standard deviation 1/r; B zero."""
     _start_at_zero(adapter, lambda a: nn.init.normal_(a, std=1 / adapter.r))
 
 
-def _random(adapter: LoRA, _: Tensor) -> None:
+def _random(adapter: LoRA, _: Tensor | None) -> None:
     """Both factors random, so that a fresh adapter changes the output: for tests."""
     for factor in (adapter.lora_A, adapter.lora_B):
         for matrix in _matrices(factor, adapter):
@@ -64,8 +64,9 @@ def _matrices(factor: Tensor, adapter: LoRA) -> list[Tensor]:
     return list(factor) if adapter.kind.startswith("experts") else [factor]
 
 
-def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor], None]:
-    def fill(adapter: LoRA, matrix: Tensor) -> None:
+def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor | None], None]:
+    def fill(adapter: LoRA, matrix: Tensor | None) -> None:
+        assert matrix is not None
         if matrix.is_meta:
             return
         a, b = LF.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter)

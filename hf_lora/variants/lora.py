@@ -65,7 +65,8 @@ class LoRA(Adapter):
         return KINDS[self.kind]
 
     def initialise(self, layer: nn.Module) -> None:
-        INITS[self.init].fill(self, self.matrix(layer))
+        init = INITS[self.init]
+        init.fill(self, self.matrix(layer) if init.reads_weight else None)
         self.keep_initial()
         if self.lora_bias is not None:
             nn.init.zeros_(self.lora_bias)

@@ -1,0 +1,153 @@
+"""What cannot work is refused when it is asked for, by name, with the way out; the model is left as it was."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_lora import LoRAConfig, LoRAModel, add_lora, errors
+from hf_lora.errors import LoRAError, MergeError, TargetError
+
+from .cases import KIND_CASES, VARIANTS, Named, allowed, config_of, example, move, network
+
+UNDEFINED = [(k, v) for k in KIND_CASES for v in VARIANTS if not allowed(k, v) and not k.startswith("linear-no-bias")]
+
+
+def untouched(model: nn.Module) -> bool:
+    return not any("_lora" in m.__dict__ for m in model.modules()) and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "variant"), UNDEFINED, ids=[f"{k}-{v}" for k, v in UNDEFINED])
+def test_a_variant_that_a_kind_cannot_carry_is_refused_by_name(kind: str, variant: str) -> None:
+    model = network(kind)
+    name = KIND_CASES[kind].targets.get("target_modules", ["layer"])[0].split(".")[0]
+    with pytest.raises(TargetError, match=name):
+        add_lora(model, config_of(kind, variant))
+    assert untouched(model)
+
+
+REFUSED = {
+    "a grouped convolution": (nn.Conv2d(4, 8, 3, groups=2), "groups=2"),
+    "a transposed convolution": (nn.ConvTranspose1d(4, 8, 3), "transposed"),
+    "an embedding with a norm": (nn.Embedding(4, 8, max_norm=1.0), "max_norm=1.0"),
+    "attention with other key sizes": (nn.MultiheadAttention(8, 2, kdim=4), "separate key and value"),
+    "a layer without a weight": (nn.ReLU(), "ReLU, which cannot carry an adapter"),
+    "a container": (nn.Sequential(nn.Linear(2, 2)), "name the layers inside it: 0"),
+    "a norm": (nn.LayerNorm(4), "LayerNorm"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_layer_that_cannot_carry_an_adapter_is_refused(what: str) -> None:
+    layer, match = REFUSED[what]
+    model = Named(layer)
+    with pytest.raises(TargetError, match=match):
+        add_lora(model, LoRAConfig(target_modules=["layer"]))
+    assert untouched(model)
+
+
+def test_every_problem_is_said_at_once() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 4))
+    with pytest.raises(TargetError, match=r"missing.*ReLU.*LayerNorm"):
+        add_lora(model, LoRAConfig(target_modules=["0", "1", "2"], modules_to_save=["missing"]))
+
+
+def test_four_dimensional_and_packed_parameters_are_refused() -> None:
+    model = Named(nn.Linear(2, 2))
+    model.layer.raw = nn.Parameter(torch.zeros(1, 1, 1, 1))
+    model.layer.packed = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    for name, match in (("layer.raw", "2-D and 3-D"), ("layer.packed", "int8"), ("layer.gone", "match nothing")):
+        with pytest.raises(TargetError, match=match):
+            add_lora(model, LoRAConfig(target_parameters=[name]))
+
+
+def test_token_rows_outside_the_table_and_tables_that_are_none_are_refused() -> None:
+    model = Named(nn.Embedding(4, 2))
+    for indices, match in (({"layer": [4]}, r"\[4\] are outside"), ({"other": [1]}, "'other'"), ([1], "name.of.the")):
+        with pytest.raises(LoRAError, match=match):
+            add_lora(model, LoRAConfig(target_modules=["layer"], trainable_token_indices=indices))
+        assert untouched(model)
+
+
+class Int8Linear(nn.Linear):
+    """A quantised linear layer as libraries make them: an nn.Linear whose weight is packed integers."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__(source.in_features, source.out_features)
+        scale = source.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((source.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.bias = source.bias
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_a_packed_linear_is_adapted_from_outside_and_never_merged(tmp_path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Named(Int8Linear(nn.Linear(6, 10)))
+
+    x, base = torch.randn(4, 6), build()
+    want = base(x)
+    model = add_lora(base, LoRAConfig(r=2, target_modules=["layer"]))
+    assert torch.equal(model(x), want)
+    move(model)
+    live = model(x)
+    live.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=build())(x), live)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MergeError, match=r"layer: .*packed"):
+            merge()
+    assert torch.equal(model(x), live)
+    assert torch.equal(model.unload()(x), want)
+    for config in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
+        with pytest.raises(TargetError, match="layer"):
+            add_lora(build(), LoRAConfig(r=2, target_modules=["layer"], **config))
+
+
+def test_values_that_are_not_finite_are_not_merged() -> None:
+    model, x = add_lora(network("linear"), config_of("linear", "lora")), example("linear")
+    with torch.no_grad():
+        model.layer.adapters["default"]["weight"].lora_B.fill_(float("nan"))
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MergeError, match=r"layer: .*not finite"):
+            merge()
+    with model.adapters_disabled():
+        assert torch.equal(model(x), network("linear")(x))
+
+
+def test_two_adapters_that_cannot_act_at_once_are_refused_together() -> None:
+    model = add_lora(network("linear"), config_of("linear", "dora"))
+    model.add_adapter(config_of("linear", "lora"), "b")
+    with pytest.raises(RuntimeError, match=r"layer\.weight would have DoRA and LoRA"):
+        model.set_adapter(["default", "b"])
+    assert model.active_adapters() == ["b"]
+
+
+def test_a_lora_bias_on_a_layer_without_a_bias_works_and_cannot_be_merged() -> None:
+    model, x = add_lora(network("linear-no-bias"), config_of("linear-no-bias", "lora-bias")), example("linear-no-bias")
+    move(model)
+    live = model(x)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MergeError, match="bias"):
+            merge()
+    assert torch.equal(model(x), live)
+
+
+def test_every_error_refines_a_builtin_and_survives_pickling() -> None:
+    for name in errors.__all__:
+        cls = getattr(errors, name)
+        assert issubclass(cls, LoRAError)
+        if cls is not LoRAError:
+            assert any(base in cls.__mro__ for base in (ValueError, OSError, RuntimeError))
+        again = pickle.loads(pickle.dumps(cls("what happened")))
+        assert type(again) is cls
+        assert str(again) == "what happened"
+    assert errors.__doc__ is not None
+    assert all(name in errors.__doc__ for name in errors.__all__)
