@@ -62,9 +62,12 @@ def _save_one(model: Any, name: str, directory: Path, state_dict: Mapping[str, T
 
 
 def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    if state_dict is None:
-        return adapter_tensors(model._lora.layers, name)
-    raise AdapterStateError("saving from a gathered state_dict is not built yet; save from the unsharded model.")
+    try:
+        return adapter_tensors(model._lora.layers, name, state_dict)
+    except KeyError as missing:
+        raise AdapterStateError(
+            f"the state_dict to save from lacks {missing}; give the whole model's (model.state_dict()), or none."
+        ) from None
 
 
 def _name(model: Any, adapter_name: str | None) -> str:

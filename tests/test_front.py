@@ -28,6 +28,10 @@ def gpt2(**changes: object) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-5 * (1 + b.abs().max()))
+
+
 def trained(**changes: object) -> LoRAModel:
     model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2, **changes))
     move(model)
@@ -320,11 +324,11 @@ def test_tied_embeddings_stay_live_merged_and_reloaded_the_same(tmp_path) -> Non
         again = LoRAModel.from_pretrained(tmp_path / "adapter", base_model=gpt2())
         assert torch.equal(again(IDS).logits, live), changes
         model.merge_adapter()
-        assert torch.allclose(model(IDS).logits, live, atol=1e-5), changes
+        assert close(model(IDS).logits, live), changes
         model.unmerge_adapter()
         assert model.lm_head._parameters["weight"] is model.transformer.wte._parameters["weight"]
         plain = model.merge_and_unload()
-        assert torch.allclose(plain(IDS).logits, live, atol=1e-5), changes
+        assert close(plain(IDS).logits, live), changes
         plain.save_pretrained(tmp_path / "merged")
         reloaded = GPT2LMHeadModel.from_pretrained(tmp_path / "merged").eval()
-        assert torch.allclose(reloaded(IDS).logits, live, atol=1e-5), changes
+        assert close(reloaded(IDS).logits, live), changes

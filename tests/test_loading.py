@@ -283,6 +283,16 @@ def test_a_failed_save_leaves_the_old_adapter(adapter: Path, monkeypatch: pytest
     assert {p.name: p.read_bytes() for p in adapter.iterdir()} == before
 
 
+def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(adapter)
+    gathered = {k: v + 1 if "lora_A" in k else v for k, v in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "out", state_dict=gathered)
+    old, new = (load_file(d / "adapter_model.safetensors") for d in (adapter, tmp_path / "out"))
+    assert all(torch.equal(new[k], old[k] + ("lora_A" in k)) for k in old)
+    with pytest.raises(RuntimeError, match=r"lacks .*lora_A"):
+        model.save_pretrained(tmp_path / "out", state_dict={})
+
+
 def test_a_push_of_an_adapter_to_a_local_base_is_refused(adapter: Path) -> None:
     with pytest.raises(ModelError, match="base_model='org/name'"):
         LoRAModel.from_pretrained(adapter).push_to_hub("me/name")

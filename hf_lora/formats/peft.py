@@ -26,7 +26,7 @@ from ..kinds import KINDS, kind_of
 from ..layer import LoRALayer, base_modules
 from ..plan import Site, lora_site, mha_sites, own_tensor
 from ..targets import listed_modules, match_names
-from ..variants import FORMULAS, Adapter, DoRA, LoRA, Saved, Tokens
+from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
 
 __all__ = ["PREFIX", "adapter_tensors", "read_sites"]
 
@@ -35,21 +35,30 @@ _WRAP = "base_layer"
 _TOKENS = "token_adapter.trainable_tokens_delta"
 
 
-def adapter_tensors(layers: Mapping[str, LoRALayer], name: str) -> dict[str, Tensor]:
-    """Return an adapter's tensors under PEFT's names, in PEFT's shapes; views where the layout allows."""
-    adapters = {module: list(layer.carried(name).values()) for module, layer in layers.items()}
-    sites = [(module, a) for module, group in adapters.items() for a in group]
-    wraps = Counter(module for module, a in sites if isinstance(a, LoRA))
+def adapter_tensors(
+    layers: Mapping[str, LoRALayer], name: str, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return an adapter's tensors under PEFT's names, in PEFT's shapes; views where the layout allows.
+
+    state_dict: the whole model's, gathered, where the tensors in the layers are only shards of it.
+    """
+    adapters = {module: layer.carried(name) for module, layer in layers.items()}
+    sites = [(module, key, a) for module, group in adapters.items() for key, a in group.items()]
+    wraps = Counter(module for module, _, a in sites if isinstance(a, LoRA))
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for module, adapter in sites:
+    for module, key, adapter in sites:
         if id(adapter) in seen:  # a tied table's adapter is saved once
             continue
         seen.add(id(adapter))
-        outer = [a.parameter for a in adapters[module] if isinstance(a, LoRA)]
+        outer = [a.parameter for a in adapters[module].values() if isinstance(a, LoRA)]
         depth = len(outer) - 1 - outer.index(adapter.parameter) if isinstance(adapter, LoRA) else wraps[module]
         path = ".".join([_wrapped(module, wraps), *[_WRAP] * depth]).strip(".")
-        for leaf, tensor in _leaves(adapter):
+        values = {attribute: tensor.detach() for attribute, tensor in _own_tensors(adapter)}
+        if state_dict is not None:
+            at = f"{module}.adapters.{name}.{key}".lstrip(".")
+            values = {attribute: state_dict[f"{at}.{attribute}"] for attribute in values}
+        for leaf, tensor in _leaves(adapter, values):
             result[f"{PREFIX}{path}.{leaf}" if path else PREFIX + leaf] = tensor
     return result
 
@@ -64,23 +73,23 @@ def _wrapped(module: str, wraps: Mapping[str, int]) -> str:
     return ".".join(path)
 
 
-def _leaves(adapter: Adapter) -> Iterable[tuple[str, Tensor]]:
-    """Yield (PEFT's name below the layer, PEFT's tensor) for everything an adapter holds."""
+def _leaves(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    """Yield (PEFT's name below the layer, PEFT's tensor) for everything an adapter holds, by attribute."""
     if isinstance(adapter, Tokens):
-        yield _TOKENS, adapter.value.detach()
+        yield _TOKENS, values["value"]
     elif isinstance(adapter, Saved):
-        yield adapter.parameter, adapter.value.detach()
+        yield adapter.parameter, values["value"]
     elif isinstance(adapter, LoRA):
-        a, b = adapter.lora_A.detach(), adapter.lora_B.detach()
+        a, b = values["lora_A"], values["lora_B"]
         if adapter.kind.startswith("experts"):
             a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
         embeds = KINDS[adapter.kind].embeds
         yield ("lora_embedding_A" if embeds else "lora_A.weight"), a
         yield ("lora_embedding_B" if embeds else "lora_B.weight"), b
-        if adapter.lora_bias is not None:
-            yield "lora_B.bias", adapter.lora_bias.detach()
-        if isinstance(adapter, DoRA):
-            m = adapter.magnitude.detach()
+        if "lora_bias" in values:
+            yield "lora_B.bias", values["lora_bias"]
+        if "magnitude" in values:
+            m = values["magnitude"]
             yield "lora_magnitude_vector", m.reshape(1, -1, *(1 for _ in b.shape[2:])) if b.ndim > 2 else m
 
 
