@@ -47,18 +47,14 @@ class LoRA(Adapter):
         super().__init__(parameter)
         self.kind, self.shape, self.r, self.scaling = kind, shape, r, scaling
         self.dropout, self.factor, self.init = dropout, factor, init
+        self.moves_base = INITS[init].moves_base
         a, b = self._kind.factor_shapes(shape, r)
         self.lora_A = nn.Parameter(torch.empty(a, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(b, device=device, dtype=dtype))
         self.lora_bias = nn.Parameter(torch.empty(b[:1], device=device, dtype=dtype)) if bias else None
-        if INITS[init].moves_base:
+        if self.moves_base:
             self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
             self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)
-
-    @property
-    def moves_base(self) -> bool:
-        """Whether the factors were taken out of the weight, so that the product at birth is subtracted."""
-        return INITS[self.init].moves_base
 
     @property
     def _kind(self):
