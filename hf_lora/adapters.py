@@ -18,7 +18,7 @@ from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan
 from .state import AdapterState
-from .targets import as_endings, target_modules, target_parameters
+from .targets import as_endings, find_targets
 from .variants import FORMULAS, Adapter, LoRA
 
 __all__ = ["add", "copy_in", "delete", "load", "merge", "merge_for_good", "remove_all", "select", "unmerge"]
@@ -53,7 +53,8 @@ def load(
     """
     _check_new(state, name)
     modules = dict(base_modules(model))
-    found = read_sites(model, config, tensors)
+    # Dropout acts in training only: where it has no place, an adapter can be used all the same.
+    found = read_sites(model, config if trainable else config.copy(lora_dropout=0.0), tensors)
     groups = _build(model, [site for site, _ in found])
     for site, values in found:
         adapter = groups[site.module][site.key][1]
@@ -285,13 +286,10 @@ def _resolved(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Mod
         "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
     }
     if config.target_modules in PRESETS:
-        named = target_modules(model, config, modules)
-        changes |= {
-            "target_modules": as_endings(named, list(modules)),
-            "layers_to_transform": None,
-            "layers_pattern": None,
-        }
-        if parameters := target_parameters(model, config, modules):
+        named, parameters = find_targets(model, config, modules)
+        endings = as_endings(named, list(modules))
+        changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}
+        if parameters:
             every = [f"{n}.{p}" if n else p for n, m in modules.items() for p in m._parameters]
             changes["target_parameters"] = as_endings(parameters, every)
     return config.copy(**changes)

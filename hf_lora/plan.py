@@ -14,8 +14,8 @@ from .errors import ConfigError, TargetError
 from .kinds import KINDS, PACKED, Kind, Shape, forward_factor, kind_of, parameter_kind, weight_shape
 from .layer import base_class, base_modules
 from .offload import compute_device
-from .reads import weight_is_read
-from .targets import match_names, target_modules, target_parameters
+from .reads import weight_is_read, weight_is_rescaled
+from .targets import find_targets, match_names, saved_modules
 from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
 
 __all__ = ["Site", "lora_site", "mha_sites", "own_tensor", "plan", "saved_sites"]
@@ -72,13 +72,13 @@ def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
     modules = dict(base_modules(model))
     sites: list[Site] = []
     problems: list[str] = []
-    saved = match_names(config.modules_to_save or (), modules)
-    if missing := [n for n in config.modules_to_save or () if not match_names([n], modules)]:
+    saved = saved_modules(config.modules_to_save or (), modules)
+    if missing := [n for n in config.modules_to_save or () if not saved_modules([n], saved)]:
         problems.append(f"modules_to_save={missing!r} match no module.")
     for name in saved:
         sites += saved_sites(modules[name], name)
     sites += _token_sites(model, config, modules)
-    targets, parameters = target_modules(model, config, modules), target_parameters(model, config, modules)
+    targets, parameters = find_targets(model, config, modules)
     for name in targets:
         try:
             sites += [*mha_sites(modules, name, config)] or [lora_site(modules, config, name)]
@@ -172,6 +172,11 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, flo
         raise TargetError(f"{name} is a {type(layer).__name__}, which cannot carry an adapter; {hint}.")
     parent, _, child = name.rpartition(".")
     owner = modules.get(parent)
+    if owner is not None and weight_is_rescaled(owner, name):
+        raise TargetError(
+            f"{name}: the model rescales this weight in place between training and evaluation, which an adapter "
+            "would not follow. Name it in exclude_modules."
+        )
     read = owner is not None and bool(child) and kind is not PACKED and weight_is_read(owner, child)
     factor = None if read else forward_factor(kind, layer, base_class(layer))
     return kind, factor is not None, 1.0 if factor is None else factor

@@ -58,6 +58,31 @@ def child_is_called(parent: nn.Module, child: str) -> bool:
     return child in uses.called or child not in uses.mentioned
 
 
+def weight_is_rescaled(parent: nn.Module, name: str) -> bool:
+    """Tell whether the model's code multiplies or divides the weight of the layer of that full name in place.
+
+    RWKV does so between training and evaluation: what an adapter adds beside such a weight keeps its old scale.
+    """
+    owner: type = type(parent)
+    return any(name.endswith(f".{ending}") for base in owner.__mro__ for ending in _rescaled(base.__module__))
+
+
+@cache
+def _rescaled(module: str) -> frozenset[str]:
+    """Return the two-word endings of layers whose weights a Python module's code rescales in place."""
+    if not module.startswith("transformers"):
+        return frozenset()
+    found = re.findall(r"\b(\w+\.\w+)\.weight(?:\.data)?\.(?:mul|div)_\(", _source(module))
+    return frozenset(f for f in found if not f.startswith(("self.", "module.")))
+
+
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ""
+
+
 @cache
 def _uses(cls: type) -> _Uses:
     """Return how the methods of a class, and of those it inherits from, use its children."""
@@ -76,8 +101,8 @@ def _uses(cls: type) -> _Uses:
 def _module_uses(module: str) -> dict[str, _Uses]:
     """Return how each class written in a Python module uses its children, by qualified name; a file is parsed once."""
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (KeyError, OSError, TypeError, SyntaxError):
+        tree = ast.parse(_source(module))
+    except SyntaxError:
         return {}
     found: dict[str, _Uses] = {}
     pending: list[tuple[str, ast.AST]] = [("", tree)]

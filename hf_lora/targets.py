@@ -17,33 +17,53 @@ from .errors import TargetError
 from .layer import base_modules
 from .structure import preset_targets
 
-__all__ = ["as_endings", "listed_modules", "match_names", "resolve_targets", "target_modules", "target_parameters"]
+__all__ = ["as_endings", "find_targets", "listed_modules", "match_names", "resolve_targets", "saved_modules"]
 
 
 def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> tuple[str, ...]:
     """Return the full names of what a `target_modules` value names on a model, in model order.
 
-    spec: "auto", "attention", "all-linear", a list of names or endings, or a regular expression. Fused experts,
-    which "all-linear" reaches, are given as full parameter names. Raises TargetError where nothing matches.
+    spec: "auto", "attention", "all-linear", a list of names or endings, or a regular expression. Weights that are no
+    layer's (fused experts, which "all-linear" reaches) are given as full parameter names.
+    Raises TargetError where nothing matches.
+
+    >>> resolve_targets(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0"])
+    ('0',)
     """
     config = LoRAConfig(target_modules=spec if isinstance(spec, str) else list(spec))
-    modules = dict(base_modules(model))
-    return (*target_modules(model, config, modules), *target_parameters(model, config, modules))
+    modules, parameters = find_targets(model, config, dict(base_modules(model)))
+    return (*modules, *parameters)
 
 
-def target_modules(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Return the names of the modules that a config targets, in model order."""
+def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
+    """Return (modules, raw parameters) that a config targets, full names in model order.
+
+    modules: the model's own, by full name. Raises TargetError for an entry that matches nothing, with the nearest
+    names there are.
+    """
+    names = [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
+    found = _preset(model, config) if config.target_modules in PRESETS else _listed(model, config, modules)
+    wanted = config.target_parameters or ()
+    if missing := [e for e in wanted if not match_names([e], names)]:
+        raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
+    raw = {n for n in found if n not in modules} | {n for n in match_names(wanted, names) if not _is_out(config, n)}
+    return [n for n in found if n in modules], [n for n in names if n in raw]
+
+
+def _preset(model: nn.Module, config: LoRAConfig) -> list[str]:
+    found = preset_targets(model, config.target_modules)  # type: ignore[arg-type]
+    return [n for n in found if not _is_out(config, n) and _in_layers(config, n)]
+
+
+def _listed(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
     spec = config.target_modules
-    if spec is None:
+    if not spec:
         return []
-    if spec == "auto" or spec == "attention" or spec == "all-linear":
-        found = [n for n in preset_targets(model, spec) if n in modules]
-        return [n for n in found if not _is_out(config, n) and _in_layers(config, n)]
     named = _named(config, modules)
     entries = [spec] if isinstance(spec, str) else spec
     if missing := [e for e in entries if not (named if isinstance(spec, str) else match_names([e], named))]:
         raise TargetError(_nothing(model, missing, modules, config))
-    kept = [n for n in named if not _is_out(config, n)]
+    kept = listed_modules(config, modules)
     if not kept:
         raise TargetError(
             f"{type(model).__name__}: every layer that target_modules={spec!r} match is excluded by "
@@ -59,24 +79,17 @@ def listed_modules(config: LoRAConfig, names: Iterable[str]) -> list[str]:
     return [n for n in _named(config, names) if not _is_out(config, n)]
 
 
-def target_parameters(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Return the full names of the raw parameters that a config targets, in model order."""
-    names = [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
-    found: set[str] = set()
-    if config.target_modules == "all-linear":
-        found |= {n for n in preset_targets(model, "all-linear") if n not in modules and _in_layers(config, n)}
-    wanted = config.target_parameters or ()
-    if missing := [e for e in wanted if not match_names([e], names)]:
-        raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
-    found |= set(match_names(wanted, names))
-    return [n for n in names if n in found and not _is_out(config, n)]
-
-
 def match_names(endings: Iterable[str], names: Iterable[str]) -> list[str]:
     """Return the names that one of the endings ends on whole dotted words (or is), in their order."""
     wanted = tuple(endings)
     tails = tuple(f".{e}" for e in wanted)
     return [n for n in names if n and (n in wanted or n.endswith(tails))] if wanted else []
+
+
+def saved_modules(endings: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the names that modules_to_save entries match: PEFT's rule there is any ending, whole word or not."""
+    wanted = tuple(endings)
+    return [n for n in names if n and n.endswith(wanted)] if wanted else []
 
 
 def as_endings(names: Collection[str], all_names: Collection[str]) -> list[str]:
@@ -109,7 +122,9 @@ def _is_out(config: LoRAConfig, name: str) -> bool:
     out = config.exclude_modules
     if out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])):
         return True
-    return any(re.match(rf"(^|.*\.){re.escape(m)}($|\..*)", name) for m in config.modules_to_save or ())
+    words = name.split(".")  # what is saved in full carries no low-rank adapter besides, nor does anything in it
+    inside = [".".join(words[: i + 1]) for i in range(len(words))]
+    return bool(saved_modules(config.modules_to_save or (), inside))
 
 
 def _in_layers(config: LoRAConfig, name: str) -> bool:

@@ -1,26 +1,50 @@
-"""Every architecture of the installed Transformers as a model without memory: on the meta device, at full size."""
+"""Every architecture of the installed Transformers as a model without memory, and the reviewed table of its targets.
+
+Models are built on the meta device, at full size. `python -m tests.architectures --write` rewrites the table,
+`tests/data/architectures.json`: read the difference, architecture by architecture, before keeping it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import json
+import os
 import pkgutil
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, ResNetConfig, ViTConfig
-from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
+from hf_lora import LoRAConfig
+from hf_lora.errors import TargetError
+from hf_lora.plan import plan
+from hf_lora.structure import PRESETS, preset_targets
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # other versions keep it elsewhere, and on the meta device nothing is written anyway
+    no_init_weights = contextlib.nullcontext
+
+TABLE = Path(__file__).parent / "data" / "architectures.json"
+
 # Auto classes in the order in which a type's model is chosen: with a head first, so that heads can be hit by mistake.
-TASKS = (
-    "IMAGE_TEXT_TO_TEXT MULTIMODAL_LM CAUSAL_LM SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ SEQUENCE_CLASSIFICATION "
-    "IMAGE_CLASSIFICATION AUDIO_CLASSIFICATION CTC MASKED_LM OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION "
-    "SEMANTIC_SEGMENTATION DEPTH_ESTIMATION PRETRAINING"
-).split()
+_TASKS = """
+    IMAGE_TEXT_TO_TEXT MULTIMODAL_LM CAUSAL_LM SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ SEQUENCE_CLASSIFICATION
+    IMAGE_CLASSIFICATION AUDIO_CLASSIFICATION CTC MASKED_LM OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION
+    SEMANTIC_SEGMENTATION DEPTH_ESTIMATION PRETRAINING
+"""
+TASKS = _TASKS.split()
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _INTRACLASS = {
     "reduce_channel": [1, 1, 0],
@@ -59,7 +83,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "moonshine_streaming": {"num_key_value_heads": 8},
     "moshi": {"audio_vocab_size": 2048},
     "nemotron": {"num_key_value_heads": 8},
-    "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
+    "": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 768},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
@@ -136,7 +160,7 @@ def modeling_classes(config_class: type) -> list[type[nn.Module]]:
                 if inspect.isclass(cls)
                 and issubclass(cls, nn.Module)
                 and cls.__module__ == module.__name__
-                and not name.endswith("PreTrainedModel")
+                and "PreTrainedModel" not in name
             ]
     return found
 
@@ -161,6 +185,57 @@ def build(model_type: str) -> nn.Module:
         try:
             with torch.device("meta"), no_init_weights():
                 return cls(config)
-        except Exception as error:  # noqa: BLE001 - any failure means: try the next class
+        except Exception as error:  # any failure means: try the next class
             errors.append(error)
     raise errors[0] if errors else LookupError(f"no class builds {model_type}")
+
+
+def patterns(names: Iterable[str]) -> list[str]:
+    """Return names as a few lines: `encoder.layer.*.attention.self.{query,value} x12`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        pattern = re.sub(r"(^|(?<=\.))\d+(?=\.|$)", "*", name)
+        counts[pattern] = counts.get(pattern, 0) + 1
+    groups: dict[tuple[str, int], list[str]] = {}
+    for pattern, count in counts.items():
+        prefix, dot, last = pattern.rpartition(".")
+        groups.setdefault((prefix + dot, count), []).append(last)
+    braced = {key: last[0] if len(last) == 1 else "{" + ",".join(last) + "}" for key, last in groups.items()}
+    return [f"{prefix}{last} x{count}" for (prefix, count), last in braced.items()]
+
+
+def targets(model: nn.Module, preset: Any) -> tuple[str, ...]:
+    """Return what a preset targets on a model, after planning every adapter there: a layer may refuse to carry one."""
+    names = preset_targets(model, preset)
+    plan(model, LoRAConfig(target_modules=preset))
+    return names
+
+
+def row(model: nn.Module) -> dict[str, Any]:
+    """Return a model's row of the table: its class, and the patterns of each preset, or the words of its refusal."""
+    found: dict[str, Any] = {"class": type(model).__name__}
+    for preset in PRESETS:
+        try:
+            found[preset] = patterns(targets(model, preset))
+        except TargetError as error:
+            found[preset] = f"refused: {str(error)[:300]}"
+    return found
+
+
+def write() -> None:
+    """Write the table anew from the installed Transformers and the present mapper."""
+    table: dict[str, Any] = {"transformers": transformers.__version__, "types": {}, "not_built": {}}
+    for model_type in sorted(CONFIG_MAPPING.keys()):
+        try:
+            table["types"][model_type] = row(build(model_type))
+        except TargetError:
+            raise
+        except Exception as error:
+            table["not_built"][model_type] = " ".join(str(error).split())[:120]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    print(len(table["types"]), "types written,", len(table["not_built"]), "not built")
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    write()

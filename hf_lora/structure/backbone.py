@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from hf_lora.reads import child_is_called
-from hf_lora.structure import words
-from hf_lora.structure.attention import Block
-from hf_lora.structure.layers import Tree, is_convolution, is_linear, is_stacked
+from ..reads import child_is_called
+from .attention import Block
+from .layers import Tree, is_convolution, is_linear, is_stacked
+from .words import is_experts, is_head, is_indexer, is_layer, is_router, words
 
 
 def backbone(tree: Tree) -> nn.Module:
@@ -24,7 +24,7 @@ def block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called:
 
     only_called: leave out layers that their parent only reads and never calls.
     """
-    layers = _layers(tree, root, [block.module for block in blocks])
+    layers = _layers(tree, root, blocks)
     found = {name for layer in layers for name in _linears(tree, layer, only_called)}
     found |= {name for block in blocks if not block.refused for name in block.every}
     if found:
@@ -33,27 +33,27 @@ def block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called:
     return found or set(_linears(tree, root, only_called)) or set(_convolutions(tree, root))
 
 
-def _layers(tree: Tree, root: nn.Module, attentions: list[nn.Module]) -> list[nn.Module]:
+def _layers(tree: Tree, root: nn.Module, blocks: list[Block]) -> list[nn.Module]:
     """Return the repeated blocks: the items of lists with attention in an item, or of a layer's class.
 
     Where a model has neither attention nor such classes, every list counts.
     """
-    found = set(attentions)
+    attentions = {block.module for block in blocks}
     holders = {holder for attention in attentions for holder in _above(tree, attention)}
     lists: list[nn.Module] = [m for m in _open(tree, root) if isinstance(m, (nn.ModuleList, nn.Sequential))]
     stacks = [m for m in lists if any(item in holders or _is_layer(item) for _, item in tree.children(m))]
     if not stacks and not attentions:
         stacks = lists
-    bare = [stack for stack in stacks if any(item in found for _, item in tree.children(stack))]
+    bare = [stack for stack in stacks if any(item in attentions for _, item in tree.children(stack))]
     stacks += [twin for stack in bare for twin in _twins(tree, stack)]
     layers = [item for stack in stacks for _, item in tree.children(stack) if next(item.children(), None) is not None]
     inside = {module for layer in layers for module in tree.below(layer)}
-    lone = [_surrounding(tree, root, attention) for attention in attentions if attention not in inside]
+    lone = [_surrounding(tree, root, block) for block in blocks if block.module not in inside]
     return layers + [layer for layer in lone if layer is not None]
 
 
 def _is_layer(item: nn.Module) -> bool:
-    return words.is_layer(type(item).__name__)
+    return is_layer(type(item).__name__)
 
 
 def _above(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
@@ -67,19 +67,19 @@ def _twins(tree: Tree, stack: nn.Module) -> Iterator[nn.Module]:
     """Yield the lists as long as a stack of bare attentions, beside it: XLM keeps its MLPs in a list of their own."""
     parent = tree.parents.get(stack)
     for label, child in tree.children(parent) if parent is not None else ():
-        if child is stack or not isinstance(child, nn.ModuleList) or words.is_head(label):
+        if child is stack or not isinstance(child, nn.ModuleList) or is_head(label):
             continue
         if len(child) == len(list(stack.children())):
             yield child
 
 
-def _surrounding(tree: Tree, root: nn.Module, attention: nn.Module) -> nn.Module | None:
+def _surrounding(tree: Tree, root: nn.Module, block: Block) -> nn.Module | None:
     """Return the layer around an attention that stands in no list: the first module above with more linear layers."""
-    own = set(_linears(tree, attention, False))
-    for above in _above(tree, attention):
+    own = {*_linears(tree, block.module, False), *block.every}
+    for above in _above(tree, block.module):
         if above is root or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in tree.below(above)):
             return None
-        if set(_linears(tree, above, False)) - own and above is not attention:
+        if set(_linears(tree, above, False)) - own:
             return above
     return None
 
@@ -90,10 +90,10 @@ def _open(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
     if isinstance(module, nn.MultiheadAttention):
         return
     labels = [label for label, _ in tree.children(module)]
-    mixture = any(words.is_experts(label) for label in labels)
+    mixture = any(is_experts(label) for label in labels)
     for label, child in tree.children(module):
-        closed = words.is_head(label) or words.is_router(label) or words.is_indexer(label)
-        gate = words.words(label)[-1:] == ("gate",) and (mixture or _is_scalar(child))
+        closed = is_head(label) or is_router(label) or is_indexer(label)
+        gate = words(label)[-1:] == ("gate",) and (mixture or _is_scalar(child))
         if not closed and not gate:
             yield from _open(tree, child)
 
@@ -114,13 +114,13 @@ def _linears(tree: Tree, layer: nn.Module, only_called: bool) -> Iterator[str]:
                 yield name
         elif is_stacked(module):
             yield f"{name}.weight"
-        elif words.is_experts(type(module).__name__) or words.is_experts(name.rpartition(".")[2]):
+        elif is_experts(type(module).__name__) or is_experts(name.rpartition(".")[2]):
             yield from _expert_parameters(module, name)
 
 
 def _expert_parameters(module: nn.Module, name: str) -> Iterator[str]:
     for label, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() >= 2 and "bias" not in words.words(label):
+        if parameter.dim() >= 2 and "bias" not in words(label):
             yield f"{name}.{label}"
 
 

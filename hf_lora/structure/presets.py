@@ -9,10 +9,10 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from hf_lora.errors import TargetError
-from hf_lora.structure.attention import Block, find_blocks
-from hf_lora.structure.backbone import backbone, block_linears
-from hf_lora.structure.layers import Tree, is_convolution, is_linear
+from ..errors import TargetError
+from .attention import Block, find_blocks
+from .backbone import backbone, block_linears
+from .layers import Tree, is_convolution, is_linear
 
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
