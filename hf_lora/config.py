@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class LoRAConfig:
     base_model_name_or_path: str | None = None
     revision: str | None = None
     auto_mapping: dict[str, Any] | None = None
-    other: dict[str, Any] = field(default_factory=dict, repr=False)
+    other: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.target_modules is None and not self.target_parameters:
@@ -104,7 +105,9 @@ class LoRAConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 setattr(self, name, _unique(value) if _is_names(value) else value)
-        self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
+        for name in ("rank_pattern", "alpha_pattern"):
+            value = getattr(self, name)
+            setattr(self, name, dict(value) if isinstance(value, Mapping) else {} if value is None else value)
         problems = [*_value_problems(self), *_combination_problems(self)]
         if problems:
             raise ConfigError("LoRAConfig: " + " ".join(problems))
@@ -137,6 +140,8 @@ class LoRAConfig:
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "other"}
         if self.target_modules in ("auto", "attention"):  # no other tool knows these; attaching resolves them
             mine["target_modules"] = None
+        if self.target_modules is None:  # PEFT would take its own default for null
+            mine["target_modules"] = []
         result = {"peft_type": self.peft_type, **UNSUPPORTED, **INERT, **self.other, **mine}
         return {key: _plain(result[key]) for key in sorted(result)}
 
@@ -166,7 +171,7 @@ class LoRAConfig:
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
         try:
-            return cls(**{k: v for k, v in mine.items() if v is not None or k in _NULLABLE}, other=other)
+            return cls(**{k: v for k, v in mine.items() if v is not None or k in _KEEPS_NULL}, other=other)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 
@@ -197,22 +202,18 @@ class LoRAConfig:
 
 
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
-_NULLABLE = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)}
+# A null stands for the default, but where it would hide what the adapter is.
+_KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
+_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
 
 
 def _value_problems(c: LoRAConfig) -> list[str]:
-    def positive(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
     found = []
-    if not positive(c.r):
+    if not _is_int(c.r, 1):
         found.append(f"r={c.r!r}, but the rank must be a positive integer; 8 is the usual start.")
-    if not number(c.lora_alpha) or c.lora_alpha <= 0:
+    if not _is_number(c.lora_alpha):
         found.append(f"lora_alpha={c.lora_alpha!r}, but it must be a positive number; r or 2r is usual.")
-    if not number(c.lora_dropout) or not 0 <= c.lora_dropout < 1:
+    if not (c.lora_dropout == 0 or _is_number(c.lora_dropout)) or c.lora_dropout >= 1:
         found.append(f"lora_dropout={c.lora_dropout!r}, but it is a probability in [0, 1).")
     if c.bias not in ("none", "all", "lora_only"):
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
@@ -221,29 +222,45 @@ def _value_problems(c: LoRAConfig) -> list[str]:
     if not isinstance(c.init_lora_weights, bool | str) or c.init_lora_weights not in INITS:
         known = ", ".join(map(repr, INITS))
         found.append(f"init_lora_weights={c.init_lora_weights!r}; the choices are {known} and 'pissa_niter_N'.")
+    found += [f"{n}={getattr(c, n)!r}, but it is True or False." for n in _FLAGS if not isinstance(getattr(c, n), bool)]
+    return [*found, *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
+
+
+def _name_problems(c: LoRAConfig) -> list[str]:
+    found = []
     for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
         value = getattr(c, name)
-        if value is not None and not isinstance(value, str) and not _is_names(value):
+        if isinstance(value, str) and name in ("target_parameters", "modules_to_save"):
+            found.append(f"{name}={value!r} is one string; write a list, [{value!r}].")
+        elif value is not None and not isinstance(value, str) and not _is_names(value):
             found.append(f"{name}={value!r}, but it takes a list of names.")
-    for name in ("target_parameters", "modules_to_save"):
-        if isinstance(getattr(c, name), str):
-            found.append(f"{name}={getattr(c, name)!r} is one string; write a list, [{getattr(c, name)!r}].")
-    found += [
-        f"rank_pattern[{k!r}]={v!r} must be a positive integer." for k, v in c.rank_pattern.items() if not positive(v)
-    ]
-    found += [
-        f"alpha_pattern[{k!r}]={v!r} must be a positive number."
-        for k, v in c.alpha_pattern.items()
-        if not number(v) or v <= 0
-    ]
-    for pattern in (
-        *c.rank_pattern,
-        *c.alpha_pattern,
-        *([c.exclude_modules] if isinstance(c.exclude_modules, str) else []),
-    ):
-        found += _regex_problem(pattern)
-    if isinstance(c.target_modules, str) and c.target_modules not in PRESETS:
-        found += _regex_problem(c.target_modules)
+    for name in ("exclude_modules", "target_modules"):
+        value = getattr(c, name)
+        if isinstance(value, str) and value not in PRESETS:
+            found += _regex_problem(name, value)
+    return found
+
+
+def _pattern_problems(c: LoRAConfig) -> list[str]:
+    found = []
+    for name, fits, what in (("rank_pattern", _is_int, "integer"), ("alpha_pattern", _is_number, "number")):
+        patterns = getattr(c, name)
+        if not isinstance(patterns, dict) or not all(isinstance(k, str) for k in patterns):
+            found.append(f"{name}={patterns!r}, but it maps regular expressions to values, {{'q_proj': 4}}.")
+            continue
+        found += [f"{name}[{k!r}]={v!r} must be a positive {what}." for k, v in patterns.items() if not fits(v)]
+        found += [problem for k in patterns for problem in _regex_problem(name, k)]
+    return found
+
+
+def _index_problems(c: LoRAConfig) -> list[str]:
+    found = []
+    layers, tokens = c.layers_to_transform, c.trainable_token_indices
+    if layers is not None and not _is_int(layers, 0) and not _is_indices(layers):
+        found.append(f"layers_to_transform={layers!r}, but it takes layer numbers, [0, 1] or 3.")
+    tables = list(tokens.values()) if isinstance(tokens, Mapping) else [] if tokens is None else [tokens]
+    if not all(map(_is_indices, tables)):
+        found.append(f"trainable_token_indices={tokens!r}, but it takes token numbers, or {{'embed_tokens': [...]}}.")
     return found
 
 
@@ -265,17 +282,30 @@ def _combination_problems(c: LoRAConfig) -> list[str]:
     return found
 
 
-def _regex_problem(pattern: str) -> list[str]:
+def _regex_problem(name: str, pattern: str) -> list[str]:
     try:
         re.compile(pattern)
     except re.error as error:
-        return [f"{pattern!r} is not a regular expression: {error}."]
+        return [f"{name}: {pattern!r} is not a regular expression: {error}."]
     return []
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first pattern that the end of a name matches, on whole dotted words (PEFT's rule)."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+
+
+def _is_int(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a positive, finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_indices(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v, 0) for v in value)
 
 
 def _is_names(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import transformers
 from torch import Tensor, nn
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .config import CONFIG_NAME, LoRAConfig
@@ -19,9 +20,9 @@ from .errors import AdapterFileError, ModelError
 from .formats.files import read_metadata, read_tensors
 from .formats.peft import PREFIX
 from .layer import base_modules
-from .targets import as_endings, match_names
+from .targets import as_endings, match_names, saved_modules
 
-__all__ = ["WEIGHTS_NAMES", "AdapterFiles", "head_modules", "load_base", "open_adapter", "resize_labels"]
+__all__ = ["WEIGHTS_NAMES", "AdapterFiles", "head_modules", "load_base", "load_base_of", "open_adapter"]
 
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 METADATA_KEY = "hf_lora"
@@ -118,6 +119,31 @@ def load_base(
     return model, frozenset((set(info.get("missing_keys", ())) | mismatched) & own)
 
 
+def load_base_of(
+    files: AdapterFiles, base_model: str | None, auto_class: type | str | None, kwargs: dict[str, Any]
+) -> nn.Module:
+    """Load the base that an adapter belongs to, with its number of labels.
+
+    Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
+    warning names the new parameters that the adapter does not hold.
+    """
+    base, task_type, cls = files.base(base_model, auto_class)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, new = load_base(base, task_type, cls, (), _with_labels(files, kwargs))
+    finally:
+        logging.set_verbosity(verbosity)
+    left = sorted(new - {key.removeprefix(PREFIX) for key in files.tensors})
+    if left:
+        warnings.warn(
+            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {files.name} and start "
+            f"at random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}.",
+            stacklevel=2,
+        )
+    return model
+
+
 def _model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
     if isinstance(auto_class, type):
         return auto_class
@@ -165,7 +191,7 @@ def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> 
     names += [n for n in dict.fromkeys(covered) if n not in names]
     names = [n for n in names if any(True for _ in modules[n].parameters())]
     given = list(config.modules_to_save or ())
-    extra = [n for n in names if n not in match_names(given, modules)]
+    extra = [n for n in names if n not in saved_modules(given, modules)]
     found = [*given, *as_endings(extra, list(modules))]
     return found or None
 
@@ -174,7 +200,7 @@ def _all_new(modules: Mapping[str, nn.Module], name: str, new: Collection[str]) 
     return bool(name) and all(f"{name}.{n}" in new for n, _ in modules[name].named_parameters())
 
 
-def resize_labels(files: AdapterFiles, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _with_labels(files: AdapterFiles, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none.
 
     They come from the adapter's own notes, or from the size of the head it holds.

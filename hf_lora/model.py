@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import adapters, front
 from .config import LoRAConfig
 from .errors import AdapterNameError, AdapterStateError, ModelError
-from .loading import AdapterFiles, head_modules, load_base, open_adapter, resize_labels
+from .loading import AdapterFiles, head_modules, load_base, load_base_of, open_adapter
 from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
@@ -95,7 +95,7 @@ class LoRAModel(nn.Module):
         if isinstance(base_model, nn.Module):
             model: nn.Module = base_model
         else:
-            model, _ = load_base(*files.base(base_model, auto_class), (), resize_labels(files, kwargs))
+            model = load_base_of(files, base_model, auto_class, kwargs)
         fresh = not isinstance(model, LoRAModel)
         result = _enter(model)
         try:

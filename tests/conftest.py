@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty times what it brings
 
 
 @pytest.fixture(autouse=True)

@@ -101,6 +101,12 @@ def test_a_head_that_its_checkpoint_holds_is_trained_only_for_a_task(bert_mlm: P
     assert model.peft_config["default"].modules_to_save == ["classifier"]
 
 
+def test_new_parameters_that_an_adapter_does_not_hold_are_named(bert_mlm: Path, tmp_path: Path) -> None:
+    LoRAModel.from_pretrained(bert_mlm, LoRAConfig(target_modules=["query"])).save_pretrained(tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"4 parameters .* start at random: bert\.pooler.*classifier"):
+        LoRAModel.from_pretrained(tmp_path / "out", auto_class=BertForSequenceClassification)
+
+
 def test_label_names_travel_with_the_adapter(bert_mlm: Path, tmp_path: Path) -> None:
     labels = {0: "bad", 1: "fair", 2: "good"}
     model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), id2label=labels)

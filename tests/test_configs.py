@@ -1,0 +1,343 @@
+"""LoRAConfig: PEFT's fields, defaults and file, read and written with nothing lost, refused with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+
+from hf_lora import LoRAConfig
+from hf_lora.errors import AdapterFileError, ConfigError, LoRAError
+
+COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"
+ADAPTER_CONFIG = "adapter_config.json"
+OTHER_METHODS = {8, 66, *range(76, 91)}
+NOT_PEFT = {1, 27, 28, 44, 45}
+NOT_BUILT = {73: "init_lora_weights='mica'", 74: "use_bdlora="}
+
+
+def _in_peft(directory: Path) -> dict[str, Any]:
+    """Return what PEFT makes of a directory's adapter_config.json; lists without order or repeats, as PEFT uses them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of keys that it does not know
+        values = peft.LoraConfig.from_pretrained(str(directory)).to_dict()
+    return {key: sorted(set(v)) if isinstance(v, list | set) else v for key, v in values.items()}
+
+
+def _written(text: str, directory: Path) -> Path:
+    directory.mkdir()
+    (directory / ADAPTER_CONFIG).write_bytes(text.encode())
+    return directory
+
+
+def _assert_peft_reads_the_same_again(text: str, tmp_path: Path) -> LoRAConfig:
+    """Read a config file here, save it again, and compare what PEFT makes of the two."""
+    given = _written(text, tmp_path / "given")
+    config = LoRAConfig.from_pretrained(given)
+    config.save_pretrained(tmp_path / "saved")
+    assert _in_peft(tmp_path / "saved") == _in_peft(given)
+    assert LoRAConfig.from_pretrained(tmp_path / "saved").to_dict() == config.to_dict()
+    return config
+
+
+# --- files that people published ------------------------------------------------------------------------------------
+
+published = pytest.mark.skipif(not COMMUNITY.is_dir(), reason="the community configs are not part of the repository")
+FILES = sorted(COMMUNITY.glob("*.json"))
+
+
+@published
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_published_config_means_the_same_to_peft_once_saved_again_or_is_refused_with_the_reason(
+    path: Path, tmp_path: Path
+) -> None:
+    number, text = int(path.name[:2]), path.read_bytes().decode()
+    if number not in OTHER_METHODS | NOT_PEFT | NOT_BUILT.keys():
+        _assert_peft_reads_the_same_again(text, tmp_path)
+        return
+    with pytest.raises(ConfigError) as refused:
+        LoRAConfig.from_pretrained(path)
+    method = json.loads(text).get("peft_type")
+    reason = NOT_BUILT.get(number) or (f"PEFT's method {method!r}" if method else "no peft_type")
+    assert reason in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+@published
+def test_all_ninety_published_configs_are_there() -> None:
+    assert [int(path.name[:2]) for path in FILES] == list(range(1, 91))
+
+
+# --- the same traits, in small ----------------------------------------------------------------------------------------
+
+MINIMAL = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+def _json(**changes: Any) -> str:
+    return json.dumps({**MINIMAL, **changes})
+
+
+READABLE = {
+    "minimal": _json(),
+    "windows line ends": json.dumps(MINIMAL, indent=2).replace("\n", "\r\n"),
+    "blank lines and a final newline": "\n\n" + json.dumps(MINIMAL, indent=4) + "\n\n",
+    "keys in any order": json.dumps(dict(reversed(MINIMAL.items()))),
+    "duplicated targets": _json(target_modules=["q_proj", "v_proj", "q_proj"]),
+    "duplicated modules to save": _json(modules_to_save=["classifier", "score", "classifier"]),
+    "null targets": _json(target_modules=None),
+    "an expression": _json(target_modules=r"^model\.layers\.\d+\.(q|v)_proj$"),
+    "all-linear": _json(target_modules="all-linear"),
+    "dotted targets": _json(target_modules=["attn.c_attn", "mlp.c_proj"]),
+    "excluded by expression": _json(exclude_modules=r".*vision.*"),
+    "excluded by list": _json(exclude_modules=["lm_head"]),
+    "parameters": _json(target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"]),
+    "parameters alone": _json(target_modules=[], target_parameters=["experts.gate_up_proj"]),
+    "integer dropout": _json(lora_dropout=0),
+    "patterns": _json(rank_pattern={"to_v": 2, r"layers\.0\..*": 3}, alpha_pattern={"to_v": 32, "to_q": 0.5}),
+    "variants": _json(use_dora=True, use_rslora=True),
+    "initialisation": _json(init_lora_weights="pissa_niter_16"),
+    "one layer": _json(layers_to_transform=3, layers_pattern="layers"),
+    "some layers": _json(layers_to_transform=[12, 13], layers_pattern=["h", "layers"]),
+    "tokens": _json(trainable_token_indices=[3, 1, 2]),
+    "tokens by name": _json(trainable_token_indices={"embed_tokens": [3, 1]}),
+    "biases": _json(bias="lora_only"),
+    "lora bias": _json(lora_bias=True),
+    "a revision": _json(revision="unsloth", base_model_name_or_path="/home/me/model"),
+    "a class": _json(auto_mapping={"base_model_class": "T", "parent_library": "p", "unsloth_fixed": True}, task_type=None),
+    "an empty base": _json(base_model_name_or_path=None, inference_mode=True, fan_in_fan_out=True),
+    "removed keys that are empty": _json(enable_lora=None, merge_weights=False),
+    "features that are off": _json(use_bdlora=None, use_qalora=False, alora_invocation_tokens=None, layer_replication=None),
+    "features of the start": _json(loftq_config={"loftq_bits": 4}, qalora_group_size=32, megatron_core="other.core"),
+    "a development version": _json(peft_version="0.18.2.dev0@UNKNOWN"),
+    "everything null": _json(
+        **dict.fromkeys(("task_type", "modules_to_save", "layers_to_transform", "layers_pattern", "exclude_modules"))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trait", READABLE)
+def test_a_config_file_means_the_same_to_peft_once_saved_again(trait: str, tmp_path: Path) -> None:
+    _assert_peft_reads_the_same_again(READABLE[trait], tmp_path)
+
+
+# What is refused, and what the message must say.
+REFUSED = {
+    "another method": (json.dumps({"peft_type": "IA3", "target_modules": ["k"]}), "PEFT's method 'IA3'"),
+    "no method": (json.dumps({"r": 8}), "no peft_type.*Its keys: r"),
+    "an unknown key that is set": (_json(brand_new_switch=True), "unknown key brand_new_switch=True.*delete it"),
+    "a feature that is not built": (_json(use_qalora=True), "use_qalora=True.*does not build"),
+    "replicated layers": (_json(layer_replication=[[0, 4], [2, 5]]), "layer_replication="),
+    "an activated adapter": (_json(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens="),
+    "an initialisation that is not built": (_json(init_lora_weights="mica"), "init_lora_weights='mica'.*choices"),
+    "a rank that is a word": (_json(r="8"), "r='8'.*positive integer"),
+    "a rank of nought": (_json(r=0), "r=0.*positive integer"),
+    "targets that are numbers": (_json(target_modules=[1, 2]), "target_modules=.*list of names"),
+    "two problems at once": (_json(r=-1, lora_dropout=7), r"r=-1.*lora_dropout=7"),
+}
+
+
+@pytest.mark.parametrize("trait", REFUSED)
+def test_a_config_file_that_cannot_be_followed_is_refused_with_the_reason_and_its_name(
+    trait: str, tmp_path: Path
+) -> None:
+    text, message = REFUSED[trait]
+    directory = _written(text, tmp_path / "given")
+    with pytest.raises(ConfigError, match=message) as refused:
+        LoRAConfig.from_pretrained(directory)
+    assert str(directory / ADAPTER_CONFIG) in str(refused.value)
+    assert isinstance(refused.value, LoRAError)
+    assert isinstance(refused.value, ValueError)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"LORA"', "{'peft_type': 'LORA'}", "\x80\x81"])
+def test_a_file_that_is_no_json_object_is_an_error_of_the_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / ADAPTER_CONFIG).write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdapterFileError, match="JSON"):
+        LoRAConfig.from_pretrained(tmp_path)
+
+
+def test_a_missing_file_is_an_error_of_the_file_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match=ADAPTER_CONFIG):
+        LoRAConfig.from_pretrained(tmp_path)
+
+
+ODD_VALUES = ["x", "(", 5, -1, 0, 1.5, True, [1], ["q"], [["q"]], [None], {}, {"a": None}, {"a": "b"}, {"(": 1}, None]
+FIELDS = [field.name for field in dataclasses.fields(LoRAConfig) if field.name != "other"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_value_of_a_field_raises_anything_but_a_config_error(field: str) -> None:
+    for value in ODD_VALUES:
+        try:
+            config = LoRAConfig.from_dict({**MINIMAL, field: value})
+        except ConfigError as error:
+            assert field in str(error) or repr(value) in str(error)  # noqa: PT017 - either outcome is right
+        else:
+            json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", "false"),
+        ("use_rslora", "no"),
+        ("lora_bias", 1.5),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", float("inf")),
+        ("layers_to_transform", "x"),
+        ("layers_to_transform", ["0"]),
+        ("trainable_token_indices", "x"),
+        ("trainable_token_indices", [1.5]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_taken_for_true(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        LoRAConfig.from_dict({**MINIMAL, field: value})
+
+
+# --- settings that cannot be right ------------------------------------------------------------------------------------
+
+WRONG = [
+    ({"r": 0}, "r=0.*positive integer; 8 is the usual"),
+    ({"r": -4}, "r=-4.*positive integer"),
+    ({"r": 8.0}, r"r=8\.0.*positive integer"),
+    ({"r": True}, "r=True.*positive integer"),
+    ({"lora_alpha": 0}, "lora_alpha=0.*positive number; r or 2r"),
+    ({"lora_alpha": -8}, "lora_alpha=-8.*positive number"),
+    ({"lora_dropout": 1.0}, r"lora_dropout=1\.0.*probability in \[0, 1\)"),
+    ({"lora_dropout": -0.1}, r"lora_dropout=-0\.1.*probability"),
+    ({"bias": "some"}, 'bias=\'some\'; the choices are "none", "all" and "lora_only"'),
+    ({"task_type": "CAUSAL"}, "task_type='CAUSAL'; the choices are .*CAUSAL_LM"),
+    ({"init_lora_weights": "pisa"}, "init_lora_weights='pisa'; the choices are .*'pissa'"),
+    ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights='pissa_niter_'"),
+    ({"init_lora_weights": 1.5}, r"init_lora_weights=1\.5"),
+    ({"modules_to_save": "classifier"}, r"modules_to_save='classifier' is one string; write a list, \['classifier'\]"),
+    ({"target_parameters": "experts.up"}, r"target_parameters='experts.up' is one string; write a list"),
+    ({"target_modules": [3]}, r"target_modules=\[3\], but it takes a list of names"),
+    ({"target_modules": []}, "target_modules is empty.*name layers, or use 'auto'"),
+    ({"target_modules": "(q_proj"}, r"'\(q_proj' is not a regular expression"),
+    ({"exclude_modules": "*vision"}, r"'\*vision' is not a regular expression"),
+    ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0 must be a positive integer"),
+    ({"rank_pattern": {"(q": 4}}, r"'\(q' is not a regular expression"),
+    ({"alpha_pattern": {"q_proj": -1}}, r"alpha_pattern\['q_proj'\]=-1 must be a positive number"),
+    (
+        {"target_modules": ".*q", "layers_to_transform": [0]},
+        "layers_to_transform goes with a list.*write the layers into",
+    ),
+    ({"layers_pattern": "h"}, "layers_pattern has no effect without layers_to_transform; give the layers"),
+    ({"lora_bias": True, "use_dora": True}, "lora_bias=True and use_dora=True exclude each other"),
+    ({"lora_bias": True, "init_lora_weights": "pissa"}, "lora_bias=True goes with init_lora_weights=True or False"),
+    ({"lora_bias": True, "bias": "all"}, "lora_bias=True and bias='all' would train the same biases twice"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), WRONG, ids=[", ".join(f"{k}={v}" for k, v in s.items()) for s, _ in WRONG]
+)
+def test_a_setting_that_cannot_be_right_is_refused_when_the_config_is_made(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LoRAConfig(**settings)
+    with pytest.raises(ConfigError, match=message):
+        LoRAConfig().copy(**settings)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        LoRAConfig(r=0, lora_dropout=2.0, bias="x", task_type="y", init_lora_weights="z")
+    assert all(name in str(refused.value) for name in ("r=0", "lora_dropout=2.0", "bias='x'", "task_type='y'", "'z'"))
+
+
+# --- PEFT's fields ------------------------------------------------------------------------------------------------------
+
+
+def test_every_default_is_pefts_but_that_targets_are_found_out() -> None:
+    """A PEFT config without targets falls back on a table of models, or raises; here it is "auto"."""
+    ours, theirs = LoRAConfig(), peft.LoraConfig()
+    shared = {f.name for f in dataclasses.fields(ours)} & {f.name for f in dataclasses.fields(theirs)}
+    different = {name for name in shared if getattr(ours, name) != getattr(theirs, name)}
+    assert different == {"target_modules"}
+    assert (ours.target_modules, theirs.target_modules) == ("auto", None)
+    assert {f.name for f in dataclasses.fields(ours)} - shared == {"other"}
+    assert ours.peft_type == theirs.peft_type.value
+
+
+def test_the_file_has_pefts_keys_and_by_default_pefts_values(tmp_path: Path) -> None:
+    """But for peft_version: it says which PEFT wrote a file, and none did."""
+    LoRAConfig().save_pretrained(tmp_path / "ours")
+    peft.LoraConfig().save_pretrained(str(tmp_path / "theirs"))
+    ours, theirs = (json.loads((tmp_path / who / ADAPTER_CONFIG).read_text()) for who in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert {key for key in ours if ours[key] != theirs[key]} == {"peft_version"}
+
+
+def test_presets_that_no_other_tool_knows_are_not_written() -> None:
+    assert LoRAConfig(target_modules="auto").to_dict()["target_modules"] is None
+    assert LoRAConfig(target_modules="attention").to_dict()["target_modules"] is None
+    assert LoRAConfig(target_modules="all-linear").to_dict()["target_modules"] == "all-linear"
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"r": 3, "lora_alpha": 5, "lora_dropout": 0.25, "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]},
+    {"target_modules": {"v_proj", "q_proj"}, "use_rslora": True, "bias": "all"},
+    {"target_modules": ("a", "b", "a"), "use_dora": True, "init_lora_weights": "pissa"},
+    {"target_modules": r".*\.q_proj", "exclude_modules": ["x"], "init_lora_weights": False},
+    {"target_parameters": ["experts.down_proj"], "target_modules": [], "rank_pattern": {"down_proj": 2}},
+    {"target_modules": ["q"], "layers_to_transform": range(2, 5), "layers_pattern": "h", "alpha_pattern": {"q": 2.5}},
+    {"target_modules": ["q"], "trainable_token_indices": {"wte": [1, 2]}, "lora_bias": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
+def test_a_config_saved_here_reads_back_equal_here_and_through_peft(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = LoRAConfig(**settings)
+    config.save_pretrained(tmp_path / "ours")
+    again = LoRAConfig.from_pretrained(tmp_path / "ours")
+    assert again.to_dict() == config.to_dict()
+    peft.LoraConfig.from_pretrained(str(tmp_path / "ours")).save_pretrained(str(tmp_path / "theirs"))
+    through = LoRAConfig.from_pretrained(tmp_path / "theirs")
+    assert _unordered(through.to_dict()) == _unordered({**config.to_dict(), "peft_version": peft.__version__})
+
+
+def _unordered(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: sorted(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+NAMES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.10.self_attn.q_proj",
+    "model.layers.0.mlp.up_proj",
+    "q_proj",
+    "model.layers.0.mlp.experts.down_proj",
+    "xq_proj",
+]
+PATTERNS = [
+    "q_proj",
+    r"layers\.0\..*",
+    r".*\.up_proj",
+    "self_attn",
+    r"^model\.layers\.0\.mlp.*",
+    "experts.down_proj",
+    "(q|up)_proj",
+]
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_rank_and_alpha_patterns_pick_what_peft_picks(use_rslora: bool) -> None:
+    from peft.utils.other import get_pattern_key
+
+    for first in PATTERNS:
+        for second in PATTERNS:
+            ranks, alphas = ({first: 3, second: 5}, {second: 7, first: 11})
+            config = LoRAConfig(rank_pattern=ranks, alpha_pattern=alphas, use_rslora=use_rslora)
+            for name in NAMES:
+                r = ranks.get(get_pattern_key(ranks.keys(), name), 8)
+                alpha = alphas.get(get_pattern_key(alphas.keys(), name), 8)
+                assert config.rank_of(name) == r
+                assert config.scaling_of(name) == alpha / (r**0.5 if use_rslora else r)
