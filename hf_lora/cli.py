@@ -1,0 +1,73 @@
+"""The hf-lora command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import LoRAError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (the process's own unless given) and return its exit status.
+
+    0: done; 1: the demo's check found other scores; 2: a LoRAError, told in one line on stderr, or bad arguments
+    (then it raises SystemExit, as argparse does).
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except LoRAError as error:
+        print("hf-lora:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-lora", description="LoRA as a property of a Transformers model.")
+    parser.add_argument("--version", action="version", version=f"hf-lora {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "tune a real BERT on real sentiment ratings, save the adapter, and reload it in a fresh process"
+    demo = commands.add_parser("demo", help=text, description=text[0].upper() + text[1:] + ".")
+    demo.add_argument("--epochs", type=_positive, default=1.0, metavar="N", help="passes over the data (default: 1)")
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the split and the training (default: 0)")
+    demo.add_argument("--r", type=int, default=8, metavar="N", help="the adapter's rank (default: 8)")
+    demo.add_argument(
+        "--output", type=Path, default=Path("outputs/demo"), metavar="DIR", help="where to save (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--check", type=Path, metavar="DIR", help="only reload the demo saved there and compare its scores"
+    )
+    demo.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import DemoOptions, check, check_in_fresh_process, run  # not above: it imports torch
+
+    if arguments.check is not None:
+        return 0 if check(arguments.check) else 1
+    run(DemoOptions(epochs=arguments.epochs, seed=arguments.seed, r=arguments.r), arguments.output)
+    return 0 if check_in_fresh_process(arguments.output) else 1
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 .. 2**32 - 1")
+    return value

@@ -1,0 +1,59 @@
+"""The hf-lora command: what it prints and the status it exits with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_lora
+from hf_lora import cli
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"hf-lora {hf_lora.__version__}\n"
+
+
+def test_python_m_hf_lora_is_the_same_command() -> None:
+    command = [sys.executable, "-m", "hf_lora", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"hf-lora {hf_lora.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--check", "nowhere"], "nowhere holds no readable demo_results.json"),
+        (["demo", "--r", "0"], "the rank must be a positive integer"),
+        (["demo", "--output", "taken"], "taken is a file"),
+    ],
+)
+def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("hf-lora: ")
+    assert told.err.count("\n") == 1
+    assert message in told.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["demo", "--epochs", "0"], ["demo", "--epochs", "nan"], ["demo", "--seed", "-1"], ["demo", "more"]],
+)
+def test_bad_arguments_are_refused_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(arguments)
+    assert "hf-lora" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""The examples run, as a user runs them: a process each, offline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs_without_network(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / name), "--smoke", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_readme_names_the_example(name: str) -> None:
+    assert f"({name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_published_card_holds_a_path_of_a_machine() -> None:
+    cards = sorted((ROOT / "model_cards").glob("*.md"))
+    assert cards
+    for card in cards:
+        text = card.read_text(encoding="utf-8")
+        places = ("site-packages", str(ROOT), str(Path.home()), tempfile.gettempdir())
+        assert not [place for place in places if place in text], card
