@@ -23,6 +23,16 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(b.to(dtype), a.to(dtype))
 
 
+def add_product(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> Tensor:
+    """Return weight + scaling * left right as a new tensor of the weight's dtype, in one pass over it.
+
+    weight: (..., n, m), left unchanged; left: (..., n, r); right: (..., r, m). Computed in float32 or wider.
+    """
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, left.dtype), torch.float32)
+    add = torch.addmm if weight.ndim == 2 else torch.baddbmm
+    return add(weight.to(dtype), left.to(dtype), right.to(dtype), alpha=scaling).to(weight.dtype)
+
+
 def down_linear(x: Tensor, a: Tensor) -> Tensor:
     """Return x A^T, shape (..., r). The small factor is cast to x's dtype; x never is."""
     return F.linear(x, a.to(x.dtype))

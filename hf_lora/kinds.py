@@ -45,6 +45,10 @@ class Kind:
         """Return A as (..., r, in) and B as (..., out, r), whose product is the matrix."""
         return a, b
 
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
+        return LF.add_product(weight, b, a, scaling)
+
     def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
         """Return s = A x. y: the base's output, for its dtype where x has none."""
         return LF.down_linear(x, a)
@@ -82,6 +86,9 @@ class Conv1DKind(Kind):
 
     def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
         return (r, shape[0]), (shape[1], r)
+
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        return LF.add_product(weight, a.mT, b.mT, scaling)
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         return torch.matmul(x, layer.weight) + layer.bias
@@ -131,6 +138,9 @@ class ConvKind(Kind):
     def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a.flatten(1), b.flatten(1)
 
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        return LF.add_product(weight.flatten(1), b.flatten(1), a.flatten(1), scaling).reshape(weight.shape)
+
     def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
         return layer._conv_forward(x, a.to(x.dtype), None)
 
@@ -179,6 +189,9 @@ class TransposedExpertsKind(ExpertsKind):
         experts, in_, out = shape
         return (experts, r, in_), (experts, out, r)
 
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        return LF.add_product(weight, a.mT, b.mT, scaling)
+
 
 class PackedKind(Kind):
     """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""
@@ -192,7 +205,7 @@ class PackedKind(Kind):
     def matrix(self, weight: Tensor) -> Tensor:
         raise TargetError("its weight is packed (quantised) and cannot be read as a matrix; load the base in float.")
 
-    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         raise TargetError("its weight is packed (quantised) and cannot be merged into; load the base in float.")
 
 

@@ -85,6 +85,8 @@ class LoRA(Adapter):
         return out
 
     def effective(self, weight: Tensor) -> Tensor:
+        if not self.moves_base:
+            return self._kind.merge(weight, self.lora_A, self.lora_B, self.scaling)
         delta = self._kind.weight(self.product(), self.shape)
         return torch.add(weight.to(delta.dtype), delta, alpha=self.scaling).to(weight.dtype)
 
@@ -92,11 +94,11 @@ class LoRA(Adapter):
         """Return scaling * B A x, of y's shape and dtype: the whole of LoRA's update but the trained bias."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        kind = self._kind
-        out = kind.up(kind.down(layer, x, self.lora_A, y), self.lora_B)
+        kind, scaling = self._kind, self.scaling * self.factor  # applied in the middle, where the tensor is smallest
+        out = kind.up(kind.down(layer, x, self.lora_A, y) * scaling, self.lora_B)
         if self.moves_base:
-            out = out - kind.up(kind.down(layer, x, self.initial_A, y), self.initial_B)
-        return out * (self.scaling * self.factor)
+            out = out - kind.up(kind.down(layer, x, self.initial_A, y) * scaling, self.initial_B)
+        return out
 
     def update(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         out = self.low_rank(layer, x, y)
