@@ -173,7 +173,7 @@ def problems_of_attention(model: nn.Module, auto: tuple[str, ...]) -> Iterator[s
             if wanted and full not in auto and label not in NOT_QUERY_OR_VALUE:
                 yield f"{full} makes {called} and is no target"
             meant = any(re.search(r"quer|value|qkv|kv|^[qv]", v) for v in called)
-            if full in auto and not meant and (kind, label) not in UNNAMED_QUERY_OR_VALUE:
+            if SAME_VERSION and full in auto and not meant and (kind, label) not in UNNAMED_QUERY_OR_VALUE:
                 yield f"{full} makes {called} and is a target"
 
 

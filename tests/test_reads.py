@@ -13,6 +13,8 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from hf_lora.reads import child_is_called, weight_is_read
 
+from .versions import not_older
+
 
 def a(cls: type[nn.Module]) -> nn.Module:
     """Return an instance without running its constructor: only its class's source is looked at."""
@@ -81,6 +83,7 @@ def test_wavlm_reads_all_four_projections_and_calls_none() -> None:
         assert not child_is_called(a(WavLMAttention), name)
 
 
+@not_older
 def test_mamba_reads_dt_proj_and_never_calls_it() -> None:
     mixer = a(MambaMixer)
     assert weight_is_read(mixer, "dt_proj")

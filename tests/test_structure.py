@@ -41,6 +41,8 @@ from transformers import (
 from hf_lora.errors import TargetError
 from hf_lora.structure import preset_targets
 
+from .versions import not_older
+
 
 def on_meta(config: PreTrainedConfig, cls: Any = None) -> nn.Module:
     with torch.device("meta"):
@@ -75,7 +77,9 @@ AUTO = {
 }
 
 
-@pytest.mark.parametrize("model_type", AUTO)
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(t, marks=not_older if t in ("vit", "mamba") else ()) for t in AUTO]
+)
 def test_auto_gives_query_and_value(model_type: str) -> None:
     config, expected = AUTO[model_type]
     assert endings(config, "auto") == expected
@@ -173,6 +177,7 @@ def test_low_rank_pairs_give_both_factors_to_attention() -> None:
     assert found == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
 
 
+@not_older
 def test_all_linear_adds_the_dead_projection_of_mamba_that_auto_leaves_out() -> None:
     assert endings(MambaConfig(num_hidden_layers=1), "all-linear") - endings(
         MambaConfig(num_hidden_layers=1), "auto"
