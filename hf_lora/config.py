@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import AdapterFileError, ConfigError
-from .variants import INITS, SCALINGS
+from .settings import TASK_TYPES, is_names, problems_of
+from .structure import PRESETS
+from .variants import SCALINGS
 
 __all__ = ["CONFIG_NAME", "PRESETS", "TASK_TYPES", "LoRAConfig"]
 
 CONFIG_NAME = "adapter_config.json"
-PRESETS = ("auto", "attention", "all-linear")
-TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 Bias = Literal["none", "all", "lora_only"]
 
 # PEFT fields that change the maths and that hf_lora does not build: any other value is an error, never ignored.
@@ -104,12 +103,11 @@ class LoRAConfig:
         for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                setattr(self, name, _unique(value) if _is_names(value) else value)
+                setattr(self, name, _unique(value) if is_names(value) else value)
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             setattr(self, name, dict(value) if isinstance(value, Mapping) else {} if value is None else value)
-        problems = [*_value_problems(self), *_combination_problems(self)]
-        if problems:
+        if problems := problems_of(self):
             raise ConfigError("LoRAConfig: " + " ".join(problems))
 
     @property
@@ -204,112 +202,11 @@ class LoRAConfig:
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
-_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
-
-
-def _value_problems(c: LoRAConfig) -> list[str]:
-    found = []
-    if not _is_int(c.r, 1):
-        found.append(f"r={c.r!r}, but the rank must be a positive integer; 8 is the usual start.")
-    if not _is_number(c.lora_alpha):
-        found.append(f"lora_alpha={c.lora_alpha!r}, but it must be a positive number; r or 2r is usual.")
-    if not (c.lora_dropout == 0 or _is_number(c.lora_dropout)) or c.lora_dropout >= 1:
-        found.append(f"lora_dropout={c.lora_dropout!r}, but it is a probability in [0, 1).")
-    if c.bias not in ("none", "all", "lora_only"):
-        found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
-    if c.task_type is not None and c.task_type not in TASK_TYPES:
-        found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
-    if not isinstance(c.init_lora_weights, bool | str) or c.init_lora_weights not in INITS:
-        known = ", ".join(map(repr, INITS))
-        found.append(f"init_lora_weights={c.init_lora_weights!r}; the choices are {known} and 'pissa_niter_N'.")
-    found += [f"{n}={getattr(c, n)!r}, but it is True or False." for n in _FLAGS if not isinstance(getattr(c, n), bool)]
-    return [*found, *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
-
-
-def _name_problems(c: LoRAConfig) -> list[str]:
-    found = []
-    for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
-        value = getattr(c, name)
-        if isinstance(value, str) and name in ("target_parameters", "modules_to_save"):
-            found.append(f"{name}={value!r} is one string; write a list, [{value!r}].")
-        elif value is not None and not isinstance(value, str) and not _is_names(value):
-            found.append(f"{name}={value!r}, but it takes a list of names.")
-    for name in ("exclude_modules", "target_modules"):
-        value = getattr(c, name)
-        if isinstance(value, str) and value not in PRESETS:
-            found += _regex_problem(name, value)
-    return found
-
-
-def _pattern_problems(c: LoRAConfig) -> list[str]:
-    found = []
-    for name, fits, what in (("rank_pattern", _is_int, "integer"), ("alpha_pattern", _is_number, "number")):
-        patterns = getattr(c, name)
-        if not isinstance(patterns, dict) or not all(isinstance(k, str) for k in patterns):
-            found.append(f"{name}={patterns!r}, but it maps regular expressions to values, {{'q_proj': 4}}.")
-            continue
-        found += [f"{name}[{k!r}]={v!r} must be a positive {what}." for k, v in patterns.items() if not fits(v)]
-        found += [problem for k in patterns for problem in _regex_problem(name, k)]
-    return found
-
-
-def _index_problems(c: LoRAConfig) -> list[str]:
-    found = []
-    layers, tokens = c.layers_to_transform, c.trainable_token_indices
-    if layers is not None and not _is_int(layers, 0) and not _is_indices(layers):
-        found.append(f"layers_to_transform={layers!r}, but it takes layer numbers, [0, 1] or 3.")
-    tables = list(tokens.values()) if isinstance(tokens, Mapping) else [] if tokens is None else [tokens]
-    if not all(map(_is_indices, tables)):
-        found.append(f"trainable_token_indices={tokens!r}, but it takes token numbers, or {{'embed_tokens': [...]}}.")
-    return found
-
-
-def _combination_problems(c: LoRAConfig) -> list[str]:
-    found = []
-    regex = isinstance(c.target_modules, str) and c.target_modules not in PRESETS
-    if regex and c.layers_to_transform is not None:
-        found.append("layers_to_transform goes with a list of target_modules; write the layers into the expression.")
-    if c.layers_pattern and c.layers_to_transform is None:
-        found.append("layers_pattern has no effect without layers_to_transform; give the layers' numbers as well.")
-    if c.target_modules is not None and not c.target_modules and not (c.target_parameters or c.trainable_token_indices):
-        found.append("target_modules is empty, so there is nothing to train; name layers, or use 'auto'.")
-    if c.lora_bias and c.use_dora:
-        found.append("lora_bias=True and use_dora=True exclude each other: DoRA's length has no place for a bias.")
-    if c.lora_bias and c.init_lora_weights not in (True, False):
-        found.append(f"lora_bias=True goes with init_lora_weights=True or False, not {c.init_lora_weights!r}.")
-    if c.lora_bias and c.bias != "none":
-        found.append(f"lora_bias=True and bias={c.bias!r} would train the same biases twice; choose one.")
-    return found
-
-
-def _regex_problem(name: str, pattern: str) -> list[str]:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return [f"{name}: {pattern!r} is not a regular expression: {error}."]
-    return []
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first pattern that the end of a name matches, on whole dotted words (PEFT's rule)."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
-
-
-def _is_int(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a positive, finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_indices(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v, 0) for v in value)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, Sequence | set | frozenset) and all(isinstance(v, str) for v in value)
 
 
 def _unique(names: Any) -> list[str]:

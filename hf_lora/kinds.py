@@ -8,7 +8,6 @@ To add one: write the class, add it to `KINDS`; the law suite runs over the tabl
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import torch
@@ -67,7 +66,7 @@ class Kind:
 
     def probe_input(self, layer: nn.Module) -> Tensor:
         """Return a small float64 input for `expected`."""
-        return _random((2, layer.weight.shape[1]))
+        return random_weight((2, layer.weight.shape[1]))
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""
@@ -94,7 +93,7 @@ class Conv1DKind(Kind):
         return torch.matmul(x, layer.weight) + layer.bias
 
     def probe_input(self, layer: nn.Module) -> Tensor:
-        return _random((2, layer.weight.shape[0]))
+        return random_weight((2, layer.weight.shape[0]))
 
 
 class EmbeddingKind(Conv1DKind):
@@ -155,7 +154,7 @@ class ConvKind(Kind):
 
     def probe_input(self, layer: nn.Module) -> Tensor:
         size = [max(4, 2 * k * d) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        return _random((1, layer.weight.shape[1], *size))
+        return random_weight((1, layer.weight.shape[1], *size))
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         if layer.transposed or layer.groups > 1:
@@ -253,49 +252,6 @@ def weight_shape(kind: Kind, module: nn.Module) -> Shape:
     return tuple(module._parameters["weight"].shape)
 
 
-def forward_factor(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
-    """Return c where a layer's forward is c times what its kind believes, or None where it is something else.
-
-    cls: the layer's class as the model defined it. Standard classes give 1. A subclass with a forward of its own
-    (Falcon's linear, Gemma's scaled embedding) is probed: a copy with small random weights is called, so that an
-    adapter is added behind the forward only where that gives exactly what the adapted weight would have given.
-    """
-    if kind is PACKED:
-        return 1.0
-    standard = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.") or c is Conv1D)
-    if cls.forward is standard.forward:
-        return 1.0
-    try:
-        return _probe(kind, module, cls)
-    except Exception:  # a forward of somebody's own may raise anything on an input it was not made for
-        return None
-
-
-def _probe(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
-    probe = copy.copy(module)
-    probe.__class__ = cls
-    probe._parameters = dict(module._parameters)
-    probe._buffers = {name: None if b is None else b.cpu() for name, b in module._buffers.items()}
-    weight = module._parameters["weight"]
-    assert weight is not None
-    small = tuple(min(n, 6) for n in weight.shape[:2]) + tuple(weight.shape[2:])
-    probe._parameters["weight"] = nn.Parameter(_random(small))
-    if module._parameters.get("bias") is not None:
-        probe._parameters["bias"] = nn.Parameter(_random(kind.factor_shapes(small, 1)[1][:1]))
-    with torch.no_grad():
-        x = kind.probe_input(probe)
-        got, want = cls.forward(probe, x), kind.expected(probe, x)
-        if not isinstance(got, Tensor) or got.shape != want.shape:
-            return None
-        factor = float((got * want).sum() / want.square().sum())
-        if not torch.allclose(got, factor * want, rtol=1e-6, atol=1e-9):
-            return None
-        if kind.embeds:  # the scale as the base's own dtype rounds it
-            probe._parameters["weight"] = nn.Parameter(torch.ones(small, dtype=weight.dtype))
-            factor = float(cls.forward(probe, x).abs().max()) * (1.0 if factor > 0 else -1.0)
-    return round(factor, 12)
-
-
 def _is_packed(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear):
         return isinstance(getattr(module, "qweight", None), Tensor) and hasattr(module, "in_features")
@@ -306,5 +262,6 @@ def _is_packed(module: nn.Module) -> bool:
     return not plain or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
-def _random(shape: Shape) -> Tensor:
+def random_weight(shape: Shape) -> Tensor:
+    """Return float64 noise, the same every time, for probing."""
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

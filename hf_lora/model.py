@@ -18,6 +18,7 @@ from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
 from .state import AdapterState
+from .tying import tied_groups, untie
 
 __all__ = ["LoRAModel", "add_lora"]
 
@@ -230,9 +231,9 @@ class LoRAModel(nn.Module):
         names = list(self._lora.merged or (self._lora.selected if adapter_names is None else adapter_names))
         if not names:
             raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
-        tied = _tied(self)
+        tied = tied_groups(self)
         adapters.merge_for_good(self._lora, names)
-        _untie(self, tied)
+        untie(self, tied)
         return self._leave()
 
     def unload(self) -> Any:
@@ -366,27 +367,3 @@ def _mixin(base: type[nn.Module]) -> type[LoRAModel]:
 
 def _rebuild(base: type[nn.Module]) -> Any:
     return front.rebuild(_mixin(base), base)
-
-
-def _tied(model: Any) -> list[tuple[str, ...]]:
-    """Return the groups of parameter names that share one parameter."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [tuple(group) for group in names.values() if len(group) > 1]
-
-
-def _untie(model: Any, tied: list[tuple[str, ...]]) -> None:
-    """Where merging parted weights that were tied, say so in the config, which decides how the model is reloaded."""
-    now = dict(model.named_parameters(remove_duplicate=False))
-    parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
-    config = getattr(model, "config", None)
-    if not parted or config is None:
-        return
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        if getattr(part, "tie_word_embeddings", False):
-            part.tie_word_embeddings = False
-    keys = getattr(model, "all_tied_weights_keys", None)
-    if keys is not None:
-        gone = {n for g in parted for n in g}
-        model.all_tied_weights_keys = {k: v for k, v in keys.items() if not {k, v} <= gone}

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .config import LoRAConfig
 from .errors import ConfigError, TargetError
-from .kinds import KINDS, PACKED, Kind, Shape, forward_factor, kind_of, parameter_kind, weight_shape
+from .kinds import KINDS, PACKED, Kind, Shape, kind_of, parameter_kind, weight_shape
 from .layer import base_class, base_modules
 from .offload import compute_device
-from .reads import weight_is_read, weight_is_rescaled
+from .probe import forward_factor
+from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 from .targets import find_targets, match_names, saved_modules
 from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
 
@@ -91,6 +92,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
         except TargetError as error:
             problems.append(str(error))
     sites += _bias_sites(modules, config, sites)
+    problems += _idle_tables(modules, sites)
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
     if problems:
@@ -208,6 +210,22 @@ def _check(site: Site, name: str, raw: bool) -> None:
             f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "
             f"{site.kind!r} does not have. Use init_lora_weights=True or name the layer in exclude_modules."
         )
+
+
+def _idle_tables(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:
+    """Say which embeddings nothing calls, because the model calls others tied to them (T5's and BART's `shared`)."""
+    found = []
+    for name in dict.fromkeys(s.module for s in sites if s.role != "tokens" and s.parameter == "weight"):
+        table, (owner, _, child) = modules[name], name.rpartition(".")
+        if isinstance(table, nn.Embedding) and owner in modules and not is_named_in_a_call(modules[owner], child):
+            weight = table._parameters["weight"]
+            others = [
+                n for n, m in modules.items()
+                if m is not table and isinstance(m, nn.Embedding) and m._parameters["weight"] is weight
+            ]  # fmt: skip
+            if others:
+                found.append(f"{name} is never called, so nothing there would train; name {', '.join(others)} instead.")
+    return found
 
 
 def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: list[Site]) -> list[Site]:

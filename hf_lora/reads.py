@@ -67,6 +67,16 @@ def weight_is_rescaled(parent: nn.Module, name: str) -> bool:
     return any(name.endswith(f".{ending}") for base in owner.__mro__ for ending in _rescaled(base.__module__))
 
 
+def is_named_in_a_call(parent: nn.Module, child: str) -> bool:
+    """Tell whether any code beside that of `parent` calls something of the child's name: `self.child(...)`.
+
+    True where the source cannot be had.
+    """
+    owner: type = type(parent)
+    sources = [_source(base.__module__) for base in owner.__mro__ if base.__module__.startswith("transformers.models")]
+    return not sources or any(re.search(rf"\.{re.escape(child)}\(", source) for source in sources)
+
+
 @cache
 def _rescaled(module: str) -> frozenset[str]:
     """Return the two-word endings of layers whose weights a Python module's code rescales in place."""

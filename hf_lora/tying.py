@@ -1,0 +1,43 @@
+"""Tied weights: which names share one parameter, and what the config must say once merging has parted them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["tied_groups", "untie"]
+
+
+def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
+    """Return the groups of parameter names that share one parameter."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [tuple(group) for group in names.values() if len(group) > 1]
+
+
+def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
+    """Where merging parted weights that were tied, part them wholly, so that a reloaded model is the same.
+
+    The config says no longer that they are tied, and every name has a parameter of its own: what still shared one
+    would be saved once and tied to the wrong one again.
+    """
+    now = dict(model.named_parameters(remove_duplicate=False))
+    parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
+    for group in parted:
+        seen: set[int] = set()
+        for name in group:
+            owner, _, leaf = name.rpartition(".")
+            if id(now[name]) in seen:
+                parameter = nn.Parameter(now[name].detach().clone(), requires_grad=now[name].requires_grad)
+                model.get_submodule(owner)._parameters[leaf] = parameter
+            seen.add(id(now[name]))
+    config = getattr(model, "config", None)
+    if not parted or config is None:
+        return
+    for part in {id(c): c for c in (config, getattr(config, "get_text_config", lambda: config)())}.values():
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+    keys = getattr(model, "all_tied_weights_keys", None)
+    if keys is not None:
+        gone = {n for g in parted for n in g}
+        model.__dict__["all_tied_weights_keys"] = {k: v for k, v in keys.items() if not {k, v} <= gone}
