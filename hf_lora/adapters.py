@@ -35,10 +35,11 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     sites = plan(model, config)
     groups = _build(model, sites)
     modules = dict(base_modules(model))
-    for module, adapters in groups.items():
-        for site, adapter in adapters.values():
-            if not site.shares:
-                adapter.initialise(modules[module])
+    with state.set_aside():  # a fresh adapter starts from the base, whatever is active
+        for module, adapters in groups.items():
+            for site, adapter in adapters.values():
+                if not site.shares:
+                    adapter.initialise(modules[module])
     resolved = _resolved(model, config, modules, sites)
     _attach(state, modules, groups, name, resolved, trainable=True)
     return resolved
@@ -56,11 +57,12 @@ def load(
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
     found = read_sites(model, config if trainable else config.copy(lora_dropout=0.0), tensors)
     groups = _build(model, [site for site, _ in found])
-    for site, values in found:
-        adapter = groups[site.module][site.key][1]
-        if isinstance(adapter, LoRA) and adapter.moves_base:
-            adapter.initialise(modules[site.module])  # the product at birth, which the base lacks, is found again
-        _fill(adapter, values)
+    with state.set_aside():
+        for site, values in found:
+            adapter = groups[site.module][site.key][1]
+            if isinstance(adapter, LoRA) and adapter.moves_base:
+                adapter.initialise(modules[site.module])  # the product at birth, which the base lacks, is found again
+            _fill(adapter, values)
     _attach(state, modules, groups, name, config, trainable)
 
 
@@ -72,7 +74,7 @@ def copy_in(
     Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
     """
     _check_known(state, [name])
-    found = read_sites(model, config, tensors)
+    found = read_sites(model, config.copy(lora_dropout=0.0), tensors)
     targets = []
     for site, values in found:
         layer = state.layers.get(site.module)

@@ -96,7 +96,8 @@ def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
     if problems:
-        raise TargetError(f"{type(model).__name__}: " + " ".join(problems))
+        more = f" And {len(problems) - 6} more like these." if len(problems) > 6 else ""
+        raise TargetError(f"{type(model).__name__}: {' '.join(problems[:6])}{more}")
     return list({(s.module, s.key): s for s in sites}.values())
 
 

@@ -163,6 +163,16 @@ def test_several_adapters_live_side_by_side_with_their_own_ranks_and_targets() -
     assert not any("b" in k.split(".") for k in model.state_dict())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"modules_to_save": ["ln_f"]}, {"target_parameters": ["c_fc.weight"]}, {"bias": "all"}, {"use_dora": True}],
+)
+def test_a_second_adapter_starts_from_the_base_whatever_the_active_one_has_learnt(changes: dict[str, object]) -> None:
+    model = trained(**changes)
+    model.add_adapter(LoRAConfig(r=2, **changes), "second")
+    assert torch.equal(model(IDS).logits, gpt2()(IDS).logits)
+
+
 def test_only_the_active_trainable_adapters_require_gradients() -> None:
     model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2), adapter_name="a")
     model.add_adapter(LoRAConfig(r=2, target_modules=["c_fc"]), "b")
