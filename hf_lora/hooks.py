@@ -78,7 +78,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _takes_lora_config(original: classmethod) -> classmethod:
-    """Wrap a from_pretrained: with `lora_config=` the result is a LoRAModel of that class."""
+    """Wrap a from_pretrained: with `lora_config=` the result is a LoRAModel of that class.
+
+    The auto classes hand what they do not know themselves on to the model's class, so they take it as well.
+    """
 
     @functools.wraps(original.__func__)
     def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +136,6 @@ def _lora_model(trainer: Any, model: Any) -> Any:
 
 _PATCHES |= {
     "transformers.modeling_utils": [("PreTrainedModel", "from_pretrained", _takes_lora_config)],
-    "transformers.models.auto.auto_factory": [("_BaseAutoModelClass", "from_pretrained", _takes_lora_config)],
     "transformers.trainer": [
         ("Trainer", "_load_from_checkpoint", _resumes),
         ("Trainer", "_load_best_model", _loads_best),

@@ -122,12 +122,14 @@ def load_base(
 def load_base_of(
     files: AdapterFiles, base_model: str | None, auto_class: type | str | None, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """Load the base that an adapter belongs to, with its number of labels.
+    """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
 
     Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
     warning names the new parameters that the adapter does not hold.
     """
     base, task_type, cls = files.base(base_model, auto_class)
+    if base_model is None and files.config.revision:
+        kwargs = {**kwargs, "revision": files.config.revision}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -80,7 +80,8 @@ class LoRAModel(nn.Module):
             raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
         config = lora_config or LoRAConfig()
         model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
-        config = config.copy(modules_to_save=head_modules(model, config, new))
+        revision = kwargs.get("revision") or config.revision
+        config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
         return cls.from_model(model, config, adapter_name)
 
     @classmethod

@@ -249,6 +249,23 @@ def test_an_adapter_of_another_base_is_refused_with_what_does_not_fit(adapter: P
         LoRAModel.from_pretrained(adapter, base_model=BertForMaskedLM.from_pretrained(bert_mlm))
 
 
+def test_the_bases_revision_is_noted_and_asked_for_again(
+    gpt2_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(), revision="v2").save_pretrained(tmp_path / "out")
+    assert LoRAConfig.from_pretrained(tmp_path / "out").revision == "v2"
+    asked = []
+    original = GPT2LMHeadModel.from_pretrained.__func__
+
+    def noting(cls: type, name: str, *args: object, **kwargs: object) -> object:
+        asked.append((name, kwargs.get("revision")))
+        return original(cls, name, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", classmethod(noting))
+    LoRAModel.from_pretrained(tmp_path / "out", revision="of-the-adapter")
+    assert asked == [(str(gpt2_lm), "v2")]
+
+
 def test_a_directory_without_an_adapter_is_no_adapter(gpt2_lm: Path, tmp_path: Path) -> None:
     model = LoRAModel.from_pretrained(gpt2_lm)
     with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
