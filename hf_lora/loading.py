@@ -57,8 +57,9 @@ class AdapterFiles:
                 "pass base_model= with the base's id or the loaded module."
             )
         named = (self.config.auto_mapping or {}).get("base_model_class")
-        in_library = getattr(transformers, named, None) if isinstance(named, str) else None
-        return base, self.config.task_type, auto_class or in_library
+        found = getattr(transformers, named, None) if isinstance(named, str) else None
+        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+        return base, self.config.task_type, auto_class or (found if is_model else None)
 
 
 def open_adapter(name: str, kwargs: dict[str, Any], required: bool = False) -> AdapterFiles | None:
@@ -158,15 +159,21 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
         wanted = {k: kwargs[k] for k in (*_HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
         config = transformers.AutoConfig.from_pretrained(name, **wanted)
     architectures = config.architectures or []
-    auto = getattr(transformers, AUTO_CLASSES[task_type]) if task_type else None
-    if auto is not None and (type(config) in auto._model_mapping or not architectures):
-        return auto
-    for architecture in architectures:
-        if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)
     remote = [
         n for n in getattr(config, "auto_map", None) or {} if n.startswith("AutoModel") and hasattr(transformers, n)
     ]
+    auto = getattr(transformers, AUTO_CLASSES[task_type]) if task_type else None
+    if auto is not None:
+        if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
+            return auto
+        if task_type != "CAUSAL_LM":  # which people write for vision-language models as well
+            raise ModelError(
+                f"task_type={task_type!r} means {auto.__name__}, which knows no {type(config).__name__} ({name}); pass "
+                f"auto_class= with the class to load it as, for example its own {architectures[0]!r}."
+            )
+    for architecture in architectures:
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
     if remote:
         return getattr(transformers, remote[-1])
     raise ModelError(

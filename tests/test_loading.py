@@ -22,6 +22,8 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from hf_lora import LoRAConfig, LoRAError, LoRAModel
@@ -69,6 +71,22 @@ def test_the_task_type_or_the_auto_class_chooses_the_class(bert_mlm: Path) -> No
         assert isinstance(LoRAModel.from_pretrained(bert_mlm, auto_class=auto_class), BertModel)
     with pytest.raises(ModelError, match="AutoModelForNothing"):
         LoRAModel.from_pretrained(bert_mlm, auto_class="AutoModelForNothing")
+
+
+def test_a_task_that_the_architecture_does_not_know_is_refused(tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"AutoModelForSequenceClassification, which knows no ViTConfig"):
+        LoRAModel.from_pretrained(tmp_path, LoRAConfig(task_type="SEQ_CLS"))
+    assert isinstance(LoRAModel.from_pretrained(tmp_path, LoRAConfig(task_type="CAUSAL_LM")), ViTForImageClassification)
+
+
+def test_a_class_that_an_adapter_names_is_taken_only_if_it_is_a_model(adapter: Path) -> None:
+    for named in ("pipeline", "Trainer", "AutoConfig", 3, None):
+        _edit(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
+        assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
 
 
 def test_a_t5_is_loaded_as_an_encoder_decoder(tmp_path: Path) -> None:
