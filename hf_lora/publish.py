@@ -32,17 +32,23 @@ def push_adapter(
     Raises ModelError where the base is known by a local path only: nobody else could load the adapter, and the path
     is nobody's business.
     """
-    for name, config in model._lora.configs.items():
-        if base_model is not None:
-            config.base_model_name_or_path = base_model
-        base = config.base_model_name_or_path
+    configs = model._lora.configs
+    before = {name: config.base_model_name_or_path for name, config in configs.items()}
+    for name, base in before.items():
+        base = base_model or base
         if not base or os.path.isabs(base) or os.path.exists(base):
             raise ModelError(
                 f"the adapter {name!r} belongs to the local base {base!r}, which nobody else can load; pass "
                 "base_model='org/name' with its Hub id."
             )
     with tempfile.TemporaryDirectory() as folder:
-        save_adapters(model, Path(folder))
+        try:
+            for config in configs.values():
+                config.base_model_name_or_path = base_model or config.base_model_name_or_path
+            save_adapters(model, Path(folder))
+        finally:
+            for name, config in configs.items():
+                config.base_model_name_or_path = before[name]
         repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         info = huggingface_hub.upload_folder(
             repo_id=repo, folder_path=folder, token=token, revision=revision, create_pr=create_pr,
