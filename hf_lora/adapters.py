@@ -178,13 +178,6 @@ def remove_all(model: nn.Module, state: AdapterState) -> None:
             parameter.requires_grad_(True)
 
 
-def adapter_parameters(state: AdapterState, name: str) -> Iterable[nn.Parameter]:
-    """Yield an adapter's parameters."""
-    for layer in state.layers.values():
-        for adapter in layer.carried(name).values():
-            yield from adapter.parameters()
-
-
 def _build(model: nn.Module, sites: Iterable[Site]) -> Groups:
     modules = dict(base_modules(model))
     groups: Groups = {}

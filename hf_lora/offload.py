@@ -32,14 +32,3 @@ def compute_device(module: nn.Module, tensor: Tensor) -> torch.device:
 def is_offloaded(module: nn.Module, tensor: Tensor) -> bool:
     """Return whether a tensor's values are held by an offload hook, not by the module."""
     return tensor.is_meta and getattr(module, "_hf_hook", None) is not None
-
-
-def offloaded_value(module: nn.Module, name: str) -> Tensor | None:
-    """Return a copy of an offloaded tensor's values (on the CPU), or None where the hook does not have them."""
-    weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    if weights is None:
-        return None
-    try:
-        return torch.as_tensor(weights[name])
-    except KeyError:
-        return None

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
@@ -215,6 +216,24 @@ def test_resizing_an_adapted_embedding_is_refused_and_a_free_one_is_not() -> Non
     model = trained()
     model.resize_token_embeddings(40)
     assert model(IDS).logits.shape[-1] == 40
+
+
+def test_disabling_and_enabling_leave_the_active_adapter_chosen() -> None:
+    model = trained()
+    live = model(IDS).logits
+    model.disable_adapters()
+    assert model.active_adapters() == ["default"]
+    assert torch.equal(model(IDS).logits, gpt2()(IDS).logits)
+    model.enable_adapters()
+    assert torch.equal(model(IDS).logits, live)
+
+
+def test_the_adapters_state_dict_is_what_its_file_holds_without_pefts_prefix(tmp_path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path)
+    file, state = load_file(tmp_path / "adapter_model.safetensors"), model.get_adapter_state_dict()
+    assert {f"base_model.model.{k}" for k in state} == set(file)
+    assert all(torch.equal(file[f"base_model.model.{k}"], v) for k, v in state.items())
 
 
 def test_names_that_cannot_be_are_refused_with_the_names_that_are() -> None:
