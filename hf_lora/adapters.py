@@ -18,7 +18,7 @@ from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan
 from .state import AdapterState
-from .targets import as_endings, find_targets
+from .targets import as_endings, find_targets, parameter_names
 from .variants import FORMULAS, Adapter, LoRA
 
 __all__ = ["add", "copy_in", "delete", "load", "merge", "merge_for_good", "remove_all", "select", "unmerge"]
@@ -285,6 +285,5 @@ def _resolved(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Mod
         endings = as_endings(named, list(modules))
         changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}
         if parameters:
-            every = [f"{n}.{p}" if n else p for n, m in modules.items() for p in m._parameters]
-            changes["target_parameters"] = as_endings(parameters, every)
+            changes["target_parameters"] = as_endings(parameters, parameter_names(modules))
     return config.copy(**changes)

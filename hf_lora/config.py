@@ -143,6 +143,10 @@ class LoRAConfig:
         result = {"peft_type": self.peft_type, **UNSUPPORTED, **INERT, **self.other, **mine}
         return {key: _plain(result[key]) for key in sorted(result)}
 
+    def to_json(self) -> str:
+        """Return the text of PEFT's adapter_config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "this config") -> LoRAConfig:
         """Return the LoRAConfig that an adapter_config.json stands for.
@@ -177,8 +181,7 @@ class LoRAConfig:
         """Write adapter_config.json into a directory, which is made where it is missing."""
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+        (directory / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> LoRAConfig:

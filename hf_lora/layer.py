@@ -20,7 +20,7 @@ from .offload import is_offloaded, rebind_forward
 from .state import AdapterState
 from .variants import Adapter, LoRA
 
-__all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach"]
+__all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach", "own_tensor"]
 
 
 class LoRALayer(nn.Module):
@@ -41,7 +41,7 @@ class LoRALayer(nn.Module):
 
     def effective(self, parameter: str) -> Tensor | None:
         """Return a parameter or buffer as its reader gets it: with the active adapters that live in the read."""
-        value = _own(self, parameter)
+        value = own_tensor(self, parameter)
         if value is None or is_offloaded(self, value):
             return value
         adapters = self._reads.get(parameter, {})
@@ -64,7 +64,7 @@ class LoRALayer(nn.Module):
         return values
 
     def _merge_one(self, adapter: Adapter, parameter: str, values: dict[str, Tensor]) -> Tensor:
-        value = values.get(parameter, _own(self, parameter))
+        value = values.get(parameter, own_tensor(self, parameter))
         if value is None or value.is_meta:
             raise MergeError(f"{parameter} of {type(self).__name__} is offloaded; load the model whole to merge it.")
         with torch.no_grad():
@@ -74,7 +74,7 @@ class LoRALayer(nn.Module):
         return merged.contiguous() if merged is not getattr(adapter, "value", None) else merged.detach().clone()
 
     def _merge_bias(self, adapter: LoRA, values: dict[str, Tensor]) -> Tensor:
-        bias = values.get("bias", _own(self, "bias"))
+        bias = values.get("bias", own_tensor(self, "bias"))
         if bias is None:
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
         with torch.no_grad():
@@ -83,7 +83,7 @@ class LoRALayer(nn.Module):
     def swap_in(self, values: dict[str, Tensor]) -> None:
         """Put merged values in the place of the base's own tensors, which are kept untouched for `swap_back`."""
         for parameter, value in values.items():
-            own = _own(self, parameter)
+            own = own_tensor(self, parameter)
             assert own is not None
             self._originals[parameter] = own
             _put(self, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
@@ -200,7 +200,8 @@ def _rebuild(base: type[nn.Module], behind: bool, reads: frozenset[str]) -> nn.M
     return cls.__new__(cls)
 
 
-def _own(layer: nn.Module, name: str) -> Tensor | None:
+def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """Return a module's own parameter or buffer, without adapters."""
     found = layer._parameters.get(name)
     return found if found is not None else layer._buffers.get(name)
 

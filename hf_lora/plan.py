@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from .config import LoRAConfig
 from .errors import ConfigError, TargetError
 from .kinds import KINDS, PACKED, Kind, Shape, kind_of, parameter_kind, weight_shape
-from .layer import base_class, base_modules
+from .layer import base_class, base_modules, own_tensor
 from .offload import compute_device
 from .probe import forward_factor
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 from .targets import find_targets, match_names, saved_modules
 from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
 
-__all__ = ["Site", "lora_site", "mha_sites", "own_tensor", "plan", "saved_sites"]
+__all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites"]
 
 Role = Literal["saved", "tokens", "lora", "dora"]
 
@@ -159,10 +159,11 @@ def saved_sites(module: nn.Module, name: str) -> list[Site]:
     return found
 
 
-def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
-    """Return a module's own parameter or buffer, without adapters."""
-    found = layer._parameters.get(name)
-    return found if found is not None else layer._buffers.get(name)
+def tied_sites(modules: Mapping[str, nn.Module], site: Site) -> list[Site]:
+    """Return the sites of the layers tied to a table whose rows train: they share its adapter."""
+    table = modules[site.module]._parameters["weight"]
+    names = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != site.module]
+    return [replace(site, module=n, shares=site.module) for n in names]
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, float]:
@@ -258,9 +259,8 @@ def _token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
             if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
                 raise ConfigError(f"trainable_token_indices {bad} are outside {name}'s {table.shape[0]} rows.")
             unique = tuple(dict.fromkeys(int(i) for i in rows))
-            sites.append(Site(name, "weight", "tokens", rows=unique))
-            tied = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != name]
-            sites += [Site(n, "weight", "tokens", rows=unique, shares=name) for n in tied]
+            site = Site(name, "weight", "tokens", rows=unique)
+            sites += [site, *tied_sites(modules, site)]
     return sites
 
 

@@ -55,8 +55,7 @@ def _save_one(model: Any, name: str, directory: Path, state_dict: Mapping[str, T
     metadata = {"format": "pt", METADATA_KEY: json.dumps(_notes(model), sort_keys=True)}
     write_tensors(directory / WEIGHTS_NAMES[0], tensors, metadata)
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
-    text = json.dumps(published.to_dict(), indent=2, sort_keys=True) + "\n"
-    write_atomically(directory / CONFIG_NAME, text.encode())
+    write_atomically(directory / CONFIG_NAME, published.to_json().encode())
     (directory / WEIGHTS_NAMES[1]).unlink(missing_ok=True)  # an older pickle would be another adapter's
     write_card(directory / CARD_NAME, model, config, tensors)
 

@@ -17,7 +17,15 @@ from .errors import TargetError
 from .layer import base_modules
 from .structure import preset_targets
 
-__all__ = ["as_endings", "find_targets", "listed_modules", "match_names", "resolve_targets", "saved_modules"]
+__all__ = [
+    "as_endings",
+    "find_targets",
+    "listed_modules",
+    "match_names",
+    "parameter_names",
+    "resolve_targets",
+    "saved_modules",
+]
 
 
 def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> tuple[str, ...]:
@@ -41,13 +49,18 @@ def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
     modules: the model's own, by full name. Raises TargetError for an entry that matches nothing, with the nearest
     names there are.
     """
-    names = [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
+    names = parameter_names(modules)
     found = _preset(model, config) if config.target_modules in PRESETS else _listed(model, config, modules)
     wanted = config.target_parameters or ()
     if missing := [e for e in wanted if not match_names([e], names)]:
         raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
     raw = {n for n in found if n not in modules} | {n for n in match_names(wanted, names) if not _is_out(config, n)}
     return [n for n in found if n in modules], [n for n in names if n in raw]
+
+
+def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the parameters that modules own."""
+    return [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
 
 
 def _preset(model: nn.Module, config: LoRAConfig) -> list[str]:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from ..config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..kinds import KINDS, kind_of
-from ..layer import LoRALayer, base_modules
-from ..plan import Site, lora_site, mha_sites, own_tensor
-from ..targets import listed_modules, match_names
+from ..layer import LoRALayer, base_modules, own_tensor
+from ..plan import Site, lora_site, mha_sites, tied_sites
+from ..targets import listed_modules, match_names, parameter_names
 from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
 
 __all__ = ["PREFIX", "adapter_tensors", "read_sites"]
@@ -114,7 +114,8 @@ def read_sites(
     if problems:
         raise AdapterMismatchError(_mismatch(model, problems, len(tensors)))
     saved_first = sorted(found, key=lambda item: item[0].role in FORMULAS)
-    return [*saved_first, *_tied(modules, saved_first)]
+    tied = [t for site, _ in saved_first if site.role == "tokens" for t in tied_sites(modules, site)]
+    return [*saved_first, *((site, {}) for site in tied)]
 
 
 def _group(
@@ -176,8 +177,7 @@ def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) ->
     """Return which parameter of a layer a low-rank pair belongs to, from how deep PEFT nested it."""
     if isinstance(layer, nn.MultiheadAttention):
         return "in_proj_weight" if depth == 0 else None
-    names = [f"{module}.{p}" if module else p for p, v in layer._parameters.items() if v is not None]
-    raw = [n.rpartition(".")[2] for n in match_names(config.target_parameters or (), names)]
+    raw = [n.rpartition(".")[2] for n in match_names(config.target_parameters or (), parameter_names({module: layer}))]
     if raw:
         return raw[len(raw) - 1 - depth] if depth < len(raw) else None
     return "weight" if depth == 0 and kind_of(layer) is not None else None
@@ -245,19 +245,6 @@ def _missing(config: LoRAConfig, modules: Mapping[str, nn.Module], found: set[st
     """Return what the config's own list names in the model and the file does not hold."""
     wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
     return [f"missing the tensors of {n}" for n in wanted if n not in found]
-
-
-def _tied(
-    modules: Mapping[str, nn.Module], sites: list[tuple[Site, dict[str, Tensor]]]
-) -> list[tuple[Site, dict[str, Tensor]]]:
-    """Return the sites that share a token adapter through a tied weight."""
-    result: list[tuple[Site, dict[str, Tensor]]] = []
-    for site, _ in sites:
-        if site.role == "tokens":
-            table = modules[site.module]._parameters["weight"]
-            names = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != site.module]
-            result += [(Site(n, "weight", "tokens", rows=site.rows, shares=site.module), {}) for n in names]
-    return result
 
 
 def _mismatch(model: nn.Module, problems: list[str], count: int) -> str:

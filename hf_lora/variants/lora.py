@@ -63,15 +63,11 @@ class LoRA(Adapter):
     def initialise(self, layer: nn.Module) -> None:
         init = INITS[self.init]
         init.fill(self, self.matrix(layer) if init.reads_weight else None)
-        self.keep_initial()
-        if self.lora_bias is not None:
-            nn.init.zeros_(self.lora_bias)
-
-    def keep_initial(self) -> None:
-        """Remember the present factors as the ones at birth, where the initialisation moves the base."""
         if self.moves_base:
             self.initial_A.copy_(self.lora_A.detach())
             self.initial_B.copy_(self.lora_B.detach())
+        if self.lora_bias is not None:
+            nn.init.zeros_(self.lora_bias)
 
     def matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's weight as this adapter's kind reads it, detached."""
