@@ -1,16 +1,15 @@
-"""The maths of one low-rank update: tensors and numbers in, tensors out.
+"""The maths of low-rank matrices: tensors and numbers in, tensors out.
 
     W' = W + scaling * B A          A is (..., r, in), B is (..., out, r), W is (..., out, in)
-    y' = y + scaling * x A^T B^T    x is (..., in), y is (..., out)
 
-Hu et al. 2021, arXiv:2106.09685. Leading dimensions of A and B (fused experts) are batched.
+Hu et al. 2021, arXiv:2106.09685. Leading dimensions of A and B (fused experts) are batched. What they do to a layer's
+output is in `linear.py`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -31,16 +30,6 @@ def add_product(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> 
     dtype = torch.promote_types(torch.promote_types(weight.dtype, left.dtype), torch.float32)
     add = torch.addmm if weight.ndim == 2 else torch.baddbmm
     return add(weight.to(dtype), left.to(dtype), right.to(dtype), alpha=scaling).to(weight.dtype)
-
-
-def down_linear(x: Tensor, a: Tensor) -> Tensor:
-    """Return x A^T, shape (..., r). The small factor is cast to x's dtype; x never is."""
-    return F.linear(x, a.to(x.dtype))
-
-
-def up_linear(s: Tensor, b: Tensor) -> Tensor:
-    """Return s B^T, shape (..., out). The small factor is cast to s's dtype."""
-    return F.linear(s, b.to(s.dtype))
 
 
 def row_norm(matrix: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Kinds: how each type of base layer is read as an (out, in) matrix, one small class each, one table.
 
 A kind answers four questions for the formulas in `variants/`, which know nothing of layers:
-the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down` (x -> s) and `up` (s -> y),
-and where the output channels are. Kinds hold no state; the layer and its tensors are passed in.
+the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down` (x -> s) and `add_up`
+(s into y), and where the output channels are. Kinds hold no state; the layer and its tensors are passed in.
 To add one: write the class, add it to `KINDS`; the law suite runs over the table.
 """
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from . import functional as LF
+from . import linear
 from .errors import TargetError
 
 Shape = tuple[int, ...]
@@ -48,13 +49,19 @@ class Kind:
         """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
         return LF.add_product(weight, b, a, scaling)
 
-    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
-        """Return s = A x. y: the base's output, for its dtype where x has none."""
-        return LF.down_linear(x, a)
+    def linear(
+        self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
+    ) -> Tensor:
+        """Return the output of a plain linear layer and its adapter in one; p: how probably an element of x drops."""
+        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, transposed=False)
 
-    def up(self, s: Tensor, b: Tensor) -> Tensor:
-        """Return B s, of the base output's shape."""
-        return LF.up_linear(s, b)
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
+        """Return s = A x. The small factor is cast to x's dtype; x never is."""
+        return F.linear(x, a.to(x.dtype))
+
+    def add_up(self, y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
+        """Return y + scaling * B s; y may be written."""
+        return linear.add_up(y, s, b, scaling)
 
     def channels(self, vector: Tensor, y: Tensor) -> Tensor:
         """Return an (out,) vector shaped to broadcast over an output y."""
@@ -89,6 +96,11 @@ class Conv1DKind(Kind):
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         return LF.add_product(weight, a.mT, b.mT, scaling)
 
+    def linear(
+        self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
+    ) -> Tensor:
+        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, transposed=True)
+
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         return torch.matmul(x, layer.weight) + layer.bias
 
@@ -102,8 +114,8 @@ class EmbeddingKind(Conv1DKind):
     layer = nn.Embedding
     embeds = True
 
-    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
-        return F.embedding(x, a.mT, layer.padding_idx, sparse=layer.sparse).to(y.dtype)
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
+        return F.embedding(x, a.mT, layer.padding_idx, sparse=layer.sparse)
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         return F.embedding(x, layer.weight, layer.padding_idx)
@@ -140,11 +152,11 @@ class ConvKind(Kind):
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         return LF.add_product(weight.flatten(1), b.flatten(1), a.flatten(1), scaling).reshape(weight.shape)
 
-    def down(self, layer: nn.Module, x: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         return layer._conv_forward(x, a.to(x.dtype), None)
 
-    def up(self, s: Tensor, b: Tensor) -> Tensor:
-        return _CONV[b.ndim - 2](s, b.to(s.dtype))
+    def add_up(self, y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
+        return linear.add(y, _CONV[b.ndim - 2](s, b.to(s.dtype)), scaling)
 
     def channels(self, vector: Tensor, y: Tensor) -> Tensor:
         return vector.reshape(-1, *(1 for _ in y.shape[2:]))

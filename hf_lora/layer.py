@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import MergeError
 from .offload import is_offloaded, rebind_forward
@@ -105,10 +106,25 @@ class _Behind(LoRALayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         y = super().forward(*args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        for name in self._lora.active:
-            adapter = self._behind.get(name)
-            if adapter is not None:
-                y = y + adapter.update(self, x, y)
+        for adapter in self._in_use():
+            y = adapter.add(self, x, y)
+        return y
+
+    def _in_use(self) -> list[LoRA]:
+        return [self._behind[name] for name in self._lora.active if name in self._behind]
+
+
+class _Linear(_Behind):
+    """A layer whose own forward is the plain linear one: it and its first adapter compute as one."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        first, *rest = self._in_use() or (None,)
+        if first is None or not first.fuses or type(self.weight) not in (nn.Parameter, Tensor):
+            return super().forward(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        y = first.linear(self, x)
+        for adapter in rest:
+            y = adapter.add(self, x, y)
         return y
 
 
@@ -181,11 +197,15 @@ def _specialise(layer: LoRALayer) -> None:
     rebind_forward(layer)
 
 
+_LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
+
+
 @cache
 def _specialised(base: type[nn.Module], behind: bool, reads: frozenset[str]) -> type[nn.Module]:
     content: dict[str, Any] = {"_lora_base": base, "_lora_reads": reads, "__module__": base.__module__}
     content |= {parameter: property(_reader(parameter)) for parameter in reads}
-    return type(f"LoRA{base.__name__}", (_Behind if behind else LoRALayer, base), content)
+    added = LoRALayer if not behind else _Linear if base.forward in _LINEAR_FORWARDS else _Behind
+    return type(f"LoRA{base.__name__}", (added, base), content)
 
 
 def _reader(parameter: str) -> Any:

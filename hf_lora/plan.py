@@ -123,7 +123,7 @@ def lora_site(
         shape=tuple(layer._parameters[parameter].shape) if parameter else weight_shape(kind, layer),  # type: ignore[union-attr]
         r=rank,
         scaling=config.scaling_of(target or full),
-        dropout=config.lora_dropout,
+        dropout=0.0 if kind.embeds else config.lora_dropout,  # indices have no features to drop
         factor=factor,
         bias=config.lora_bias,
         init=init,

@@ -29,7 +29,11 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
 def test_a_fresh_adapter_leaves_every_output_bitwise_as_it_was(kind: str, variant: str, dtype: torch.dtype) -> None:
     model, x = network(kind, dtype), example(kind, dtype)
     before = model(x)
-    assert torch.equal(add_lora(model, config_of(kind, variant))(x), before)
+    after = add_lora(model, config_of(kind, variant))(x)
+    if "pissa" in variant:  # the product at birth is added and subtracted, both in one sum
+        assert close(after, before, 1e-5)
+    else:
+        assert torch.equal(after, before)
 
 
 @laws

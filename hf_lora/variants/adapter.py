@@ -12,9 +12,11 @@ class Adapter(nn.Module):
 
     parameter: the name of the adapted parameter in its layer.
     exclusive: whether a second active adapter on the same parameter would have no defined meaning.
+    fuses: whether a plain linear layer and this adapter compute as one (`linear`).
     """
 
     exclusive: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
 
     def __init__(self, parameter: str) -> None:
         super().__init__()
@@ -32,10 +34,17 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
-    def update(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return what this adapter adds to a layer's output.
+    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return the output of a layer whose forward is a plain linear one, with this adapter, in one step.
 
-        x: the layer's input; y: its output without this adapter, left unchanged. Returns a tensor of y's shape and
-        dtype. Only adapters that sit behind a layer's forward have one.
+        x: the layer's input. Only adapters that say `fuses` have one.
+        """
+        raise NotImplementedError
+
+    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return a layer's output with what this adapter adds to it.
+
+        x: the layer's input; y: its output without this adapter, which may be written. Returns a tensor of y's shape
+        and dtype. Only adapters that sit behind a layer's forward have one.
         """
         raise NotImplementedError

@@ -21,6 +21,7 @@ class DoRA(LoRA):
     """LoRA's factors and a magnitude, (..., out): the length of each row, starting at the weight's own."""
 
     exclusive: ClassVar[bool] = True
+    fuses: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,11 +42,14 @@ class DoRA(LoRA):
         scale = self.magnitude / LF.row_norm(v).detach()
         return self._kind.weight(scale.unsqueeze(-1) * v, self.shape).to(weight.dtype)
 
-    def update(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             norm = LF.row_norm(self._direction(self.matrix(layer)))
-        scale = self._kind.channels(self.magnitude / norm, y)
+        scale = self.magnitude / norm
         bias = getattr(layer, "bias", None)
         base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)
-        change = (scale - 1).to(y.dtype)  # subtracted before it is rounded: near 1 half precision sees no change
-        return (change * base + scale.to(y.dtype) * self.low_rank(layer, x, y)).to(y.dtype)
+        change = self._kind.channels(scale - 1, y).to(
+            y.dtype
+        )  # not rounded before: near 1 half precision sees no change
+        a, b = self.factors()
+        return self.add_low_rank(layer, x, y + change * base, a, scale.reshape(-1, *(1 for _ in b.shape[1:])) * b)

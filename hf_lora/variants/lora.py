@@ -8,12 +8,15 @@ base is not written: the product at birth, B0 A0, is kept and subtracted, W' = W
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import functional as LF
 from ..kinds import KINDS, Shape
+from ..linear import down
 from .adapter import Adapter
 from .initial import INITS, InitName
 
@@ -23,6 +26,8 @@ class LoRA(Adapter):
 
     lora_A: (..., r, in), lora_B: (..., out, r), in the shapes of the parameter's kind; lora_bias: (out,) or None.
     """
+
+    fuses: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,21 +91,35 @@ class LoRA(Adapter):
         delta = self._kind.weight(self.product(), self.shape)
         return torch.add(weight.to(delta.dtype), delta, alpha=self.scaling).to(weight.dtype)
 
-    def low_rank(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return scaling * B A x, of y's shape and dtype: the whole of LoRA's update but the trained bias."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        kind, scaling = self._kind, self.scaling * self.factor  # applied in the middle, where the tensor is smallest
-        out = kind.up(kind.down(layer, x, self.lora_A, y) * scaling, self.lora_B)
-        if self.moves_base:
-            out = out - kind.up(kind.down(layer, x, self.initial_A, y) * scaling, self.initial_B)
-        return out
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the A and B to compute with: two pairs side by side where the product at birth is subtracted."""
+        if not self.moves_base:
+            return self.lora_A, self.lora_B
+        return torch.cat((self.lora_A, self.initial_A)), torch.cat((self.lora_B, -self.initial_B), dim=1)
 
-    def update(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        out = self.low_rank(layer, x, y)
+    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        a, b = self.factors()
+        return self._kind.linear(layer, x, self._bias(layer), a, b, self.scaling, self._p())
+
+    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        y = self.add_low_rank(layer, x, y, *self.factors())
         if self.lora_bias is not None:
-            out = out + self._kind.channels(self.lora_bias * self.scaling, y).to(out.dtype)
-        return out.to(y.dtype)
+            y = y + self._kind.channels(self.lora_bias * self.scaling, y).to(y.dtype)
+        return y
+
+    def add_low_rank(self, layer: nn.Module, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return y + scaling * B A drop(x); y may be written."""
+        s = down(x, a, self._p(), partial(self._kind.down, layer))
+        return self._kind.add_up(y, s, b, self.scaling * self.factor)
+
+    def _p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _bias(self, layer: nn.Module) -> Tensor | None:
+        bias: Tensor | None = layer.bias
+        if self.lora_bias is None:
+            return bias
+        return self.lora_bias.mul(self.scaling) if bias is None else self.effective_bias(bias)
 
     def effective_bias(self, bias: Tensor) -> Tensor:
         """Return the bias that this adapter makes of the layer's, new, of the same dtype."""

@@ -1,0 +1,117 @@
+"""Dropout that keeps a seed: only the positions of dropped elements are drawn, and drawn again in the backward pass.
+
+K ~ Poisson(-n ln(1 - p)) positions, uniform over n elements with replacement, hit each element independently with
+probability exactly p: a Poisson process thinned over n cells leaves a cell untouched with probability
+exp(-E[K] / n) = 1 - p. Drawing p n numbers costs a fraction of drawing n, and products with a dropped matrix are
+taken chunk by chunk, so that no copy of its size is made. For dropout itself: Srivastava et al. 2014, JMLR 15; its
+factor 1 / (1 - p) is left to the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draw"]
+
+_CHUNK = {"cpu": 1 << 20}  # elements; what stays in a processor's cache. Other devices take a matrix whole.
+
+
+class Draw:
+    """One draw of the elements to drop of a matrix x (rows, width).
+
+    Both numbers it depends on come from torch's default CPU generator: `torch.manual_seed` makes a draw reproducible,
+    and whoever restores that generator, as gradient checkpointing does, gets the same draw again.
+    """
+
+    __slots__ = ("_chunk", "_counts", "_device", "_keeps", "_rows", "_seed", "_width")
+
+    def __init__(self, rows: int, width: int, p: float, device: torch.device) -> None:
+        """Draw for a matrix of that shape, each element dropped with probability 0 < p < 1."""
+        self._rows, self._width, self._device = rows, width, device
+        self._chunk = max(1, _CHUNK.get(device.type, rows * width) // max(1, width))
+        self._keeps = p > 0.5  # then the kept positions are the fewer ones, and drawn instead
+        rate = -math.log(p) if self._keeps else -math.log1p(-p)
+        sizes = [(part.stop - part.start) * width * rate for part in self._slices()]
+        self._counts = torch.poisson(torch.tensor(sizes, dtype=torch.float64)).long().tolist()
+        self._seed = int(torch.randint(1 << 62, ()))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x with its dropped elements zero, as a new contiguous tensor; differentiable.
+
+        x: rows * width elements in any shape.
+        """
+        out = x.clone(memory_format=torch.contiguous_format)
+        matrix = out.view(self._rows, self._width)
+        for rows, positions in self._parts():
+            self._drop_(matrix[rows], positions)
+        return out
+
+    def times(self, x: Tensor, a: Tensor) -> Tensor:
+        """Return drop(x) A^T, (rows, r). x: (rows, width), left unchanged; a: (r, width), of its dtype."""
+        s = x.new_empty(self._rows, a.shape[0])
+        scratch = self._scratch(x)
+        for rows, positions in self._parts():
+            torch.mm(self._dropped(x[rows], positions, scratch), a.t(), out=s[rows])
+        return s
+
+    def backward(self, ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None) -> Tensor | None:
+        """Return dS^T drop(x), (r, width), and add drop(dS A) to dx in place; what is None is left out.
+
+        ds: (rows, r), the gradient of `times`; x, dx: (rows, width). The sum over chunks is in float32 or wider.
+        """
+        da = torch.zeros_like(a, dtype=torch.promote_types(a.dtype, torch.float32))
+        scratch = self._scratch(x)
+        for rows, positions in self._parts():
+            if x is not None:
+                da += ds[rows].t() @ self._dropped(x[rows], positions, scratch)
+            if dx is not None:
+                self._add_product(dx[rows], ds[rows], a, positions)
+        return None if x is None else da
+
+    def _add_product(self, dx: Tensor, ds: Tensor, a: Tensor, positions: Tensor) -> None:
+        """Add dS A to dx except at the dropped elements. Positions may repeat, so values are copied, never added."""
+        flat = dx.view(-1)
+        if self._keeps:
+            flat.index_copy_(0, positions, (dx + ds @ a).view(-1).index_select(0, positions))
+        else:
+            spared = flat.index_select(0, positions)
+            dx.addmm_(ds, a)
+            flat.index_copy_(0, positions, spared)
+
+    def _scratch(self, x: Tensor | None) -> Tensor:
+        """Return memory for one chunk of x, which all of them share in turn."""
+        return torch.empty(0) if x is None else x.new_empty(min(self._chunk, self._rows), self._width)
+
+    def _dropped(self, part: Tensor, positions: Tensor, scratch: Tensor) -> Tensor:
+        copy = scratch[: part.shape[0]].copy_(part)
+        self._drop_(copy, positions)
+        return copy
+
+    def _drop_(self, part: Tensor, positions: Tensor) -> None:
+        if self._keeps:
+            kept = torch.zeros_like(part, memory_format=torch.contiguous_format)
+            kept.view(-1).index_fill_(0, positions, 1)
+            part.mul_(kept)
+        else:
+            part.view(-1).index_fill_(0, positions, 0)
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows, the positions drawn in them, int64 and relative to the first of them), the same each time."""
+        generator = torch.Generator(self._device)
+        generator.manual_seed(self._seed)
+        for rows, count in zip(self._slices(), self._counts, strict=True):
+            n = (rows.stop - rows.start) * self._width
+            # torch takes a random integer modulo its range, which for 32 random bits favours the low positions by up
+            # to n / 2^32; a range above 2^32 is served from 64 bits, and the excess is shifted out.
+            excess = max(0, 34 - n.bit_length())
+            wide = torch.randint(n << excess, (count,), generator=generator, device=self._device)
+            yield rows, wide.bitwise_right_shift_(excess)
+
+    def _slices(self) -> list[slice]:
+        if not self._width:
+            return []
+        return [slice(i, min(i + self._chunk, self._rows)) for i in range(0, self._rows, self._chunk)]

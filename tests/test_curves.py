@@ -1,0 +1,73 @@
+"""Training curves: fifty steps from one start are the same here and in PEFT, and do not drift apart."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from hf_lora import LoRAConfig, LoRAModel
+
+STEPS, BATCH, LENGTH, WORDS = 50, 4, 12, 40
+BASES = {
+    "bert": lambda: BertForSequenceClassification(
+        BertConfig(
+            vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
+        )
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=16, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
+    ),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=48,
+        )
+    ),
+}  # fmt: skip
+VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", BASES)
+def test_fifty_steps_have_the_losses_that_peft_has_from_the_same_start(name: str, variant: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = BASES[name]()
+    task = {"task_type": "SEQ_CLS"} if name == "bert" else {}
+    config = LoRAConfig(r=4, lora_alpha=8, target_modules="all-linear", **task, **VARIANTS[variant])
+    LoRAModel.from_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
+    here = LoRAModel.from_pretrained(str(tmp_path), base_model=copy.deepcopy(base), is_trainable=True)
+    there = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path), is_trainable=True)
+    ours, theirs = curve(here, name), curve(there, name)
+    assert sum(ours[-5:]) < 0.95 * sum(ours[:5]), "it does not learn, so this test proves little"
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def curve(model: nn.Module, name: str) -> list[float]:
+    """Return the loss of every step of AdamW, on a few batches over and over."""
+    data = torch.Generator().manual_seed(1)
+    batches = [torch.randint(WORDS, (BATCH, LENGTH), generator=data) for _ in range(2)]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(STEPS):
+        words = batches[step % len(batches)]
+        loss = model.train()(input_ids=words, labels=words[:, 0] % 3 if name == "bert" else words).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
