@@ -1,1 +1,11 @@
-"""Benchmarks: ratios measured in one process, arms interleaved round by round. The library knows nothing of them."""
+"""Benchmarks, one script a question: ratios measured in one process.
+
+    step.py        what does a training step cost?                        matrix.py  its cells
+    memory.py      what does a forward keep for its backward?             saved.py  two ways to count it
+    operations.py  loading, switching, merging, one token, importing?     floors.py, imports.py
+
+    arms.py        the contestants;  gradients.py  the proof that they compute the same
+    measure.py     arms timed against each other
+
+The library knows nothing of them.
+"""

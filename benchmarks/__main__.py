@@ -1,4 +1,11 @@
-"""`python -m benchmarks [--device cuda]`: run every benchmark, print its table, keep its figures in results/."""
+"""Ask the questions, print their tables, and keep their figures in results/<question>-<device>.json.
+
+    python -m benchmarks                                    all of them: about 20 minutes on two quiet cores
+    python -m benchmarks step --rounds 30 --threads 1 2     one of them, with one thread and with two
+    python -m benchmarks step --full                        the whole matrix of 216 cells: hours
+
+What each question asks is told at the head of its file.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +14,71 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 
-from . import operations, step
+import hf_lora
+
+from . import memory, operations, step
+from .measure import Findings, Options
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"step": step.run, "operations": operations.run}
+QUESTIONS: dict[str, Callable[[Options], Findings]] = {
+    "step": step.run,
+    "memory": memory.run,
+    "operations": operations.run,
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which ones (default: all)")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask the questions that the command line names, with every number of threads that it names."""
+    chosen = _parser().parse_args(arguments)
+    options = Options(torch.device(chosen.device), chosen.rounds, chosen.scale)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    for name in chosen.questions or QUESTIONS:
+        record = {"question": name, "scale": chosen.scale, "rounds": chosen.rounds, **_machine(options.device)}
+        answers = [_ask(name, threads, options) for threads in chosen.threads or [torch.get_num_threads()]]
+        path = chosen.output / f"{name}-{options.device.type}.json"
+        path.write_text(json.dumps({**record, "answers": answers}, indent=1) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], help="which ones (default: all)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    for name in options.names or BENCHMARKS:
-        rows = BENCHMARKS[name](torch.device(options.device), options.rounds)
-        record = {
-            "benchmark": name,
-            "date": datetime.date.today().isoformat(),
-            **_machine(options.device),
-            "rows": rows,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}-{options.device}.json").write_text(json.dumps(record, indent=2) + "\n")
+    parser.add_argument("--rounds", type=int, default=15, help="times that each arm is timed")
+    parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads to measure with (default: torch's)")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--full", dest="scale", action="store_const", const="full", default="default")
+    scale.add_argument("--smoke", dest="scale", action="store_const", const="smoke", help="tiny models, for tests")
+    return parser
 
 
-def _machine(device: str) -> dict[str, object]:
-    import peft
+def _ask(name: str, threads: int, options: Options) -> dict[str, object]:
+    torch.set_num_threads(threads)
+    print(f"\n=== {name}: {options.device}, {threads} threads, {options.rounds} rounds")
+    rows, summary = QUESTIONS[name](options)
+    print("", *summary, sep="\n")
+    return {"threads": threads, "summary": summary, "rows": rows}
 
-    import hf_lora
 
+def _machine(device: torch.device) -> dict[str, object]:
+    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, hf_lora)},
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {
+            "python": platform.python_version(),
+            "hf_lora": hf_lora.__version__,
+            **{name: version(name) for name in ("torch", "transformers", "peft", "loralib")},
+        },
     }
 
 

@@ -1,58 +1,145 @@
-"""What happens around training: load an adapter, switch, merge and unmerge, on GPT-2 124M with 48 adapted layers."""
+"""What happens around training: loading, switching, merging, a forward of one token, importing.
+
+GPT-2 124M, r=16, 48 adapted layers. Ratios are to the cell's first arm: a floor where there is one (floors.py, or the
+base without adapters), else PEFT. An adapter is loaded beside another (the 2nd) and beside 39 (the 40th), and deleted
+again outside the timed region; setting up and undoing a merge is outside as well.
+"""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from operator import methodcaller
+from typing import Any
 
 import peft
 import torch
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .measure import compare, print_table
+from . import floors, imports
+from .measure import Arm, Findings, Options, Row, compare, print_times
 
 TARGETS = ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"]
+CONFIG = LoRAConfig(r=16, lora_alpha=32, target_modules=TARGETS, init_lora_weights=False)
+MANY, NEW = 40, "new"  # adapters on a model, named a0, a1, ...; the one that is loaded and deleted
+TINY = GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0)
+IMPORT_ROUNDS = 5  # at most: each starts three processes
+
+LIBRARIES: Mapping[str, Callable[[nn.Module, str], Any]] = {
+    "PEFT": lambda base, folder: peft.PeftModel.from_pretrained(base, folder, adapter_name="a0"),
+    "hf_lora": lambda base, folder: LoRAModel.from_pretrained(folder, base_model=base, adapter_name="a0"),
+}
+Models = Mapping[str, Any]  # library -> its model
+Arms = dict[str, Arm]
 
 
-def run(device: torch.device, rounds: int) -> list[dict[str, object]]:
-    """Time each operation in PEFT and here and return one row an arm."""
+def run(options: Options) -> Findings:
+    """Time each operation, print its table and return one row an arm."""
+    smoke = options.scale == "smoke"
     torch.manual_seed(0)
-    base = GPT2LMHeadModel(GPT2Config()).to(device).eval()
+    base: nn.Module = GPT2LMHeadModel(TINY if smoke else GPT2Config())
+    base.to(options.device).eval()
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=16, target_modules=TARGETS)).save_pretrained(folder)
-        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder, adapter_name="a")
-        ours = LoRAModel.from_pretrained(folder, base_model=copy.deepcopy(base), adapter_name="a")
-        theirs.load_adapter(folder, "b")
-        ours.load_adapter(folder, "b")
-        pairs: dict[str, dict[str, Callable[[], object]]] = {
-            "load an adapter": {"PEFT": _load(theirs, folder), "hf_lora": _load(ours, folder)},
-            "set_adapter": {"PEFT": lambda: theirs.set_adapter("a"), "hf_lora": lambda: ours.set_adapter("a")},
-            "merge and unmerge": {"PEFT": _merge(theirs), "hf_lora": _merge(ours)},
-        }
-        result: list[dict[str, object]] = []
-        for title, arms in pairs.items():
-            rows = compare(arms, device, rounds)
-            print_table(f"GPT-2 124M, 48 layers, r=16: {title}, against PEFT", rows)
-            result += [{"cell": title, "arm": name, **row} for name, row in rows.items()]
-    return result
+        LoRAModel.from_model(copy.deepcopy(base), CONFIG).save_pretrained(folder)
+        for title, arms in _cells(base, folder, 3 if smoke else MANY):
+            rows += _told(title, compare(arms, options.device, options.rounds))
+    for ground, statements in imports.SMOKE if smoke else imports.CELLS:
+        rounds = min(options.rounds, IMPORT_ROUNDS)
+        rows += _told(f"import, after `{ground}`", imports.measure(ground, statements, rounds))
+    return Findings(rows, [])
 
 
-def _load(model: object, folder: str) -> Callable[[], None]:
-    """Load one adapter and delete it again, so that every round starts the same (the deletion is timed as well)."""
-
-    def load() -> None:
-        model.load_adapter(folder, "again")
-        model.delete_adapter("again")
-
-    return load
+def _told(title: str, rows: list[Row]) -> list[Row]:
+    print_times(title, rows)
+    return [{"cell": title, **row} for row in rows]
 
 
-def _merge(model: object) -> Callable[[], None]:
-    def merge() -> None:
+def _cells(base: nn.Module, folder: str, many: int) -> Iterator[tuple[str, Arms]]:
+    """Yield every cell with its arms; the models go from one to the next, and get adapters on the way."""
+    models = _models(base, folder)
+    yield "load the 2nd adapter", _load(models, base, folder)
+    yield "merge", _merge(models, base)
+    yield "unmerge", _unmerge(models, base)
+    yield "merge_and_unload", _merge_for_good(models, base)
+    _load_up_to(models, folder, range(1, many - 1))
+    yield f"load adapter {many}", _load(models, base, folder)
+    _load_up_to(models, folder, range(many - 1, many))
+    yield f"set_adapter among {many}", _switch(models)
+    _load_up_to(models, folder, range(many, many + 1))
+    yield "a forward of one token", _forward(base, _models(base, folder), models, many)
+
+
+def _models(base: nn.Module, folder: str) -> Models:
+    return {name: make(copy.deepcopy(base), folder).eval() for name, make in LIBRARIES.items()}
+
+
+def _load_up_to(models: Models, folder: str, numbers: range) -> None:
+    for model in models.values():
+        for number in numbers:
+            model.load_adapter(folder, f"a{number}")
+        model.set_adapter("a0")
+
+
+def _load(models: Models, base: nn.Module, folder: str) -> Arms:
+    def restore(model: Any) -> None:
+        model.delete_adapter(NEW)
+        model.set_adapter("a0")
+
+    load = methodcaller("load_adapter", folder, NEW)
+    sparing = methodcaller("load_adapter", folder, NEW, low_cpu_mem_usage=True)
+    return {
+        "floor: read the file, copy": floors.reading(folder, next(base.parameters()).device),
+        "PEFT": Arm(lambda: models["PEFT"], load, restore),
+        "PEFT, low_cpu_mem_usage": Arm(lambda: models["PEFT"], sparing, restore),
+        "hf_lora": Arm(lambda: models["hf_lora"], load, restore),
+    }
+
+
+def _merge(models: Models, base: nn.Module) -> Arms:
+    merge, unmerge = methodcaller("merge_adapter"), methodcaller("unmerge_adapter")
+    own = {name: Arm(partial(models.__getitem__, name), merge, unmerge) for name in models}
+    return {**floors.merging(base, CONFIG.r), **own}
+
+
+def _unmerge(models: Models, base: nn.Module) -> Arms:
+    def merged(model: Any) -> Any:
         model.merge_adapter()
-        model.unmerge_adapter()
+        return model
 
-    return merge
+    own = {name: Arm(partial(merged, model), methodcaller("unmerge_adapter")) for name, model in models.items()}
+    return {**floors.unmerging(base, CONFIG.r), **own}
+
+
+def _merge_for_good(models: Models, base: nn.Module) -> Arms:
+    merge = methodcaller("merge_and_unload")
+    own = {name: Arm(partial(copy.deepcopy, model), merge) for name, model in models.items()}
+    return {**floors.merging(base, CONFIG.r), **own}
+
+
+def _switch(models: Models) -> Arms:
+    def at_first(model: Any) -> Any:
+        model.set_adapter("a0")
+        return model
+
+    there, back = methodcaller("set_adapter", "a1"), methodcaller("set_adapter", "a0")
+    return {name: Arm(partial(at_first, model), there, back) for name, model in models.items()}
+
+
+def _forward(base: nn.Module, one: Models, more: Models, idle: int) -> Arms:
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(base.parameters()).device)
+
+    def forward(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model(input_ids=token, use_cache=False).logits
+
+    arms = {"base": Arm(lambda: base, forward)}
+    for name in LIBRARIES:
+        arms[name] = Arm(partial(one.__getitem__, name), forward)
+        arms[f"{name}, {idle} idle adapters more"] = Arm(partial(more.__getitem__, name), forward)
+    return arms

@@ -1,66 +1,78 @@
-"""What a training step costs: forward and backward of BERT-base layers, as a ratio to the frozen model.
+"""What a training step costs: forward and backward of BERT layers, as a ratio to the frozen model.
 
-Arms: frozen (a gradient flows to the input only), full fine-tuning, PEFT as it comes, PEFT with its adapters in the
-base's dtype, and hf_lora. That their gradients agree is the tests' business (tests/test_laws.py, test_peft_parity.py).
+Frozen means that a gradient flows to the input only, which no LoRA can beat by its maths; full fine-tuning is the
+other reference. A step is won against PEFT's best arm. Before a cell is timed, every arm has to have the right
+gradients (gradients.py).
+
+The headline: 4 layers of BERT-base, five settings. Beyond it the matrix of hidden size, tokens, rank, targets, dtype
+and dropout (matrix.py): 12 cells in which every pair of values meets by default, all 216 with --full.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 
-import peft
-import torch
-from torch import nn
-from transformers import BertConfig, BertModel
+from torch import Tensor, nn
 
-from hf_lora import LoRAConfig, LoRAModel
+from . import matrix
+from .arms import FULL, OURS, PEFT_ARMS, SCALING, Settings, contestants, references
+from .gradients import backward, check, reference
+from .matrix import Cell, Scene
+from .measure import Arm, Findings, Options, Row, compare, print_times
 
-from .measure import compare, print_table
-
-ALL = ["query", "key", "value", "dense"]
-CELLS = {  # title: (batch, tokens, rank, targets, dropout, dtype)
-    "8x128 tokens, r=16, all linear, float32, dropout 0": (8, 128, 16, ALL, 0.0, torch.float32),
-    "8x128 tokens, r=16, all linear, float32, dropout 0.05": (8, 128, 16, ALL, 0.05, torch.float32),
-    "8x128 tokens, r=8, query+value, float32, dropout 0.1": (8, 128, 8, ["query", "value"], 0.1, torch.float32),
-    "8x128 tokens, r=16, all linear, bfloat16, dropout 0.05": (8, 128, 16, ALL, 0.05, torch.bfloat16),
-}
+SHORT = 512  # tokens under which a step takes milliseconds: it is noisier, and four times the rounds cost little
 
 
-def run(device: torch.device, rounds: int) -> list[dict[str, object]]:
-    """Time every cell and return one row an arm."""
-    result: list[dict[str, object]] = []
-    for title, (batch, tokens, r, targets, dropout, dtype) in CELLS.items():
-        arms = _arms(device, batch, tokens, r, targets, dropout, dtype)
-        rows = compare(arms, device, rounds)
-        print_table(f"BERT-base, 4 layers, {title}: a step against the frozen model", rows)
-        result += [{"cell": title, "arm": name, **row} for name, row in rows.items()]
-    return result
+def run(options: Options) -> Findings:
+    """Time the cells of the scale and say in which of them hf_lora loses."""
+    headline = matrix.SMOKE if options.scale == "smoke" else matrix.HEADLINE
+    beyond = {"smoke": list, "default": matrix.covering, "full": matrix.every_combination}[options.scale]()
+    rows = [row for cell in headline for row in measure(cell, options)]
+    rows += [row for combination in beyond for row in measure(matrix.cell(combination), options, without=(FULL,))]
+    return Findings(rows, summary(rows))
 
 
-def _arms(
-    device: torch.device, batch: int, tokens: int, r: int, targets: list[str], dropout: float, dtype: torch.dtype
-) -> dict[str, Callable[[], None]]:
-    torch.manual_seed(0)
-    config = BertConfig(num_hidden_layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=8)
-    base = BertModel(config, add_pooling_layer=False).to(device, dtype).train()
-    x = torch.randn(batch, tokens, config.hidden_size, device=device, dtype=dtype)
-    settings = {"r": r, "lora_alpha": 2 * r, "lora_dropout": dropout, "target_modules": targets}
-    models = {
-        "frozen": copy.deepcopy(base).requires_grad_(False),
-        "full fine-tuning": copy.deepcopy(base),
-        "PEFT": peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**settings)),
-        "PEFT, base dtype": peft.get_peft_model(
-            copy.deepcopy(base), peft.LoraConfig(**settings), autocast_adapter_dtype=False
-        ),
-        "hf_lora": LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(**settings)),
+def measure(cell: Cell, options: Options, without: Sequence[str] = ()) -> list[Row]:
+    """Check the arms' gradients, time them, print the table and return one row an arm.
+
+    without: arms to leave out, which the matrix does with full fine-tuning. Raises AssertionError for wrong gradients.
+    """
+    scene = cell.build(options.device)
+    arms, errors = _checked(scene, cell.settings)
+    rounds = options.rounds * (4 if cell.batch * cell.length < SHORT else 1)
+    timed = {name: _arm(model, scene.x, scene.cotangent) for name, model in arms.items() if name not in without}
+    rows = compare(timed, options.device, rounds)
+    print_times(f"A step against the frozen model: {cell.title}", rows)
+    return [{"cell": cell.title, **row, "gradient_error": errors.get(row["arm"])} for row in rows]
+
+
+def _checked(scene: Scene, settings: Settings) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """Return all arms, and the largest gradient error of each that has factors."""
+    adapted = contestants(scene.base, settings, scene.factors)
+    want = reference(scene.base, scene.factors, SCALING, scene.x, scene.cotangent)
+    errors = {
+        name: check(name, model, scene.x, scene.cotangent, want, settings.dropout) for name, model in adapted.items()
     }
-    return {name: _step(model.train(), x) for name, model in models.items()}
+    return {**references(scene.base), **adapted}, errors
 
 
-def _step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
-    def step() -> None:
+def _arm(model: nn.Module, x: Tensor, cotangent: Tensor) -> Arm:
+    def prepare() -> nn.Module:
         model.zero_grad(set_to_none=True)
-        model(inputs_embeds=x.detach().requires_grad_()).last_hidden_state.float().square().mean().backward()
+        return model
 
-    return step
+    return Arm(prepare, partial(backward, x=x, cotangent=cotangent))
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Return in how many cells hf_lora is slower than PEFT's best arm, and which: their quartiles lie apart."""
+    cells: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault(row["cell"], {})[row["arm"]] = row
+    slower = []
+    for title, arms in cells.items():
+        best = min((arms[name] for name in PEFT_ARMS), key=lambda row: row["ratio"])
+        if arms[OURS]["ratio_low"] > best["ratio_high"]:
+            slower.append(f"  {title}: {arms[OURS]['ratio']:.3f} against {best['ratio']:.3f} of {best['arm']}")
+    return [f"hf_lora is slower than PEFT's best arm in {len(slower)} of {len(cells)} cells.", *slower]

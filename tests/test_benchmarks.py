@@ -1,0 +1,190 @@
+"""The benchmarks run, tiny, through the code that `make bench` runs, and what they vouch for can fail."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("peft")
+pytest.importorskip("loralib")
+
+from benchmarks import matrix, step
+from benchmarks.__main__ import QUESTIONS, main
+from benchmarks.arms import ADAPTED, FULL, OURS, PEFT_ARMS, SCALING, Settings, contestants, lora_parameters
+from benchmarks.gradients import INPUT, TOLERANCE, check, reference
+from benchmarks.matrix import ALL_LINEAR, Cell, Scene
+from benchmarks.measure import Arm, compare
+from benchmarks.saved import live_bytes, saved_bytes
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every question's file, from one run of them all."""
+    folder = tmp_path_factory.mktemp("results")
+    main(["--smoke", "--rounds", "2", "--threads", "1", "--output", str(folder)])
+    return {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+
+
+def test_every_question_leaves_one_file_that_says_where_when_and_with_what(records: dict[str, Any]) -> None:
+    assert set(records) == {f"{name}-cpu.json" for name in QUESTIONS}
+    for name in QUESTIONS:
+        record = records[f"{name}-cpu.json"]
+        assert record["question"] == name
+        assert record["rounds"] == 2
+        assert {"date", "device", "cores", "versions", "load_before"} < set(record)
+        assert set(record["versions"]) == {"python", "hf_lora", "torch", "transformers", "peft", "loralib"}
+        (answer,) = record["answers"]
+        assert answer["threads"] == 1
+        assert all({"cell", "arm", "ratio"} < set(row) for row in answer["rows"])
+
+
+def test_a_step_is_timed_in_every_arm_after_its_gradients_were_found_right(records: dict[str, Any]) -> None:
+    (answer,) = records["step-cpu.json"]["answers"]
+    cells = {row["cell"]: [r for r in answer["rows"] if r["cell"] == row["cell"]] for row in answer["rows"]}
+    assert len(cells) == len(matrix.SMOKE)
+    for rows in cells.values():
+        assert [row["arm"] for row in rows] == ["frozen", FULL, *ADAPTED]
+        for row in rows:
+            assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+            assert (row["gradient_error"] is not None) == (row["arm"] in ADAPTED)
+    assert answer["summary"][0].endswith("of 2 cells.")
+
+
+def test_memory_and_operations_have_a_row_for_every_library(records: dict[str, Any]) -> None:
+    (memory,) = records["memory-cpu.json"]["answers"]
+    assert [(row["arm"], row.get("dropout")) for row in memory["rows"]] == [
+        ("frozen", None),
+        (FULL, None),
+        *((name, dropout) for dropout in (0.0, 0.1) for name in ADAPTED),
+    ]
+    assert all(row["saved_bytes"] > 0 and row["live_bytes"] > 0 for row in memory["rows"])
+    (operations,) = records["operations-cpu.json"]["answers"]
+    cells = {
+        row["cell"]: {r["arm"] for r in operations["rows"] if r["cell"] == row["cell"]} for row in operations["rows"]
+    }
+    assert len(cells) == 8
+    assert all({"PEFT", "hf_lora"} <= arms for title, arms in cells.items() if not title.startswith("import"))
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Cell(2, 16, 2, 4, Settings(2, ALL_LINEAR, 0.0), torch.float32).build(CPU)
+
+
+def _check(arm: str, model: nn.Module, scene: Scene, dropout: float = 0.0) -> float:
+    want = reference(scene.base, scene.factors, SCALING, scene.x, scene.cotangent)
+    return check(arm, model, scene.x, scene.cotangent, want, dropout)
+
+
+@pytest.mark.parametrize("arm", ADAPTED)
+def test_the_gradients_of_every_arm_are_right_and_those_of_another_factor_are_not(arm: str, scene: Scene) -> None:
+    model = contestants(scene.base, Settings(2, ALL_LINEAR, 0.0), scene.factors)[arm]
+    assert _check(arm, model, scene) <= TOLERANCE[torch.float32]
+    with torch.no_grad():
+        lora_parameters(model)["encoder.layer.1.output.dense", "B"].mul_(1.001)
+    with pytest.raises(AssertionError, match=rf"^{arm}: .* gradients are off by more than 1e-05: .*encoder\.layer\.1"):
+        _check(arm, model, scene)
+
+
+def test_a_factor_without_a_gradient_is_found(scene: Scene) -> None:
+    model = contestants(scene.base, Settings(2, ALL_LINEAR, 0.0), scene.factors)[OURS]
+    lora_parameters(model)["encoder.layer.0.output.dense", "A"].requires_grad_(False)
+    with pytest.raises(AssertionError, match=r"1 of \d+ gradients .*'encoder\.layer\.0\.output\.dense\.A': nan"):
+        _check(OURS, model, scene)
+
+
+def test_an_arm_that_leaves_its_dropout_out_is_found(scene: Scene) -> None:
+    adapted = contestants(scene.base, Settings(2, ALL_LINEAR, 0.1), scene.factors)
+    for arm, model in adapted.items():
+        assert _check(arm, model, scene, dropout=0.1) <= TOLERANCE[torch.float32]
+    without = contestants(scene.base, Settings(2, ALL_LINEAR, 0.0), scene.factors)[OURS]
+    with pytest.raises(AssertionError, match=r"with dropout 0\.1 the gradients are the ones without it"):
+        _check(OURS, without, scene, dropout=0.1)
+
+
+def test_the_reference_is_the_gradient_of_the_formula_written_out(scene: Scene) -> None:
+    """Central differences of the merged model's output, in float64, at one entry of A and of B."""
+    want = reference(scene.base, scene.factors, SCALING, scene.x, scene.cotangent)
+    assert len(want) == 1 + 2 * 6 * 2
+    assert INPUT in want
+    layer = "encoder.layer.0.attention.self.key"
+    for letter in "AB":
+        ends = [_merged_output(scene, (layer, letter), step) for step in (1e-5, -1e-5)]
+        torch.testing.assert_close((ends[0] - ends[1]) / 2e-5, want[layer, letter][1, 1], rtol=1e-6, atol=1e-12)
+
+
+def _merged_output(scene: Scene, moved: tuple[str, str], by: float) -> Tensor:
+    factors = {key: factor.double() for key, factor in scene.factors.items()}
+    factors[moved][1, 1] += by
+    model = Cell(2, 16, 2, 4, Settings(2, ALL_LINEAR, 0.0), torch.float32).build(CPU).base.double()
+    with torch.no_grad():
+        for name in {layer for layer, _ in factors}:
+            model.get_parameter(f"{name}.weight").add_(SCALING * factors[name, "B"] @ factors[name, "A"])
+        return (model(inputs_embeds=scene.x.double()).last_hidden_state * scene.cotangent).sum()
+
+
+def test_every_pair_of_values_occurs_in_the_twelve_cells_that_stand_for_the_matrix() -> None:
+    chosen, every = matrix.covering(), matrix.every_combination()
+    assert chosen == matrix.covering()
+    assert (len(every), len(chosen)) == (216, 12)
+    assert _pairs(chosen) == _pairs(every)
+
+
+def _pairs(combinations: list[tuple[object, ...]]) -> set[object]:
+    return {pair for c in combinations for pair in itertools.combinations(enumerate(c), 2)}
+
+
+def test_a_cell_is_lost_only_where_the_quartiles_lie_apart_from_those_of_peft_s_best_arm() -> None:
+    def rows(cell: str, ours: float) -> list[dict[str, object]]:
+        ratios = {PEFT_ARMS[0]: 1.5, PEFT_ARMS[1]: 1.2, OURS: ours}
+        return [
+            {"cell": cell, "arm": arm, "ratio": r, "ratio_low": r - 0.1, "ratio_high": r + 0.1}
+            for arm, r in ratios.items()
+        ]
+
+    assert step.summary(rows("near", 1.35) + rows("far", 1.45)) == [
+        "hf_lora is slower than PEFT's best arm in 1 of 2 cells.",
+        "  far: 1.450 against 1.200 of PEFT, base dtype",
+    ]
+
+
+def test_only_the_run_is_timed_and_each_arm_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, undone = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def passes(seconds: float) -> str:
+        clock[0] += seconds
+        return "subject"
+
+    def arm(seconds: float) -> Arm:
+        return Arm(lambda: passes(100.0), lambda _: passes(seconds), undone.append)
+
+    rows = compare({"one": arm(1.0), "three": arm(3.0)}, CPU, rounds=2)
+    assert [(row["arm"], row["seconds"], row["ratio"]) for row in rows] == [("one", 1.0, 1.0), ("three", 3.0, 3.0)]
+    assert undone == ["subject"] * 2 * 3  # a round of warming up, two that count
+
+
+class _Keeps(torch.autograd.Function):
+    """Keeps one tensor of its own as it should and one behind autograd's back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        made = x * 2
+        ctx.save_for_backward(x, made, made.t(), weight)
+        ctx.hidden = x + 1
+        return x * weight
+
+
+def test_saved_bytes_are_each_storage_once_and_live_bytes_see_what_hides_on_a_context() -> None:
+    x, weight = torch.randn(5, 5, requires_grad=True), torch.randn(5, 5)
+    assert saved_bytes(lambda: _Keeps.apply(x, weight), iter([x, weight])) == 100
+    assert saved_bytes(lambda: _Keeps.apply(x, weight), iter([weight])) == 200
+    assert live_bytes(lambda: _Keeps.apply(x, weight), iter([x, weight])) == 200
