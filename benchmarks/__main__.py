@@ -22,13 +22,14 @@ import torch
 
 import hf_lora
 
-from . import memory, operations, step
+from . import memory, operations, step, switches
 from .measure import Findings, Options
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "step": step.run,
     "memory": memory.run,
+    "switches": switches.run,
     "operations": operations.run,
 }
 

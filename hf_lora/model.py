@@ -14,6 +14,7 @@ from . import adapters, front
 from .config import LoRAConfig
 from .errors import AdapterNameError, AdapterStateError, ModelError
 from .loading import AdapterFiles, head_modules, load_base, load_base_of, open_adapter
+from .memory.switches import MemorySwitches
 from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
@@ -23,7 +24,7 @@ from .tying import tied_groups, untie
 __all__ = ["LoRAModel", "add_lora"]
 
 
-class LoRAModel(nn.Module):
+class LoRAModel(MemorySwitches, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
     Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)
@@ -101,7 +102,8 @@ class LoRAModel(nn.Module):
         fresh = not isinstance(model, LoRAModel)
         result = _enter(model)
         try:
-            adapters.load(model, result._lora, files.config, files.tensors, adapter_name, trainable)
+            with result._own_head():
+                adapters.load(model, result._lora, files.config, files.tensors, adapter_name, trainable)
         except BaseException:
             if fresh:
                 result.unload()
@@ -141,7 +143,8 @@ class LoRAModel(nn.Module):
 
     def add_adapter(self, adapter_config: LoRAConfig, adapter_name: str = "default") -> None:
         """Add a fresh adapter and make it the active one."""
-        config = adapters.add(self, self._lora, adapter_config, adapter_name)
+        with self._own_head():
+            config = adapters.add(self, self._lora, adapter_config, adapter_name)
         config.base_model_name_or_path = getattr(self, "name_or_path", None) or config.base_model_name_or_path
         adapters.select(self._lora, [adapter_name])
 
@@ -159,7 +162,8 @@ class LoRAModel(nn.Module):
         """
         files = open_adapter(os.fspath(peft_model_id), kwargs, required=True)
         assert files is not None
-        adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable)
+        with self._own_head():
+            adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable)
         adapters.select(self._lora, [adapter_name])
 
     def load_weights(self, directory: str | os.PathLike[str]) -> None:
@@ -207,8 +211,9 @@ class LoRAModel(nn.Module):
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""
-        for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
-            adapters.delete(self._lora, name)
+        with self._own_head():
+            for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
+                adapters.delete(self._lora, name)
 
     # --- merging ------------------------------------------------------------------------------------------------
 
@@ -244,6 +249,8 @@ class LoRAModel(nn.Module):
 
     def _leave(self) -> Any:
         model: Any = self
+        self.disable_mlp_recompute()
+        self.disable_linear_cross_entropy()
         adapters.remove_all(model, self._lora)
         del model.__dict__["_lora"]
         model.__dict__.pop("_hf_peft_config_loaded", None)
@@ -331,7 +338,8 @@ class _PretrainedLoRAModel(LoRAModel):
             for name, layer in self._lora.layers.items():
                 if layer is table:
                     raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
-        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        with self._own_head():
+            return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
 
 
 def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:

@@ -1,0 +1,27 @@
+"""The autocast state of a moment, to compute again later what was computed then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+__all__ = ["Ambient", "ambient"]
+
+Ambient = Callable[[], AbstractContextManager[object]]
+
+
+def ambient(device: torch.device) -> Ambient:
+    """Return a maker of contexts in which a device's autocast is what it is now."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    return partial(
+        torch.autocast,
+        kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )

@@ -1,0 +1,128 @@
+"""Gated MLPs that keep less for backward: which modules they are, and the forward they get.
+
+    y = down(act(gate(x)) * up(x))
+
+with gate and up two layers or the halves of one. What a module is, is settled once and by trial: its own forward is
+called on a small copy and has to equal the formula, so that a sparsity, a scale or a dropout in between rules it out.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..layer import base_modules
+from .gated import gated
+from .special import Specialised, restore, specialise
+
+__all__ = ["disable_mlp_recompute", "enable_mlp_recompute", "gated_form"]
+
+
+@dataclass(frozen=True)
+class GatedForm:
+    """The roles of an MLP's children by name; a fused first layer gives both halves, the gate first."""
+
+    split: tuple[str, ...]
+    down: str
+    act: str
+
+    def branches(self, mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gate and up of x, (..., intermediate) each."""
+        children = [mlp.get_submodule(name) for name in self.split]
+        first, second = children[0](x).chunk(2, dim=-1) if len(children) == 1 else (child(x) for child in children)
+        return first, second
+
+    def expected(self, mlp: nn.Module, x: Tensor) -> Tensor:
+        """Return what the formula gives."""
+        gate, up = self.branches(mlp, x)
+        return mlp.get_submodule(self.down)(mlp.get_submodule(self.act)(gate) * up)
+
+
+class RecomputingMLP(Specialised):
+    """A gated MLP whose training step saves its input, gate and up; everywhere else it is what it was."""
+
+    _gated: GatedForm
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)
+        (x,) = (*args, *kwargs.values())
+        gate, up = self._gated.branches(self, x)
+        return gated(self.get_submodule(self._gated.act), gate, up, self.get_submodule(self._gated.down))
+
+
+def enable_mlp_recompute(model: nn.Module) -> None:
+    """Specialise every gated MLP of a model, in place. Raises ModelError where there is none."""
+    found = [(mlp, gated_form(mlp)) for _, mlp in base_modules(model) if not isinstance(mlp, RecomputingMLP)]
+    for mlp, form in found:
+        if form is not None:
+            mlp.__dict__["_gated"] = form
+            specialise(mlp, RecomputingMLP)
+    if not any(isinstance(m, RecomputingMLP) for m in model.modules()):
+        raise ModelError(
+            f"enable_mlp_recompute: {type(model).__name__} has no gated MLP, that is no module that computes "
+            "down(act(gate(x)) * up(x)) with its own linear layers and nothing in between, so there is nothing to "
+            "recompute. Gradient checkpointing works on any model."
+        )
+
+
+def disable_mlp_recompute(model: nn.Module) -> None:
+    """Give every MLP its own class back."""
+    for _, mlp in base_modules(model):
+        if isinstance(mlp, RecomputingMLP):
+            restore(mlp)
+            del mlp.__dict__["_gated"]
+
+
+def gated_form(module: nn.Module) -> GatedForm | None:
+    """Return how a module is a gated MLP, or None where it is something else.
+
+    It owns two or three linear layers, one activation without parameters, and nothing else.
+    """
+    linear = [name for name, child in module.named_children() if hasattr(child, "in_features")]
+    others = [name for name, _ in module.named_children() if name not in linear]
+    own = [*module._parameters, *module._buffers]
+    replaced = "forward" in module.__dict__ and "_old_forward" not in module.__dict__  # by anything but accelerate
+    if own or replaced or len(linear) not in (2, 3) or len(others) != 1:
+        return None
+    (act,) = others
+    if [*module.get_submodule(act).parameters(), *module.get_submodule(act).buffers()]:
+        return None
+    forms = (GatedForm(names[:-1], names[-1], act) for names in permutations(linear))
+    return next((form for form in forms if _computes(module, form)), None)
+
+
+def _computes(module: nn.Module, form: GatedForm) -> bool:
+    """Return whether a module's own forward, in training, gives what the formula gives, on a small copy."""
+    source = torch.Generator().manual_seed(0)
+    halves = 2 if len(form.split) == 1 else 1
+    small = {name: _random_linear(3, 5 * halves, source) for name in form.split}
+    small[form.down] = _random_linear(5, 3, source)
+    probe = copy.copy(module)
+    probe.__dict__.update(_modules={**module._modules, **small}, training=True)
+    x = torch.tensor([[0.1], [1.0], [5.0], [50.0]]) * torch.randn(2, 4, 3, dtype=torch.float64, generator=source)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            got = type(module).forward(probe, x)
+        except Exception:  # a forward of somebody's own may raise anything on children it was not made for
+            return False
+        want = form.expected(probe, x)
+        gate, _ = form.branches(probe, x)
+        before = gate.clone()
+        probe.get_submodule(form.act)(gate)
+        if not torch.equal(gate, before):  # it writes into what backward needs
+            return False
+    return isinstance(got, Tensor) and got.shape == want.shape and torch.allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def _random_linear(inner: int, outer: int, source: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inner, outer, device="meta")
+    layer.weight = nn.Parameter(torch.randn(outer, inner, dtype=torch.float64, generator=source))
+    layer.bias = nn.Parameter(torch.randn(outer, dtype=torch.float64, generator=source))
+    return layer

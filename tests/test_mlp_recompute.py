@@ -1,0 +1,438 @@
+"""Gated MLPs that keep less for backward: the same bits come out, and fewer bytes are held."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from accelerate import dispatch_model
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import ModelError
+from hf_lora.memory.gated import gated
+from hf_lora.memory.mlp import RecomputingMLP, gated_form
+
+from .families import DECODER, HIDDEN, build, floats, inputs
+
+GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "deepseek_v3", "qwen3_next"]
+Grads = dict[str, Tensor]
+
+
+def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
+    config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
+    return LoRAModel.from_model(build(name), LoRAConfig(**config)).train()
+
+
+def step(model: nn.Module, name: str = "llama") -> tuple[list[Tensor], Grads]:
+    """Return outputs and gradients of one training step, with the same random numbers each time."""
+    model.zero_grad()
+    torch.manual_seed(3)
+    outputs = floats(model(**inputs(name)))
+    torch.stack([t.float().sin().sum() for t in outputs]).sum().backward()
+    return outputs, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def check_same(model: LoRAModel, run: Callable[[], tuple[list[Tensor], Grads]]) -> None:
+    """Check that a step gives the same bits with the switch on, and off again."""
+    outputs, grads = run()
+    assert grads
+    for switch in (model.enable_mlp_recompute, model.disable_mlp_recompute):
+        switch()
+        again, regrads = run()
+        assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+        assert grads.keys() == regrads.keys()
+        assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the storages made inside a `with` block that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in self.alive:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata)
+        return out
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.alive.values())
+
+
+def held_after_forward(model: nn.Module, name: str = "llama") -> int:
+    """Return the bytes that a forward leaves behind for its backward."""
+    with Held() as held:
+        outputs = floats(model(**inputs(name)))
+        count = held.bytes
+    del outputs
+    return count
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_outputs_and_gradients_keep_their_bits(name: str) -> None:
+    model = adapted(name)
+    check_same(model, lambda: step(model, name))
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": 0.3}, {"use_dora": True}, {"target_modules": ["down_proj"]}, {"target_modules": ["q_proj"]}, {"modules_to_save": ["mlp"]}])  # fmt: skip
+def test_whatever_the_adapter_is_the_bits_stay(changes: dict[str, Any]) -> None:
+    model = adapted(**changes)
+    check_same(model, lambda: step(model))
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh", "relu2", "silu"])
+def test_every_activation_is_recomputed_under_autocast_as_it_was_computed(act: str) -> None:
+    config = tf.LlamaConfig(**DECODER, hidden_act=act)
+    model = LoRAModel.from_model(tf.LlamaForCausalLM(config), LoRAConfig(target_modules="all-linear")).train()
+
+    def run() -> tuple[list[Tensor], Grads]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return step(model)
+
+    check_same(model, run)
+
+
+def test_an_activation_that_autocast_narrows_is_narrowed_again_in_backward() -> None:
+    def act(gate: Tensor) -> Tensor:
+        return torch.tanh(nn.functional.linear(gate, torch.eye(5)))
+
+    x, weight = torch.randn(2, 10, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    gate, up = x.sin().chunk(2, -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = gated(act, gate, up, lambda p: p @ weight.T), (act(gate) * up) @ weight.T
+    grads = [torch.autograd.grad(y.sum(), (x, weight), retain_graph=True) for y in (ours, plain)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_half_precision_keeps_its_bits() -> None:
+    model = adapted().bfloat16()
+    check_same(model, lambda: step(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_a_layer_holds_the_activation_and_the_product_no_longer(name: str) -> None:
+    model = adapted(name)
+    before = held_after_forward(model, name)
+    model.enable_mlp_recompute()
+    tokens, intermediate, layers = inputs(name)["input_ids"].numel(), 32, 2
+    assert before - held_after_forward(model, name) == layers * 2 * tokens * intermediate * 4
+
+
+def test_nothing_more_is_held_where_neither_branch_trains() -> None:
+    model = adapted(target_modules=["down_proj"], layers_to_transform=[0])
+    before = held_after_forward(model)
+    model.enable_mlp_recompute()
+    assert held_after_forward(model) <= before
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_around_gives_the_same_bits_and_holds_as_little(reentrant: bool) -> None:
+    model = adapted()
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    before = held_after_forward(model)
+    check_same(model, lambda: step(model))
+    model.enable_mlp_recompute()
+    assert held_after_forward(model) <= before
+
+
+def test_offloading_what_is_saved_goes_on_working_and_nothing_slips_past_it() -> None:
+    model = adapted()
+
+    def offloaded() -> tuple[list[Tensor], Grads]:
+        with save_on_cpu():
+            return step(model)
+
+    def held_where_hooks_drop_all() -> int:
+        with saved_tensors_hooks(lambda t: None, lambda none: none):
+            return held_after_forward(model)
+
+    check_same(model, offloaded)
+    before = held_where_hooks_drop_all()
+    model.enable_mlp_recompute()
+    assert held_where_hooks_drop_all() <= before
+
+
+def test_a_compiled_mlp_takes_the_plain_forward_in_one_graph() -> None:
+    model = adapted()
+    model.enable_mlp_recompute()
+    mlp, x = model.model.layers[0].mlp, torch.randn(2, 3, HIDDEN)
+    assert torch.allclose(torch.compile(mlp, fullgraph=True, backend="eager")(x), mlp(x), atol=1e-6)
+
+
+def test_evaluation_takes_the_plain_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
+    model.enable_mlp_recompute()
+    monkeypatch.setattr("hf_lora.memory.mlp.gated", None)
+    model.eval()(**inputs("llama"))
+    with torch.no_grad():
+        model.train()(**inputs("llama"))
+    with pytest.raises(TypeError, match="not callable"):
+        model(**inputs("llama"))
+
+
+def test_hooks_on_the_children_are_called_as_before() -> None:
+    model, calls = adapted(), []
+    model.enable_mlp_recompute()
+    for child in ("gate_proj", "up_proj", "down_proj"):
+        layer = model.get_submodule(f"model.layers.0.mlp.{child}")
+        layer.register_forward_hook(lambda m, args, out, child=child: calls.append(child))
+    step(model)
+    assert calls == ["gate_proj", "up_proj", "down_proj"]
+
+
+def test_the_gradient_can_be_differentiated_again() -> None:
+    weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    gate, up = (torch.randn(2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def f(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        return gated(nn.functional.silu, gate, up, lambda p: p @ weight.T)
+
+    assert torch.autograd.gradcheck(f, (gate, up, weight))
+    assert torch.autograd.gradgradcheck(f, (gate, up, weight))
+
+
+def test_hooks_that_change_the_layout_of_gate_and_up_change_no_gradient() -> None:
+    weight = torch.randn(3, 5, requires_grad=True)
+    gate, up = (torch.randn(5, 2).T.requires_grad_() for _ in range(2))
+    results = []
+    for make in (
+        lambda: gated(torch.tanh, gate, up, lambda p: p @ weight.T),
+        lambda: (torch.tanh(gate) * up) @ weight.T,
+    ):
+        with saved_tensors_hooks(lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t):
+            y = make()
+        results.append(torch.autograd.grad(y.sin().sum(), (gate, up, weight)))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+def test_a_layer_that_writes_into_its_input_gets_its_own_gradient() -> None:
+    weight = torch.randn(3, 5, requires_grad=True)
+    gate, up = (torch.randn(2, 5, requires_grad=True) for _ in range(2))
+    results = []
+    for product in (lambda down: gated(torch.tanh, gate, up, down), lambda down: down(torch.tanh(gate) * up)):
+        product(lambda p: p.mul_(2.0) @ weight.T).sum().backward()
+        results.append([t.grad.clone() for t in (gate, up, weight)])
+        gate.grad = up.grad = weight.grad = None
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_second_backward_through_a_retained_graph_gives_the_same() -> None:
+    model = adapted()
+    model.enable_mlp_recompute()
+    loss = model(**inputs("llama")).logits.sin().sum()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, trained, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, trained), strict=True))
+
+
+# --- which modules qualify --------------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A gated MLP, with whatever else a test puts into it."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 6)
+        self.act = act or nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.act(self.w1(x)) * self.w3(x))
+
+
+class Fused(nn.Module):
+    """A gated MLP whose first layer gives up, then gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.act = nn.Linear(4, 12), nn.Linear(6, 4), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.first(x).chunk(2, dim=-1)
+        return self.last(self.act(gate) * up)
+
+
+class Scaled(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.act(self.w1(x) * 0.9) * self.w3(x))
+
+
+class Clamped(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.act(self.w1(x).clamp(max=20.0)) * self.w3(x))
+
+
+class Dropped(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(nn.functional.dropout(self.act(self.w1(x)) * self.w3(x), 0.5, self.training))
+
+
+class Reads(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.act(nn.functional.linear(x, self.w1.weight)) * self.w3(x))
+
+
+class OwnScale(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+class Replaced(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = lambda x: x
+
+
+class WithDropout(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+
+
+def test_roles_are_found_by_trial_and_not_by_name() -> None:
+    form = gated_form(Gated())
+    assert form is not None
+    assert (form.split, form.down, form.act) == (("w1", "w3"), "w2", "act")
+
+
+@pytest.mark.parametrize("make", [Scaled, Clamped, Dropped, Reads, OwnScale, Replaced, WithDropout, Fused, lambda: Gated(nn.SiLU(inplace=True)), lambda: Gated(nn.PReLU()), lambda: Gated(nn.RReLU())])  # fmt: skip
+def test_what_is_nearly_a_gated_mlp_is_left_alone(make: Callable[[], nn.Module]) -> None:
+    assert gated_form(make()) is None
+
+
+def test_probing_draws_no_random_number() -> None:
+    modules = Gated(), Dropped()
+    state = torch.get_rng_state()
+    for module in modules:
+        gated_form(module)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_transformers_mlps_are_what_they_were() -> None:
+    """Fails where upstream changes a forward that the switch replaces, or a name of its children."""
+    straight, fused = (("gate_proj", "up_proj"), "down_proj"), (("gate_up_proj",), "down_proj")
+    for model_type, cls, roles in (
+        ("llama", "LlamaMLP", straight), ("mistral", "MistralMLP", straight), ("qwen2", "Qwen2MLP", straight),
+        ("qwen3", "Qwen3MLP", straight), ("gemma", "GemmaMLP", straight), ("gemma2", "Gemma2MLP", straight),
+        ("phi3", "Phi3MLP", fused), ("glm", "GlmMLP", fused),
+    ):  # fmt: skip
+        module = __import__(f"transformers.models.{model_type}.modeling_{model_type}", fromlist=[cls])
+        form = gated_form(
+            getattr(module, cls)(
+                tf.AutoConfig.for_model(model_type, hidden_size=8, intermediate_size=12, num_attention_heads=2)
+            )
+        )
+        assert form is not None, cls
+        assert (form.split, form.down) == roles, cls
+
+
+def test_sparse_layers_of_gemma3n_and_scaled_ones_of_falcon_are_left_alone() -> None:
+    from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1MLP
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextMLP
+
+    config = tf.Gemma3nTextConfig(hidden_size=8, intermediate_size=12, num_hidden_layers=2, activation_sparsity_pattern=[0.9, 0.0])  # fmt: skip
+    assert gated_form(Gemma3nTextMLP(config, 0)) is None
+    assert gated_form(Gemma3nTextMLP(config, 1)) is not None
+    assert gated_form(FalconH1MLP(tf.FalconH1Config(hidden_size=8, intermediate_size=12, mlp_multipliers=[0.5, 0.5]))) is None  # fmt: skip
+
+
+def test_a_model_without_gated_mlps_is_refused_with_what_to_do() -> None:
+    for name in ("gpt2", "t5", "mixtral"):
+        model = adapted(name)
+        with pytest.raises(ModelError, match=r"no gated MLP.*Gradient checkpointing"):
+            model.enable_mlp_recompute()
+        model.disable_mlp_recompute()
+
+
+# --- a model stays what it was ----------------------------------------------------------------------------------------
+
+
+def test_classes_keys_and_names_are_given_back_exactly() -> None:
+    model = adapted()
+    before = {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()}
+    keys = list(model.state_dict())
+    model.enable_mlp_recompute()
+    model.enable_mlp_recompute()
+    mlp = model.model.layers[0].mlp
+    assert isinstance(mlp, RecomputingMLP)
+    assert (type(mlp).__name__, type(mlp).__module__) == ("LlamaMLP", "transformers.models.llama.modeling_llama")
+    assert list(model.state_dict()) == keys
+    model.disable_mlp_recompute()
+    assert {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
+def test_unloading_switches_off(leave: str) -> None:
+    plain = {n: type(m) for n, m in build("llama").named_modules()}
+    model = adapted()
+    model.enable_mlp_recompute()
+    assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
+
+
+def test_copies_and_pickles_stay_switched_on_and_give_the_same_bits(tmp_path) -> None:
+    model = adapted()
+    model.enable_mlp_recompute()
+    outputs, grads = step(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for again in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert type(again.model.layers[1].mlp) is type(model.model.layers[1].mlp)
+        reoutputs, regrads = step(again)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, reoutputs, strict=True))
+        assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
+    model.save_pretrained(tmp_path)
+    loaded = LoRAModel.from_pretrained(tmp_path, base_model=build("llama")).train()
+    assert torch.equal(loaded(**inputs("llama")).logits, outputs[0])
+
+
+def test_a_dispatched_model_computes_with_the_switched_forward() -> None:
+    model = adapted()
+    outputs, grads = step(model)
+    dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    before = held_after_forward(model)
+    model.enable_mlp_recompute()
+    assert held_after_forward(model) < before
+    again, regrads = step(model)
+    assert torch.equal(outputs[0], again[0])
+    assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
+
+
+def test_nothing_outlives_a_step_and_nothing_waits_for_the_garbage_collector() -> None:
+    model = adapted()
+    model.enable_mlp_recompute()
+    model.enable_linear_cross_entropy()
+    gc.collect()
+    gc.disable()
+    try:
+        with Held() as held:
+            step(model)
+            first = held.bytes
+            step(model)
+            model(**inputs("llama"), labels=inputs("llama")["input_ids"])
+            assert held.bytes == first
+    finally:
+        gc.enable()
