@@ -6,7 +6,8 @@ and only then attached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan
 from .state import AdapterState
-from .targets import as_endings, find_targets, parameter_names
+from .targets import as_endings, parameter_names
+from .tying import shared_memory
 from .variants import FORMULAS, Adapter, LoRA
 
 __all__ = ["add", "copy_in", "delete", "load", "merge", "merge_for_good", "remove_all", "select", "unmerge"]
@@ -32,15 +34,15 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
-    sites = plan(model, config)
-    groups = _build(model, sites)
+    sites, targets, parameters = plan(model, config)
     modules = dict(base_modules(model))
+    groups = _build(modules, sites)
     with state.set_aside():  # a fresh adapter starts from the base, whatever is active
         for module, adapters in groups.items():
             for site, adapter in adapters.values():
                 if not site.shares:
                     adapter.initialise(modules[module])
-    resolved = _resolved(model, config, modules, sites)
+    resolved = _resolved(config, modules, sites, targets, parameters)
     _attach(state, modules, groups, name, resolved, trainable=True)
     return resolved
 
@@ -48,21 +50,23 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
 def load(
     model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str, trainable: bool
 ) -> None:
-    """Attach an adapter whose tensors come from a file in PEFT's layout.
+    """Attach an adapter whose tensors come from a file in PEFT's layout; it takes them over.
 
     Raises AdapterMismatchError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
     modules = dict(base_modules(model))
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
-    found = read_sites(model, config if trainable else config.copy(lora_dropout=0.0), tensors)
-    groups = _build(model, [site for site, _ in found])
+    found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors)
+    groups = _build(modules, [site for site, _ in found])
     with state.set_aside():
         for site, values in found:
             adapter = groups[site.module][site.key][1]
             if isinstance(adapter, LoRA) and adapter.moves_base:
                 adapter.initialise(modules[site.module])  # the product at birth, which the base lacks, is found again
-            _fill(adapter, values)
+            for attribute, tensor in values.items():  # the file's own, copied only to be moved or converted
+                own = getattr(adapter, attribute)
+                own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
     _attach(state, modules, groups, name, config, trainable)
 
 
@@ -74,7 +78,7 @@ def copy_in(
     Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
     """
     _check_known(state, [name])
-    found = read_sites(model, config.copy(lora_dropout=0.0), tensors)
+    found = read_sites(dict(base_modules(model)), config.copy(lora_dropout=0.0), tensors)
     targets = []
     for site, values in found:
         layer = state.layers.get(site.module)
@@ -85,8 +89,10 @@ def copy_in(
                 "load it under another name."
             )
         targets.append((adapter, values))
-    for adapter, values in targets:
-        _fill(adapter, values)
+    with torch.no_grad():
+        for adapter, values in targets:
+            for attribute, tensor in values.items():
+                getattr(adapter, attribute).copy_(tensor)
 
 
 def select(state: AdapterState, names: Sequence[str]) -> None:
@@ -119,7 +125,10 @@ def merge(state: AdapterState, names: Sequence[str]) -> None:
         raise AdapterStateError("no adapter is active, so there is nothing to merge; name one.")
     if len(names) > 1:
         _check_together(state, names)
-    values = [(layer, _merged(layer, module, names)) for module, layer in state.layers.items()]
+    values = []
+    for module, layer in state.layers.items():
+        with _merging(module):
+            values.append((layer, layer.merged_values(tuple(names))))
     for layer, merged in values:
         layer.swap_in(merged)
     state.note_merged(tuple(names))
@@ -132,10 +141,11 @@ def unmerge(state: AdapterState) -> None:
     state.note_merged(())
 
 
-def merge_for_good(state: AdapterState, names: Sequence[str]) -> None:
-    """Put adapters into the weights and forget the base's own tensors, layer by layer.
+def merge_for_good(model: nn.Module, state: AdapterState, names: Sequence[str]) -> None:
+    """Put adapters into the weights and forget the base's own values, layer by layer.
 
-    At most one layer's weight is held twice at a time. A layer that cannot be merged is found before any is written.
+    A weight whose memory nothing else of the model lies in may be written in place; at most one layer's is held twice
+    at a time. Raises MergeError with nothing merged: every layer is looked at before the first is written.
     """
     if state.merged:
         _forget_originals(state)
@@ -144,10 +154,12 @@ def merge_for_good(state: AdapterState, names: Sequence[str]) -> None:
     if len(names) > 1:
         _check_together(state, names)
     for module, layer in state.layers.items():
-        _check_mergeable(layer, module, names)
+        with _merging(module):
+            layer.check_merge(tuple(names))
+    shared = shared_memory(model)
     for module, layer in state.layers.items():
-        layer.swap_in(_merged(layer, module, names))
-        layer._originals.clear()
+        with _merging(module):
+            layer.merge_for_good(tuple(names), shared)
     state.note_merged(tuple(names))
 
 
@@ -178,8 +190,7 @@ def remove_all(model: nn.Module, state: AdapterState) -> None:
             parameter.requires_grad_(True)
 
 
-def _build(model: nn.Module, sites: Iterable[Site]) -> Groups:
-    modules = dict(base_modules(model))
+def _build(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
     groups: Groups = {}
     for site in sites:
         adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
@@ -212,31 +223,12 @@ def _require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
                 parameter.requires_grad_(wanted)
 
 
-def _fill(adapter: Adapter, values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for attribute, tensor in values.items():
-            getattr(adapter, attribute).copy_(tensor)
-
-
-def _merged(layer: LoRALayer, module: str, names: Sequence[str]) -> dict[str, Tensor]:
+@contextmanager
+def _merging(module: str) -> Iterator[None]:
     try:
-        return layer.merged_values(tuple(names))
+        yield
     except (MergeError, ValueError) as error:
         raise MergeError(f"{module}: {error}") from None
-
-
-def _check_mergeable(layer: LoRALayer, module: str, names: Sequence[str]) -> None:
-    for name in names:
-        for adapter in layer.carried(name).values():
-            own = layer._parameters.get(adapter.parameter)
-            if (isinstance(adapter, LoRA) and adapter.kind == "packed") or (own is not None and own.is_meta):
-                raise MergeError(
-                    f"{module}: its weight is packed or offloaded; load the base whole, in float, to merge."
-                )
-            if isinstance(adapter, LoRA) and adapter.lora_bias is not None and layer._parameters.get("bias") is None:
-                raise MergeError(f"{module}: lora_bias=True on a layer without a bias: the base has no place for it.")
-            if not all(torch.isfinite(p).all() for p in adapter.parameters()):
-                raise MergeError(f"{module}: the adapter {name!r} holds values that are not finite.")
 
 
 def _forget_originals(state: AdapterState) -> None:
@@ -275,14 +267,19 @@ def _check_known(state: AdapterState, names: Sequence[str]) -> None:
         raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.configs)}.")
 
 
-def _resolved(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module], sites: list[Site]) -> LoRAConfig:
+def _resolved(
+    config: LoRAConfig,
+    modules: Mapping[str, nn.Module],
+    sites: list[Site],
+    targets: Collection[str],
+    parameters: Collection[str],
+) -> LoRAConfig:
     """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
     changes: dict[str, object] = {
         "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
     }
     if config.target_modules in PRESETS:
-        named, parameters = find_targets(model, config, modules)
-        endings = as_endings(named, list(modules))
+        endings = as_endings(targets, list(modules))
         changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}
         if parameters:
             changes["target_parameters"] = as_endings(parameters, parameter_names(modules))

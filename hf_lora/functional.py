@@ -28,8 +28,35 @@ def add_product(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> 
     weight: (..., n, m), left unchanged; left: (..., n, r); right: (..., r, m). Computed in float32 or wider.
     """
     dtype = torch.promote_types(torch.promote_types(weight.dtype, left.dtype), torch.float32)
+    left, right = left.to(dtype), right.to(dtype)
+    if weight.dtype != dtype:  # the widened copy is nobody else's
+        return add_product_(weight.to(dtype), left, right, scaling).to(weight.dtype)
     add = torch.addmm if weight.ndim == 2 else torch.baddbmm
-    return add(weight.to(dtype), left.to(dtype), right.to(dtype), alpha=scaling).to(weight.dtype)
+    return add(weight, left, right, alpha=scaling)
+
+
+def add_product_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> Tensor:
+    """Add scaling * left right to a weight in place and return it; all three are of one dtype."""
+    add = weight.addmm_ if weight.ndim == 2 else weight.baddbmm_
+    return add(left, right, alpha=scaling)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Tell whether every value is finite, in one pass that makes nothing of their size.
+
+    A sum is finite only if every term is; where finite terms overflow in it, each of them is looked at.
+    """
+    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(values.isfinite().all())
+
+
+def stays_finite(values: Tensor, change: float) -> bool:
+    """Tell whether values are finite and surely stay so when none changes by more than `change`.
+
+    A change by less than half of the last bit of the dtype's largest number cannot take that number past its end.
+    """
+    info = torch.finfo(values.dtype)
+    return change < info.max * info.eps / 8 and is_finite(values)
 
 
 def row_norm(matrix: Tensor) -> Tensor:

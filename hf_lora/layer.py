@@ -8,7 +8,8 @@ forward, or other code that never calls it, such as `nn.MultiheadAttention`) get
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from . import functional as LF
 from .errors import MergeError
 from .offload import is_offloaded, rebind_forward
 from .state import AdapterState
+from .tying import is_alone
 from .variants import Adapter, LoRA
 
 __all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach", "own_tensor"]
@@ -70,8 +73,7 @@ class LoRALayer(nn.Module):
             raise MergeError(f"{parameter} of {type(self).__name__} is offloaded; load the model whole to merge it.")
         with torch.no_grad():
             merged = adapter.effective(value)
-        if merged.is_floating_point() and not torch.isfinite(merged).all():
-            raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
+        self._check_finite(parameter, merged)
         return merged.contiguous() if merged is not getattr(adapter, "value", None) else merged.detach().clone()
 
     def _merge_bias(self, adapter: LoRA, values: dict[str, Tensor]) -> Tensor:
@@ -79,7 +81,39 @@ class LoRALayer(nn.Module):
         if bias is None:
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
         with torch.no_grad():
-            return adapter.effective_bias(bias)
+            merged = adapter.effective_bias(bias)
+        self._check_finite("bias", merged)
+        return merged
+
+    def _check_finite(self, parameter: str, merged: Tensor) -> None:
+        if merged.is_floating_point() and not LF.is_finite(merged):
+            raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
+
+    def check_merge(self, names: tuple[str, ...]) -> None:
+        """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
+        for adapter in self._named(names):
+            own = own_tensor(self, adapter.parameter)
+            change = adapter.largest_change() if isinstance(adapter, LoRA) else math.inf
+            if own is None or own.is_meta or not own.is_floating_point() or not LF.stays_finite(own, change):
+                self.merged_values(names)
+                return
+
+    def merge_for_good(self, names: tuple[str, ...], shared: Collection[int]) -> None:
+        """Put the named adapters into the parameters and forget the base's own values.
+
+        shared: the memory that other parameters lie in (`tying.shared_memory`). What is a parameter's alone is written
+        in place, where it is of the factors' dtype; anything else is replaced by a new one.
+        """
+        adapters = [(adapter, own_tensor(self, adapter.parameter)) for adapter in self._named(names)]
+        if all(_adds_in_place(adapter, own, shared) for adapter, own in adapters):
+            for adapter, own in adapters:
+                adapter.add_to(own)
+        else:
+            self.swap_in(self.merged_values(names))
+            self._originals.clear()
+
+    def _named(self, names: tuple[str, ...]) -> list[Adapter]:
+        return [adapter for name in names for adapter in self.carried(name).values()]
 
     def swap_in(self, values: dict[str, Tensor]) -> None:
         """Put merged values in the place of the base's own tensors, which are kept untouched for `swap_back`."""
@@ -218,6 +252,11 @@ def _reader(parameter: str) -> Any:
 def _rebuild(base: type[nn.Module], behind: bool, reads: frozenset[str]) -> nn.Module:
     cls = _specialised(base, behind, reads)
     return cls.__new__(cls)
+
+
+def _adds_in_place(adapter: Adapter, own: Tensor | None, shared: Collection[int]) -> bool:
+    fits = isinstance(adapter, LoRA) and adapter.adds and own is not None and own.dtype == adapter.lora_A.dtype
+    return fits and is_alone(own, shared)
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:

@@ -232,13 +232,14 @@ class LoRAModel(MemorySwitches, nn.Module):
         """Put adapters into the weights for good and return the plain model, the same object.
 
         Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
-        that a saved and reloaded model is the same. Raises MergeError with the model unchanged.
+        that a saved and reloaded model is the same. Weights whose memory is theirs alone are written in place, so a
+        state dict of the base taken before changes with them. Raises MergeError with the model unchanged.
         """
         names = list(self._lora.merged or (self._lora.selected if adapter_names is None else adapter_names))
         if not names:
             raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
         tied = tied_groups(self)
-        adapters.merge_for_good(self._lora, names)
+        adapters.merge_for_good(self, self._lora, names)
         untie(self, tied)
         return self._leave()
 

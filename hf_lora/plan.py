@@ -48,6 +48,14 @@ class Site:
         """The adapter's key in its layer."""
         return self.parameter if self.role in FORMULAS else f"{self.role}_{self.parameter}"
 
+    def shapes(self, layer: nn.Module) -> dict[str, Shape]:
+        """Return the shapes of what the adapter holds, by attribute."""
+        if self.role in FORMULAS:
+            return FORMULAS[self.role].shapes(self.kind, self.shape, self.r, self.bias)
+        own = own_tensor(layer, self.parameter)
+        assert own is not None
+        return {"value": (len(self.rows), own.shape[1]) if self.role == "tokens" else tuple(own.shape)}
+
     def build(self, layer: nn.Module) -> Adapter:
         """Make the empty adapter on the device where the layer computes."""
         own = own_tensor(layer, self.parameter)
@@ -65,8 +73,8 @@ class Site:
         )  # fmt: skip
 
 
-def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
-    """Return every site of a config on a model, saved parameters first.
+def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], list[str]]:
+    """Return every site of a config on a model, saved parameters first, and what its targets are: modules, parameters.
 
     Raises TargetError or ConfigError, listing every problem; the model is left as it was.
     """
@@ -98,7 +106,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> list[Site]:
     if problems:
         more = f" And {len(problems) - 6} more like these." if len(problems) > 6 else ""
         raise TargetError(f"{type(model).__name__}: {' '.join(problems[:6])}{more}")
-    return list({(s.module, s.key): s for s in sites}.values())
+    return list({(s.module, s.key): s for s in sites}.values()), targets, parameters
 
 
 def lora_site(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections import Counter
+from collections.abc import Collection
 
-__all__ = ["tied_groups", "untie"]
+from torch import Tensor, nn
+
+__all__ = ["is_alone", "shared_memory", "tied_groups", "untie"]
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
@@ -13,6 +16,30 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [tuple(group) for group in names.values() if len(group) > 1]
+
+
+def shared_memory(model: nn.Module) -> set[int]:
+    """Return the addresses of the storages that more than one parameter or buffer of a model, by name, lies in."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    counts = Counter(t.untyped_storage().data_ptr() for _, t in named if _is_plain(t))
+    return {address for address, count in counts.items() if count > 1}
+
+
+def is_alone(tensor: Tensor, shared: Collection[int]) -> bool:
+    """Tell whether a tensor may be written in place: torch allocated its memory, for it alone, all of it.
+
+    shared: what `shared_memory` returned. The memory of a file or of numpy cannot be resized.
+    """
+    if not _is_plain(tensor) or tensor.is_inference() or not tensor.is_contiguous():
+        return False
+    storage = tensor.untyped_storage()
+    if storage.device.type == "cpu" and storage.is_shared():  # with another process; on CUDA it is always true
+        return False
+    return storage.resizable() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in shared
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:

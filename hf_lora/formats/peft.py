@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..kinds import KINDS, kind_of
-from ..layer import LoRALayer, base_modules, own_tensor
+from ..layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites
 from ..targets import listed_modules, match_names, parameter_names
 from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
@@ -94,14 +94,14 @@ def _leaves(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterable[tuple[st
 
 
 def read_sites(
-    model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mapping[str, Tensor]
 ) -> list[tuple[Site, dict[str, Tensor]]]:
     """Return every site that a file's tensors stand for, with the tensors of its adapter by attribute name.
 
+    modules: the model's own by full name, the model itself under "".
     The file decides what is adapted; each tensor must find its place and each place its tensors.
     Raises AdapterMismatchError, listing what is missing, unexpected or of another shape.
     """
-    modules = dict(base_modules(model))
     parts, unexpected = _group(tensors, modules, config)
     found: list[tuple[Site, dict[str, Tensor]]] = []
     problems = [f"unexpected {key}" for key in unexpected]
@@ -112,7 +112,7 @@ def read_sites(
         found.append((site, values))
     problems += _missing(config, modules, {s.module for s, _ in found})
     if problems:
-        raise AdapterMismatchError(_mismatch(model, problems, len(tensors)))
+        raise AdapterMismatchError(_mismatch(modules[""], problems, len(tensors)))
     saved_first = sorted(found, key=lambda item: item[0].role in FORMULAS)
     tied = [t for site, _ in saved_first if site.role == "tokens" for t in tied_sites(modules, site)]
     return [*saved_first, *((site, {}) for site in tied)]
@@ -209,7 +209,6 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
 
 def _fit(site: Site, values: dict[str, Tensor], layer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     """Return a file's tensors in the shapes of the site's adapter, and what does not fit."""
-    shell = site.build(layer) if site.role not in FORMULAS else _shell(site)
     if site.kind.startswith("experts") and {"lora_A", "lora_B"} <= values.keys():
         experts, a, b = site.shape[0], values["lora_A"], values["lora_B"]
         if a.ndim == 2 and b.ndim == 2 and a.shape[0] % experts == 0 and b.shape[1] % experts == 0:
@@ -217,7 +216,7 @@ def _fit(site: Site, values: dict[str, Tensor], layer: nn.Module) -> tuple[dict[
             values = {**values, "lora_A": a.reshape(experts, -1, a.shape[1]), "lora_B": b}
     if "magnitude" in values:
         values = {**values, "magnitude": values["magnitude"].reshape(-1)}
-    wanted = {k: tuple(v.shape) for k, v in _own_tensors(shell)}
+    wanted = site.shapes(layer)
     where = f"{site.module}.{site.parameter}"
     trouble = [f"missing {k} of {where}" for k in wanted if k not in values]
     trouble += [f"unexpected {k} of {where}" for k in values if k not in wanted]
@@ -227,13 +226,6 @@ def _fit(site: Site, values: dict[str, Tensor], layer: nn.Module) -> tuple[dict[
         if k in values and tuple(values[k].shape) != shape
     ]
     return values, trouble
-
-
-def _shell(site: Site) -> Adapter:
-    meta = torch.device("meta")
-    return FORMULAS[site.role](
-        site.parameter, site.kind, site.shape, site.r, site.scaling, bias=site.bias, init=site.init, device=meta
-    )
 
 
 def _own_tensors(adapter: Adapter) -> Iterable[tuple[str, Tensor]]:

@@ -8,25 +8,26 @@ input as well, which costs a second pass through the base and is not in the pape
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional as LF
+from ..kinds import Shape
 from .lora import LoRA
 
 
 class DoRA(LoRA):
-    """LoRA's factors and a magnitude, (..., out): the length of each row, starting at the weight's own."""
+    """LoRA's factors and a magnitude, (out,): the length of each row, starting at the weight's own."""
 
     exclusive: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        rows = self._kind.flat(self.lora_A, self.lora_B)[1].shape[:-1]
-        self.magnitude = nn.Parameter(self.lora_A.new_empty(rows))
+    @classmethod
+    def shapes(cls, kind: str, shape: Shape, r: int, bias: bool) -> dict[str, Shape]:
+        factors = super().shapes(kind, shape, r, bias)
+        return {**factors, "magnitude": factors["lora_B"][:1]}
 
     def initialise(self, layer: nn.Module) -> None:
         super().initialise(layer)

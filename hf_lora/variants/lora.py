@@ -8,6 +8,7 @@ base is not written: the product at birth, B0 A0, is kept and subtracted, W' = W
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -28,6 +29,9 @@ class LoRA(Adapter):
     """
 
     fuses: ClassVar[bool] = True
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    lora_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -53,13 +57,18 @@ class LoRA(Adapter):
         self.kind, self.shape, self.r, self.scaling = kind, shape, r, scaling
         self.dropout, self.factor, self.init = dropout, factor, init
         self.moves_base = INITS[init].moves_base
-        a, b = self._kind.factor_shapes(shape, r)
-        self.lora_A = nn.Parameter(torch.empty(a, device=device, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.empty(b, device=device, dtype=dtype))
-        self.lora_bias = nn.Parameter(torch.empty(b[:1], device=device, dtype=dtype)) if bias else None
+        self.lora_bias = None
+        for name, size in self.shapes(kind, shape, r, bias).items():
+            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         if self.moves_base:
             self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
             self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)
+
+    @classmethod
+    def shapes(cls, kind: str, shape: Shape, r: int, bias: bool) -> dict[str, Shape]:
+        """Return the shape of everything that such an adapter trains, by attribute."""
+        a, b = KINDS[kind].factor_shapes(shape, r)
+        return {"lora_A": a, "lora_B": b, **({"lora_bias": b[:1]} if bias else {})}
 
     @property
     def _kind(self):
@@ -100,6 +109,32 @@ class LoRA(Adapter):
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self.factors()
         return self._kind.linear(layer, x, self._bias(layer), a, b, self.scaling, self._p())
+
+    @property
+    def adds(self) -> bool:
+        """Whether the weight it stands for is any weight plus scaling * B A, and no other parameter changes."""
+        return not (self.exclusive or self.moves_base or self.lora_bias is not None or self.kind == "packed")
+
+    def largest_change(self) -> float:
+        """Return what no entry of a weight changes by more than, infinity where that is not known.
+
+        |(B A)_ij| <= |B_i| |A_j| <= |B| |A|, the Frobenius norms; not finite where a factor is not.
+        """
+        if not self.adds:
+            return math.inf
+        with torch.no_grad():
+            return abs(self.scaling) * float(
+                torch.linalg.vector_norm(self.lora_B) * torch.linalg.vector_norm(self.lora_A)
+            )
+
+    def add_to(self, weight: Tensor) -> None:
+        """Make a weight the one that this adapter stands for, in place.
+
+        weight: contiguous, of the factors' dtype. Only for an adapter that `adds`.
+        """
+        a, b = self._kind.flat(self.lora_A, self.lora_B)
+        with torch.no_grad():
+            LF.add_product_(self._kind.matrix(weight), b, a, self.scaling)
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = self.add_low_rank(layer, x, y, *self.factors())
