@@ -126,7 +126,7 @@ class _LoRALinear(torch.autograd.Function):
             if torch.is_grad_enabled():
                 dx, da, db = _grads_to_differentiate(ctx, dy, x, a, b, dx)
             else:
-                db = (dy.t() @ s).mul_(ctx.scaling) if of_b else None
+                db = (s.t() @ dy).mul_(ctx.scaling).t() if of_b else None  # the small factor first: faster in bfloat16
                 dx, da = _grads(dy @ b, x if of_a else None, a, dx, ctx.draw)
         dx = None if dx is None else dx.view(shape)
         return dx, dweight, dy.sum(0) if of_bias else None, da, db, None, None, None
