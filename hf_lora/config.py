@@ -56,7 +56,9 @@ class LoRAConfig:
         dotted name endings, or a regular expression that the full name must match. Left out, it is "auto", or
         nothing where target_parameters are given.
     target_parameters: name endings of raw 2-D or 3-D parameters (fused experts).
-    lora_dropout: probability in [0, 1). bias: which biases train along. modules_to_save: modules trained in full.
+    lora_dropout: probability in [0, 1) with which an element of a layer's input is dropped for the adapter; nothing is
+        dropped of an embedding's, which is indices. bias: which biases train along. modules_to_save: modules trained in
+        full.
     init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N".
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.

@@ -61,16 +61,17 @@ class Draw:
     def backward(self, ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None) -> Tensor | None:
         """Return dS^T drop(x), (r, width), and add drop(dS A) to dx in place; what is None is left out.
 
-        ds: (rows, r), the gradient of `times`; x, dx: (rows, width). The sum over chunks is in float32 or wider.
+        ds: (rows, r), the gradient of `times`; x, dx: (rows, width). Chunks are summed in float32 or wider.
         """
-        da = torch.zeros_like(a, dtype=torch.promote_types(a.dtype, torch.float32))
+        da: Tensor | None = None
         scratch = self._scratch(x)
         for rows, positions in self._parts():
             if x is not None:
-                da += ds[rows].t() @ self._dropped(x[rows], positions, scratch)
+                part = ds[rows].t() @ self._dropped(x[rows], positions, scratch)
+                da = part if da is None else da.to(torch.promote_types(part.dtype, torch.float32)).add_(part)
             if dx is not None:
                 self._add_product(dx[rows], ds[rows], a, positions)
-        return None if x is None else da
+        return torch.zeros_like(a) if da is None and x is not None else da
 
     def _add_product(self, dx: Tensor, ds: Tensor, a: Tensor, positions: Tensor) -> None:
         """Add dS A to dx except at the dropped elements. Positions may repeat, so values are copied, never added."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .ambient import ambient
 from .dropout import Draw
 
 __all__ = ["add", "add_up", "down", "lora_linear"]
@@ -115,8 +116,7 @@ class _LoRALinear(torch.autograd.Function):
         dx: Any = None
         dweight: Any = None
         with _autocast_off(dy.device.type):
-            dy, a = dy.reshape(-1, dy.shape[-1]), a.to(dtype)
-            b = (b * ctx.scaling).to(dtype)
+            dy, a, b = dy.reshape(-1, dy.shape[-1]), a.to(dtype), b.to(dtype)
             if x is not None:
                 x = x.to(dtype).reshape(-1, shape[-1])
             if of_x:
@@ -125,9 +125,9 @@ class _LoRALinear(torch.autograd.Function):
                 dweight = x.t() @ dy if ctx.transposed else dy.t() @ x
             if torch.is_grad_enabled():
                 dx, da, db = _grads_to_differentiate(ctx, dy, x, a, b, dx)
-            else:
-                db = (s.t() @ dy).mul_(ctx.scaling).t() if of_b else None  # the small factor first: faster in bfloat16
-                dx, da = _grads(dy @ b, x if of_a else None, a, dx, ctx.draw)
+            else:  # the scaling goes where the tensor is smallest; the small factor first is faster in bfloat16
+                db = ((s * ctx.scaling).t() @ dy).t() if of_b else None
+                dx, da = _grads((dy @ b).mul_(ctx.scaling), x if of_a else None, a, dx, ctx.draw)
         dx = None if dx is None else dx.view(shape)
         return dx, dweight, dy.sum(0) if of_bias else None, da, db, None, None, None
 
@@ -140,13 +140,10 @@ def _grads(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, draw: Dra
 
 
 def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, dx: Any) -> tuple[Any, Any, Any]:
-    """Return (dx, dA, dB) as a graph of their own, for second derivatives: S is part of it, nothing is in place.
-
-    b: already times the scaling.
-    """
+    """Return (dx, dA, dB) as a graph of their own, for second derivatives: S is part of it, nothing is in place."""
     of_x, _, _, of_a, of_b, *_ = ctx.needs_input_grad
     drop = ctx.draw or (lambda t: t)
-    ds = dy @ b
+    ds = dy @ b * ctx.scaling
     dx = dx + drop(ds @ a) if of_x else None
     da = ds.t() @ drop(x) if of_a else None
     db = dy.t() @ (drop(x) @ a.t()) * ctx.scaling if of_b else None
@@ -206,13 +203,14 @@ class _DroppedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, p: float, half_step: Down) -> Tensor:
         ctx.draw, ctx.half_step, ctx.gain = _draw(x, p), half_step, 1 / (1 - p)
+        ctx.ambient = ambient(x.device)
         ctx.save_for_backward(x, a)
         return half_step(ctx.draw(x), a) * ctx.gain
 
     @staticmethod
     def backward(ctx: Any, ds: Tensor) -> tuple[Tensor | None, ...]:
         inputs, twice = ctx.saved_tensors, torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.ambient():
             x, a = (t if twice else t.detach().requires_grad_(t.requires_grad) for t in inputs)
             s = ctx.half_step(ctx.draw(x), a) * ctx.gain
             wanted = [t for t, needed in zip((x, a), ctx.needs_input_grad, strict=False) if needed]

@@ -237,6 +237,19 @@ def test_autocast_computes_as_it_does_without_adapters_and_saves_no_cast(p: floa
         assert (got.grad - want.grad).norm() < 0.02 * want.grad.norm()
 
 
+def test_a_dropped_convolution_computes_in_backward_as_autocast_had_it_in_forward() -> None:
+    model = add_lora(nn.Sequential(nn.Conv1d(IN, OUT, 3)), LoRAConfig(r=R, lora_dropout=0.3, target_modules=["0"]))
+    adapter = model.train()[0].adapters["default"]["weight"]
+    nn.init.normal_(adapter.lora_B)
+    x, seen = torch.randn(2, IN, 9), []
+    model[0]._conv_forward = lambda x, weight, bias: seen.append((y := F.conv1d(x, weight, bias)).dtype) or y
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+    y.float().sum().backward()
+    assert seen == [torch.bfloat16] * 3  # the base, the half-step, the half-step again
+    assert adapter.lora_A.grad.dtype is torch.float32
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_draws_the_same_dropout_again(use_reentrant: bool) -> None:
     found = []
@@ -298,3 +311,16 @@ def test_several_active_adapters_add_up() -> None:
         a["weight"].scaling * a["weight"].lora_B @ a["weight"].lora_A for a in adapters.values()
     )
     torch.testing.assert_close(model(x), F.linear(x, weight, model[0].bias))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@layouts
+@every_p
+def test_a_gpu_computes_what_the_formula_says_and_draws_its_dropout_again(transposed: bool, p: float) -> None:
+    args = [t.detach().cuda().requires_grad_() for t in tensors(torch.randn(64, IN), transposed)]
+    torch.manual_seed(3)
+    kept = (lora_linear(*args, 1.0, p, transposed) - lora_linear(*args[:4], 0 * args[4], 1.0, 0.0, transposed)).detach()
+    torch.manual_seed(3)
+    y = lora_linear(*args, 1.0, p, transposed)
+    assert torch.equal((y - lora_linear(*args[:4], 0 * args[4], 1.0, 0.0, transposed)).detach(), kept)
+    assert torch.autograd.gradcheck(seeded(p, transposed), args)

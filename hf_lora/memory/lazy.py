@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from .ambient import Ambient, ambient
+from ..ambient import Ambient, ambient
 from .chunked import chunked_cross_entropy
 
 __all__ = ["LazyLogits", "promise"]
