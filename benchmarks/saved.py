@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -51,29 +50,35 @@ def saved_bytes(forward: Forward, known: Iterator[Tensor]) -> int:
 
 def live_bytes(forward: Forward, known: Iterator[Tensor]) -> int:
     """Return the bytes of the storages that a forward made and that live on while only its graph is held."""
-    with _Made() as made:
+    with Allocated(known) as allocated:
         graph = forward().grad_fn
-    for tensor in known:
-        made.storages.pop(tensor.untyped_storage()._cdata, None)
-    result = sum(nbytes for reference, nbytes in made.storages.values() if not reference.expired())
+        result = allocated.now
     del graph
     return result
 
 
-class _Made(TorchDispatchMode):
-    """Notes every storage that an operation returns, without keeping it alive."""
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the storages made inside a `with` block, known ones left out: alive now, and at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterator[Tensor]) -> None:
         super().__init__()
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
                 storage = tensor.untyped_storage()
-                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._drop, storage._cdata)
         return result
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:

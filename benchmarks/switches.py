@@ -6,21 +6,17 @@ parameters; on a CUDA device the allocator's own figures would say the same with
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel
 
 from .measure import Arm, Findings, Options, Row, compare, print_times
-from .saved import own_tensors
+from .saved import Allocated, own_tensors
 
 MIB = 2**20
 
@@ -93,33 +89,9 @@ def _step(model: nn.Module, ids: Tensor) -> None:
 
 
 def _bytes(model: nn.Module, ids: Tensor) -> dict[str, int]:
-    with _Allocated(model) as allocated:
+    with Allocated(own_tensors(model)) as allocated:
         loss = model(ids, labels=ids).loss
         kept = allocated.now
         loss.backward()
     model.zero_grad()
     return {"kept_bytes": kept, "peak_bytes": allocated.peak}
-
-
-class _Allocated(TorchDispatchMode):
-    """Counts the bytes of the storages made inside a `with` block, not the model's own: alive now, and at most."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in own_tensors(model)}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._drop, storage._cdata)
-        return result
-
-    def _drop(self, key: int) -> None:
-        self.now -= self.alive.pop(key)

@@ -27,6 +27,7 @@ class Kind:
 
     layer: ClassVar[type[nn.Module] | None] = nn.Linear
     embeds: ClassVar[bool] = False  # the input is indices, not activations
+    transposed: ClassVar[bool] = False  # the weight is stored as (in, out)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as its (..., out, in) matrix; a view where the layout allows."""
@@ -53,7 +54,7 @@ class Kind:
         self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
     ) -> Tensor:
         """Return the output of a plain linear layer and its adapter in one; p: how probably an element of x drops."""
-        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, transposed=False)
+        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, self.transposed)
 
     def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         """Return s = A x. The small factor is cast to x's dtype; x never is."""
@@ -83,6 +84,7 @@ class Conv1DKind(Kind):
     """GPT-2's linear layer, which stores its weight as (in, out)."""
 
     layer = Conv1D
+    transposed = True
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.mT
@@ -95,11 +97,6 @@ class Conv1DKind(Kind):
 
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         return LF.add_product(weight, a.mT, b.mT, scaling)
-
-    def linear(
-        self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
-    ) -> Tensor:
-        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, transposed=True)
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         return torch.matmul(x, layer.weight) + layer.bias

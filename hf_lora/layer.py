@@ -21,7 +21,7 @@ from . import functional as LF
 from .errors import MergeError
 from .offload import is_offloaded, rebind_forward
 from .state import AdapterState
-from .tying import is_alone
+from .tying import is_alone, is_plain
 from .variants import Adapter, LoRA
 
 __all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach", "own_tensor"]
@@ -153,7 +153,7 @@ class _Linear(_Behind):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         first, *rest = self._in_use() or (None,)
-        if first is None or not first.fuses or type(self.weight) not in (nn.Parameter, Tensor):
+        if first is None or not first.fuses or not is_plain(self._parameters.get("weight")):
             return super().forward(*args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
         y = first.linear(self, x)

@@ -43,9 +43,8 @@ def lora_linear(
     if _is_traced(x):
         s = F.linear(F.dropout(x, p), a.to(x.dtype)) * scaling
         return _base(x, weight, bias, transposed) + F.linear(s, b.to(s.dtype))
-    if torch.is_grad_enabled():
-        return _LoRALinear.apply(x, weight, bias, a, b, scaling, p, transposed)
-    return _forward(x, weight, bias, a, b, scaling / (1 - p), _draw(x, p), transposed)[0]
+    args = (x, weight, bias, a, b, scaling, p, transposed)
+    return _LoRALinear.apply(*args) if torch.is_grad_enabled() else _forward(*args)[0]
 
 
 def down(x: Tensor, a: Tensor, p: float, half_step: Down) -> Tensor:
@@ -91,19 +90,10 @@ def _is_traced(x: Tensor) -> bool:
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scaling: float,
-        p: float,
-        transposed: bool,
-    ) -> Tensor:
-        ctx.draw, ctx.scaling, ctx.transposed = _draw(x, p), scaling / (1 - p), transposed
-        y, s = _forward(x, weight, bias, a, b, ctx.scaling, ctx.draw, transposed)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, weight, _, a, b, scaling, p, ctx.transposed = args
+        y, s, ctx.draw = _forward(*args)
+        ctx.scaling = scaling / (1 - p)
         _, of_weight, _, of_a, of_b, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if of_weight or of_a or of_b else None, weight, a, b, s if of_b else None)
         return y
@@ -151,25 +141,18 @@ def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, 
 
 
 def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    scaling: float,
-    draw: Draw | None,
-    transposed: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return y, and S of shape (tokens, r). scaling: with the factor of dropout inside."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float, transposed: bool
+) -> tuple[Tensor, Tensor, Draw | None]:
+    """Return what `lora_linear` does, S of shape (tokens, r), and what was dropped."""
     dtype = _compute_dtype(x)
     if dtype is not x.dtype:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     # What a function of autograd returns must be no view, or nobody could write into it later, as DeBERTa does.
     y = _base(x, weight, bias, transposed).contiguous().data
-    x, a = x.reshape(-1, x.shape[-1]), a.to(dtype)
+    x, a, draw = x.reshape(-1, x.shape[-1]), a.to(dtype), _draw(x, p)
     s = F.linear(x, a) if draw is None else draw.times(x, a)
-    y.view(-1, y.shape[-1]).addmm_(s, b.to(dtype).t(), alpha=scaling)
-    return y, s
+    y.view(-1, y.shape[-1]).addmm_(s, b.to(dtype).t(), alpha=scaling / (1 - p))
+    return y, s, draw
 
 
 def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:

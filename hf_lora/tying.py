@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-__all__ = ["is_alone", "shared_memory", "tied_groups", "untie"]
+__all__ = ["is_alone", "is_plain", "shared_memory", "tied_groups", "untie"]
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
@@ -21,7 +21,7 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
 def shared_memory(model: nn.Module) -> set[int]:
     """Return the addresses of the storages that more than one parameter or buffer of a model, by name, lies in."""
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    counts = Counter(t.untyped_storage().data_ptr() for _, t in named if _is_plain(t))
+    counts = Counter(t.untyped_storage().data_ptr() for _, t in named if is_plain(t))
     return {address for address, count in counts.items() if count > 1}
 
 
@@ -30,7 +30,7 @@ def is_alone(tensor: Tensor, shared: Collection[int]) -> bool:
 
     shared: what `shared_memory` returned. The memory of a file or of numpy cannot be resized.
     """
-    if not _is_plain(tensor) or tensor.is_inference() or not tensor.is_contiguous():
+    if not is_plain(tensor) or tensor.is_inference() or not tensor.is_contiguous():
         return False
     storage = tensor.untyped_storage()
     if storage.device.type == "cpu" and storage.is_shared():  # with another process; on CUDA it is always true
@@ -38,7 +38,8 @@ def is_alone(tensor: Tensor, shared: Collection[int]) -> bool:
     return storage.resizable() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in shared
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: object) -> bool:
+    """Tell whether a tensor is torch's own kind: no subclass that holds its values in another way (packed, sharded)."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 

@@ -49,8 +49,7 @@ class DoRA(LoRA):
         scale = self.magnitude / norm
         bias = getattr(layer, "bias", None)
         base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)
-        change = self._kind.channels(scale - 1, y).to(
-            y.dtype
-        )  # not rounded before: near 1 half precision sees no change
+        # Subtracted before it is rounded: near 1 half precision sees no change.
+        change = self._kind.channels(scale - 1, y).to(y.dtype)
         a, b = self.factors()
         return self.add_low_rank(layer, x, y + change * base, a, scale.reshape(-1, *(1 for _ in b.shape[1:])) * b)
