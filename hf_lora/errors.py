@@ -7,6 +7,10 @@
     ├── AdapterStateError (RuntimeError) the right call at the wrong time (merged, disabled, nothing active)
     ├── AdapterFileError (OSError)       adapter files that are missing, truncated or not what they say
     ├── AdapterMismatchError (ValueError) an adapter whose tensors do not fit the model
+    │   └── BaseMismatchError                they fit, but it was trained on another base
+    ├── HubError (OSError)               the Hub cannot be reached, or did not do what was asked
+    │   ├── HubNotFoundError                 no such repo (or a private one), revision or file
+    │   └── HubAccessError                   a repo that is gated, or a token that may not do this
     ├── MergeError (RuntimeError)        weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
 
@@ -20,7 +24,11 @@ __all__ = [
     "AdapterMismatchError",
     "AdapterNameError",
     "AdapterStateError",
+    "BaseMismatchError",
     "ConfigError",
+    "HubAccessError",
+    "HubError",
+    "HubNotFoundError",
     "LoRAError",
     "MergeError",
     "ModelError",
@@ -54,6 +62,22 @@ class AdapterFileError(LoRAError, OSError):
 
 class AdapterMismatchError(LoRAError, ValueError):
     """An adapter that does not fit the model it is loaded into."""
+
+
+class BaseMismatchError(AdapterMismatchError):
+    """An adapter that fits the model's shapes, but was trained on other weights."""
+
+
+class HubError(LoRAError, OSError):
+    """The Hub cannot be reached, answers with an error, or sent other bytes than it announced."""
+
+
+class HubNotFoundError(HubError):
+    """A repo that does not exist (or is private to others), or a revision or file that it does not have."""
+
+
+class HubAccessError(HubError):
+    """A gated repo, or a token that is missing, wrong or not allowed to do this."""
 
 
 class MergeError(LoRAError, RuntimeError):

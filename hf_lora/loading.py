@@ -1,228 +1,29 @@
-"""Finding what a name stands for: an adapter's files, a base model's class, and what of it was newly initialised."""
+"""Finding the adapter that a name stands for, in any of the formats."""
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import transformers
-from torch import Tensor, nn
-from transformers.utils import cached_file, logging
-from transformers.utils.peft_utils import find_adapter_config_file
+from .config import CONFIG_NAME
+from .errors import AdapterFileError
+from .formats.contents import Contents
+from .formats.folder import read_folder
+from .sources import Source
 
-from .config import CONFIG_NAME, LoRAConfig
-from .errors import AdapterFileError, ModelError
-from .formats.files import read_metadata, read_tensors
-from .formats.peft import PREFIX
-from .layer import base_modules
-from .targets import as_endings, match_names, saved_modules
-
-__all__ = ["WEIGHTS_NAMES", "AdapterFiles", "head_modules", "load_base", "load_base_of", "open_adapter"]
-
-WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-METADATA_KEY = "hf_lora"
-AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-# The names that Transformers gives the heads of these tasks, the ones PEFT trains along.
-TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+__all__ = ["open_adapter"]
 
 
-@dataclass(frozen=True)
-class AdapterFiles:
-    """An adapter as found: its config, its tensors by name (on the CPU), and what its file says of its base."""
-
-    name: str
-    config: LoRAConfig
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
-
-    def base(self, base_model: str | None, auto_class: type | str | None) -> tuple[str, str | None, type | str | None]:
-        """Return (base id, task type, class) to load the base by. Raises ModelError where the base is not named."""
-        base = base_model or self.config.base_model_name_or_path
-        if not base:
-            raise ModelError(
-                f"the adapter {self.name} does not say which base it belongs to (base_model_name_or_path is null); "
-                "pass base_model= with the base's id or the loaded module."
-            )
-        named = (self.config.auto_mapping or {}).get("base_model_class")
-        found = getattr(transformers, named, None) if isinstance(named, str) else None
-        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        return base, self.config.task_type, auto_class or (found if is_model else None)
-
-
-def open_adapter(name: str, kwargs: dict[str, Any], required: bool = False) -> AdapterFiles | None:
-    """Read an adapter of the Hub or a local directory; None where there is no adapter_config.json.
+def open_adapter(name: str, kwargs: dict[str, Any], required: bool = False) -> Contents | None:
+    """Read an adapter of the Hub or this machine; None where the name stands for something else.
 
     kwargs: Hub arguments among others; those that belong to the adapter alone (revision, subfolder) are taken out
     where it is one. Raises AdapterFileError where the adapter is damaged, or `required` and not there.
     """
-    hub = {key: kwargs[key] for key in _HUB_KWARGS if kwargs.get(key) is not None}
-    config_file = find_adapter_config_file(name, **hub)
-    if config_file is None:
+    contents = read_folder(Source.of(name, kwargs))
+    if contents is None:
         if required:
             raise AdapterFileError(f"{name} holds no {CONFIG_NAME}: it is not an adapter, or it cannot be reached.")
         return None
     for key in ("revision", "subfolder"):
         kwargs.pop(key, None)
-    config = LoRAConfig.from_pretrained(config_file)
-    path = _weights_file(name, hub)
-    noted = read_metadata(path).get(METADATA_KEY)
-    return AdapterFiles(name, config, read_tensors(path), _parsed(noted))
-
-
-def _weights_file(name: str, hub: Mapping[str, Any]) -> Path:
-    for file in WEIGHTS_NAMES:
-        if os.path.isdir(name):
-            found: str | None = os.path.join(name, hub.get("subfolder", ""), file)
-            found = found if found and os.path.isfile(found) else None
-        else:
-            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-        if found is not None:
-            return Path(found)
-    raise AdapterFileError(f"{name} holds {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}.")
-
-
-def _parsed(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def load_base(
-    name: str,
-    task_type: str | None,
-    auto_class: type | str | None,
-    model_args: Iterable[Any],
-    kwargs: Mapping[str, Any],
-) -> tuple[nn.Module, frozenset[str]]:
-    """Load a base model and return it with the names of the parameters that its checkpoint did not hold.
-
-    kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told.
-    """
-    cls = _model_class(name, task_type, auto_class, kwargs)
-    model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())}
-    own = {n for n, _ in model.named_parameters()}
-    return model, frozenset((set(info.get("missing_keys", ())) | mismatched) & own)
-
-
-def load_base_of(
-    files: AdapterFiles, base_model: str | None, auto_class: type | str | None, kwargs: dict[str, Any]
-) -> nn.Module:
-    """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
-
-    Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
-    warning names the new parameters that the adapter does not hold.
-    """
-    base, task_type, cls = files.base(base_model, auto_class)
-    if base_model is None and files.config.revision:
-        kwargs = {**kwargs, "revision": files.config.revision}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, new = load_base(base, task_type, cls, (), _with_labels(files, kwargs))
-    finally:
-        logging.set_verbosity(verbosity)
-    left = sorted(new - {key.removeprefix(PREFIX) for key in files.tensors})
-    if left:
-        warnings.warn(
-            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {files.name} and start "
-            f"at random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}.",
-            stacklevel=2,
-        )
-    return model
-
-
-def _model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
-    if isinstance(auto_class, type):
-        return auto_class
-    if auto_class is not None:
-        if not hasattr(transformers, auto_class):
-            raise ModelError(f"auto_class={auto_class!r} is no class of transformers {transformers.__version__}.")
-        return getattr(transformers, auto_class)
-    config = kwargs.get("config")
-    if not isinstance(config, transformers.PreTrainedConfig):
-        wanted = {k: kwargs[k] for k in (*_HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
-        config = transformers.AutoConfig.from_pretrained(name, **wanted)
-    architectures = config.architectures or []
-    remote = [
-        n for n in getattr(config, "auto_map", None) or {} if n.startswith("AutoModel") and hasattr(transformers, n)
-    ]
-    auto = getattr(transformers, AUTO_CLASSES[task_type]) if task_type else None
-    if auto is not None:
-        if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
-            return auto
-        if task_type != "CAUSAL_LM":  # which people write for vision-language models as well
-            raise ModelError(
-                f"task_type={task_type!r} means {auto.__name__}, which knows no {type(config).__name__} ({name}); pass "
-                f"auto_class= with the class to load it as, for example its own {architectures[0]!r}."
-            )
-    for architecture in architectures:
-        if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)
-    if remote:
-        return getattr(transformers, remote[-1])
-    raise ModelError(
-        f"the config of {name} names {architectures or 'no architecture'}, which is not in transformers "
-        f"{transformers.__version__}; pass task_type in the LoRAConfig, or auto_class='AutoModelFor...'."
-    )
-
-
-def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> list[str] | None:
-    """Return modules_to_save with the model's new or task-specific heads added; None where there are none.
-
-    new: names of newly initialised parameters. Each is covered by the largest module that is new as a whole, or
-    by the module that owns it.
-    """
-    modules = dict(base_modules(model))
-    names = [n for n in match_names(TASK_HEADS.get(config.task_type or "", ()), modules) if "." not in n]
-    covered: list[str] = []
-    for parameter in sorted(new):
-        module = parameter.rpartition(".")[0]
-        while module and _all_new(modules, module.rpartition(".")[0], new):
-            module = module.rpartition(".")[0]
-        if module:
-            covered.append(module)
-    names += [n for n in dict.fromkeys(covered) if n not in names]
-    names = [n for n in names if any(True for _ in modules[n].parameters())]
-    given = list(config.modules_to_save or ())
-    extra = [n for n in names if n not in saved_modules(given, modules)]
-    found = [*given, *as_endings(extra, list(modules))]
-    return found or None
-
-
-def _all_new(modules: Mapping[str, nn.Module], name: str, new: Collection[str]) -> bool:
-    return bool(name) and all(f"{name}.{n}" in new for n, _ in modules[name].named_parameters())
-
-
-def _with_labels(files: AdapterFiles, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none.
-
-    They come from the adapter's own notes, or from the size of the head it holds.
-    """
-    if {"num_labels", "id2label", "config"} & kwargs.keys():
-        return kwargs
-    labels = files.metadata.get("id2label")
-    if isinstance(labels, dict) and all(str(k).isdigit() for k in labels):
-        id2label = {int(k): str(v) for k, v in labels.items()}
-        return {**kwargs, "id2label": id2label, "label2id": {v: k for k, v in id2label.items()}}
-    sizes = {
-        tensor.shape[0]
-        for key, tensor in files.tensors.items()
-        if key.removeprefix(PREFIX) in ("classifier.weight", "score.weight", "classifier.out_proj.weight")
-    }
-    return {**kwargs, "num_labels": sizes.pop()} if len(sizes) == 1 else kwargs
+    return contents

@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import adapters, front
+from .bases import head_modules, load_base, load_base_of
 from .config import LoRAConfig
 from .errors import AdapterNameError, AdapterStateError, ModelError
-from .loading import AdapterFiles, head_modules, load_base, load_base_of, open_adapter
+from .formats.contents import Contents
+from .loading import open_adapter
 from .memory.switches import MemorySwitches
 from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
@@ -88,7 +90,7 @@ class LoRAModel(MemorySwitches, nn.Module):
     @classmethod
     def _from_adapter(
         cls,
-        files: AdapterFiles,
+        files: Contents,
         adapter_name: str,
         trainable: bool,
         base_model: nn.Module | str | None,

@@ -13,8 +13,8 @@ from .card import CARD_NAME, write_card
 from .config import CONFIG_NAME, LoRAConfig
 from .errors import AdapterFileError, AdapterNameError, AdapterStateError
 from .formats.files import write_atomically, write_tensors
+from .formats.folder import NOTES_KEY, WEIGHTS_NAMES
 from .formats.peft import PREFIX, adapter_tensors
-from .loading import METADATA_KEY, WEIGHTS_NAMES
 
 __all__ = ["adapter_state_dict", "save_adapters"]
 
@@ -52,7 +52,7 @@ def _save_one(model: Any, name: str, directory: Path, state_dict: Mapping[str, T
     config: LoRAConfig = model._lora.configs[name]
     tensors = _tensors(model, name, state_dict)
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(_notes(model), sort_keys=True)}
+    metadata = {"format": "pt", NOTES_KEY: json.dumps(_notes(model), sort_keys=True)}
     write_tensors(directory / WEIGHTS_NAMES[0], tensors, metadata)
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
     write_atomically(directory / CONFIG_NAME, published.to_json().encode())

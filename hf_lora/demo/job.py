@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from ..config import CONFIG_NAME, LoRAConfig
 from ..errors import AdapterFileError
-from ..loading import WEIGHTS_NAMES
+from ..formats.folder import WEIGHTS_NAMES
 from ..model import LoRAModel
 from .card import CARD_NAME, describe
 from .data import LABELS, Split, base_directory, ratings, split

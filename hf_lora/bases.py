@@ -1,0 +1,173 @@
+"""Loading a base model: which class, which labels, and what of it was newly initialised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers.utils import logging
+
+from .config import LoRAConfig
+from .errors import ModelError
+from .formats.contents import Contents
+from .formats.peft import PREFIX
+from .layer import base_modules
+from .sources import HUB_KWARGS
+from .targets import as_endings, match_names, saved_modules
+
+__all__ = ["head_modules", "load_base", "load_base_of"]
+
+AUTO_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+# The names that Transformers gives the heads of these tasks, the ones PEFT trains along.
+TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def load_base(
+    name: str,
+    task_type: str | None,
+    auto_class: type | str | None,
+    model_args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+) -> tuple[nn.Module, frozenset[str]]:
+    """Load a base model and return it with the names of the parameters that its checkpoint did not hold.
+
+    kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told.
+    """
+    cls = _model_class(name, task_type, auto_class, kwargs)
+    model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())}
+    own = {n for n, _ in model.named_parameters()}
+    return model, frozenset((set(info.get("missing_keys", ())) | mismatched) & own)
+
+
+def load_base_of(
+    adapter: Contents, base_model: str | None, auto_class: type | str | None, kwargs: dict[str, Any]
+) -> nn.Module:
+    """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
+
+    Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
+    warning names the new parameters that the adapter does not hold.
+    """
+    base, cls = _base_of(adapter, base_model, auto_class)
+    if base_model is None and adapter.config.revision:
+        kwargs = {**kwargs, "revision": adapter.config.revision}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, new = load_base(base, adapter.config.task_type, cls, (), _with_labels(adapter, kwargs))
+    finally:
+        logging.set_verbosity(verbosity)
+    left = sorted(new - {key.removeprefix(PREFIX) for key in adapter.tensors})
+    if left:
+        name = adapter.source.name
+        warnings.warn(
+            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {name} and start at "
+            f"random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}.",
+            stacklevel=2,
+        )
+    return model
+
+
+def _base_of(adapter: Contents, base_model: str | None, auto_class: type | str | None) -> tuple[str, type | str | None]:
+    """Return (base id, class to load it by, where one is named). Raises ModelError where the base is not named."""
+    base = base_model or adapter.config.base_model_name_or_path
+    if not base:
+        raise ModelError(
+            f"the adapter {adapter.source.name} does not say which base it belongs to (base_model_name_or_path is "
+            "null); pass base_model= with the base's id or the loaded module."
+        )
+    named = (adapter.config.auto_mapping or {}).get("base_model_class")
+    found = getattr(transformers, named, None) if isinstance(named, str) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return base, auto_class or (found if is_model else None)
+
+
+def _model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
+    if isinstance(auto_class, type):
+        return auto_class
+    if auto_class is not None:
+        if not hasattr(transformers, auto_class):
+            raise ModelError(f"auto_class={auto_class!r} is no class of transformers {transformers.__version__}.")
+        return getattr(transformers, auto_class)
+    config = kwargs.get("config")
+    if not isinstance(config, transformers.PreTrainedConfig):
+        wanted = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
+        config = transformers.AutoConfig.from_pretrained(name, **wanted)
+    architectures = config.architectures or []
+    remote = [
+        n for n in getattr(config, "auto_map", None) or {} if n.startswith("AutoModel") and hasattr(transformers, n)
+    ]
+    auto = getattr(transformers, AUTO_CLASSES[task_type]) if task_type else None
+    if auto is not None:
+        if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
+            return auto
+        if task_type != "CAUSAL_LM":  # which people write for vision-language models as well
+            raise ModelError(
+                f"task_type={task_type!r} means {auto.__name__}, which knows no {type(config).__name__} ({name}); pass "
+                f"auto_class= with the class to load it as, for example its own {architectures[0]!r}."
+            )
+    for architecture in architectures:
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
+    if remote:
+        return getattr(transformers, remote[-1])
+    raise ModelError(
+        f"the config of {name} names {architectures or 'no architecture'}, which is not in transformers "
+        f"{transformers.__version__}; pass task_type in the LoRAConfig, or auto_class='AutoModelFor...'."
+    )
+
+
+def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> list[str] | None:
+    """Return modules_to_save with the model's new or task-specific heads added; None where there are none.
+
+    new: names of newly initialised parameters. Each is covered by the largest module that is new as a whole, or
+    by the module that owns it.
+    """
+    modules = dict(base_modules(model))
+    names = [n for n in match_names(TASK_HEADS.get(config.task_type or "", ()), modules) if "." not in n]
+    covered: list[str] = []
+    for parameter in sorted(new):
+        module = parameter.rpartition(".")[0]
+        while module and _all_new(modules, module.rpartition(".")[0], new):
+            module = module.rpartition(".")[0]
+        if module:
+            covered.append(module)
+    names += [n for n in dict.fromkeys(covered) if n not in names]
+    names = [n for n in names if any(True for _ in modules[n].parameters())]
+    given = list(config.modules_to_save or ())
+    extra = [n for n in names if n not in saved_modules(given, modules)]
+    found = [*given, *as_endings(extra, list(modules))]
+    return found or None
+
+
+def _all_new(modules: Mapping[str, nn.Module], name: str, new: Collection[str]) -> bool:
+    return bool(name) and all(f"{name}.{n}" in new for n, _ in modules[name].named_parameters())
+
+
+def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none.
+
+    They come from the adapter's own notes, or from the size of the head it holds.
+    """
+    if {"num_labels", "id2label", "config"} & kwargs.keys():
+        return kwargs
+    labels = adapter.notes.get("id2label")
+    if isinstance(labels, dict) and all(str(k).isdigit() for k in labels):
+        id2label = {int(k): str(v) for k, v in labels.items()}
+        return {**kwargs, "id2label": id2label, "label2id": {v: k for k, v in id2label.items()}}
+    sizes = {
+        tensor.shape[0]
+        for key, tensor in adapter.tensors.items()
+        if key.removeprefix(PREFIX) in ("classifier.weight", "score.weight", "classifier.out_proj.weight")
+    }
+    return {**kwargs, "num_labels": sizes.pop()} if len(sizes) == 1 else kwargs

@@ -1,0 +1,7 @@
+"""How a patched function remembers the one it replaced."""
+
+from __future__ import annotations
+
+__all__ = ["MARK"]
+
+MARK = "_hf_lora_original"
