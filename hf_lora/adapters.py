@@ -1,4 +1,4 @@
-"""Adding, loading, choosing, merging and removing adapters on any module; `model.LoRAModel` is their front.
+"""Adding, loading, choosing and removing adapters on any module; `model.LoRAModel` is their front.
 
 Everything that can fail is done before the first layer is touched: sites are planned, adapters built and filled,
 and only then attached.
@@ -6,24 +6,22 @@ and only then attached.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .config import PRESETS, LoRAConfig
-from .errors import AdapterNameError, AdapterStateError, MergeError
+from .errors import AdapterNameError, AdapterStateError
 from .formats.peft import read_sites
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan
 from .state import AdapterState
 from .targets import as_endings, parameter_names
-from .tying import shared_memory
 from .variants import FORMULAS, Adapter, LoRA
 
-__all__ = ["add", "copy_in", "delete", "load", "merge", "merge_for_good", "remove_all", "select", "unmerge"]
+__all__ = ["add", "check_known", "check_together", "copy_in", "delete", "load", "remove_all", "select"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -77,7 +75,7 @@ def copy_in(
 
     Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
     """
-    _check_known(state, [name])
+    check_known(state, [name])
     found = read_sites(dict(base_modules(model)), config.copy(lora_dropout=0.0), tensors)
     targets = []
     for site, values in found:
@@ -101,11 +99,11 @@ def select(state: AdapterState, names: Sequence[str]) -> None:
     Raises AdapterNameError for an unknown name, AdapterStateError while merged, or where two of them cannot act at
     once on one parameter.
     """
-    _check_known(state, names)
+    check_known(state, names)
     if state.merged:
         raise AdapterStateError(f"{list(state.merged)} are merged into the weights; call unmerge_adapter() first.")
     if len(names) > 1:
-        _check_together(state, names)
+        check_together(state, names)
     changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
     state.select(tuple(names))
     for layer in state.layers.values() if changed & state.trainable else ():
@@ -113,59 +111,9 @@ def select(state: AdapterState, names: Sequence[str]) -> None:
             _require_grad(layer, name, name in names)
 
 
-def merge(state: AdapterState, names: Sequence[str]) -> None:
-    """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit.
-
-    Raises MergeError with nothing merged, AdapterStateError where something is merged already.
-    """
-    _check_known(state, names)
-    if state.merged:
-        raise AdapterStateError(f"{list(state.merged)} are merged already; call unmerge_adapter() first.")
-    if not names:
-        raise AdapterStateError("no adapter is active, so there is nothing to merge; name one.")
-    if len(names) > 1:
-        _check_together(state, names)
-    values = []
-    for module, layer in state.layers.items():
-        with _merging(module):
-            values.append((layer, layer.merged_values(tuple(names))))
-    for layer, merged in values:
-        layer.swap_in(merged)
-    state.note_merged(tuple(names))
-
-
-def unmerge(state: AdapterState) -> None:
-    """Take the merged adapters out of the weights again: the base's own tensors come back."""
-    for layer in state.layers.values():
-        layer.swap_back()
-    state.note_merged(())
-
-
-def merge_for_good(model: nn.Module, state: AdapterState, names: Sequence[str]) -> None:
-    """Put adapters into the weights and forget the base's own values, layer by layer.
-
-    A weight whose memory nothing else of the model lies in may be written in place; at most one layer's is held twice
-    at a time. Raises MergeError with nothing merged: every layer is looked at before the first is written.
-    """
-    if state.merged:
-        _forget_originals(state)
-        return
-    _check_known(state, names)
-    if len(names) > 1:
-        _check_together(state, names)
-    for module, layer in state.layers.items():
-        with _merging(module):
-            layer.check_merge(tuple(names))
-    shared = shared_memory(model)
-    for module, layer in state.layers.items():
-        with _merging(module):
-            layer.merge_for_good(tuple(names), shared)
-    state.note_merged(tuple(names))
-
-
 def delete(state: AdapterState, name: str) -> None:
     """Remove an adapter; layers that carried no other get their own class back."""
-    _check_known(state, [name])
+    check_known(state, [name])
     if state.merged:
         raise AdapterStateError(f"{list(state.merged)} are merged; call unmerge_adapter() before deleting.")
     for layer in list(state.layers.values()):
@@ -223,20 +171,8 @@ def _require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
                 parameter.requires_grad_(wanted)
 
 
-@contextmanager
-def _merging(module: str) -> Iterator[None]:
-    try:
-        yield
-    except (MergeError, ValueError) as error:
-        raise MergeError(f"{module}: {error}") from None
-
-
-def _forget_originals(state: AdapterState) -> None:
-    for layer in state.layers.values():
-        layer._originals.clear()
-
-
-def _check_together(state: AdapterState, names: Sequence[str]) -> None:
+def check_together(state: AdapterState, names: Sequence[str]) -> None:
+    """Raise AdapterStateError where two of these adapters cannot act at once on one parameter."""
     for module, layer in state.layers.items():
         owners: dict[str, list[tuple[str, Adapter]]] = {}
         for name in names:
@@ -262,7 +198,8 @@ def _check_new(state: AdapterState, name: str) -> None:
         raise AdapterStateError(f"{list(state.merged)} are merged; call unmerge_adapter() before adding another.")
 
 
-def _check_known(state: AdapterState, names: Sequence[str]) -> None:
+def check_known(state: AdapterState, names: Sequence[str]) -> None:
+    """Raise AdapterNameError where the model has no adapter of one of these names."""
     if unknown := [n for n in names if n not in state.configs]:
         raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.configs)}.")
 

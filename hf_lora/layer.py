@@ -89,6 +89,25 @@ class LoRALayer(nn.Module):
         if merged.is_floating_point() and not LF.is_finite(merged):
             raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
 
+    def merge_losses(self, names: tuple[str, ...], half_only: bool) -> Iterator[tuple[str, float, float]]:
+        """Yield (parameter, sum of squares of what rounding to its dtype loses, that of what the adapters change)."""
+        chains: dict[str, list[Adapter]] = {}
+        for adapter in self._named(names):
+            chains.setdefault(adapter.parameter, []).append(adapter)
+        for parameter, chain in chains.items():
+            own = own_tensor(self, parameter)
+            if own is None or own.is_meta or not own.is_floating_point() or not is_plain(own):
+                continue
+            if half_only and own.itemsize > 2:
+                continue
+            with torch.no_grad():
+                base = own.to(torch.float64 if own.itemsize > 2 else torch.float32)
+                exact, merged = base, own
+                for adapter in chain:
+                    exact, merged = adapter.effective(exact), adapter.effective(merged)
+                lost, effect = merged.to(exact.dtype) - exact, exact - base
+                yield parameter, float(lost.square().sum()), float(effect.square().sum())
+
     def check_merge(self, names: tuple[str, ...]) -> None:
         """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
         for adapter in self._named(names):
@@ -110,7 +129,7 @@ class LoRALayer(nn.Module):
                 adapter.add_to(own)
         else:
             self.swap_in(self.merged_values(names))
-            self._originals.clear()
+            self.forget_originals()
 
     def _named(self, names: tuple[str, ...]) -> list[Adapter]:
         return [adapter for name in names for adapter in self.carried(name).values()]
@@ -127,6 +146,10 @@ class LoRALayer(nn.Module):
         """Put the base's own tensors back: the same objects, hence the same bits, and tied again where they were."""
         for parameter, own in self._originals.items():
             _put(self, parameter, own)
+        self._originals.clear()
+
+    def forget_originals(self) -> None:
+        """Let go of the base's own tensors, so that what is merged stays."""
         self._originals.clear()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

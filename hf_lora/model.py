@@ -17,16 +17,16 @@ from .errors import AdapterNameError, AdapterStateError, ModelError
 from .formats.contents import Contents
 from .loading import open_adapter
 from .memory.switches import MemorySwitches
+from .merging import Merging
 from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
 from .state import AdapterState
-from .tying import tied_groups, untie
 
 __all__ = ["LoRAModel", "add_lora"]
 
 
-class LoRAModel(MemorySwitches, nn.Module):
+class LoRAModel(MemorySwitches, Merging, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
     Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)
@@ -216,49 +216,6 @@ class LoRAModel(MemorySwitches, nn.Module):
         with self._own_head():
             for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
                 adapters.delete(self._lora, name)
-
-    # --- merging ------------------------------------------------------------------------------------------------
-
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None) -> None:
-        """Put adapters (the active ones unless named) into the weights; `unmerge_adapter` restores every bit.
-
-        Keeps the base's own tensors, so that the adapted weights are held twice while merged.
-        """
-        adapters.merge(self._lora, list(self._lora.selected if adapter_names is None else adapter_names))
-
-    def unmerge_adapter(self) -> None:
-        """Take merged adapters out of the weights."""
-        adapters.unmerge(self._lora)
-
-    def merge_and_unload(self, adapter_names: Sequence[str] | None = None) -> Any:
-        """Put adapters into the weights for good and return the plain model, the same object.
-
-        Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
-        that a saved and reloaded model is the same. Weights whose memory is theirs alone are written in place, so a
-        state dict of the base taken before changes with them. Raises MergeError with the model unchanged.
-        """
-        names = list(self._lora.merged or (self._lora.selected if adapter_names is None else adapter_names))
-        if not names:
-            raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
-        tied = tied_groups(self)
-        adapters.merge_for_good(self, self._lora, names)
-        untie(self, tied)
-        return self._leave()
-
-    def unload(self) -> Any:
-        """Remove every adapter and return the plain model, the same object, as it was before."""
-        adapters.unmerge(self._lora)
-        return self._leave()
-
-    def _leave(self) -> Any:
-        model: Any = self
-        self.disable_mlp_recompute()
-        self.disable_linear_cross_entropy()
-        adapters.remove_all(model, self._lora)
-        del model.__dict__["_lora"]
-        model.__dict__.pop("_hf_peft_config_loaded", None)
-        front.leave(model)
-        return model
 
     def _refuse_while_merged(self, what: str) -> None:
         if self._lora.merged:
