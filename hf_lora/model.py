@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import adapters, front
@@ -216,6 +217,30 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         with self._own_head():
             for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
                 adapters.delete(self._lora, name)
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch training mode on or off, as on any module.
+
+        Raises AdapterStateError where gradients are on and nothing would get one: what torch says of it, at the first
+        backward pass, names neither the cause nor the fix.
+        """
+        if mode and torch.is_grad_enabled() and self._lora.configs:
+            self._refuse_while_merged("train")
+            if not any(p.requires_grad for p in self.parameters()):
+                raise AdapterStateError(self._why_nothing_trains())
+        return super().train(mode)
+
+    def _why_nothing_trains(self) -> str:
+        state = self._lora
+        if state.trainable:
+            return (
+                f"nothing would train: {sorted(state.trainable)} can, but {list(state.selected)} are active; "
+                "set_adapter() chooses."
+            )
+        return (
+            f"nothing would train: {list(state.configs)} were loaded for inference. Load the adapter with "
+            "is_trainable=True to train it on; for dropout without training, call train() under torch.no_grad()."
+        )
 
     def _refuse_while_merged(self, what: str) -> None:
         if self._lora.merged:

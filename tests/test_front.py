@@ -174,6 +174,26 @@ def test_a_second_adapter_starts_from_the_base_whatever_the_active_one_has_learn
     assert torch.equal(model(IDS).logits, gpt2()(IDS).logits)
 
 
+def test_training_what_cannot_train_is_refused_with_the_cause_and_the_fix(tmp_path) -> None:
+    trained = LoRAModel.from_model(gpt2(), LoRAConfig(r=2))
+    trained.save_pretrained(tmp_path)
+    model = LoRAModel.from_pretrained(tmp_path, base_model=gpt2())
+    with pytest.raises(AdapterStateError, match=r"\['default'\] were loaded for inference.*is_trainable=True"):
+        model.train()
+    assert not model.training
+    with torch.no_grad():
+        assert model.train().training, "dropout without training"
+    LoRAModel.from_pretrained(tmp_path, base_model=gpt2(), is_trainable=True).train()
+    trained.load_adapter(tmp_path, "other")
+    with pytest.raises(AdapterStateError, match=r"\['default'\] can, but \['other'\] are active; set_adapter"):
+        trained.train()
+    trained.set_adapter("default")
+    trained.train().merge_adapter()
+    with pytest.raises(AdapterStateError, match="unmerge_adapter"):
+        trained.train()
+    assert trained.unload().train().training, "a plain model trains or not as it likes"
+
+
 def test_only_the_active_trainable_adapters_require_gradients() -> None:
     model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2), adapter_name="a")
     model.add_adapter(LoRAConfig(r=2, target_modules=["c_fc"]), "b")

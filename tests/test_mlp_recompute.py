@@ -405,7 +405,7 @@ def test_copies_and_pickles_stay_switched_on_and_give_the_same_bits(tmp_path) ->
         assert all(torch.equal(a, b) for a, b in zip(outputs, reoutputs, strict=True))
         assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
     model.save_pretrained(tmp_path)
-    loaded = LoRAModel.from_pretrained(tmp_path, base_model=build("llama")).train()
+    loaded = LoRAModel.from_pretrained(tmp_path, base_model=build("llama"), is_trainable=True).train()
     assert torch.equal(loaded(**inputs("llama")).logits, outputs[0])
 
 
