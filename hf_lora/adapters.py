@@ -16,12 +16,12 @@ from .errors import AdapterNameError, AdapterStateError
 from .formats.peft import read_sites
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
-from .plan import Site, plan
+from .plan import Site, plan, token_sites
 from .state import AdapterState
 from .targets import as_endings, parameter_names
 from .variants import FORMULAS, Adapter, LoRA
 
-__all__ = ["add", "check_known", "check_together", "copy_in", "delete", "load", "remove_all", "select"]
+__all__ = ["add", "check_known", "check_together", "copy_in", "delete", "extend", "load", "remove_all", "select"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -43,6 +43,19 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     resolved = _resolved(config, modules, sites, targets, parameters)
     _attach(state, modules, groups, name, resolved, trainable=True)
     return resolved
+
+
+def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> None:
+    """Attach the trained token rows that a config has and the adapter of that name has not; nothing else changes."""
+    if config.trainable_token_indices == state.configs[name].trainable_token_indices:
+        return
+    modules = dict(base_modules(model))
+    groups = _build(modules, token_sites(model, config, modules))
+    for module, adapters in groups.items():
+        for site, adapter in adapters.values():
+            if not site.shares:
+                adapter.initialise(modules[module])
+    _attach(state, modules, groups, name, config, trainable=True)
 
 
 def load(

@@ -23,6 +23,7 @@ from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
 from .state import AdapterState
+from .vocabulary import with_new_rows
 
 __all__ = ["LoRAModel", "add_lora"]
 
@@ -145,9 +146,12 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         return self._lora.configs
 
     def add_adapter(self, adapter_config: LoRAConfig, adapter_name: str = "default") -> None:
-        """Add a fresh adapter and make it the active one."""
+        """Add a fresh adapter and make it the active one.
+
+        Where the vocabulary was resized before, its new rows train and are saved along.
+        """
         with self._own_head():
-            config = adapters.add(self, self._lora, adapter_config, adapter_name)
+            config = adapters.add(self, self._lora, with_new_rows(self, adapter_config), adapter_name)
         config.base_model_name_or_path = getattr(self, "name_or_path", None) or config.base_model_name_or_path
         adapters.select(self._lora, [adapter_name])
 
@@ -314,7 +318,7 @@ class _PretrainedLoRAModel(LoRAModel):
             return super().tie_weights(*args, **kwargs)  # type: ignore[misc]
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Resize the vocabulary, as the model's class does.
+        """Resize the vocabulary, as the model's class does; rows that are new train with the trainable adapters.
 
         Raises AdapterStateError where an embedding or the output layer carries an adapter: it would be lost with the
         module that is replaced. Resize before adding the adapter.
@@ -324,7 +328,12 @@ class _PretrainedLoRAModel(LoRAModel):
                 if layer is table:
                     raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
         with self._own_head():
-            return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+            table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+            for name in sorted(self._lora.trainable):
+                config = self._lora.configs[name]
+                adapters.extend(self, self._lora, with_new_rows(self, config), name)
+            adapters.select(self._lora, self._lora.selected)
+        return table
 
 
 def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:

@@ -18,8 +18,9 @@ from .probe import forward_factor
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 from .targets import find_targets, match_names, saved_modules
 from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
+from .vocabulary import input_table
 
-__all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites"]
+__all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
 
 Role = Literal["saved", "tokens", "lora", "dora"]
 
@@ -86,7 +87,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
         problems.append(f"modules_to_save={missing!r} match no module.")
     for name in saved:
         sites += saved_sites(modules[name], name)
-    sites += _token_sites(model, config, modules)
+    sites += token_sites(model, config, modules)
     targets, parameters = find_targets(model, config, modules)
     for name in targets:
         try:
@@ -250,7 +251,7 @@ def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: lis
     return [Site(n, p, "saved") for n, p in found if (n, p) not in taken]
 
 
-def _token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[Site]:
+def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[Site]:
     """Return the sites of trained token rows: the tables named, and every layer tied to one of them."""
     wanted = config.trainable_token_indices
     if not wanted:
@@ -258,9 +259,11 @@ def _token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
     by_name = wanted if isinstance(wanted, Mapping) else {_input_embeddings(model, modules): wanted}
     sites = []
     for ending, rows in by_name.items():
-        names = [n for n in match_names([ending], modules) if isinstance(modules[n], nn.Embedding)]
+        names = [n for n in match_names([ending], modules) if isinstance(modules[n], nn.Embedding | nn.Linear)]
         if not names:
-            raise TargetError(f"trainable_token_indices names {ending!r}, which ends the name of no embedding.")
+            raise TargetError(
+                f"trainable_token_indices names {ending!r}, which ends the name of no embedding and no output layer."
+            )
         for name in names:
             table = modules[name]._parameters["weight"]
             assert table is not None
@@ -273,10 +276,7 @@ def _token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
 
 
 def _input_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
-    try:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        table = None
+    table = input_table(model)
     name = next((n for n, m in modules.items() if m is table), None)
     if name is None:
         raise ConfigError(

@@ -16,13 +16,17 @@ from typing import Any
 
 from .loading import takes_lora_config
 from .marks import MARK
+from .resizing import notes_new_rows
 from .trainer import loads_best, resumes
 
 __all__ = ["install", "uninstall"]
 
 # module -> (class, method, how to wrap it); a missing class or method is an error that says so.
 _PATCHES: dict[str, list[tuple[str, str, Callable[[Any], Any]]]] = {
-    "transformers.modeling_utils": [("PreTrainedModel", "from_pretrained", takes_lora_config)],
+    "transformers.modeling_utils": [
+        ("PreTrainedModel", "from_pretrained", takes_lora_config),
+        ("PreTrainedModel", "resize_token_embeddings", notes_new_rows),
+    ],
     "transformers.trainer": [
         ("Trainer", "_load_from_checkpoint", resumes),
         ("Trainer", "_load_best_model", loads_best),

@@ -1,0 +1,120 @@
+"""Added tokens: their rows, and only they, train, are saved and come back, without asking how large the base's was."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import AdapterStateError
+
+from .cases import move
+
+IDS = torch.tensor([[5, 33, 7, 32], [9, 34, 11, 2]])
+ROWS = [32, 33, 34]
+
+
+def _gpt2() -> Any:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
+    return GPT2LMHeadModel(config).eval()
+
+
+def _llama() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, bos_token_id=0, eos_token_id=1, **sizes)).eval()
+
+
+MAKERS = {"tied": _gpt2, "untied": _llama}
+TABLES = {"tied": ["transformer.wte"], "untied": ["model.embed_tokens", "lm_head"]}
+
+
+def _resized(name: str, when: str) -> LoRAModel:
+    model = MAKERS[name]()
+    if when == "before":
+        model.resize_token_embeddings(35, mean_resizing=False)
+        return LoRAModel.from_model(model, LoRAConfig(r=2))
+    model = LoRAModel.from_model(model, LoRAConfig(r=2))
+    model.resize_token_embeddings(35, mean_resizing=False)
+    return model
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_new_rows_train_and_only_they_are_saved(name: str, when: str, tmp_path: Path) -> None:
+    model = _resized(name, when)
+    assert model.peft_config["default"].trainable_token_indices == dict.fromkeys(TABLES[name], ROWS)
+    model.train()(IDS, labels=IDS).loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in trained.values())
+    rows = [p for n, p in trained.items() if "tokens_weight" in n]
+    assert [tuple(p.shape) for p in rows] == [(3, 16)] * len(TABLES[name])
+    assert all(p.grad.abs().sum() > 0 for p in rows)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert {k: tuple(v.shape) for k, v in saved.items() if "lora_" not in k} == {
+        f"base_model.model.{table}.token_adapter.trainable_tokens_delta": (3, 16) for table in TABLES[name]
+    }
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_new_rows_come_back_on_a_base_that_was_resized_by_somebody_else(name: str, tmp_path: Path) -> None:
+    model = _resized(name, "before")
+    move(model)
+    live = model.eval()(IDS).logits
+    model.save_pretrained(tmp_path)
+    base = MAKERS[name]()
+    torch.manual_seed(7)
+    base.resize_token_embeddings(35, mean_resizing=False)  # other random rows
+    assert not torch.allclose(base(IDS).logits, live, atol=1e-2)
+    again = LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))
+    assert torch.equal(again(IDS).logits, live)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own
+        there = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    assert torch.allclose(there(IDS).logits, live, atol=1e-5)
+
+
+def test_rows_that_the_user_names_or_saves_whole_are_left_to_them() -> None:
+    for config in (LoRAConfig(trainable_token_indices=[3, 33]), LoRAConfig(modules_to_save=["wte"])):
+        model = _gpt2()
+        model.resize_token_embeddings(35, mean_resizing=False)
+        kept = LoRAModel.from_model(model, config).peft_config["default"]
+        assert kept.trainable_token_indices == config.trainable_token_indices
+        assert kept.modules_to_save == config.modules_to_save
+
+
+def test_shrinking_and_resizing_to_the_same_size_add_no_rows() -> None:
+    for sizes in ((32,), (20,), (40, 32), (20, 20)):
+        model = _gpt2()
+        for size in sizes:
+            model.resize_token_embeddings(size, mean_resizing=False)
+        assert LoRAModel.from_model(model, LoRAConfig()).peft_config["default"].trainable_token_indices is None
+    model = _gpt2()
+    for size in (20, 30, 40):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    config = LoRAModel.from_model(model, LoRAConfig()).peft_config["default"]
+    assert config.trainable_token_indices == {"transformer.wte": list(range(20, 40))}
+
+
+def test_an_adapter_loaded_for_inference_gets_no_new_rows(tmp_path: Path) -> None:
+    LoRAModel.from_model(_gpt2(), LoRAConfig(r=2)).save_pretrained(tmp_path)
+    model = LoRAModel.from_pretrained(tmp_path, base_model=_gpt2())
+    model.resize_token_embeddings(35, mean_resizing=False)
+    assert model.peft_config["default"].trainable_token_indices is None
+    assert not [n for n, p in model.named_parameters() if p.requires_grad]
+
+
+def test_rows_that_train_already_are_not_resized_away() -> None:
+    model = _resized("tied", "after")
+    with pytest.raises(AdapterStateError, match="transformer.wte"):
+        model.resize_token_embeddings(40)
