@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from .config import LoRAConfig
     from .model import LoRAModel, add_lora
     from .targets import resolve_targets
+    from .training import check_optimizer
 
 __version__ = "0.1.0"
-__all__ = ["LoRAConfig", "LoRAError", "LoRAModel", "add_lora", "errors", "resolve_targets"]
+__all__ = ["LoRAConfig", "LoRAError", "LoRAModel", "add_lora", "check_optimizer", "errors", "resolve_targets"]
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
-_LAZY = {"LoRAConfig": "config", "LoRAModel": "model", "add_lora": "model", "resolve_targets": "targets"}
+_LAZY = {
+    "LoRAConfig": "config",
+    "LoRAModel": "model",
+    "add_lora": "model",
+    "check_optimizer": "training",
+    "resolve_targets": "targets",
+}
 
 
 def __getattr__(name: str) -> Any:

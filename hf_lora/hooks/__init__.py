@@ -16,6 +16,7 @@ from typing import Any
 
 from .loading import takes_lora_config
 from .marks import MARK
+from .optimizer import checks_optimizer
 from .resizing import notes_new_rows
 from .trainer import loads_best, resumes
 
@@ -30,6 +31,7 @@ _PATCHES: dict[str, list[tuple[str, str, Callable[[Any], Any]]]] = {
     "transformers.trainer": [
         ("Trainer", "_load_from_checkpoint", resumes),
         ("Trainer", "_load_best_model", loads_best),
+        ("Trainer", "create_optimizer", checks_optimizer),
     ],
 }
 
