@@ -212,9 +212,26 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         before = self._lora.enabled
         self.disable_adapters()
         try:
-            yield
+            with self._lora.set_aside():
+                yield
         finally:
             self._lora.enable(before)
+
+    @contextmanager
+    def adapters_active(self, adapter_names: str | Sequence[str]) -> Iterator[None]:
+        """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.
+
+        For inference; a training step would need the same adapters in its backward pass, which may run in another
+        thread: there set_adapter() is the way. Raises AdapterStateError in training mode and while merged.
+        """
+        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+        self._refuse_while_merged("adapters_active")
+        adapters.check_known(self._lora, names)
+        adapters.check_together(self._lora, names)
+        if self.training and torch.is_grad_enabled():
+            raise AdapterStateError("adapters_active() is for inference: call eval(), or set_adapter() to train.")
+        with self._lora.routed(names):
+            yield
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from .config import LoRAConfig
 
 if TYPE_CHECKING:
     from .layer import LoRALayer
+
+_ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
 
 
 @dataclass
@@ -54,5 +57,33 @@ class AdapterState:
         finally:
             self.active = active
 
+    @contextmanager
+    def routed(self, names: tuple[str, ...]) -> Iterator[None]:
+        """Let forwards use these adapters inside a `with` block: in this thread (or task) alone."""
+        if type(self) is AdapterState:  # a model that is never routed pays nothing for it
+            self.__class__ = _RoutedState
+        token = _ROUTES.set({**_ROUTES.get(), id(self): names})
+        try:
+            yield
+        finally:
+            _ROUTES.reset(token)
+
     def _route(self) -> None:
-        self.active = self.selected if self.enabled and not self.merged else ()
+        self.__dict__["active"] = self.selected if self.enabled and not self.merged else ()
+
+
+class _RoutedState(AdapterState):
+    """A state that looks for the running context's own route before the common one."""
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        route = _ROUTES.get().get(id(self))
+        return self.__dict__["active"] if route is None else route
+
+    @active.setter
+    def active(self, names: tuple[str, ...]) -> None:
+        routes = _ROUTES.get()
+        if id(self) in routes:
+            routes[id(self)] = names
+        else:
+            self.__dict__["active"] = names
