@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
 from .config import LoRAConfig
-from .errors import ModelError
+from .errors import ConfigError, LoRAError, ModelError
 from .formats.contents import Contents
 from .formats.peft import PREFIX
 from .layer import base_modules
@@ -30,6 +33,10 @@ AUTO_CLASSES = {
 }
 # The names that Transformers gives the heads of these tasks, the ones PEFT trains along.
 TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+_PATH = re.compile(r"[/~\\]|\.\.?(?:[/\\]|$)|[A-Za-z]:[/\\]|file:", re.IGNORECASE)
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+MOST_LABELS = 100_000
 
 
 def load_base(
@@ -56,15 +63,31 @@ def load_base_of(
     """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
 
     Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
-    warning names the new parameters that the adapter does not hold.
+    warning names the new parameters that the adapter does not hold. Nothing in an adapter lets code run: only the
+    caller's kwargs can hold trust_remote_code. Raises ModelError, with the cause chained, where the base cannot be
+    named or loaded.
     """
     base, cls = _base_of(adapter, base_model, auto_class)
     if base_model is None and adapter.config.revision:
-        kwargs = {**kwargs, "revision": adapter.config.revision}
+        kwargs = {**kwargs, "revision": _revision(adapter)}
+    kwargs = {"trust_remote_code": False, **kwargs}  # left open, Transformers would ask in a terminal
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         model, new = load_base(base, adapter.config.task_type, cls, (), _with_labels(adapter, kwargs))
+    except LoRAError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        SafetensorError,
+    ) as error:  # what Transformers raises for a base it cannot load
+        raise ModelError(
+            f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: "
+            f"{type(error).__name__}: {error} Pass base_model= with another base's id, or with the loaded module."
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     left = sorted(new - {key.removeprefix(PREFIX) for key in adapter.tensors})
@@ -80,16 +103,43 @@ def load_base_of(
 
 def _base_of(adapter: Contents, base_model: str | None, auto_class: type | str | None) -> tuple[str, type | str | None]:
     """Return (base id, class to load it by, where one is named). Raises ModelError where the base is not named."""
-    base = base_model or adapter.config.base_model_name_or_path
-    if not base:
-        raise ModelError(
-            f"the adapter {adapter.source.name} does not say which base it belongs to (base_model_name_or_path is "
-            "null); pass base_model= with the base's id or the loaded module."
-        )
-    named = (adapter.config.auto_mapping or {}).get("base_model_class")
+    base = base_model or _named_base(adapter)
+    mapping = adapter.config.auto_mapping
+    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return base, auto_class or (found if is_model else None)
+
+
+def _revision(adapter: Contents) -> str:
+    """Return the base's revision that an adapter names. Raises ConfigError where it can be none."""
+    revision = adapter.config.revision
+    if not isinstance(revision, str) or not re.fullmatch(r"\w[\w./+-]*", revision) or ".." in revision:
+        raise ConfigError(f"the adapter {adapter.source.name}: revision={revision!r} is no branch, tag or commit.")
+    return revision
+
+
+def _named_base(adapter: Contents) -> str:
+    """Return the base that an adapter names. Raises ModelError where that is nothing, or a path that is not its own.
+
+    An adapter from the Hub never leads to a path of this machine; a local one may, where the path is there.
+    """
+    base, name = adapter.config.base_model_name_or_path, adapter.source.name
+    way_out = "pass base_model= with the base's id or the loaded module."
+    if not isinstance(base, str) or not base.strip():
+        raise ModelError(
+            f"the adapter {name} does not say which base it belongs to (base_model_name_or_path is {base!r}); {way_out}"
+        )
+    there = os.path.exists(base)
+    is_path = there or _PATH.match(base) is not None or not _HUB_ID.fullmatch(base)
+    if is_path and not adapter.source.is_local:
+        raise ModelError(
+            f"the adapter {name} comes from the Hub and names the base {base!r}, which is "
+            f"a path on {'this machine' if there else 'the machine of its author'}; it is not opened: {way_out}"
+        )
+    if is_path and not there:
+        raise ModelError(f"the adapter {name} names the base {base!r}, which is not on this machine; {way_out}")
+    return base
 
 
 def _model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
@@ -157,17 +207,32 @@ def _all_new(modules: Mapping[str, nn.Module], name: str, new: Collection[str]) 
 def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none.
 
-    They come from the adapter's own notes, or from the size of the head it holds.
+    They come from the adapter's own notes, or from the size of the head it holds. The base's checkpoint may hold a head
+    for other labels, which the adapter's replaces.
     """
     if {"num_labels", "id2label", "config"} & kwargs.keys():
         return kwargs
-    labels = adapter.notes.get("id2label")
-    if isinstance(labels, dict) and all(str(k).isdigit() for k in labels):
-        id2label = {int(k): str(v) for k, v in labels.items()}
-        return {**kwargs, "id2label": id2label, "label2id": {v: k for k, v in id2label.items()}}
     sizes = {
         tensor.shape[0]
         for key, tensor in adapter.tensors.items()
         if key.removeprefix(PREFIX) in ("classifier.weight", "score.weight", "classifier.out_proj.weight")
+        and tensor.ndim == 2
+        and 0 < tensor.shape[0] <= MOST_LABELS
     }
-    return {**kwargs, "num_labels": sizes.pop()} if len(sizes) == 1 else kwargs
+    labels = _labels(adapter.notes.get("id2label"))
+    if labels and (not sizes or sizes == {len(labels)}):
+        given: dict[str, Any] = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+    elif len(sizes) == 1:
+        given = {"num_labels": sizes.pop()}
+    else:
+        return kwargs
+    return {"ignore_mismatched_sizes": True, **kwargs, **given}
+
+
+def _labels(found: object) -> dict[int, str]:
+    """Return the labels that notes hold, by number; empty where they are anything else."""
+    if not isinstance(found, dict) or len(found) > MOST_LABELS:
+        return {}
+    numbered = all(isinstance(k, str) and re.fullmatch("[0-9]{1,6}", k) for k in found)
+    named = all(isinstance(v, str) for v in found.values())
+    return {int(k): v for k, v in found.items()} if numbered and named else {}

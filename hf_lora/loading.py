@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_NAME
-from .errors import AdapterFileError
-from .formats.contents import Contents
-from .formats.folder import read_folder
+from .config import CONFIG_NAME, LoRAConfig
+from .errors import AdapterFileError, ModelError
+from .formats.contents import Candidate, Contents
+from .formats.table import READERS
 from .sources import Source
+from .strict_json import read_json
 
 __all__ = ["open_adapter"]
 
 
-def open_adapter(name: str, kwargs: dict[str, Any], required: bool = False) -> Contents | None:
+def open_adapter(
+    name: str, kwargs: dict[str, Any], required: bool = False, lora_config: LoRAConfig | None = None
+) -> Contents | None:
     """Read an adapter of the Hub or this machine; None where the name stands for something else.
 
     kwargs: Hub arguments among others; those that belong to the adapter alone (revision, subfolder) are taken out
-    where it is one. Raises AdapterFileError where the adapter is damaged, or `required` and not there.
+    where it is one. lora_config: the caller's, for a format that holds none of its own.
+    Raises AdapterFileError where the adapter is damaged, lies in a folder below, or is `required` and not there.
     """
-    contents = read_folder(Source.of(name, kwargs))
+    source = Source.of(name, kwargs)
+    path = source.find(CONFIG_NAME)
+    if path is not None and lora_config is not None:
+        raise ModelError(
+            f"{name} is an adapter, so lora_config has no place: its own {CONFIG_NAME} says what it is. To train it "
+            "on, pass is_trainable=True; for a new adapter, name the base instead."
+        )
+    candidate = Candidate(source, str(path or name), None if path is None else read_json(path), lora_config)
+    contents = next((found for read in READERS.values() if (found := read(candidate)) is not None), None)
     if contents is None:
+        if below := _adapters_below(source):
+            raise AdapterFileError(
+                f"{name} holds no {CONFIG_NAME}, but adapters in {', '.join(below[:8])}; pass subfolder={below[-1]!r}, "
+                "or the path of one of them."
+            )
         if required:
-            raise AdapterFileError(f"{name} holds no {CONFIG_NAME}: it is not an adapter, or it cannot be reached.")
+            folder = f" (subfolder {source.hub['subfolder']!r})" if source.hub.get("subfolder") else ""
+            raise AdapterFileError(
+                f"{name}{folder} holds no {CONFIG_NAME}: it is not an adapter, or it cannot be reached."
+            )
         return None
     for key in ("revision", "subfolder"):
         kwargs.pop(key, None)
     return contents
+
+
+def _adapters_below(source: Source) -> list[str]:
+    """Return the folders of a directory that hold adapters, checkpoints by their numbers; none beside a whole model."""
+    top = Path(source.name, source.hub.get("subfolder", ""))
+    if not top.is_dir() or (top / "config.json").exists():
+        return []
+    found = [path.parent.name for path in top.glob(f"*/{CONFIG_NAME}")]
+    return sorted(found, key=lambda name: (len(name), name) if name.startswith("checkpoint-") else (0, name))

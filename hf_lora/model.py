@@ -60,7 +60,8 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         """Load a base with a fresh adapter, or an adapter with the base it names.
 
         pretrained_model_name_or_path: a Hub id or directory of a base (then `lora_config` says what to add; left
-            out it is `LoRAConfig()`) or of an adapter (then its own config is used).
+            out it is `LoRAConfig()`) or of an adapter (then its own config is used); or a file of loralib's, which
+            has no config of its own (then `lora_config` says its lora_alpha, and `base_model` its base).
         is_trainable: whether a loaded adapter trains on; False unless given. A fresh one always trains.
         base_model: the module to load the adapter into (in place), or the id of its base.
         auto_class: the class, or its name in transformers, to load the base with. Otherwise `task_type` says, or
@@ -73,13 +74,8 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         """
         name = os.fspath(pretrained_model_name_or_path)
         auto_class = auto_class or (front.base_of(cls) if cls is not LoRAModel else None)
-        found = open_adapter(name, kwargs)
+        found = open_adapter(name, kwargs, lora_config=lora_config)
         if found is not None:
-            if lora_config is not None:
-                raise ModelError(
-                    f"{name} is an adapter, so lora_config has no place: its own adapter_config.json says what it is. "
-                    "To train it on, pass is_trainable=True; for a new adapter, name the base instead."
-                )
             return cls._from_adapter(found, adapter_name, bool(is_trainable), base_model, auto_class, kwargs)
         if base_model is not None:
             raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
@@ -103,6 +99,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
             model: nn.Module = base_model
         else:
             model = load_base_of(files, base_model, auto_class, kwargs)
+        files = files.onto(model)
         fresh = not isinstance(model, LoRAModel)
         result = _enter(model)
         try:
@@ -160,15 +157,18 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         peft_model_id: str | os.PathLike[str],
         adapter_name: str = "default",
         is_trainable: bool = False,
+        lora_config: LoRAConfig | None = None,
         **kwargs: Any,
     ) -> None:
         """Load an adapter beside the others and make it the active one.
 
+        lora_config: for a file of loralib's, which has no config of its own; its lora_alpha must be said here.
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, AdapterNameError, with the model unchanged.
         """
-        files = open_adapter(os.fspath(peft_model_id), kwargs, required=True)
+        files = open_adapter(os.fspath(peft_model_id), kwargs, required=True, lora_config=lora_config)
         assert files is not None
+        files = files.onto(self)
         with self._own_head():
             adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable)
         adapters.select(self._lora, [adapter_name])

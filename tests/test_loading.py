@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -143,6 +144,24 @@ def test_the_number_of_labels_is_read_from_a_foreign_adapters_head(bert_mlm: Pat
     assert LoRAModel.from_pretrained(tmp_path / "out").config.num_labels == 5
 
 
+def test_an_adapters_head_replaces_one_for_other_labels_in_the_bases_checkpoint(bert_mlm: Path, tmp_path: Path) -> None:
+    BertForSequenceClassification(BertConfig(**SMALL, num_labels=2)).save_pretrained(tmp_path / "two")
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=5)
+    move(model)
+    model.save_pretrained(tmp_path / "out")
+    _edit(tmp_path / "out", base_model_name_or_path=str(tmp_path / "two"))
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert again.config.num_labels == 5
+    ours, theirs = (m.classifier.adapters["default"]["saved_weight"].value for m in (again, model))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_damaged_base_is_named_with_its_adapter(adapter: Path, gpt2_lm: Path) -> None:
+    (gpt2_lm / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="the base .* of the adapter .*base_model="):
+        LoRAModel.from_pretrained(adapter)
+
+
 def test_roberta_gives_query_and_value_and_its_whole_head(tmp_path: Path) -> None:
     RobertaForMaskedLM(RobertaConfig(**SMALL, max_position_embeddings=20)).save_pretrained(tmp_path / "base")
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(task_type="SEQ_CLS"))
@@ -191,6 +210,157 @@ def test_the_base_may_be_named_by_the_caller(adapter: Path, gpt2_lm: Path, tmp_p
     with pytest.raises(ModelError, match="base_model="):
         LoRAModel.from_pretrained(adapter)
     assert isinstance(LoRAModel.from_pretrained(adapter, base_model=str(gpt2_lm)), GPT2LMHeadModel)
+
+
+def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    """Let a folder be what a Hub id stands for, and return the id."""
+    found = lambda file: folder / file if (folder / file).is_file() else None  # noqa: E731
+    monkeypatch.setattr("hf_lora.hub.fetch", lambda _, file, **__: found(file))
+    return "someone/adapter"
+
+
+def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the_base(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit(adapter, base_model_name_or_path="org/base")
+    asked = []
+
+    def fetch(repo: str, file: str, **kwargs: object) -> Path | None:
+        asked.append((repo, file, kwargs))
+        return adapter / file if (adapter / file).is_file() else None
+
+    def load(name: str, *_: object, **kwargs: object) -> object:
+        asked.append((name, kwargs.get("revision"), kwargs.get("subfolder")))
+        raise OSError("no network")
+
+    monkeypatch.setattr("hf_lora.hub.fetch", fetch)
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", load)
+    with pytest.raises(ModelError, match="no network"):
+        LoRAModel.from_pretrained("someone/adapter", revision="v1", subfolder="a")
+    wanted = {"revision": "v1", "subfolder": "a"}
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    assert asked == [*(("someone/adapter", file, wanted) for file in files), ("org/base", None, None)]
+
+
+LOCAL_NAMES = ("/home/me/base", "~/base", "./base", "../base", ".", "..", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
+
+
+@pytest.mark.parametrize("base", LOCAL_NAMES)
+def test_a_base_that_is_somebodys_path_is_asked_for(
+    base: str, adapter: Path, gpt2_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _edit(adapter, base_model_name_or_path=base)
+    loaded = GPT2LMHeadModel.from_pretrained(gpt2_lm)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)  # nothing may be looked up
+    for name in (str(adapter), _on_the_hub(monkeypatch, adapter)) if base not in (".", "..") else ():
+        with pytest.raises(ModelError, match="pass base_model="):
+            LoRAModel.from_pretrained(name)
+    assert LoRAModel.from_pretrained(_on_the_hub(monkeypatch, adapter), base_model=loaded) is loaded
+
+
+def test_an_adapter_from_the_hub_leads_to_no_path_of_this_machine_and_a_local_one_may(
+    adapter: Path, gpt2_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(gpt2_lm.parent)
+    for base in ("gpt2", "./gpt2", str(gpt2_lm), f"../{gpt2_lm.parent.name}/gpt2"):
+        _edit(adapter, base_model_name_or_path=base)
+        assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
+        with monkeypatch.context() as patched, pytest.raises(ModelError, match="a path on this machine.*base_model="):
+            LoRAModel.from_pretrained(_on_the_hub(patched, adapter))
+    with monkeypatch.context() as patched:
+        name = _on_the_hub(patched, adapter)
+        assert isinstance(LoRAModel.from_pretrained(name, base_model="gpt2"), GPT2LMHeadModel)
+
+
+def test_a_base_that_cannot_be_loaded_is_named_with_its_adapter_and_the_cause(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for base in ("org/there-is-none", str(tmp_path / "empty")):
+        _edit(adapter, base_model_name_or_path=base)
+        with pytest.raises(ModelError, match="base_model=") as refused:
+            LoRAModel.from_pretrained(adapter)
+        assert base in str(refused.value)
+        assert str(adapter) in str(refused.value)
+        assert isinstance(refused.value.__cause__, OSError | ValueError)
+
+
+@pytest.mark.parametrize("revision", [5, ["main"], "../x", "/x", "a b", "-x"])
+def test_a_bases_revision_that_can_be_none_is_refused(revision: object, adapter: Path) -> None:
+    _edit(adapter, revision=revision)
+    with pytest.raises(ConfigError, match="revision="):
+        LoRAModel.from_pretrained(adapter)
+
+
+REMOTE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+pathlib.Path({marker!r}).touch()
+"""
+
+
+def test_no_adapter_lets_code_run(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a base that brings code, nor by a class of another library, nor by asking in a terminal."""
+    base = tmp_path / "remote"
+    base.mkdir()
+    (base / "evil.py").write_text(REMOTE.format(marker=str(tmp_path / "ran")))
+    mapped = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (base / "config.json").write_text(json.dumps({"model_type": "evil", "architectures": ["E"], "auto_map": mapped}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    _edit(adapter, base_model_name_or_path=str(base), task_type="CAUSAL_LM", auto_mapping=None)
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        LoRAModel.from_pretrained(adapter)
+    _edit(adapter, auto_mapping={"base_model_class": "Config", "parent_library": "evil"})
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        LoRAModel.from_pretrained(adapter)
+    assert not (tmp_path / "ran").exists()
+    _edit(adapter, trust_remote_code=True)
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        LoRAModel.from_pretrained(adapter)
+
+
+def test_only_the_caller_switches_trust_remote_code_on(
+    adapter: Path, gpt2_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = GPT2LMHeadModel.from_pretrained.__func__
+
+    def noting(cls: type, name: str, *args: object, **kwargs: object) -> object:
+        asked.append(kwargs.get("trust_remote_code"))
+        return original(cls, name, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", classmethod(noting))
+    for mapping in (None, {"base_model_class": "GPT2LMHeadModel", "parent_library": "somewhere.else"}, ["x"], "x"):
+        _edit(adapter, auto_mapping=mapping)
+        LoRAModel.from_pretrained(adapter)
+    LoRAModel.from_pretrained(adapter, trust_remote_code=True)
+    assert asked == [False, False, False, False, True]
+
+
+# Notes that nobody should have written, and the number of labels that the head's size gives.
+ODD_NOTES = {
+    "no JSON": "{",
+    "deep JSON": "[" * 100_000,
+    "a list": "[1]",
+    "labels that are a list": json.dumps({"id2label": ["a", "b", "c"]}),
+    "labels that are numbers": json.dumps({"id2label": {"0": 1, "1": 2, "2": 3}}),
+    "labels of no number": json.dumps({"id2label": {"a": "b"}}),
+    "negative numbers": json.dumps({"id2label": {"-1": "a", "0": "b", "1": "c"}}),
+    "a superscript": json.dumps({"id2label": {"\u00b2": "a", "0": "b", "1": "c"}}),
+    "huge numbers": json.dumps({"id2label": {"9" * 5000: "a", "0": "b", "1": "c"}}),
+    "more labels than the head has": json.dumps({"id2label": {str(i): "x" for i in range(200_000)}}),
+    "one label more": json.dumps({"id2label": {str(i): str(i) for i in range(4)}}),
+    "null": json.dumps({"id2label": None}),
+}
+
+
+@pytest.mark.parametrize("notes", ODD_NOTES)
+def test_odd_notes_are_passed_over_for_the_heads_own_size(notes: str, bert_mlm: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=3)
+    model.save_pretrained(tmp_path / "out")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "hf_lora": ODD_NOTES[notes]})
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert again.config.num_labels == 3
+    assert again.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
 def test_an_adapter_with_a_config_of_its_own_and_another_given_is_refused(adapter: Path) -> None:

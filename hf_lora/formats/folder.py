@@ -1,44 +1,71 @@
-"""PEFT's folder: adapter_config.json with the weights beside it."""
+"""PEFT's folder: adapter_config.json with the weights beside it, in one file or sharded."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
+
 from ..config import CONFIG_NAME, LoRAConfig
-from ..errors import AdapterFileError
-from ..sources import Source
-from .contents import Contents
-from .files import read_metadata, read_tensors
+from ..errors import AdapterFileError, ConfigError
+from .contents import Candidate, Contents, Fit
+from .files import read_metadata
+from .pairs import fit_pairs, is_flags
+from .shards import find_weights, read_weights
 
 __all__ = ["NOTES_KEY", "WEIGHTS_NAMES", "read_folder"]
 
 WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 NOTES_KEY = "hf_lora"  # of the safetensors metadata: a JSON object
+_MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
 
-def read_folder(source: Source) -> Contents | None:
-    """Read an adapter; None where there is no adapter_config.json. Raises AdapterFileError, ConfigError, HubError."""
-    config_file = source.find(CONFIG_NAME)
-    if config_file is None:
+def read_folder(candidate: Candidate) -> Contents | None:
+    """Read PEFT's adapter; None where there is no adapter_config.json.
+
+    Raises AdapterFileError, ConfigError, HubError.
+    """
+    source, values = candidate.source, candidate.values
+    if values is None:
         return None
-    config = LoRAConfig.from_pretrained(config_file)
-    path = _weights(source)
-    return Contents(source, config, read_tensors(path), _parsed(read_metadata(path).get(NOTES_KEY)))
+    config, enabled = _parsed(values, candidate.where)
+    path = find_weights(source, WEIGHTS_NAMES)
+    if path is None:
+        raise AdapterFileError(
+            f"{source.name} holds {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}, whole or sharded."
+        )
+    tensors = read_weights(source, path)
+    fit = None if enabled is None else _merged_fit(config, tensors, enabled, candidate.where)
+    return Contents(source, config, tensors, _notes(read_metadata(path).get(NOTES_KEY)), fit)
 
 
-def _weights(source: Source) -> Path:
-    for file in WEIGHTS_NAMES:
-        path = source.find(file)
-        if path is not None:
-            return path
-    raise AdapterFileError(f"{source.name} holds {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}.")
+def _parsed(values: Mapping[str, Any], where: str) -> tuple[LoRAConfig, list[bool] | None]:
+    """Return the config, and an oldest one's enable_lora. Its merge_weights says nothing about the adapter."""
+    enabled = values.get("enable_lora")
+    if values.get("peft_type") != "LORA" or enabled is None:
+        return LoRAConfig.from_dict({k: v for k, v in values.items() if k != "merge_weights"}, source=where), None
+    if not is_flags(enabled):
+        raise ConfigError(
+            f"{where}: enable_lora={enabled!r}, but it is a list of True and False, a block of rows each."
+        )
+    return LoRAConfig.from_dict({k: v for k, v in values.items() if k not in _MERGED_KEYS}, source=where), enabled
 
 
-def _parsed(text: str | None) -> dict[str, Any]:
+def _merged_fit(config: LoRAConfig, tensors: Mapping[str, Tensor], enabled: list[bool], where: str) -> Fit:
+    def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
+        pairs = fit_pairs(config, tensors, modules, enabled)
+        if odd := [name for name, r in pairs.ranks.items() if r != config.rank_of(name)]:
+            raise ConfigError(f"{where}: r={config.r}, but the factors of {odd[0]} have rank {pairs.ranks[odd[0]]}.")
+        return pairs.config, pairs.tensors
+
+    return fit
+
+
+def _notes(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,0 +1,336 @@
+"""Formats: what AdapterHub wrote computes the same here, shards are put together, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertForMaskedLM, BertForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from hf_lora import LoRAConfig, LoRAError, LoRAModel
+from hf_lora.errors import AdapterFileError, ConfigError
+from hf_lora.formats.table import READERS
+from hf_lora.loading import open_adapter
+
+from .cases import move
+from .small import CLOSE, IDS, bert, gpt2
+
+COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"
+
+# --- AdapterHub -------------------------------------------------------------------------------------------------------
+
+LORA = {
+    "alpha": 6, "architecture": "lora", "attn_matrices": ["q", "v"], "composition_mode": "add", "dropout": 0.1,
+    "dtype": None, "init_weights": "lora", "init_weights_seed": None, "intermediate_lora": False, "leave_out": [],
+    "output_lora": False, "r": 3, "selfattn_lora": True, "use_dora": False, "use_gating": False, "vera_b": None,
+    "vera_d": None,
+}  # fmt: skip
+AROUND = {
+    "hidden_size": 16, "model_class": "BertAdapterModel", "model_name": "org/base", "model_type": "bert", "name": "md",
+    "version": "adapters.1.2.0",
+}  # fmt: skip
+
+
+def _adapterhub(directory: Path, tensors: dict[str, Tensor], file: str = "pytorch_adapter.bin", **changes: Any) -> Path:
+    """Write an AdapterHub folder; changes go to the config where it has such a key, else around it."""
+    directory.mkdir()
+    (save_file if file.endswith("safetensors") else torch.save)(tensors, directory / file)
+    around = AROUND | {k: v for k, v in changes.items() if k in AROUND}
+    config = LORA | {k: v for k, v in changes.items() if k not in AROUND}
+    (directory / "adapter_config.json").write_text(json.dumps({"config": config, **around}))
+    return directory
+
+
+def _pairs(layers: dict[str, tuple[tuple[int, int], tuple[int, int]]]) -> dict[str, Tensor]:
+    torch.manual_seed(11)
+    shaped = {
+        f"{layer}.loras.md.lora_{ab}": s for layer, both in layers.items() for ab, s in zip("AB", both, strict=True)
+    }
+    return {key: torch.randn(shape) for key, shape in shaped.items()}
+
+
+def _with_weights(model: Any, tensors: dict[str, Tensor], scaling: float, matrices: str = "qv") -> Any:
+    """Return the model with AdapterHub's product added to its weights, by the published formula."""
+    for key, a in tensors.items():
+        if not key.endswith("lora_A"):
+            continue
+        layer = model.get_submodule(key.removesuffix(".loras.md.lora_A"))
+        b = tensors[key.removesuffix("A") + "B"]
+        if key.split(".loras")[0].endswith("c_attn"):  # one grouped convolution, its outputs put into their blocks
+            change = torch.zeros(3, 16, a.shape[1])
+            groups = nn.functional.conv1d(a[None], b[..., None], groups=len(matrices))[0]
+            change[["qkv".index(m) for m in sorted(matrices, key="qkv".index)]] = groups.reshape(len(matrices), 16, -1)
+            change = change.flatten(0, 1)
+        else:
+            change = b @ a
+        layer.weight.data += scaling * (change.T if isinstance(layer, Conv1D) else change)
+    return model
+
+
+BERT_PAIRS = {
+    f"bert.encoder.layer.{i}.{where}": shapes
+    for i in range(2)
+    for where, shapes in {
+        "attention.self.query": ((3, 16), (16, 3)),
+        "attention.self.value": ((3, 16), (16, 3)),
+        "intermediate.dense": ((3, 16), (24, 3)),
+        "output.dense": ((3, 24), (16, 3)),
+    }.items()
+}
+
+
+@pytest.mark.parametrize("file", ["pytorch_adapter.bin", "adapter.safetensors"])
+def test_adapterhubs_bert_gives_the_same_logits(file: str, tmp_path: Path) -> None:
+    tensors = _pairs(BERT_PAIRS)
+    _adapterhub(tmp_path / "hub", tensors, file, intermediate_lora=True, output_lora=True)
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 2.0)(IDS).logits, **CLOSE)
+    config = ours.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.1)
+    assert config.base_model_name_or_path == "org/base"
+    ours.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=bert())
+    assert torch.equal(again(IDS).logits, ours(IDS).logits)
+
+
+@pytest.mark.parametrize("matrices", ["qv", "q", "vk", "qkv", "vo"])
+def test_adapterhubs_fused_attention_gives_the_same_logits(matrices: str, tmp_path: Path) -> None:
+    n = len(set(matrices) & set("qkv"))
+    layers = {f"transformer.h.{i}.attn.c_attn": ((3 * n, 16), (16 * n, 3)) for i in range(2)}
+    tensors = _pairs({**layers, "transformer.h.1.mlp.c_fc": ((3, 16), (64, 3))})
+    _adapterhub(tmp_path / "hub", tensors, attn_matrices=list(matrices), model_type="gpt2")
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
+    want = _with_weights(gpt2(), tensors, 2.0, matrices.replace("o", ""))
+    torch.testing.assert_close(ours(IDS).logits, want(IDS).logits, **CLOSE)
+
+
+def test_the_scaling_that_old_adapters_versions_left_out_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    tensors = _pairs(BERT_PAIRS)
+    _adapterhub(tmp_path / "hub", tensors, version="adapters.1.0.1")
+    with pytest.warns(UserWarning, match=r"before 1\.1\.0.*scaling is 1"):
+        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 1.0)(IDS).logits, **CLOSE)
+    _adapterhub(tmp_path / "older", tensors, version="3.2.1")  # adapter-transformers did scale
+    ours = LoRAModel.from_pretrained(tmp_path / "older", base_model=bert())
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 2.0)(IDS).logits, **CLOSE)
+
+
+def _head(directory: Path, model_class: str, tensors: dict[str, Tensor], config: Any = None) -> None:
+    torch.save(tensors, directory / "pytorch_model_head.bin")
+    values = {"model_class": model_class, "config": config, "name": None, "num_labels": 3}
+    labels = {"label2id": {"bad": 0, "fair": 1, "good": 2}}
+    (directory / "head_config.json").write_text(json.dumps(values | labels))
+
+
+def test_a_head_of_transformers_own_comes_along_with_its_labels(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    tensors = _pairs(BERT_PAIRS)
+    _adapterhub(tmp_path / "hub", tensors, model_name=str(tmp_path / "base"))
+    head = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
+    _head(tmp_path / "hub", "BertForSequenceClassification", head)
+    with pytest.warns(UserWarning, match="start at random: bert.pooler"):
+        ours = LoRAModel.from_pretrained(tmp_path / "hub")
+    assert isinstance(ours, BertForSequenceClassification)
+    assert ours.config.id2label == {0: "bad", 1: "fair", 2: "good"}
+    assert ours.peft_config["default"].modules_to_save == ["classifier"]
+    assert torch.equal(ours.classifier.adapters["default"]["saved_weight"].value, head["classifier.weight"])
+    with pytest.warns(UserWarning, match="head .* is left out: the model has no classifier.weight"):
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+
+
+def test_a_language_models_head_is_left_out_and_that_is_said_where_it_is_not_the_bases_own(tmp_path: Path) -> None:
+    tensors = _pairs({"transformer.h.0.mlp.c_fc": ((3, 16), (64, 3))})
+    _adapterhub(tmp_path / "hub", tensors, model_type="gpt2")
+    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": gpt2().lm_head.weight.detach().clone()})
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(gpt2(), tensors, 2.0)(IDS).logits, **CLOSE)
+    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": torch.ones(32, 16)})
+    with pytest.warns(UserWarning, match="left out: it is a GPT2LMHeadModel's"):
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
+
+
+def test_a_head_of_adapterhubs_own_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    _adapterhub(tmp_path / "hub", _pairs(BERT_PAIRS))
+    _head(
+        tmp_path / "hub", "BertAdapterModel", {"heads.md.1.weight": torch.ones(3, 16)}, {"head_type": "classification"}
+    )
+    with pytest.warns(UserWarning, match="left out: it belongs to 'BertAdapterModel'"):
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+
+
+ODD_KEY = {"bert.encoder.layer.0.attention.self.query.loras.md.gate.weight": torch.ones(1, 16)}
+SECOND = {k.replace(".md.", ".other."): v for k, v in _pairs(BERT_PAIRS).items()}
+REFUSED_ADAPTERHUB: dict[str, tuple[dict[str, Tensor], dict[str, Any], type[LoRAError], str]] = {
+    "IA3": ({}, {"composition_mode": "scale"}, ConfigError, r"composition_mode='scale': .*\(IA\)3"),
+    "a gate": ({}, {"use_gating": True}, ConfigError, "use_gating=True: its gate"),
+    "DoRA": ({}, {"use_dora": True}, ConfigError, "use_dora=True: its DoRA"),
+    "VeRA": ({}, {"vera_d": 0.1}, ConfigError, "vera_d=0.1: it is a VeRA"),
+    "prefix tuning": ({}, {"architecture": "prefix_tuning"}, ConfigError, "the architecture 'prefix_tuning'"),
+    "a union": ({}, {"architecture": "union"}, ConfigError, "the architecture 'union'"),
+    "a bottleneck": ({}, {"architecture": None}, ConfigError, "a bottleneck"),
+    "an unknown key": ({}, {"new_maths": 3}, ConfigError, "unknown key new_maths=3"),
+    "matrices that are not": ({}, {"attn_matrices": "qv"}, ConfigError, "attn_matrices='qv'"),
+    "a rank that is a word": ({}, {"r": "8"}, ConfigError, "r='8'.*positive integer"),
+    "another rank": ({}, {"r": 4}, ConfigError, "r=4, but the factors of .* have rank 3"),
+    "a gate's tensor": (ODD_KEY, {}, AdapterFileError, "1 tensors that are no lora_A or lora_B: .*gate"),
+    "two adapters": (SECOND, {}, AdapterFileError, r"holds 2 adapters \(md, other\)"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED_ADAPTERHUB)
+def test_what_adapterhub_has_beside_plain_lora_is_refused_by_name(fault: str, tmp_path: Path) -> None:
+    more, changes, error, match = REFUSED_ADAPTERHUB[fault]
+    _adapterhub(tmp_path / "hub", _pairs(BERT_PAIRS) | more, **changes)
+    with pytest.raises(error, match=match):
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+
+
+def test_an_adapterhub_config_without_weights_says_which_were_looked_for(tmp_path: Path) -> None:
+    (_adapterhub(tmp_path / "hub", {}) / "pytorch_adapter.bin").unlink()
+    with pytest.raises(AdapterFileError, match=r"neither adapter\.safetensors nor pytorch_adapter\.bin"):
+        open_adapter(str(tmp_path / "hub"), {})
+
+
+# --- PEFT's folder: shards, and folders of folders --------------------------------------------------------------------
+
+
+def _peft_folder(directory: Path) -> Path:
+    model = LoRAModel.from_model(bert(), LoRAConfig(r=2, target_modules=["query", "value"]))
+    move(model)
+    model.save_pretrained(directory)
+    return directory
+
+
+def _shard(directory: Path, kind: str = "safetensors") -> dict[str, str]:
+    """Split a folder's weights into two files with an index, and return its weight_map."""
+    whole = directory / "adapter_model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    names = sorted(tensors)
+    files = [f"adapter_model-0000{i}-of-00002.{kind}" for i in (1, 2)]
+    for file, part in zip(files, (names[:3], names[3:]), strict=True):
+        (save_file if kind == "safetensors" else torch.save)({name: tensors[name] for name in part}, directory / file)
+    places = {name: files[i >= 3] for i, name in enumerate(names)}
+    _index(directory, places, kind)
+    return places
+
+
+def _index(directory: Path, places: Any, kind: str = "safetensors") -> None:
+    content = {"metadata": {"total_size": 1}, "weight_map": places}
+    (directory / f"adapter_model.{kind}.index.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_sharded_adapter_gives_the_same_bits_as_a_whole_one(kind: str, tmp_path: Path) -> None:
+    folder = _peft_folder(tmp_path / "out")
+    want = LoRAModel.from_pretrained(folder, base_model=bert())(IDS).logits
+    _shard(folder, kind)
+    assert torch.equal(LoRAModel.from_pretrained(folder, base_model=bert())(IDS).logits, want)
+
+
+PLACES = ("/etc/passwd", "../x.safetensors", "sub/x.safetensors", "sub\\x.safetensors", "C:x.safetensors", "adapter_config.json", "x.bin", "..safetensors", ".x.safetensors", "~.safetensors", "", 3, None, ["x.safetensors"], "x.safetensors\n", "x\x00.safetensors")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=repr)
+def test_an_index_names_nothing_but_shards_beside_it(place: Any, tmp_path: Path) -> None:
+    folder = _peft_folder(tmp_path / "out")
+    places: dict[str, Any] = _shard(folder)
+    _index(folder, places | {next(iter(places)): place})
+    with pytest.raises(AdapterFileError, match="names files that cannot be shards"):
+        open_adapter(str(folder), {})
+
+
+def _drop(folder: Path, places: dict[str, str]) -> None:
+    (folder / places[max(places)]).unlink()
+
+
+INDEX_FAULTS: dict[str, tuple[Callable[[Path, dict[str, str]], None], str]] = {
+    "a missing shard": (_drop, r"names 1 missing files: adapter_model-00002-of-00002\.safetensors"),
+    "a promised tensor": (lambda f, p: _index(f, p | {"more": p[min(p)]}), "more is not in adapter_model-00001"),
+    "an unnamed tensor": (lambda f, p: _index(f, {k: v for k, v in p.items() if k != min(p)}), "without being named"),
+    "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), "is not in adapter_model-00002"),
+    "no map": (lambda f, _: _index(f, None), "no weight_map"),
+    "an empty map": (lambda f, _: _index(f, {}), "no weight_map"),
+    "a list": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[]"), "not an object"),
+    "no JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("{"), "JSON"),
+    "deep JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[" * 100_000), "JSON"),
+    "a damaged shard": (lambda f, p: (f / p[min(p)]).write_bytes(b"x"), "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", INDEX_FAULTS)
+def test_an_index_that_does_not_say_what_there_is_is_refused(fault: str, tmp_path: Path) -> None:
+    damage, match = INDEX_FAULTS[fault]
+    folder = _peft_folder(tmp_path / "out")
+    damage(folder, _shard(folder))
+    with pytest.raises(AdapterFileError, match=match):
+        open_adapter(str(folder), {})
+
+
+def test_a_folder_of_adapters_is_refused_with_their_names_and_each_is_found_as_a_subfolder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _peft_folder(tmp_path / "out" / name)
+    for call in (LoRAModel.from_pretrained, LoRAModel.from_model(bert()).load_adapter):
+        with pytest.raises(AdapterFileError, match=r"adapters in a, b; pass subfolder='b'"):
+            call(tmp_path / "out")
+    want = LoRAModel.from_pretrained(tmp_path / "out" / "a", base_model=bert())(IDS).logits
+    ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder="a", base_model=bert())
+    assert torch.equal(ours(IDS).logits, want)
+    with pytest.raises(AdapterFileError, match=r"subfolder 'c'\) holds no adapter_config"):
+        ours.load_adapter(tmp_path / "out", "other", subfolder="c")
+
+
+def test_a_training_runs_folder_names_its_last_checkpoint(tmp_path: Path) -> None:
+    for step in (50, 500, 1000):
+        _peft_folder(tmp_path / "run" / f"checkpoint-{step}")
+    with pytest.raises(AdapterFileError, match="checkpoint-50, checkpoint-500, checkpoint-1000; .*'checkpoint-1000'"):
+        LoRAModel.from_pretrained(tmp_path / "run")
+
+
+def test_a_whole_model_with_adapters_in_folders_is_still_a_base(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    _peft_folder(tmp_path / "base" / "adapter")
+    assert isinstance(LoRAModel.from_pretrained(tmp_path / "base"), BertForMaskedLM)
+
+
+# --- published configs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not COMMUNITY.is_dir(), reason="the community configs are not part of the repository")
+@pytest.mark.parametrize("path", sorted(COMMUNITY.glob("*.json")), ids=lambda path: path.stem)
+def test_a_published_config_without_weights_is_refused_with_the_reason(path: Path, tmp_path: Path) -> None:
+    shutil.copy(path, tmp_path / "adapter_config.json")
+    readable = True
+    try:
+        LoRAConfig.from_pretrained(path)
+    except ConfigError:
+        readable = False
+    with pytest.raises(AdapterFileError if readable else ConfigError) as refused:
+        open_adapter(str(tmp_path), {})
+    assert str(tmp_path) in str(refused.value)
+    if path.name.startswith("01"):
+        assert "bottleneck" in str(refused.value)
+
+
+def test_the_table_of_formats_ends_with_pefts() -> None:
+    assert list(READERS)[-1] == "peft"
+    assert set(READERS) == {"adapterhub", "loralib", "peft"}
+
+
+def test_a_folder_with_no_config_at_all_is_nobodys(tmp_path: Path) -> None:
+    assert open_adapter(str(tmp_path), {}) is None
+
+
+def test_a_file_of_another_kind_is_no_adapter(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert open_adapter(str(tmp_path / "model.gguf"), {}) is None
+    with pytest.raises(AdapterFileError, match="not an adapter"):
+        open_adapter(str(tmp_path / "model.gguf"), {}, required=True)
