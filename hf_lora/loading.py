@@ -40,10 +40,7 @@ def open_adapter(
                 "or the path of one of them."
             )
         if required:
-            folder = f" (subfolder {source.hub['subfolder']!r})" if source.hub.get("subfolder") else ""
-            raise AdapterFileError(
-                f"{name}{folder} holds no {CONFIG_NAME}: it is not an adapter, or it cannot be reached."
-            )
+            raise AdapterFileError(f"{source.missing}: there is no {CONFIG_NAME}.")
         return None
     for key in ("revision", "subfolder"):
         kwargs.pop(key, None)

@@ -295,15 +295,19 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         if is_main_process:
             save_adapters(self, Path(save_directory), adapter_name, state_dict)
             if push_to_hub:
-                known = ("token", "private", "commit_message", "revision", "create_pr")
+                known = ("token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags")
+                given = {k: v for k, v in kwargs.items() if k in (*known, "base_model")}
                 repo = kwargs.get("repo_id") or Path(save_directory).resolve().name
-                self.push_to_hub(repo, **{k: v for k, v in kwargs.items() if k in known})
+                self.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, **given)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the adapter (never the base) to the Hub, making the repo where needed, and return the commit's URL.
+        """Upload every adapter (never the base) to the Hub in one commit, and return the commit's URL.
 
-        kwargs: commit_message, commit_description, private, token, revision, create_pr; base_model names the base
+        The repo is made where needed; what its owner wrote into the card stays.
+        kwargs: commit_message, commit_description, private, token, revision (a branch, made where needed), create_pr,
+        tags; tokenizer (or processing_class) is uploaded along; adapter_name: only this one; base_model names the base
         where it was loaded from a local path, which is never published.
+        Raises ModelError, AdapterStateError, HubError, with everything here unchanged.
         """
         return push_adapter(self, repo_id, **kwargs)
 

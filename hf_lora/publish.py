@@ -1,18 +1,47 @@
-"""Uploading an adapter to the Hub: its own files, never the base's, never a path of this machine."""
+"""What of an adapter goes to the Hub: its own files, never the base's, no path of this machine, no secret."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import struct
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import yaml
+from huggingface_hub import ModelCard, constants
+from torch import Tensor
 
-from .errors import ModelError
+from .card import CARD_NAME
+from .config import CONFIG_NAME, LoRAConfig
+from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
+from .formats.contents import Contents
+from .formats.files import write_atomically, write_tensors
+from .formats.folder import NOTES_KEY, WEIGHTS_NAMES
+from .hub import fetch, is_repo_id
+from .hub_calls import Subject, call, holds_token
+from .hub_commit import commit
+from .loading import open_adapter
 from .saving import save_adapters
 
-__all__ = ["push_adapter"]
+__all__ = ["public_base", "push_adapter", "push_folder"]
+
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0], CARD_NAME)
+# What tokenizers and processors are made of; a folder's other files stay where they are.
+TOKENIZER_FILES = (
+    "added_tokens.json", "bpe.codes", "chat_template.jinja", "chat_template.json", "emoji.json", "merges.txt",
+    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "source.spm",
+    "special_tokens_map.json", "spiece.model", "spm.model", "target.spm", "tekken.json", "tiktoken.model",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "video_preprocessor_config.json", "vocab.bpe",
+    "vocab.json", "vocab.txt",
+)  # fmt: skip
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def push_adapter(
@@ -25,33 +54,229 @@ def push_adapter(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    tags: Sequence[str] | None = None,
+    base_model: str | None = None,
+    tokenizer: Any = None,
+    processing_class: Any = None,
+    adapter_name: str | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Upload a model's adapters in one commit and return its URL (the pull request's with create_pr).
+
+    adapter_name: only this one. state_dict: as save_pretrained takes it. tokenizer, processing_class: two names for
+    what is uploaded along; anything with save_pretrained. tags: added to the card's. base_model: the base's Hub id,
+    needed where it was loaded from a local path: nobody else could load the adapter, and the path is nobody's
+    business. The card that the repo has is updated, not replaced.
+    Raises ModelError, AdapterStateError and HubError; the model and every file here stay as they are.
+    """
+    configs = {n: c for n, c in model._lora.configs.items() if adapter_name in (None, n)}
+    local = [name for c in configs.values() if (name := c.base_model_name_or_path) and _is_local(name)]
+    bases = {n: public_base(c.base_model_name_or_path, base_model, f"the adapter {n!r}") for n, c in configs.items()}
+    places = [""] if len(configs) == 1 else ["" if name == "default" else name for name in configs]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "adapter")
+        repo_id = _full_id(repo_id, token)
+        _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+        with _named(configs, bases):
+            save_adapters(model, folder, adapter_name, state_dict)
+        for place in places if tags else ():
+            _change_card(folder / place / CARD_NAME, tags=tags)
+        files = _files_of(folder, places)
+        files |= _saved_by(processing_class if tokenizer is None else tokenizer, Path(temporary, "tokenizer"))
+        _refuse_secrets(files, local, token)
+        info = commit(
+            files, repo_id, message=commit_message or "Upload adapter", description=commit_description,
+            private=private, token=token, revision=revision, create_pr=create_pr,
+        )  # fmt: skip
+    return str(info.pr_url or info.commit_url)
+
+
+def push_folder(
+    directory: Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
     base_model: str | None = None,
 ) -> str:
-    """Upload a model's adapters and return the commit's URL.
+    """Upload a saved adapter's folder in one commit and return its URL (the pull request's with create_pr).
 
-    Raises ModelError where the base is known by a local path only: nobody else could load the adapter, and the path
-    is nobody's business.
+    What goes: the adapter at its top, those in its folders but for a Trainer's checkpoints, their cards (where the
+    repo has a card already, that one stays) and a tokenizer's files. Weights in a pickle are written as safetensors.
+    Raises AdapterFileError, ConfigError, ModelError and HubError; the folder stays as it is.
     """
-    configs = model._lora.configs
-    before = {name: config.base_model_name_or_path for name, config in configs.items()}
-    for name, base in before.items():
-        base = base_model or base
-        if not base or os.path.isabs(base) or os.path.exists(base):
-            raise ModelError(
-                f"the adapter {name!r} belongs to the local base {base!r}, which nobody else can load; pass "
-                "base_model='org/name' with its Hub id."
-            )
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for config in configs.values():
-                config.base_model_name_or_path = base_model or config.base_model_name_or_path
-            save_adapters(model, Path(folder))
-        finally:
-            for name, config in configs.items():
-                config.base_model_name_or_path = before[name]
-        repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        info = huggingface_hub.upload_folder(
-            repo_id=repo, folder_path=folder, token=token, revision=revision, create_pr=create_pr,
-            commit_message=commit_message or "Upload adapter", commit_description=commit_description,
+    places = _adapters_in(directory)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, local = Path(temporary, "adapter"), []
+        found = {place: _open(directory / place, base_model) for place in places}
+        repo_id = _full_id(repo_id, None)
+        _fetch_cards(repo_id, places, folder, revision, None, Path(temporary, "cache"))
+        for place, (contents, base) in found.items():
+            _copy_adapter(contents, directory / place, folder / place, base)
+            local += [name for name in (contents.config.base_model_name_or_path,) if name and _is_local(name)]
+        files = _files_of(folder, places)
+        files |= {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
+        _refuse_secrets(files, local, None)
+        info = commit(
+            files, repo_id, message=commit_message or "Upload adapter", private=private, revision=revision,
+            create_pr=create_pr,
         )  # fmt: skip
-    return str(info.commit_url)
+    return str(info.pr_url or info.commit_url)
+
+
+def public_base(base: str | None, base_model: str | None, whose: str) -> str:
+    """Return the Hub id that an adapter's base is published by.
+
+    base: what its config names; base_model: what the caller says instead. Raises ModelError where neither is an id.
+    """
+    name = base_model or base
+    if name and not _is_local(name):
+        return name
+    if base_model:
+        raise ModelError(f"base_model={base_model!r} is not the id of a Hub repo; pass it as 'org/name'.")
+    told = f"the local base {base!r}, which nobody else can load" if base else "a base without a name"
+    raise ModelError(f"{whose} belongs to {told}; pass base_model='org/name' with its Hub id.")
+
+
+@contextmanager
+def _named(configs: Mapping[str, LoRAConfig], bases: Mapping[str, str]) -> Iterator[None]:
+    """Let configs name these bases inside a `with` block."""
+    before = {name: config.base_model_name_or_path for name, config in configs.items()}
+    try:
+        for name, config in configs.items():
+            config.base_model_name_or_path = bases[name]
+        yield
+    finally:
+        for name, config in configs.items():
+            config.base_model_name_or_path = before[name]
+
+
+def _full_id(repo_id: str, token: str | bool | None) -> str:
+    """Return a repo's id with its owner, which is whose token it is where none is named. Raises HubError offline."""
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set.")
+    if "/" in repo_id:
+        return repo_id
+    api = huggingface_hub.HfApi()
+    return f"{call(lambda: api.whoami(token), Subject(repo_id, token=token, doing='write to'))['name']}/{repo_id}"
+
+
+def _fetch_cards(
+    repo_id: str, places: Sequence[str], folder: Path, revision: str | None, token: str | bool | None, cache: Path
+) -> None:
+    """Put the cards that a repo has, on the branch or else on main, where the adapters' own are written."""
+    for place in places:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for branch in dict.fromkeys((revision, None)):
+            try:
+                found = fetch(repo_id, _in(place, CARD_NAME), revision=branch, token=token, cache_dir=cache)
+            except HubNotFoundError:  # no such repo, or no such branch yet
+                continue
+            if found is not None:
+                shutil.copyfile(found, folder / place / CARD_NAME)
+            break
+
+
+def _change_card(card: Path, *, tags: Sequence[str] | None = None, base: str | None = None) -> None:
+    """Add tags to a card's metadata, and name the base there."""
+    try:
+        loaded = ModelCard.load(card)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ModelError(f"the metadata of {card.name} cannot be read, so nothing was pushed: {error}") from None
+    if tags:
+        loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or ()), *tags]))
+    if base:
+        loaded.data.base_model = base
+    loaded.save(card)
+
+
+def _files_of(folder: Path, places: Sequence[str]) -> dict[str, Path]:
+    """Return the adapters' files by their places in the repo."""
+    files = {_in(place, name): folder / place / name for place in places for name in ADAPTER_FILES}
+    return {name: path for name, path in files.items() if path.name != CARD_NAME or path.exists()}
+
+
+def _saved_by(tokenizer: Any, folder: Path) -> dict[str, Path]:
+    """Return the files that a tokenizer or processor saves, by their places in the repo; no weights."""
+    if tokenizer is None:
+        return {}
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise ModelError(f"tokenizer= takes what has save_pretrained, not a {type(tokenizer).__name__}.")
+    tokenizer.save_pretrained(folder)
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {f: p for f, p in files.items() if p.suffix not in (".safetensors", ".bin", ".pt", ".pth")}
+
+
+def _adapters_in(directory: Path) -> list[str]:
+    """Return where in a folder adapters lie: "" for its top, and names of folders."""
+    if not directory.is_dir():
+        raise AdapterFileError(f"{directory} is not a directory; push the one that save_pretrained wrote.")
+    below = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}"))
+    places = [""] if (directory / CONFIG_NAME).is_file() else []
+    places += [name for name in below if not _CHECKPOINT.fullmatch(name)]
+    if not places:
+        raise AdapterFileError(f"{directory} holds no {CONFIG_NAME}, so it is no adapter's folder.")
+    return places
+
+
+def _open(directory: Path, base_model: str | None) -> tuple[Contents, str]:
+    """Read an adapter, so that only one that can be loaded is pushed; return it with its base's Hub id."""
+    found = open_adapter(str(directory), {}, required=True)
+    assert found is not None
+    return found, public_base(found.config.base_model_name_or_path, base_model, f"the adapter in {directory}")
+
+
+def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> None:
+    """Copy an adapter's three files, its base named as it is on the Hub, the card only where there is none yet."""
+    before = adapter.config.base_model_name_or_path
+    config = (source / CONFIG_NAME).read_bytes()
+    if base != before:
+        config = (json.dumps({**json.loads(config), "base_model_name_or_path": base}, indent=2) + "\n").encode()
+    write_atomically(target / CONFIG_NAME, config)
+    if (source / WEIGHTS_NAMES[0]).is_file():
+        shutil.copyfile(source / WEIGHTS_NAMES[0], target / WEIGHTS_NAMES[0])
+    else:
+        notes = json.dumps(adapter.notes, sort_keys=True)
+        write_tensors(target / WEIGHTS_NAMES[0], adapter.tensors, {"format": "pt", NOTES_KEY: notes})
+    card = target / CARD_NAME
+    if (source / CARD_NAME).is_file() and not card.exists():
+        text = (source / CARD_NAME).read_bytes()
+        write_atomically(card, text.replace(before.encode(), base.encode()) if before and _is_path(before) else text)
+    if base != before and card.exists():
+        _change_card(card, base=base)
+
+
+def _refuse_secrets(files: Mapping[str, Path], local: Sequence[str], token: str | bool | None) -> None:
+    """Raise ModelError where a text among the files, or the header of the weights, names a local path or a token."""
+    paths = {form for path in local if _is_path(path) for form in (path, os.path.abspath(os.path.expanduser(path)))}
+    for name, file in files.items():
+        text = _text(file)
+        for path in paths:
+            if path in text or json.dumps(path)[1:-1] in text:
+                raise ModelError(f"{name} would publish the local path {path!r}; take it out of there first.")
+        if holds_token(text, token):
+            raise ModelError(f"{name} would publish what is, or looks like, a token of the Hub; take it out first.")
+
+
+def _is_local(name: str) -> bool:
+    return not is_repo_id(name) or os.path.exists(name)
+
+
+def _text(file: Path) -> str:
+    """Return what a reader can read of a file: its text, or the header of a safetensors file."""
+    if file.suffix != ".safetensors":
+        return file.read_bytes().decode(errors="replace")
+    with open(file, "rb") as weights:
+        (length,) = struct.unpack("<Q", weights.read(8))
+        return weights.read(length).decode(errors="replace")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is worth looking for: a bare word stands in too many texts that mean another."""
+    return "/" in name or "\\" in name or name.startswith("~")
+
+
+def _in(place: str, file: str) -> str:
+    return f"{place}/{file}" if place else file

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from . import hub
+from .errors import AdapterFileError
 
 __all__ = ["HUB_KWARGS", "Source"]
 
@@ -33,18 +35,32 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether the name is one file, rather than a place with files in it."""
-        return Path(self.name).is_file()
+        return os.path.isfile(self.name)
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing has to be asked of the Hub."""
-        return Path(self.name).exists()
+        """Whether the files lie on this machine by the caller's own word, so that nothing is asked of the Hub.
+
+        What came from the Hub, by contrast, may not make anybody read a local path.
+        """
+        return os.path.exists(self.name)
+
+    @property
+    def missing(self) -> str:
+        """Why nothing was found, for the error where an adapter is required."""
+        if self.is_local or hub.is_repo_id(self.name):
+            where = f"the folder {self.hub['subfolder']} of {self.name}" if "subfolder" in self.hub else self.name
+            return f"{where} holds no adapter"
+        return f"{self.name!r} is neither a directory or file of this machine nor the id of a Hub repo (owner/name)"
 
     def find(self, file: str) -> Path | None:
         """Return where a file lies on this machine, downloaded and verified if need be; None where there is none.
 
-        Raises HubError where the repo cannot be read.
+        file: a path inside the place. Raises HubError where the repo cannot be read, AdapterFileError where the file's
+        name leads out of the place.
         """
+        if ".." in PureWindowsPath(file).parts or PurePosixPath(file).is_absolute() or PureWindowsPath(file).anchor:
+            raise AdapterFileError(f"{self.name} names the file {file!r}, which does not lie inside it.")
         if not self.is_local:
             return hub.fetch(self.name, file, **self.hub)
         path = Path(self.name, self.hub.get("subfolder", ""), file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -508,26 +507,3 @@ def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_
 def test_a_push_of_an_adapter_to_a_local_base_is_refused(adapter: Path) -> None:
     with pytest.raises(ModelError, match="base_model='org/name'"):
         LoRAModel.from_pretrained(adapter).push_to_hub("me/name")
-
-
-def test_a_push_uploads_the_adapter_alone_under_its_bases_public_name(
-    adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: dict[str, object] = {}
-
-    def upload(**kwargs: object) -> SimpleNamespace:
-        folder = Path(str(kwargs["folder_path"]))
-        sent.update(kwargs, files={p.name: p.read_text(errors="replace") for p in folder.iterdir()})
-        return SimpleNamespace(commit_url="url")
-
-    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **_: SimpleNamespace(repo_id=repo))
-    monkeypatch.setattr("huggingface_hub.upload_folder", upload)
-    model = LoRAModel.from_pretrained(adapter)
-    local = model.peft_config["default"].base_model_name_or_path
-    assert model.push_to_hub("me/name", base_model="org/base", token="secret") == "url"
-    assert sent["repo_id"] == "me/name"
-    assert set(sent["files"]) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    assert json.loads(sent["files"]["adapter_config.json"])["base_model_name_or_path"] == "org/base"
-    assert "base_model: org/base" in sent["files"]["README.md"]
-    assert not any(local in text or "secret" in text for text in sent["files"].values())
-    assert model.peft_config["default"].base_model_name_or_path == local

@@ -1,0 +1,413 @@
+"""Reading from the Hub: what is there, what is not and why, and every way in which an answer can go wrong."""
+# ruff: noqa: F811 (tests take the imported fixture by its name)
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import AdapterFileError, HubAccessError, HubError, HubNotFoundError
+from hf_lora.hub import fetch, fetch_range, file_size, is_repo_id, list_files
+from hf_lora.hub_calls import holds_token, redacted
+from hf_lora.sources import Source
+
+from .cases import move
+from .hub import Fault, Hub, corrupt, half, hub, reset, status  # noqa: F401 (hub is the fixture)
+
+SMALL = {"small.json": b'{"a": 1}', "deep/w.safetensors": bytes(range(256)) * 40}
+TINY = {
+    "n_layer": 1,
+    "n_embd": 8,
+    "n_head": 2,
+    "vocab_size": 16,
+    "n_positions": 8,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+IDS = torch.tensor([[1, 2, 3]])
+
+
+def cached(hub: Hub) -> list[Path]:
+    """Return the contents in the cache."""
+    return sorted(p for p in (hub.home / "hub").rglob("blobs/*") if p.is_file())
+
+
+def tiny(folder: Path) -> Path:
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**TINY)).save_pretrained(folder)
+    return folder
+
+
+# --- what is there ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_a_repo_is_fetched_into_the_cache_and_asked_for_once_more_only_by_its_head(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    path = fetch("me/x", "w.safetensors", subfolder="deep")
+    assert path is not None
+    assert path.read_bytes() == SMALL["deep/w.safetensors"]
+    before = len(hub.requests)
+    assert fetch("me/x", "deep/w.safetensors") == path
+    assert [r.line.split()[0] for r in hub.requests[before:]] == ["HEAD"]
+
+
+def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
+    first = hub.add("me/x", {"f.json": b"1"})
+    hub.add("me/x", {"f.json": b"2"})
+    hub.add("me/x", {"f.json": b"3"}, revision="dev")
+    contents = {r: fetch("me/x", "f.json", revision=r) for r in (None, first, "dev")}
+    assert [p.read_bytes() for p in contents.values() if p] == [b"2", b"1", b"3"]
+
+
+def test_none_means_that_the_repo_is_there_and_has_no_such_file(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    assert fetch("me/x", "nope.json") is None
+    assert fetch("me/x", "small.json", subfolder="deep") is None
+
+
+def test_a_file_that_a_commit_does_not_have_is_asked_for_once(hub: Hub) -> None:
+    sha = hub.add("me/x", SMALL)
+    assert fetch("me/x", "nope.json", revision=sha) is None
+    before = len(hub.requests)
+    assert fetch("me/x", "nope.json", revision=sha) is None
+    assert len(hub.requests) == before
+
+
+def test_a_range_is_read_without_the_rest(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    content = SMALL["deep/w.safetensors"]
+    assert fetch_range("me/x", "w.safetensors", 8, 20, subfolder="deep") == content[8:20]
+    assert fetch_range("me/x", "small.json", 2, 1000) == SMALL["small.json"][2:]
+    assert fetch_range("me/x", "small.json", 500, 1000) == b""
+    assert fetch_range("me/x", "small.json", 3, 3) == b""
+    assert cached(hub) == []
+
+
+def test_a_range_of_a_server_that_knows_none_is_cut_out(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    hub.ranges = False
+    assert fetch_range("me/x", "deep/w.safetensors", 300, 310) == SMALL["deep/w.safetensors"][300:310]
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_its_files_lie(hub: Hub) -> None:
+    hub.add("me/x", SMALL, private=True)
+    fetch("me/x", "deep/w.safetensors")
+    fetch_range("me/x", "deep/w.safetensors", 0, 9)
+    assert len(hub.asked("/cdn/")) == 2
+    assert not any("authorization" in {k.lower() for k in r.headers} for r in hub.asked("/cdn/"))
+    assert all("authorization" in {k.lower() for k in r.headers} for r in hub.asked("/me/x/"))
+
+
+def test_the_files_of_a_repo_are_listed_with_their_sizes(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    assert list_files("me/x") == {"small.json": 8, "deep/w.safetensors": 10240}
+    assert list_files("me/x", subfolder="deep") == {"w.safetensors": 10240}
+    assert list_files("me/x", subfolder="nowhere") == {}
+    assert file_size("me/x", "small.json") == 8
+    assert file_size("me/x", "nope") is None
+
+
+# --- what is not there, and why ---------------------------------------------------------------------------------
+
+
+def ask_file(name: str, **kwargs: object) -> object:
+    return fetch(name, "small.json", **kwargs)
+
+
+def ask_range(name: str, **kwargs: object) -> object:
+    return fetch_range(name, "small.json", 0, 4, **kwargs)
+
+
+@pytest.mark.parametrize("ask", [ask_file, ask_range])
+def test_each_refusal_is_its_own_error_that_says_what_to_do(hub: Hub, ask: Callable[..., object]) -> None:
+    hub.add("me/open", SMALL)
+    hub.add("me/private", SMALL, private=True)
+    hub.add("org/gated", SMALL, gated=True)
+    cases = [
+        ("me/none", {}, HubNotFoundError, "me/none does not exist on the Hub, or it is private and the token in use"),
+        ("me/none", {"token": False}, HubNotFoundError, "you are not logged in (log in with `hf auth login`"),
+        ("me/private", {"token": hub.stranger}, HubNotFoundError, "the token in use may not see it"),
+        ("me/private", {"token": False}, HubNotFoundError, "or it is private and you are not logged in"),
+        ("org/gated", {}, HubAccessError, "accept its terms at https://huggingface.co/org/gated"),
+        ("org/gated", {"token": False}, HubAccessError, "with your account, then log in"),
+        ("me/open", {"revision": "v9"}, HubNotFoundError, "me/open has no revision 'v9'"),
+        ("me/open", {"token": "hf_expired"}, HubAccessError, "does not know the token in use"),
+    ]
+    for name, kwargs, kind, message in cases:
+        with pytest.raises(HubError) as caught:
+            ask(name, **kwargs)
+        assert type(caught.value) is kind, (name, kwargs)
+        assert message in str(caught.value)
+        assert isinstance(caught.value, OSError)
+    hub.granted.add("me")
+    assert ask("org/gated")
+    assert ask("me/private")
+
+
+def test_a_model_s_load_says_the_same(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/gated", SMALL, gated=True)
+    base = GPT2LMHeadModel.from_pretrained(tiny(tmp_path / "base"))
+    model = LoRAModel.from_model(base, LoRAConfig(r=2))
+    for load in (LoRAModel.from_pretrained, lambda name: model.load_adapter(name, "second")):
+        with pytest.raises(HubNotFoundError, match="me/none does not exist on the Hub"):
+            load("me/none")
+        with pytest.raises(HubAccessError, match="org/gated is gated"):
+            load("org/gated")
+    assert list(model.peft_config) == ["default"]
+
+
+def test_a_token_that_is_asked_for_and_not_there_is_an_error_of_access(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    hub.add("me/x", SMALL)
+    for ask in (ask_file, ask_range):
+        with pytest.raises(HubAccessError, match="a token is needed to read me/x, and there is none"):
+            ask("me/x", token=True)
+    assert ask_range("me/x")
+    with pytest.raises(HubError, match="'a/b/c' is not the id of a Hub repo"):
+        ask_range("a/b/c")
+
+
+def test_too_many_requests_and_a_broken_hub_are_errors_that_say_when_to_try_again(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    hub.fail_next("/me/x/", status(429, retry_after=300), times=99)
+    with pytest.raises(HubError, match=r"too many requests .* try again in 300 seconds"):
+        fetch_range("me/x", "small.json", 0, 4)
+    assert sum(hub.slept) == 0  # nobody waits five minutes without being told
+    hub._faults.clear()
+    hub.fail_next("/me/x/", status(500), times=99)
+    with pytest.raises(HubError, match=r"the Hub answers with status 500 .* try again later"):
+        fetch("me/x", "small.json")
+
+
+def test_an_unreachable_hub_is_an_error_that_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.close()
+    monkeypatch.setattr("hf_lora.hub_calls.WAITS", (1.0,))
+    with pytest.raises(HubError, match=r"the connection to http://127.* failed"):
+        fetch("me/x", "small.json")
+    with pytest.raises(HubError, match=r"the connection to http://127.* failed"):
+        fetch_range("me/x", "small.json", 0, 4)
+
+
+def test_a_name_that_no_repo_can_have_is_left_to_the_caller(hub: Hub) -> None:
+    for name in ("./nowhere", "a/b/c", "/no/such/place", "C:\\models\\x", "~/x", ""):
+        assert not is_repo_id(name)
+        assert fetch(name, "adapter_config.json") is None
+    assert "neither a directory or file of this machine nor the id of a Hub repo" in Source.of("a/b/c", {}).missing
+    assert Source.of("a/b", {"subfolder": "s"}).missing == "the folder s of a/b holds no adapter"
+    assert hub.requests == []
+
+
+# --- offline ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["HF_HUB_OFFLINE", "local_files_only", "unreachable", "broken"])
+def offline(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, bool]]:
+    def go() -> dict[str, bool]:
+        if request.param == "HF_HUB_OFFLINE":
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        elif request.param == "unreachable":
+            hub.close()
+            monkeypatch.setattr("hf_lora.hub_calls.WAITS", ())  # a new TLS context for each try takes its time
+        elif request.param == "broken":
+            hub.fail_next("", status(503), times=999)
+        return {"local_files_only": True} if request.param == "local_files_only" else {}
+
+    return go
+
+
+def test_offline_the_cache_answers(hub: Hub, offline: Callable[[], dict[str, bool]]) -> None:
+    hub.add("me/x", {**SMALL, "adapter_config.json": b"{}"})
+    path = fetch("me/x", "small.json")
+    assert fetch("me/x", "adapter_config.json") is not None
+    assert fetch("me/x", "adapter_model.safetensors") is None
+    kwargs = offline()
+    assert fetch("me/x", "small.json", **kwargs) == path
+    assert fetch("me/x", "adapter_model.safetensors", **kwargs) is None  # known from before
+    for name, file, more in (
+        ("me/y", "small.json", {}), ("me/x", "small.json", {"revision": "dev"}),
+        ("me/x", "adapter_model.bin", {}), ("me/x", "small.json", {"force_download": True}),
+    ):  # fmt: skip
+        with pytest.raises(HubError):
+            fetch(name, file, **kwargs, **more)
+
+
+def test_a_base_that_only_the_cache_holds_gets_its_adapter(
+    hub: Hub, tmp_path: Path, offline: Callable[[], dict[str, bool]]
+) -> None:
+    hub.add("me/base", tiny(tmp_path / "base"))
+    GPT2LMHeadModel.from_pretrained("me/base")
+    shutil.rmtree(hub.home / "hub" / "models--me--base" / ".no_exist", ignore_errors=True)
+    kwargs = offline()
+    assert fetch("me/base", "adapter_config.json", **kwargs) is None
+    assert len(hub.slept) <= 3  # no network is no reason to wait half a minute
+    if kwargs or constants.HF_HUB_OFFLINE:
+        before = len(hub.requests)
+        model = LoRAModel.from_pretrained("me/base", LoRAConfig(r=2), **kwargs)
+        assert isinstance(model, GPT2LMHeadModel)
+        assert len(hub.requests) == before
+
+
+def test_a_tokenizer_in_the_cache_makes_no_base_of_an_adapter(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("me/x", {"tokenizer.json": b"{}", "adapter_config.json": b"{}"})
+    fetch("me/x", "tokenizer.json")
+    hub.fail_next("^HEAD ", status(503))
+    assert fetch("me/x", "adapter_config.json") is not None
+    shutil.rmtree(hub.home / "hub")
+    fetch("me/x", "tokenizer.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="me/x is not in the cache with adapter_config.json"):
+        fetch("me/x", "adapter_config.json")
+
+
+def test_offline_ranges_and_lists_come_from_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("me/x", SMALL)
+    fetch("me/x", "deep/w.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_range("me/x", "deep/w.safetensors", 3, 9) == bytes(range(3, 9))
+    assert list_files("me/x") == {"deep/w.safetensors": 10240}
+    for ask in (lambda: fetch_range("me/y", "f", 0, 9), lambda: list_files("me/y")):
+        with pytest.raises(HubError, match="not in the cache"):
+            ask()
+
+
+# --- what goes wrong on the way ---------------------------------------------------------------------------------
+
+ONCE: list[Fault] = [status(503, retry_after=2), status(500), status(429, retry_after=1), reset(), half(), corrupt()]
+
+
+@pytest.mark.parametrize("fault", ONCE, ids=["503", "500", "429", "reset", "half", "corrupt"])
+@pytest.mark.parametrize("at", ["^HEAD /me/x", "^GET "])
+@pytest.mark.parametrize("file", ["small.json", "deep/w.safetensors"])
+def test_what_goes_wrong_once_is_made_good(hub: Hub, fault: Fault, at: str, file: str) -> None:
+    hub.add("me/x", SMALL)
+    hub.fail_next(at, fault)
+    path = fetch("me/x", file)
+    assert path is not None
+    assert path.read_bytes() == SMALL[file]
+    if at.startswith("^GET"):
+        hub.fail_next(at, fault)
+        if not fault.corrupt:  # a part has no checksum
+            assert fetch_range("me/x", file, 2, 6) == SMALL[file][2:6]
+    assert sum(hub.slept) < 60
+
+
+def test_the_hub_is_waited_for_as_long_as_it_asks(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    hub.fail_next("^GET ", status(503, retry_after=7))
+    assert fetch_range("me/x", "small.json", 0, 4) == SMALL["small.json"][:4]
+    assert hub.slept == [7.0]
+
+
+def test_tries_are_few(hub: Hub) -> None:
+    hub.add("me/x", SMALL)
+    hub.fail_next("^GET ", reset(), times=99)
+    with pytest.raises(HubError, match="failed"):
+        fetch_range("me/x", "small.json", 0, 4)
+    assert len(hub.asked("^GET ")) == 4
+    assert hub.slept == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("file", ["small.json", "deep/w.safetensors"])
+def test_bytes_that_are_corrupted_every_time_never_stay_in_the_cache(hub: Hub, file: str) -> None:
+    hub.add("me/x", SMALL)
+    hub.fail_next("^GET ", corrupt(), times=99)
+    with pytest.raises(HubError, match="the download is corrupted"):
+        fetch("me/x", file)
+    assert len(hub.asked("^GET ")) == 2
+    assert cached(hub) == []
+    hub._faults.clear()
+    path = fetch("me/x", file)
+    assert path is not None
+    assert path.read_bytes() == SMALL[file]
+
+
+def test_what_somebody_else_left_corrupted_in_the_cache_is_fetched_anew(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("me/x", SMALL)
+    path = fetch("me/x", "small.json")
+    assert path is not None
+    path.write_bytes(b'{"b": 1}')
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="in the cache is corrupted"):
+        fetch("me/x", "small.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    path = fetch("me/x", "small.json")
+    assert path is not None
+    assert path.read_bytes() == SMALL["small.json"]
+
+
+def test_a_cache_without_symlinks_is_verified_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    hub.add("me/x", SMALL)
+    hub.fail_next("^GET ", corrupt())
+    path = fetch("me/x", "deep/w.safetensors")
+    assert path is not None
+    assert not path.is_symlink()
+    assert path.read_bytes() == SMALL["deep/w.safetensors"]
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_no_error_and_no_log_holds_a_token(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    hub.add("me/x", SMALL)
+    secret = "an-own-secret-of-a-company"
+    for token in (hub.token, secret):
+        for code in (400, 401, 403, 404, 429, 500):
+            hub._faults.clear()
+            echo = f"bad token {token}, Bearer {token}, see https://h/x?X-Amz-Signature=0123"
+            hub.fail_next("me/x", status(code, retry_after=99, message=echo), times=99)
+            with pytest.raises(HubError) as caught:
+                fetch_range("me/x", "small.json", 0, 4, token=token)
+            assert token not in str(caught.value)
+            assert token not in repr(caught.value)
+            assert "0123" not in str(caught.value)
+            assert caught.value.__suppress_context__
+    assert hub.token not in caplog.text
+    assert secret not in caplog.text
+
+
+def test_what_looks_like_a_token_is_told_from_the_library_s_name() -> None:
+    assert redacted("hf_lora and hf_hub_download stay") == "hf_lora and hf_hub_download stay"
+    assert redacted(f"a hf_{'Ab1' * 11}, b") == "a ***, b"
+    assert not holds_token("pip install hf_lora; hf_hub_download")
+    assert holds_token(f"hf_{'Ab1' * 11}")
+
+
+# --- sources ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "\\x"])
+def test_no_file_s_name_leads_out_of_its_place(hub: Hub, tmp_path: Path, file: str) -> None:
+    (tmp_path / "x").touch()
+    (tmp_path / "in").mkdir()
+    for name in (str(tmp_path / "in"), "me/x"):
+        with pytest.raises(AdapterFileError, match="does not lie inside"):
+            Source.of(name, {}).find(file)
+    assert hub.requests == []
+
+
+def test_an_adapter_of_the_hub_loads_through_every_fault(hub: Hub, tmp_path: Path) -> None:
+    base = GPT2LMHeadModel.from_pretrained(tiny(tmp_path / "base"))
+    model = LoRAModel.from_model(base, LoRAConfig(r=2))
+    move(model)
+    model.save_pretrained(tmp_path / "adapter")
+    wanted = model.eval()(IDS).logits
+    hub.add("me/adapter", tmp_path / "adapter")
+    for fault in ONCE:
+        hub.fail_next("^(GET|HEAD) ", fault)
+    fresh = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    loaded = LoRAModel.from_pretrained("me/adapter", base_model=fresh)
+    assert torch.equal(loaded.eval()(IDS).logits, wanted)
