@@ -18,6 +18,7 @@ from .errors import ConfigError, LoRAError, ModelError
 from .formats.contents import Contents
 from .formats.peft import PREFIX
 from .layer import base_modules
+from .plain import plainly
 from .sources import HUB_KWARGS
 from .targets import as_endings, match_names, saved_modules
 
@@ -51,7 +52,8 @@ def load_base(
     kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told.
     """
     cls = _model_class(name, task_type, auto_class, kwargs)
-    model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+    with plainly():
+        model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())}
     own = {n for n, _ in model.named_parameters()}
     return model, frozenset((set(info.get("missing_keys", ())) | mismatched) & own)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_lora import hooks
+from hf_lora.hooks.marks import MARK
 
 
 def _run(code: str) -> str:
@@ -44,14 +47,135 @@ def test_a_seam_that_transformers_no_longer_has_is_an_error_that_names_it() -> N
     module.Trainer = type("Trainer", (), {})
     with pytest.raises(ImportError, match=r"transformers\.trainer\.Trainer\._load_from_checkpoint"):
         hooks._patch(module)
+    module = ModuleType("transformers.pipelines")
+    with pytest.raises(ImportError, match=r"transformers\.pipelines\.pipeline"):
+        hooks._patch(module)
+    module.pipeline = type  # callable, but no function whose code can be exchanged
+    with pytest.raises(ImportError, match=r"transformers\.pipelines\.pipeline"):
+        hooks._patch(module)
+
+
+def _parameters(method: Callable[..., object]) -> list[str]:
+    return list(inspect.signature(inspect.unwrap(method)).parameters)
 
 
 def test_the_trainers_seams_take_what_the_hooks_pass_on() -> None:
     from transformers import Trainer
 
-    original = Trainer._load_from_checkpoint._hf_lora_original
-    assert list(inspect.signature(original).parameters) == ["self", "resume_from_checkpoint", "model"]
-    assert list(inspect.signature(Trainer._load_best_model._hf_lora_original).parameters) == ["self"]
+    assert _parameters(Trainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
+    assert _parameters(Trainer._load_best_model) == ["self"]
+    assert _parameters(Trainer._push_from_checkpoint) == ["self", "checkpoint_folder"]
+    assert _parameters(Trainer._finish_current_push) == ["self"]
+    assert set(_parameters(Trainer.init_hf_repo)) - {"private"} == {"self", "token"}
+    wanted = {"self", "commit_message", "blocking", "token", "revision", "kwargs"}
+    assert set(_parameters(Trainer.push_to_hub)) - {"private"} == wanted
+
+
+def test_the_models_card_is_asked_for_with_what_the_hook_knows() -> None:
+    from transformers import Trainer
+
+    from hf_lora.facts import TrainingFacts
+
+    given = {"language", "license", "tags", "model_name", "tasks", "dataset_tags", "dataset", "dataset_args"}
+    assert set(_parameters(Trainer.create_model_card)) == {"self", "finetuned_from", *given}
+    assert given <= {field.name for field in dataclasses.fields(TrainingFacts)}
+
+
+def test_the_trainer_calls_its_seams_where_the_hooks_expect_it() -> None:
+    """Made by hand: the repo before training, a push after each save, what is in flight at the end of training."""
+    from transformers import Trainer
+
+    def body(name: str) -> str:
+        return inspect.getsource(inspect.unwrap(getattr(Trainer, name)))
+
+    assert "self.init_hf_repo()" in body("__init__")
+    assert "self.save_model(output_dir, _internal_call=True)" in body("_save_checkpoint")
+    assert "self._push_from_checkpoint(output_dir)" in body("_save_checkpoint")
+    ending = "_finalize_training" if hasattr(Trainer, "_finalize_training") else "_inner_training_loop"
+    assert "self._finish_current_push()" in body(ending)
+    assert "self.push_to_hub(" in body("save_model")
+    assert "create_repo" in body("init_hf_repo")
+    assert "self.hub_model_id = " in body("init_hf_repo")
+
+
+def test_what_the_hooks_read_of_a_trainer_is_where_they_read_it() -> None:
+    from transformers import TrainerState, TrainingArguments
+    from transformers.modelcard import extract_hyperparameters_from_trainer
+    from transformers.utils.hub import PushInProgress
+
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {"hub_token", "hub_strategy", "hub_revision", "hub_always_push", "save_strategy", "output_dir"} <= fields
+    fields = {field.name for field in dataclasses.fields(TrainerState)}
+    assert {"best_model_checkpoint", "best_global_step", "best_metric", "log_history", "global_step"} <= fields
+    assert list(inspect.signature(extract_hyperparameters_from_trainer).parameters) == ["trainer"]
+    assert PushInProgress([]).is_done()
+
+
+def test_every_auto_class_finds_adapters_and_is_itself_again_when_uninstalled() -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
+
+    def classes(cls: type) -> list[type]:
+        return [cls, *(found for sub in cls.__subclasses__() for found in classes(sub))]
+
+    auto = [c for c in classes(modeling_auto._BaseAutoModelClass) if "from_pretrained" in vars(c)]
+    assert AutoModelForCausalLM in auto
+    assert all(hasattr(c.from_pretrained.__func__, MARK) for c in auto)
+    documents = [c.from_pretrained.__doc__ for c in auto]
+    method = modeling_auto._BaseAutoModelClass.from_pretrained.__func__
+    assert _parameters(method) == ["cls", "pretrained_model_name_or_path", "model_args", "kwargs"]
+    hooks.uninstall()
+    try:
+        assert not any(hasattr(c.from_pretrained.__func__, MARK) for c in auto)
+        assert [c.from_pretrained.__doc__ for c in auto] == documents
+    finally:
+        hooks.install()
+    assert all(hasattr(c.from_pretrained.__func__, MARK) for c in auto)
+
+
+def test_adapters_are_looked_for_with_transformers_own_question(tmp_path) -> None:
+    from transformers.utils import find_adapter_config_file, is_peft_available
+
+    from hf_lora.hooks.loading import _HUB
+
+    assert {"model_id", *_HUB} <= set(_parameters(find_adapter_config_file))
+    assert find_adapter_config_file(str(tmp_path)) is None
+    (tmp_path / "adapter_config.json").touch()
+    assert find_adapter_config_file(str(tmp_path)) is not None
+    assert is_peft_available() is True
+
+
+def test_the_pipeline_that_was_imported_before_is_patched_and_itself_again_when_uninstalled() -> None:
+    from transformers import pipeline, pipelines
+
+    assert pipeline is pipelines.pipeline
+    parameters, original = inspect.signature(pipeline), getattr(pipeline, MARK)
+    assert parameters == inspect.signature(original)
+    assert pipeline.__code__ is not original.__code__
+    hooks.uninstall()
+    try:
+        assert pipeline.__code__ is original.__code__
+        assert inspect.signature(pipeline) == parameters
+        assert pipeline.__defaults__ == original.__defaults__
+        assert not hasattr(pipeline, MARK)
+    finally:
+        hooks.install()
+    assert pipeline.__code__ is not original.__code__
+
+
+def test_the_pipeline_has_what_its_hook_reads() -> None:
+    from transformers import Pipeline, pipeline, pipelines
+
+    from hf_lora.hooks.pipelines import _COMPONENTS
+
+    parameters = set(inspect.signature(pipeline).parameters)
+    assert {"task", "model", "config", "revision", "token", "trust_remote_code", "device_map", "dtype"} <= parameters
+    assert {"model_kwargs", "pipeline_class", "use_fast", "kwargs"} <= parameters
+    assert _COMPONENTS.keys() - parameters <= {"video_processor"}, "which Transformers 5.0 does not take"
+    assert all(hasattr(Pipeline, f"_load_{kind}") for kind in _COMPONENTS.keys() & parameters)
+    known = pipelines.check_task("text-classification")[1]
+    assert known is pipelines.SUPPORTED_TASKS["text-classification"]
+    assert [cls.__name__ for cls in known["pt"]] == ["AutoModelForSequenceClassification"]
 
 
 def test_every_adapter_seam_of_a_transformers_model_is_overridden() -> None:
@@ -107,3 +231,20 @@ def test_patches_apply_once() -> None:
     hooks.install()
     assert Trainer._load_best_model is before
     assert not hasattr(before._hf_lora_original, "_hf_lora_original")
+
+
+def test_uninstalling_takes_every_patch_back_and_installing_applies_them_again() -> None:
+    from transformers import PreTrainedModel, Trainer
+
+    def patched() -> list[bool]:
+        methods = [Trainer.init_hf_repo, Trainer.create_model_card, Trainer.push_to_hub, Trainer._load_best_model]
+        methods += [Trainer._push_from_checkpoint, Trainer._finish_current_push, Trainer._load_from_checkpoint]
+        return [hasattr(method, MARK) for method in [*methods, PreTrainedModel.from_pretrained.__func__]]
+
+    assert all(patched())
+    hooks.uninstall()
+    try:
+        assert not any(patched())
+    finally:
+        hooks.install()
+    assert all(patched())

@@ -1,7 +1,7 @@
-"""The only folder that reaches into Transformers: loading in `loading.py`, the Trainer in `trainer.py`.
+"""The only folder that reaches into Transformers: `loading.py`, `pipelines.py`, the Trainer in `trainer.py`.
 
 Each patch waits until its module is imported, is applied once, touches only calls that concern LoRA (a `lora_config`
-argument, a LoRAModel instance), and can be taken back by `uninstall`.
+argument, the name of an adapter where PEFT is not installed, a LoRAModel instance), and is taken back by `uninstall`.
 """
 
 from __future__ import annotations
@@ -10,28 +10,37 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
-from .loading import takes_lora_config
-from .marks import MARK
+from . import trainer
+from .loading import finds_adapters, takes_lora_config
 from .optimizer import checks_optimizer
+from .patches import Function, Method
+from .pipelines import call_pipeline, stand_in
 from .resizing import notes_new_rows
-from .trainer import loads_best, resumes
 
 __all__ = ["install", "uninstall"]
 
-# module -> (class, method, how to wrap it); a missing class or method is an error that says so.
-_PATCHES: dict[str, list[tuple[str, str, Callable[[Any], Any]]]] = {
+# module -> what is patched in it; a missing class, method or function is an error that says so.
+_PATCHES: dict[str, list[Method | Function]] = {
     "transformers.modeling_utils": [
-        ("PreTrainedModel", "from_pretrained", takes_lora_config),
-        ("PreTrainedModel", "resize_token_embeddings", notes_new_rows),
+        Method("PreTrainedModel", "from_pretrained", takes_lora_config),
+        Method("PreTrainedModel", "resize_token_embeddings", notes_new_rows),
     ],
+    "transformers.models.auto.modeling_auto": [
+        Method("_BaseAutoModelClass", "from_pretrained", finds_adapters, below=True)
+    ],
+    "transformers.pipelines": [Function("pipeline", stand_in, call_pipeline)],
     "transformers.trainer": [
-        ("Trainer", "_load_from_checkpoint", resumes),
-        ("Trainer", "_load_best_model", loads_best),
-        ("Trainer", "create_optimizer", checks_optimizer),
+        Method("Trainer", "_load_from_checkpoint", trainer.resumes),
+        Method("Trainer", "_load_best_model", trainer.loads_best),
+        Method("Trainer", "create_optimizer", checks_optimizer),
+        Method("Trainer", "init_hf_repo", trainer.checks_base),
+        Method("Trainer", "create_model_card", trainer.writes_card),
+        Method("Trainer", "push_to_hub", trainer.pushes),
+        Method("Trainer", "_push_from_checkpoint", trainer.pushes_checkpoint),
+        Method("Trainer", "_finish_current_push", trainer.finishes_pushes),
     ],
 }
 
@@ -49,25 +58,13 @@ def uninstall() -> None:
     """Take every patch back."""
     sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Finder)]
     for name, patches in _PATCHES.items():
-        for cls_name, method, _ in patches if name in sys.modules else ():
-            cls = getattr(sys.modules[name], cls_name)
-            own = cls.__dict__.get(method)
-            original = getattr(getattr(own, "__func__", own), MARK, None)
-            if original is not None:
-                setattr(cls, method, original)
+        for patch in patches if name in sys.modules else ():
+            patch.undo(sys.modules[name])
 
 
 def _patch(module: ModuleType) -> None:
-    for cls_name, method, wrap in _PATCHES[module.__name__]:
-        cls = getattr(module, cls_name, None)
-        original = None if cls is None else cls.__dict__.get(method)
-        if original is None:
-            raise ImportError(
-                f"hf_lora expects {module.__name__}.{cls_name}.{method}, which this version of transformers does not "
-                "have; install a version that hf_lora's pyproject.toml names."
-            )
-        if not hasattr(getattr(original, "__func__", original), MARK):
-            setattr(cls, method, wrap(original))
+    for patch in _PATCHES[module.__name__]:
+        patch.apply(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

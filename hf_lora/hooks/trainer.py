@@ -1,14 +1,46 @@
-"""The stock Trainer with a LoRAModel: resuming, and the best model at the end."""
+"""The stock Trainer with a LoRAModel: resuming, the best model at the end, and what it pushes to the Hub."""
 
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from .cards import facts_of, write_cards
 from .marks import MARK
+from .pushing import Pushes
+from .resuming import tell_missing_best
 
-__all__ = ["loads_best", "resumes"]
+__all__ = [
+    "checks_base",
+    "finishes_pushes",
+    "loads_best",
+    "pushes",
+    "pushes_checkpoint",
+    "resumes",
+    "writes_card",
+]
+
+_STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
+
+
+def _for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function the method for Trainers of a LoRAModel, which it gets first; others keep their own."""
+
+    def decorate(ours: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            target = _lora_model(self, self.model)
+            return original(self, *args, **kwargs) if target is None else ours(target, self, *args, **kwargs)
+
+        setattr(method, MARK, original)
+        return method
+
+    return decorate
 
 
 def resumes(original: Callable[..., None]) -> Callable[..., None]:
@@ -22,6 +54,7 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
             original(self, resume_from_checkpoint, model)
         else:
             target.load_weights(resume_from_checkpoint)
+            tell_missing_best(self.args, Path(resume_from_checkpoint))
 
     setattr(load_from_checkpoint, MARK, original)
     return load_from_checkpoint
@@ -30,16 +63,183 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
 def loads_best(original: Callable[[Any], None]) -> Callable[[Any], None]:
     """Wrap Trainer._load_best_model: a LoRAModel's adapters are read back in place, whatever their names."""
 
-    @functools.wraps(original)
-    def load_best_model(self: Any) -> None:
-        target = _lora_model(self, self.model)
-        if target is None:
-            original(self)
-        else:
-            target.load_weights(self.state.best_model_checkpoint)
+    @_for_lora(original)
+    def load_best_model(target: Any, self: Any) -> None:
+        target.load_weights(self.state.best_model_checkpoint)
 
-    setattr(load_best_model, MARK, original)
     return load_best_model
+
+
+def checks_base(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer.init_hf_repo: a base that nobody else can load is refused before anything is trained."""
+
+    @_for_lora(original)
+    def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
+        from ..hub_calls import Subject, call
+        from ..uploads import refuse_local_base
+
+        refuse_local_base(target.peft_config)
+        repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        subject = Subject(repo, token=token or self.args.hub_token, doing="make")
+        call(lambda: original(self, token=token, **kwargs), subject)
+
+    return init_hf_repo
+
+
+def writes_card(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer.create_model_card: ours knows the adapter, keeps what its owner wrote, and names no local path."""
+
+    @_for_lora(original)
+    def create_model_card(
+        target: Any,
+        self: Any,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,  # the adapter's config says it
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        if self.is_world_process_zero():
+            given = {"language": language, "license": license, "tags": tags, "model_name": model_name, "tasks": tasks}
+            sets = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
+            write_cards(target, Path(self.args.output_dir), facts_of(self, **given, **sets), self.hub_model_id)
+
+    return create_model_card
+
+
+def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Trainer.push_to_hub: the adapter, its card and the tokenizer go, and nothing else that lies around.
+
+    Raises HubError where `blocking`.
+    """
+
+    @_for_lora(original)
+    def push_to_hub(
+        target: Any,
+        self: Any,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        private = kwargs.pop("private", None)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = [kwargs["tags"]] if isinstance(kwargs.get("tags"), str) else list(kwargs.get("tags") or ())
+        if tags := list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or ())])):
+            kwargs["tags"] = tags
+        self.create_model_card(model_name=kwargs.pop("model_name", None) or self.hub_model_id.split("/")[-1], **kwargs)
+        self._finish_current_push()
+        folder = _staged(target, self, Path(self.args.output_dir))
+        queue = Pushes(_uploader(self, token, revision))
+        return (queue.run if blocking else queue.start)(folder, commit_message)
+
+    return push_to_hub
+
+
+def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer._push_from_checkpoint: in the background; a save that finds a push in flight waits for it."""
+
+    @_for_lora(original)
+    def push_from_checkpoint(target: Any, self: Any, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        queue = _queue(self)
+        epochs = self.args.save_strategy == "epoch"
+        when = f"epoch {int(self.state.epoch)}" if epochs else f"step {self.state.global_step}"
+        try:
+            folder = _staged(target, self, Path(checkpoint_folder), self.args.hub_strategy)
+        except (OSError, ValueError) as error:  # a full disk, a base renamed to a local one: the training goes on
+            queue.miss(when, error)
+            return
+        queue.offer(folder, f"Training in progress, {when}")
+        self.push_in_progress = _in_progress(queue)
+
+    return push_from_checkpoint
+
+
+def finishes_pushes(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrap Trainer._finish_current_push: what was put off is pushed now, and what failed is told."""
+
+    @_for_lora(original)
+    def finish_current_push(target: Any, self: Any) -> None:
+        queue = self.__dict__.get("_hf_lora_pushes")
+        if queue is None:
+            original(self)
+            return
+        arrived = queue.settle()
+        self.push_in_progress = None
+        failures, queue.failures = queue.failures, []
+        if failures:
+            lost = "later ones arrived" if arrived else "the newest save is not on the Hub; call trainer.push_to_hub()"
+            warnings.warn(
+                f"{len(failures)} of the pushes to {self.hub_model_id} failed, {lost}. The last failure "
+                f"({failures[-1][0]}): {failures[-1][1]}",
+                stacklevel=3,
+            )
+
+    return finish_current_push
+
+
+def _queue(trainer: Any) -> Pushes:
+    if "_hf_lora_pushes" not in trainer.__dict__:
+        trainer._hf_lora_pushes = Pushes(_uploader(trainer), trainer.args.hub_always_push)
+    return trainer._hf_lora_pushes
+
+
+def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
+    from ..uploads import Private, upload
+
+    token, revision = token or trainer.args.hub_token, revision or trainer.args.hub_revision
+    repo, private = trainer.hub_model_id, Private.of(token, trainer.args.output_dir)
+    return lambda folder, message: upload(folder, repo, message, token=token, revision=revision, private=private)
+
+
+def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
+    """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
+    from ..card import CARD_NAME
+    from ..uploads import Private, places_of, refuse_local_base, stage_adapters, stage_checkpoint, stage_logs
+
+    refuse_local_base(model.peft_config)
+    output, names = Path(trainer.args.output_dir), list(model.peft_config)
+    private = Private.of(trainer.args.hub_token, output)
+    folder = Path(tempfile.mkdtemp(prefix=_STAGED, dir=output))
+    try:
+        processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+        if processing is not None:
+            processing.save_pretrained(folder)
+        stage_adapters(source, folder, names)
+        if source != output:
+            for place in places_of(names).values():  # what the user wrote into the cards of the run
+                if (card := output / place / CARD_NAME).is_file():
+                    (folder / place / CARD_NAME).write_bytes(card.read_bytes())
+            write_cards(model, folder, facts_of(trainer), trainer.hub_model_id)
+        stage_logs(output / "runs", folder / "runs", private)
+        if strategy in ("checkpoint", "all_checkpoints"):
+            name = "last-checkpoint" if strategy == "checkpoint" else source.name
+            stage_checkpoint(source, folder / name, names, private)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _in_progress(queue: Pushes) -> Any:
+    """Return what Transformers itself, and others, look at to know whether a push is in flight."""
+    from transformers.utils.hub import PushInProgress
+
+    futures: Any = queue.futures()  # annotated as one future there
+    return PushInProgress(futures)
 
 
 def _lora_model(trainer: Any, model: Any) -> Any:

@@ -1,0 +1,98 @@
+"""Two ways to reach into a module: a method of a class (and of the classes below it), and a plain function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any
+
+from .marks import MARK
+
+__all__ = ["Function", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that is wrapped. below: also where a subclass has one of its own."""
+
+    owner: str
+    name: str
+    wrap: Callable[[Any], Any]
+    below: bool = False
+
+    def apply(self, module: ModuleType) -> None:
+        """Wrap the method once. Raises ImportError where the class has no such method of its own."""
+        owner = getattr(module, self.owner, None)
+        if owner is None or self.name not in owner.__dict__:
+            raise _missing(f"{module.__name__}.{self.owner}.{self.name}")
+        for cls in self._classes(owner):
+            own = cls.__dict__[self.name]
+            if not hasattr(getattr(own, "__func__", own), MARK):
+                setattr(cls, self.name, self.wrap(own))
+
+    def undo(self, module: ModuleType) -> None:
+        """Put back what was wrapped."""
+        for cls in self._classes(getattr(module, self.owner)):
+            own = cls.__dict__[self.name]
+            original = getattr(getattr(own, "__func__", own), MARK, None)
+            if original is not None:
+                setattr(cls, self.name, original)
+
+    def _classes(self, owner: type) -> Iterator[type]:
+        yield owner
+        if self.below:
+            yield from (cls for cls in _below(owner) if self.name in cls.__dict__)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that does something else now, for those as well who imported it before.
+
+    Its code is exchanged for that of `stand_in`, a function of (*args, **kwargs) that imports what it needs, because
+    it runs with the module's globals. `caller` is what the stand-in calls; it finds the original as its MARK.
+    """
+
+    name: str
+    stand_in: Callable[..., Any]
+    caller: Callable[..., Any]
+
+    def apply(self, module: ModuleType) -> None:
+        """Exchange the function's code once. Raises ImportError where there is no such plain function."""
+        function = getattr(module, self.name, None)
+        if not isinstance(function, FunctionType) or function.__code__.co_freevars:
+            raise _missing(f"{module.__name__}.{self.name}")
+        if hasattr(function, MARK):
+            return
+        original = FunctionType(function.__code__, function.__globals__, self.name, function.__defaults__)
+        original.__kwdefaults__, original.__annotations__ = function.__kwdefaults__, function.__annotations__
+        setattr(function, MARK, original)
+        setattr(self.caller, MARK, original)
+        function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        function.__defaults__ = function.__kwdefaults__ = None
+        function.__code__ = self.stand_in.__code__
+
+    def undo(self, module: ModuleType) -> None:
+        """Give the function its own code back."""
+        function = getattr(module, self.name)
+        original = getattr(function, MARK, None)
+        if original is not None:
+            function.__code__ = original.__code__
+            function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+            del function.__signature__
+            delattr(function, MARK)
+
+
+def _below(owner: type) -> Iterator[type]:
+    subclasses: list[type] = type.__subclasses__(owner)
+    for cls in subclasses:
+        yield cls
+        yield from _below(cls)
+
+
+def _missing(seam: str) -> ImportError:
+    return ImportError(
+        f"hf_lora expects {seam}, which this version of transformers does not have; install a version that hf_lora's "
+        "pyproject.toml names."
+    )

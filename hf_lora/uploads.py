@@ -1,0 +1,163 @@
+"""Which files of a training run go to the Hub, and how: by name only, free of secrets, with errors as ours.
+
+Everything is put into a folder of its own first (hard links where the disk allows it), because the training goes on
+and old checkpoints are deleted while that folder is uploaded.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from .card import CARD_NAME
+from .config import CONFIG_NAME, LoRAConfig
+from .errors import HubError, ModelError
+from .formats.files import write_atomically
+from .formats.folder import WEIGHTS_NAMES
+from .hub_commit import commit
+
+__all__ = [
+    "Private",
+    "places_of",
+    "refuse_local_base",
+    "stage_adapters",
+    "stage_checkpoint",
+    "stage_logs",
+    "upload",
+]
+
+ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0])
+STATE_NAME = "trainer_state.json"
+# What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
+RESUMING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")
+
+
+@dataclass(frozen=True)
+class Private:
+    """What nobody else is to see: tokens, and a folder of this machine as an absolute path ("" for none)."""
+
+    tokens: tuple[str, ...]
+    folder: str
+
+    @classmethod
+    def of(cls, token: Any, folder: str | os.PathLike[str]) -> Private:
+        """Take the token of a call (what is no text is none) along with the one this machine is logged in with."""
+        known = (token, huggingface_hub.get_token())
+        place = os.path.abspath(folder)
+        tokens = tuple(t for t in dict.fromkeys(known) if isinstance(t, str) and t)
+        return cls(tokens, "" if place == os.path.dirname(place) else place)  # every path has the root in it
+
+    def redacted(self, text: str) -> str:
+        """Return a text without the tokens."""
+        for token in self.tokens:
+            text = text.replace(token, "hf_***")
+        return text
+
+    def scrubbed(self, value: Any) -> Any:
+        """Return a JSON value without tokens, and without texts that name the folder or something in it."""
+        if isinstance(value, dict):
+            return {self.redacted(k): self.scrubbed(v) for k, v in value.items() if not self._names_folder(k)}
+        if isinstance(value, list):
+            return [self.scrubbed(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        return None if self._names_folder(value) else self.redacted(value)
+
+    def is_in(self, path: Path, *, folder: bool) -> bool:
+        """Return whether a file's bytes hold a token, or (`folder`) the folder's path."""
+        wanted = [*self.tokens, *((self.folder,) if folder and self.folder else ())]
+        if not path.stat().st_size:
+            return False
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return any(content.find(text.encode()) >= 0 for text in wanted)
+
+    def _names_folder(self, text: str) -> bool:
+        return bool(self.folder) and self.folder in text
+
+
+def refuse_local_base(configs: dict[str, LoRAConfig]) -> None:
+    """Raise ModelError where an adapter's base is not a Hub id: nobody else could load it, and its path is private."""
+    for name, config in configs.items():
+        base = config.base_model_name_or_path
+        if not base or os.path.isabs(base) or os.path.exists(base) or base.startswith((".", "~")):
+            raise ModelError(
+                f"the adapter {name!r} belongs to {f'the local base {base!r}' if base else 'a base without a name'}, "
+                "which nobody else can load, so it is not pushed. Say where the base is on the Hub before making the "
+                f"Trainer: model.peft_config[{name!r}].base_model_name_or_path = 'org/name'."
+            )
+
+
+def places_of(names: Sequence[str]) -> dict[str, str]:
+    """Return where in a saved folder each adapter lies: "" for its top, or a folder of its name."""
+    return {name: "" if len(names) == 1 or name == "default" else name for name in names}
+
+
+def stage_adapters(source: Path, target: Path, names: Sequence[str], *, cards: bool = True) -> None:
+    """Take adapters' files along, and their cards where there are some. Raises HubError where one is missing."""
+    for name, place in places_of(names).items():
+        missing = [file for file in ADAPTER_FILES if not _take(source / place / file, target / place / file)]
+        if missing:
+            raise HubError(f"{source / place} lacks {' and '.join(missing)} of the adapter {name!r}: nothing to push.")
+        if cards:
+            _take(source / place / CARD_NAME, target / place / CARD_NAME)
+
+
+def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: Private) -> None:
+    """Take along what resuming from a checkpoint needs; its state names no place of this machine."""
+    stage_adapters(source, target, names, cards=False)
+    for pattern in RESUMING:
+        for path in source.glob(pattern):
+            _take(path, target / path.name)
+    if (source / STATE_NAME).is_file():
+        state = private.scrubbed(json.loads((source / STATE_NAME).read_text(encoding="utf-8")))
+        state["best_model_checkpoint"] = None  # it is not there where this one is downloaded to
+        write_atomically(target / STATE_NAME, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+
+
+def stage_logs(source: Path, target: Path, private: Private) -> None:
+    """Take TensorBoard's logs along, except those that name the folder they were written to."""
+    for path in sorted(source.rglob("*")) if source.is_dir() else ():
+        if path.is_file() and not private.is_in(path, folder=True):
+            _take(path, target / path.relative_to(source))
+
+
+def upload(
+    folder: Path, repo_id: str, message: str, *, token: Any, revision: str | None, private: Private
+) -> huggingface_hub.CommitInfo:
+    """Upload a staged folder in one commit. Raises HubError; also where a file holds a token."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix == ".json" and path.name.endswith("_config.json"):
+            text = path.read_text(encoding="utf-8")
+            if private.folder and private.folder in text:
+                path.write_text(json.dumps(private.scrubbed(json.loads(text)), indent=2) + "\n", encoding="utf-8")
+        if private.is_in(path, folder=False):
+            name = path.relative_to(folder)
+            raise HubError(
+                f"{name} holds the token that it would be uploaded with, so nothing was pushed to {repo_id}."
+            )
+        files[path.relative_to(folder).as_posix()] = path
+    return commit(files, repo_id, message=message, token=token, revision=revision)
+
+
+def _take(source: Path, target: Path) -> bool:
+    if not source.is_file():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if source.name in (CARD_NAME, CONFIG_NAME):  # written anew in the staged folder, and small
+        shutil.copyfile(source, target)
+    else:
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one that knows no links
+            shutil.copyfile(source, target)
+    return True

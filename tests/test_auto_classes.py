@@ -1,0 +1,231 @@
+"""Adapters by name in Transformers' own calls: the auto classes, a model's class, pipelines; with PEFT and without.
+
+Without PEFT means another process in which nothing called peft can be imported; each one is asked several things,
+because starting it costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from hf_lora import LoRAConfig, LoRAModel, hooks
+
+from .cases import move
+from .hub import Hub, hub
+
+__all__ = ["hub"]
+
+IDS = [[5, 6, 7, 8], [9, 10, 11, 12]]
+START = """
+import sys, importlib.abc, importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "peft" else find_spec(name, *rest)
+class NoPeft(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "peft":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoPeft())
+import torch
+torch.set_num_threads(1)
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+def same(model, want):
+    assert not model.training
+    got = model(IDS)[0]
+    assert torch.allclose(got, torch.load(want), atol=1e-6), (got, want)
+"""
+
+
+def _without_peft(code: str, *, env: dict[str, str] | None = None, **names: object) -> str:
+    given = "".join(f"{name} = {str(value)!r}\n" for name, value in names.items())
+    env = {**(env or os.environ), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", START + given + code]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    vocab = {"[UNK]": 0, "[PAD]": 1, **{word: i + 2 for i, word in enumerate(words)}}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A classifier's adapter on a BERT, `adapter`, and the logits wanted of it, `want`; the tokenizer is the base's."""
+    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32)
+    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "base")
+    _tokenizer("good", "bad").save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2, task_type="SEQ_CLS"), num_labels=3)
+    move(model)
+    model.save_pretrained(tmp_path / "adapter")
+    torch.save(model.eval()(torch.tensor(IDS)).logits, tmp_path / "want")
+    return tmp_path
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """The same for a GPT-2 that writes; its adapter's folder holds a tokenizer of its own."""
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2_base")
+    _tokenizer("good", "bad").save_pretrained(tmp_path / "gpt2_base")
+    model = LoRAModel.from_pretrained(tmp_path / "gpt2_base", LoRAConfig(r=2))
+    move(model)
+    model.save_pretrained(tmp_path / "gpt2_adapter")
+    _tokenizer("good", "bad", "extra").save_pretrained(tmp_path / "gpt2_adapter")
+    torch.save(model.eval()(torch.tensor(IDS)).logits, tmp_path / "gpt2_want")
+    return tmp_path
+
+
+def test_a_local_adapters_name_is_a_models_name_without_peft(bert: Path, gpt2: Path) -> None:
+    """Transformers is imported first: nothing depends on the order.
+
+    A whole model with an adapter beside it is its own base: `whole` differs from the base that the adapter names.
+    """
+    base = GPT2LMHeadModel.from_pretrained(gpt2 / "gpt2_base")
+    with torch.no_grad():
+        base.transformer.h[0].mlp.c_fc.weight.mul_(2)
+    shutil.copytree(gpt2 / "gpt2_adapter", gpt2 / "whole")
+    base.save_pretrained(gpt2 / "whole")
+    _without_peft(
+        """
+from pathlib import Path
+from transformers import AutoModelForSequenceClassification, AutoModelForCausalLM, BertForSequenceClassification, BertModel, GPT2LMHeadModel
+from transformers import pipeline
+import hf_lora, pytest
+root = Path(root)
+for cls in (AutoModelForSequenceClassification, BertForSequenceClassification):
+    model = cls.from_pretrained(root / "adapter")
+    assert isinstance(model, hf_lora.LoRAModel) and isinstance(model, BertForSequenceClassification)
+    assert model.config.num_labels == 3 and not any(p.requires_grad for p in model.parameters())
+    same(model, root / "want")
+model = AutoModelForCausalLM.from_pretrained(str(root / "gpt2_adapter"), dtype=torch.float64, adapter_name="mine")
+assert model.dtype == torch.float64 and list(model.peft_config) == ["mine"]
+assert type(BertModel.from_pretrained(root / "base")) is BertModel, "a base stays what it is"
+
+for task in (None, "text-classification", "sentiment-analysis"):
+    pipe = pipeline(task, model=str(root / "adapter"), device="cpu")
+    assert isinstance(pipe.model, hf_lora.LoRAModel) and pipe.task in ("text-classification", "sentiment-analysis")
+    assert len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 4, "the base's"
+pipe = pipeline(model=root / "gpt2_adapter", device="cpu", dtype=torch.float64)
+assert pipe.task == "text-generation" and len(pipe.tokenizer) == 5 and pipe.model.dtype == torch.float64
+assert pipe("good bad", max_new_tokens=2, do_sample=False)[0]["generated_text"].startswith("good bad")
+pipe = pipeline("text-generation", model=root / "gpt2_adapter", device="cpu", tokenizer=str(root / "gpt2_base"))
+assert len(pipe.tokenizer) == 4, "the one that was named"
+with pytest.raises(TypeError, match="multiple values for argument 'task'"):
+    pipeline("text-generation", task="text-generation")
+
+plain = GPT2LMHeadModel.from_pretrained(root / "gpt2_base")
+for cls in (AutoModelForCausalLM, GPT2LMHeadModel):
+    model = cls.from_pretrained(root / "whole")
+    assert isinstance(model, hf_lora.LoRAModel) and list(model.peft_config) == ["default"]
+    assert torch.equal(model.transformer.h[0].mlp.c_fc.weight, 2 * plain.transformer.h[0].mlp.c_fc.weight)
+
+for bad, what in (({"lora_config": hf_lora.LoRAConfig()}, "lora_config"), ({"output_loading_info": True}, "every tensor of it")):
+    with pytest.raises(hf_lora.errors.ModelError, match=what):
+        BertForSequenceClassification.from_pretrained(root / "adapter", **bad)
+from hf_lora import hooks
+hooks.uninstall()
+for call in (lambda: pipeline("text-classification", model=str(root / "adapter")), lambda: AutoModelForCausalLM.from_pretrained(root / "gpt2_adapter")):
+    with pytest.raises((OSError, ValueError)):
+        call()
+hooks.install()
+assert pipeline(model=str(root / "adapter"), device="cpu").task == "text-classification"
+""",
+        root=bert,
+    )
+
+
+def _on_the_hub(hub: Hub, bert: Path) -> str:
+    """Put the adapter and its base on the Hub, the adapter's main damaged and a revision right; return that."""
+    hub.add("org/base", bert / "base")
+    hub.add("me/adapter", {})  # a sha tells nothing but how many commits were before
+    config = json.loads((bert / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "org/base"
+    (bert / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    right = hub.add("me/adapter", bert / "adapter", private=True)
+    hub.add("me/adapter", {"adapter_model.safetensors": b"damaged"}, private=True)
+    return right
+
+
+def test_a_hub_adapters_revision_and_token_find_it_and_leave_the_base_alone_without_peft(bert: Path, hub: Hub) -> None:
+    right = _on_the_hub(hub, bert)
+    _without_peft(
+        """
+import os
+from pathlib import Path
+import hf_lora, pytest
+from transformers import AutoModel, AutoModelForSequenceClassification as Auto, BertForSequenceClassification, BertModel, pipeline
+token = os.environ.pop("HF_TOKEN")
+root = Path(root)
+same(Auto.from_pretrained("me/adapter", revision=right, token=token), root / "want")
+same(BertForSequenceClassification.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, token=token), root / "want")
+pipe = pipeline(model="me/adapter", revision=right, token=token, device="cpu")
+assert pipe.task == "text-classification" and len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 4
+same(pipe.model, root / "want")
+with pytest.raises(hf_lora.LoRAError):
+    Auto.from_pretrained("me/adapter", token=token)
+with pytest.raises(OSError):
+    Auto.from_pretrained("me/nothing", token=token)
+with pytest.raises(hf_lora.errors.ModelError, match="revision"):
+    Auto.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, revision="other", token=token)
+import transformers.utils
+asked, ask = [], transformers.utils.find_adapter_config_file
+transformers.utils.find_adapter_config_file = lambda name, **kwargs: (asked.append(name), ask(name, **kwargs))[1]
+assert type(AutoModel.from_pretrained("org/base")) is BertModel
+pipeline("feature-extraction", model="org/base", device="cpu")
+assert asked == ["org/base"] * 2, "each call asks once whether it is an adapter"
+""",
+        env=hub.environ(),
+        root=bert,
+        right=right,
+    )
+    assert not hub.asked(rf"/org/base/.*{right}"), "the adapter's revision is not the base's"
+    assert hub.asked(rf"/me/adapter/.*{right}")
+
+
+def test_with_peft_transformers_own_way_is_in_charge_down_to_its_requests(bert: Path, hub: Hub) -> None:
+    def requests(call: Callable[[], object]) -> list[str]:
+        before = len(hub.requests)
+        shutil.rmtree(hub.home / "hub", ignore_errors=True)
+        result = call()
+        assert not isinstance(getattr(result, "model", result), LoRAModel)
+        return [request.line for request in hub.requests[before:]]
+
+    hub.add("org/base", bert / "base")
+    model = LoRAModel.from_pretrained(bert / "base", LoRAConfig(r=2), auto_class=BertModel)
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    model.save_pretrained(bert / "plain")
+    hub.add("me/plain", bert / "plain")
+    calls = [
+        lambda: AutoModel.from_pretrained("me/plain"),
+        lambda: BertModel.from_pretrained("org/base"),
+        lambda: pipeline("feature-extraction", model="org/base", device="cpu"),
+    ]
+    ours = [requests(call) for call in calls]
+    hooks.uninstall()
+    try:
+        assert [requests(call) for call in calls] == ours
+    finally:
+        hooks.install()

@@ -1,0 +1,333 @@
+"""The stock Trainer pushing a LoRAModel: which files arrive, the last step among them, and no secret."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, snapshot_download
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+
+from hf_lora import LoRAConfig, LoRAModel, uploads
+from hf_lora.errors import HubAccessError, HubError, ModelError
+from hf_lora.hooks.cards import facts_of
+from hf_lora.hooks.pushing import Pushes
+
+from .hub import Hub, hub, status
+from .test_auto_classes import _tokenizer
+from .test_trainer import Rows, bert, weights
+
+__all__ = ["hub"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),  # Transformers 5.0, of fast saves
+]
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+
+
+def public_bert(adapter_name: str = "default", **changes: object) -> LoRAModel:
+    model = bert(adapter_name, **changes)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = "org/base"
+    return model
+
+
+def trainer(model: torch.nn.Module, out: Path, hub: Hub, **changes: object) -> Trainer:
+    defaults = {
+        "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.02, "report_to": [],
+        "disable_tqdm": True, "use_cpu": True, "seed": 1, "logging_steps": 1, "push_to_hub": True,
+        "hub_model_id": "me/x", "hub_token": hub.token, "save_total_limit": 1,
+    }  # fmt: skip
+    args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
+    return Trainer(
+        model=model, args=args, train_dataset=Rows(), eval_dataset=Rows(8), processing_class=_tokenizer("good", "bad")
+    )
+
+
+def names(hub: Hub, repo: str = "me/x") -> set[str]:
+    return set(hub.files(repo)) - {".gitattributes"}
+
+
+def below(folder: str, files: set[str]) -> set[str]:
+    return {f"{folder}/{file}" for file in files}
+
+
+def assert_nothing_private(hub: Hub, out: Path) -> None:
+    """Search everything that the server was ever sent, whatever became of it."""
+    sent = [
+        content for repo in hub.repos.values() for commit in repo.commits.values() for content in commit.files.values()
+    ]
+    for content in [*sent, *hub.blobs.values(), *(request.body for request in hub.requests)]:
+        assert hub.token.encode() not in content
+        assert str(out).encode() not in content
+
+
+def assert_is_last(hub: Hub, model: LoRAModel, name: str = "adapter_model.safetensors") -> None:
+    from safetensors.torch import load
+
+    pushed = load(hub.files("me/x")[name])
+    want = model.get_adapter_state_dict()
+    assert {k.removeprefix("base_model.model.") for k in pushed} == set(want)
+    assert all(torch.equal(pushed[f"base_model.model.{k}"], v) for k, v in want.items())
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+def test_each_strategy_brings_exactly_its_files_the_last_step_and_no_secret(
+    strategy: str, tmp_path: Path, hub: Hub
+) -> None:
+    out = tmp_path / "a_local_folder"
+    (out / "runs").mkdir(parents=True)
+    (out / "runs" / "events.good").write_bytes(b"scalars")
+    (out / "runs" / "events.bad").write_bytes(b"args: " + str(out).encode())
+    (out / "notes.txt").write_text("my own")
+    model = public_bert()
+    run = trainer(model, out, hub, hub_strategy=strategy, save_total_limit=None)
+    run.train()
+    top = ADAPTER | TOKENIZER | {"README.md", "runs/events.good"}
+    folders = {
+        "end": set(), "every_save": set(), "checkpoint": below("last-checkpoint", ADAPTER | RESUMING),
+        "all_checkpoints": set().union(*(below(f"checkpoint-{n}", ADAPTER | RESUMING) for n in (2, 4, 6))),
+    }[strategy]  # fmt: skip
+    if strategy != "end":
+        assert names(hub) == top | folders
+        assert_is_last(hub, model)
+    run.push_to_hub()
+    assert names(hub) == top | folders
+    assert_is_last(hub, model)
+    assert_nothing_private(hub, out)
+    assert (out / "checkpoint-6" / "training_args.bin").is_file(), "upstream's own, and it stays here"
+    assert not list(out.glob("_push-*")), "what was staged is gone"
+    assert json.loads(hub.files("me/x")["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+
+
+def test_saving_by_hand_pushes_as_upstream_does(tmp_path: Path, hub: Hub) -> None:
+    model = public_bert()
+    run = trainer(model, tmp_path / "out", hub, hub_strategy="end")
+    run.save_model()
+    assert names(hub) == ADAPTER | TOKENIZER | {"README.md"}
+    assert hub.log("me/x")[0].title == "Model save"
+
+
+class _Gate:
+    """Holds the first push until it is opened, however many saves come meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.messages, upload = threading.Event(), [], uploads.upload
+
+        def gated(folder: Path, repo_id: str, message: str, **kwargs: object) -> object:
+            self.messages.append(message)
+            assert self.opened.wait(30)
+            return upload(folder, repo_id, message, **kwargs)
+
+        monkeypatch.setattr(uploads, "upload", gated)
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_the_last_step_arrives_although_a_push_is_in_flight_and_its_checkpoint_may_be_gone(
+    strategy: str, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, model = _Gate(monkeypatch), public_bert()
+    run = trainer(model, tmp_path / "out", hub, hub_strategy=strategy)
+    ended = run.callback_handler.on_train_end
+    monkeypatch.setattr(run.callback_handler, "on_train_end", lambda *args: (gate.opened.set(), ended(*args))[1])
+    run.train()
+    assert gate.messages == ["Training in progress, step 2", "Training in progress, step 6"], "4 is in 6, or replaced"
+    assert_is_last(hub, model)
+    if strategy == "all_checkpoints":
+        assert {f"checkpoint-{n}/trainer_state.json" for n in (2, 4, 6)} <= names(hub)
+    if strategy == "checkpoint":
+        state = json.loads(hub.files("me/x")["last-checkpoint/trainer_state.json"])
+        assert state["global_step"] == 6
+    assert not list((tmp_path / "out").glob("_push-*"))
+
+
+def test_hub_always_push_pushes_every_save(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = _Gate(monkeypatch)
+    gate.opened.set()
+    trainer(public_bert(), tmp_path / "out", hub, hub_always_push=True).train()
+    assert gate.messages == [f"Training in progress, step {n}" for n in (2, 4, 6)]
+
+
+@pytest.mark.parametrize("failing", [{"1"}, {"2"}, {"1", "2"}, {"3"}])
+def test_what_is_pushed_again_takes_the_place_of_nothing_newer(failing: set[str], tmp_path: Path) -> None:
+    """Where every save is pushed on its own, one may fail while a newer one is on its way already."""
+    there: dict[str, str] = {}
+    gate, left = threading.Event(), set(failing)
+
+    def upload(folder: Path, message: str) -> None:
+        assert gate.wait(30)
+        if message in left:
+            left.remove(message)
+            raise HubError(message)
+        there.update({p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()})
+
+    pushes = Pushes(upload, always=True)
+    for number in "123":
+        folder = tmp_path / number
+        (folder / f"checkpoint-{number}").mkdir(parents=True)
+        (folder / "adapter").write_text(number)
+        (folder / f"checkpoint-{number}" / "adapter").write_text(number)
+        pushes.offer(folder, number)
+    gate.set()
+    assert pushes.settle()
+    assert there == {"adapter": "3", **{f"checkpoint-{number}/adapter": number for number in "123"}}
+    assert [message for message, _ in pushes.failures] == sorted(failing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_downloaded_last_checkpoint_resumes_to_the_same_bits(tmp_path: Path, hub: Hub) -> None:
+    options = {"lr_scheduler_type": "constant", "hub_strategy": "checkpoint", "eval_strategy": "steps", "eval_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer(public_bert(), tmp_path / "first", hub, max_steps=4, **options, **best).train()
+    whole = public_bert()
+    trainer(whole, tmp_path / "whole", hub, **options, hub_model_id="me/y").train()
+    place = Path(snapshot_download("me/x", local_dir=tmp_path / "there")) / "last-checkpoint"
+    assert json.loads((place / "trainer_state.json").read_text())["best_model_checkpoint"] is None
+    model = public_bert()
+    again = trainer(model, tmp_path / "second", hub, **options, **best)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        again.train(resume_from_checkpoint=str(place))
+    assert again.state.global_step == 6
+    assert again.state.best_model_checkpoint is None or again.state.best_model_checkpoint.endswith("-6")
+    got, want = weights(model), weights(whole)
+    assert all(torch.equal(got[k], want[k]) for k in want)
+    assert any("the best checkpoint so far (step" in str(w.message) for w in told)
+
+
+def test_a_push_that_fails_in_the_background_is_told_without_the_token_and_the_result_kept(
+    tmp_path: Path, hub: Hub
+) -> None:
+    model = public_bert()
+    run = trainer(model, tmp_path / "out", hub)
+    hub.fail_next(r"^POST .*/commit/", status(500, message=f"no {hub.token} today"), times=100)
+    with pytest.warns(UserWarning, match=r"pushes to me/x failed, the newest save is not on the Hub") as told:
+        result = run.train()
+    assert result.global_step == 6
+    assert not any(hub.token in str(warning.message) for warning in told)
+    assert not list((tmp_path / "out").glob("_push-*"))
+    with pytest.raises(HubError, match="me/x") as raised:
+        run.push_to_hub()
+    assert hub.token not in str(raised.value)
+
+
+def test_a_failed_push_is_made_up_for_at_the_end(tmp_path: Path, hub: Hub) -> None:
+    model = public_bert()
+    run = trainer(model, tmp_path / "out", hub, max_steps=2)
+    hub.fail_next(r"^POST .*/commit/", status(400, message="not now"))
+    with pytest.warns(UserWarning, match=r"1 of the pushes to me/x failed, later ones arrived"):
+        run.train()
+    assert_is_last(hub, model)
+
+
+def test_pushing_without_the_right_is_an_access_error(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(HubAccessError, match="org/x"):
+        trainer(public_bert(), tmp_path, hub, hub_model_id="org/x")
+    run = trainer(public_bert(), tmp_path, hub, max_steps=2, hub_strategy="end")
+    run.train()
+    with pytest.raises(HubAccessError, match="me/x"):
+        run.push_to_hub(token=hub.reader)
+
+
+def test_a_local_base_is_refused_before_training_and_a_named_one_is_not(tmp_path: Path, hub: Hub) -> None:
+    bert().unload().save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(
+        tmp_path / "base", LoRAConfig(r=2), auto_class=BertForSequenceClassification, num_labels=2
+    )
+    with pytest.raises(ModelError, match=r"model\.peft_config\['default'\]\.base_model_name_or_path = 'org/name'"):
+        trainer(model, tmp_path / "out", hub)
+    assert not hub.repos
+    model.peft_config["default"].base_model_name_or_path = "org/name"
+    run = trainer(model, tmp_path / "out", hub, max_steps=2)
+    run.train()
+    run.push_to_hub(finetuned_from=str(tmp_path / "base"))
+    assert json.loads(hub.files("me/x")["adapter_config.json"])["base_model_name_or_path"] == "org/name"
+    assert_nothing_private(hub, tmp_path)
+    assert ModelCard(hub.files("me/x")["README.md"].decode()).data.base_model == "org/name"
+
+
+def test_the_card_is_told_what_the_trainer_knows_and_the_user_says(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2, eval_strategy="steps", eval_steps=2, bf16=False)
+    run.train()
+    facts = facts_of(run, license="mit", tags=["a"])
+    assert facts.hyperparameters["learning_rate"] == 0.02
+    assert facts.hyperparameters["training_steps"] == 2
+    assert facts.hyperparameters["seed"] == 1
+    assert facts.metrics.keys() == {"loss"}
+    assert facts.license == "mit"
+    run.push_to_hub(
+        license="mit", language="en", tags="mine", dataset="Glue", dataset_tags="glue", tasks="text-classification"
+    )
+    card = ModelCard(hub.files("me/x")["README.md"].decode())
+    assert card.data.library_name == "peft"
+    assert card.data.base_model == "org/base"
+
+
+def test_what_the_owner_wrote_into_the_card_survives_a_push(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2)
+    run.push_to_hub()
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text() + "\nWritten by hand.\n")
+    run.train()
+    assert "Written by hand." in hub.files("me/x")["README.md"].decode()
+    run.push_to_hub()
+    assert "Written by hand." in hub.files("me/x")["README.md"].decode()
+
+
+def test_several_adapters_go_each_with_its_folder_and_a_future_is_given_where_asked(tmp_path: Path, hub: Hub) -> None:
+    model = public_bert("a")
+    model.add_adapter(LoRAConfig(r=3, target_modules=["query"]), "b")
+    model.peft_config["b"].base_model_name_or_path = "org/base"
+    model.set_adapter(["a", "b"])
+    bert().save_pretrained(tmp_path / "out")  # somebody else's, which lies around
+    run = trainer(model, tmp_path / "out", hub, max_steps=2, hub_strategy="checkpoint")
+    run.train()
+    own = ADAPTER | {"README.md"}
+    both = below("a", own) | below("b", own)
+    assert names(hub) - below("last-checkpoint", RESUMING) == TOKENIZER | both | below(
+        "last-checkpoint/a", ADAPTER
+    ) | below("last-checkpoint/b", ADAPTER)
+    assert run.push_to_hub(blocking=False).result(30).oid == hub.log("me/x")[0].sha
+
+
+def test_a_trainer_without_adapters_pushes_as_before(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(bert().unload(), tmp_path / "out", hub, max_steps=2)
+    run.train()
+    run.push_to_hub()
+    assert {"model.safetensors", "training_args.bin"} <= names(hub)
+
+
+def test_a_file_that_holds_the_token_is_never_uploaded_and_a_local_path_is_left_out(tmp_path: Path, hub: Hub) -> None:
+    """As where a tokenizer keeps what it was loaded with."""
+    run = trainer(public_bert(), tmp_path / "out", hub)
+    tokenizer = run.processing_class
+    tokenizer.init_kwargs["cache_dir"] = str(tmp_path / "out" / "cache")
+    run.push_to_hub()
+    assert json.loads(hub.files("me/x")["tokenizer_config.json"])["cache_dir"] is None
+    del tokenizer.init_kwargs["cache_dir"]
+    tokenizer.init_kwargs["comment"] = hub.token
+    with pytest.raises(HubError, match=r"tokenizer_config\.json holds the token"):
+        run.push_to_hub()
+    assert_nothing_private(hub, tmp_path / "out")
+
+
+def test_a_save_that_cannot_be_prepared_does_not_end_the_training(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2)
+
+    def full(folder: Path) -> None:
+        if "_push-" in str(folder):
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(run.processing_class, "save_pretrained", full)
+    with pytest.warns(UserWarning, match=r"newest save is not on the Hub.*\(step 2\): No space left"):
+        assert run.train().global_step == 2
+    assert not list((tmp_path / "out").glob("_push-*"))
