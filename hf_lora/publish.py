@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from .card import CARD_NAME
+from .card import CARD_NAME, amend_card
 from .config import CONFIG_NAME, LoRAConfig
 from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from .formats.contents import Contents
@@ -76,12 +75,12 @@ def push_adapter(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "adapter")
         repo_id = _full_id(repo_id, token)
-        _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+        there = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
         with _named(configs, bases):
             save_adapters(model, folder, adapter_name, state_dict)
         for place in places if tags else ():
-            _change_card(folder / place / CARD_NAME, tags=tags)
-        files = _files_of(folder, places)
+            amend_card(folder / place / CARD_NAME, ModelCardData(tags=list(tags or ())))
+        files = _files_of(folder, places, there)
         files |= _saved_by(processing_class if tokenizer is None else tokenizer, Path(temporary, "tokenizer"))
         _refuse_secrets(files, local, token)
         info = commit(
@@ -112,11 +111,11 @@ def push_folder(
         folder, local = Path(temporary, "adapter"), []
         found = {place: _open(directory / place, base_model) for place in places}
         repo_id = _full_id(repo_id, None)
-        _fetch_cards(repo_id, places, folder, revision, None, Path(temporary, "cache"))
+        there = _fetch_cards(repo_id, places, folder, revision, None, Path(temporary, "cache"))
         for place, (contents, base) in found.items():
             _copy_adapter(contents, directory / place, folder / place, base)
             local += [name for name in (contents.config.base_model_name_or_path,) if name and _is_local(name)]
-        files = _files_of(folder, places)
+        files = _files_of(folder, places, there)
         files |= {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
         _refuse_secrets(files, local, None)
         info = commit(
@@ -165,8 +164,12 @@ def _full_id(repo_id: str, token: str | bool | None) -> str:
 
 def _fetch_cards(
     repo_id: str, places: Sequence[str], folder: Path, revision: str | None, token: str | bool | None, cache: Path
-) -> None:
-    """Put the cards that a repo has, on the branch or else on main, where the adapters' own are written."""
+) -> dict[Path, bytes]:
+    """Put the cards that a repo has, on the branch or else on main, where the adapters' own are written; return them.
+
+    Those of main are not the branch's, and not returned.
+    """
+    there = {}
     for place in places:
         (folder / place).mkdir(parents=True, exist_ok=True)
         for branch in dict.fromkeys((revision, None)):
@@ -176,26 +179,18 @@ def _fetch_cards(
                 continue
             if found is not None:
                 shutil.copyfile(found, folder / place / CARD_NAME)
+                if branch == revision:
+                    there[folder / place / CARD_NAME] = found.read_bytes()
             break
+    return there
 
 
-def _change_card(card: Path, *, tags: Sequence[str] | None = None, base: str | None = None) -> None:
-    """Add tags to a card's metadata, and name the base there."""
-    try:
-        loaded = ModelCard.load(card)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"the metadata of {card.name} cannot be read, so nothing was pushed: {error}") from None
-    if tags:
-        loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or ()), *tags]))
-    if base:
-        loaded.data.base_model = base
-    loaded.save(card)
-
-
-def _files_of(folder: Path, places: Sequence[str]) -> dict[str, Path]:
-    """Return the adapters' files by their places in the repo."""
+def _files_of(folder: Path, places: Sequence[str], there: Mapping[Path, bytes]) -> dict[str, Path]:
+    """Return the adapters' files by their places in the repo, without cards that are there as they are."""
     files = {_in(place, name): folder / place / name for place in places for name in ADAPTER_FILES}
-    return {name: path for name, path in files.items() if path.name != CARD_NAME or path.exists()}
+    cards = {path for path in files.values() if path.name == CARD_NAME}
+    unchanged = {path for path in cards if not path.exists() or there.get(path) == path.read_bytes()}
+    return {name: path for name, path in files.items() if path not in unchanged}
 
 
 def _saved_by(tokenizer: Any, folder: Path) -> dict[str, Path]:
@@ -245,7 +240,7 @@ def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> N
         text = (source / CARD_NAME).read_bytes()
         write_atomically(card, text.replace(before.encode(), base.encode()) if before and _is_path(before) else text)
     if base != before and card.exists():
-        _change_card(card, base=base)
+        amend_card(card, ModelCardData(base_model=base))
 
 
 def _refuse_secrets(files: Mapping[str, Path], local: Sequence[str], token: str | bool | None) -> None:

@@ -94,6 +94,9 @@ def test_the_card_says_what_was_measured_and_no_path(results: demo.DemoResults, 
     assert found == {"accuracy": round(results.after.accuracy, 4), "f1": round(results.after.f1, 4)}
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert f"| after training | {results.after.accuracy:.4f} |" in card.text
+    assert "as `BertForSequenceClassification` (text-classification)" in card.text
+    assert "| `learning_rate` | 0.002 |" in card.text
+    assert card.text.count("## Limits") == 1
     assert "site-packages" not in card.content
     assert str(directory) not in card.content
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hf_lora import LoRAConfig, LoRAError, LoRAModel, cli
+from hf_lora import LoRAConfig, LoRAModel, cli
 from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
 from hf_lora.publish import public_base
 
@@ -504,8 +504,9 @@ def test_a_push_offline_is_refused_at_once(
 
 
 @pytest.mark.parametrize("card", [b"---\na: [\n---\nx", b"---\ntags: lora\n\xff\n---\nx", b"\xff\xfe no card"])
-def test_a_card_that_nobody_can_read_is_an_error_of_ours(hub: Hub, model: LoRAModel, card: bytes) -> None:
+def test_a_card_that_nobody_can_read_is_told_and_left_as_it_is(hub: Hub, model: LoRAModel, card: bytes) -> None:
     hub.add("me/name", {"README.md": card})
-    with pytest.raises(LoRAError):
+    with pytest.warns(UserWarning, match="left as it is"):
         model.push_to_hub("me/name", tags=["x"])
-    assert hub.files("me/name") == {"README.md": card}
+    assert hub.files("me/name")["README.md"] == card
+    assert hub.files("me/name").keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import Trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ..card import CARD_NAME
+from ..card import CARD_NAME, amend_card, write_card
+from ..facts import TrainingFacts
+from ..model import LoRAModel
 from .data import LABELS
 from .results import DemoResults
 
-__all__ = ["CARD_NAME", "describe"]
+__all__ = ["BASE", "CARD_NAME", "card_data", "describe"]
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 _DATASET = "VADER lexicon"
@@ -28,7 +32,7 @@ The [VADER lexicon](https://github.com/cjhutto/vaderSentiment) (Hutto and Gilber
 people's ratings; above zero counts as positive. {train:,} entries to train on and {held_out:,} held out, stratified;
 of entries that differ by case only, the first counts.
 
-## Results on the held-out entries
+## Before and after, on the held-out entries
 
 | | accuracy | F1 |
 |---|---|---|
@@ -44,42 +48,49 @@ of ten people a word, in 2014.
 """
 
 
-def describe(path: Path, results: DemoResults) -> None:
-    """Add what was measured to the card that `save_pretrained` wrote."""
-    card = ModelCard.load(path)
-    after = results.after
-    card.data.base_model = BASE
-    card.data.language = "en"
-    card.data.license = "apache-2.0"
-    card.data.model_name = "sentiment-minilm-lora"
-    card.data.eval_results = [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type="vader_lexicon",
-            dataset_name=_DATASET,
-            dataset_split="held out",
-            metric_type=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in (("accuracy", after.accuracy), ("f1", after.f1))
-    ]
-    card.text = (
-        card.text.rstrip()
-        + "\n"
-        + _TEXT.format(
-            negative=LABELS[0],
-            positive=LABELS[1],
-            base=BASE,
-            trainable=results.trainable,
-            total=results.total,
-            share=results.trainable / results.total,
-            epochs=results.options.epochs,
-            seed=results.options.seed,
-            train=results.train_entries,
-            held_out=results.held_out_entries,
-            majority=results.majority,
-            before=results.before,
-            after=after,
-        )
+def card_data(results: DemoResults) -> ModelCardData:
+    """Return what was measured, as the Hub's metadata has it."""
+    measured = (("accuracy", results.after.accuracy), ("f1", results.after.f1))
+    return ModelCardData(
+        base_model=BASE,
+        language="en",
+        license="apache-2.0",
+        metrics=[name for name, _ in measured],
+        model_name="sentiment-minilm-lora",
+        eval_results=[
+            EvalResult(
+                task_type="text-classification",
+                dataset_type="vader_lexicon",
+                dataset_name=_DATASET,
+                dataset_split="held out",
+                metric_type=name,
+                metric_value=round(value, 4),
+            )
+            for name, value in measured
+        ],
     )
-    card.save(path)
+
+
+def describe(path: Path, trainer: Trainer, results: DemoResults) -> None:
+    """Add to the card that `save_pretrained` wrote the base's name, the training set-up and what was measured."""
+    model = trainer.model
+    assert isinstance(model, LoRAModel)
+    (name,) = model.active_adapters()
+    facts = TrainingFacts(extract_hyperparameters_from_trainer(trainer))
+    write_card(path, model, model.peft_config[name], model.get_adapter_state_dict(), facts, card_data(results))
+    text = _TEXT.format(
+        negative=LABELS[0],
+        positive=LABELS[1],
+        base=BASE,
+        trainable=results.trainable,
+        total=results.total,
+        share=results.trainable / results.total,
+        epochs=results.options.epochs,
+        seed=results.options.seed,
+        train=results.train_entries,
+        held_out=results.held_out_entries,
+        majority=results.majority,
+        before=results.before,
+        after=results.after,
+    )
+    amend_card(path, ModelCardData(), {"demo": text})

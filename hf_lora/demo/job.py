@@ -38,7 +38,6 @@ def run(options: DemoOptions, output: Path) -> DemoResults:
     before = scores(trainer)
     seconds = train(trainer)
     after = scores(trainer)
-    (output / CARD_NAME).unlink(missing_ok=True)  # saving leaves a card as it is, and an earlier demo's is out of date
     model.save_pretrained(output)
     results = DemoResults(
         options=options,
@@ -54,7 +53,7 @@ def run(options: DemoOptions, output: Path) -> DemoResults:
         seconds=round(seconds, 1),
     )
     results.save(output)
-    describe(output / CARD_NAME, results)
+    describe(output / CARD_NAME, trainer, results)
     print(f"\n{results}\nsaved        {output}")
     return results
 

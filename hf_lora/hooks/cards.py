@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | N
     from ..formats.folder import WEIGHTS_NAMES
     from ..uploads import places_of
 
-    # A card that knows nothing of training or of its repo is not told.
-    known = inspect.signature(write_card).parameters
-    more = {key: value for key, value in {"facts": facts, "repo_id": repo_id}.items() if key in known}
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]
         weights = place / WEIGHTS_NAMES[0]
         tensors = read_tensors(weights) if weights.is_file() else model.get_adapter_state_dict(name)
-        write_card(place / CARD_NAME, model, config, tensors, **more)
+        write_card(place / CARD_NAME, model, config, tensors, facts, repo_id=repo_id)
 
 
 def _latest_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
