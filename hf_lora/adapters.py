@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import PRESETS, LoRAConfig
 from .errors import AdapterNameError, AdapterStateError
 from .formats.peft import read_sites
+from .incoming import check_dtypes, check_saved
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan, token_sites
@@ -70,6 +71,8 @@ def load(
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
     found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors)
     groups = _build(modules, [site for site, _ in found])
+    check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
+    check_saved(modules, config, found)
     with state.set_aside():
         for site, values in found:
             adapter = groups[site.module][site.key][1]
@@ -99,11 +102,13 @@ def copy_in(
                 f"the file adapts {site.module}.{site.parameter}, the adapter {name!r} on the model does not; "
                 "load it under another name."
             )
-        targets.append((adapter, values))
+        targets.append((site, adapter, values))
+    check_dtypes(targets)
     with torch.no_grad():
-        for adapter, values in targets:
+        for _, adapter, values in targets:
             for attribute, tensor in values.items():
                 getattr(adapter, attribute).copy_(tensor)
+            adapter.restart()
 
 
 def select(state: AdapterState, names: Sequence[str]) -> None:
@@ -168,6 +173,8 @@ def _attach(
     trainable: bool,
 ) -> None:
     for module, group in groups.items():
+        for _, adapter in group.values():
+            adapter.begin()
         behind = {key for key, (site, _) in group.items() if site.behind}
         layer = attach(modules[module], state, name, {key: adapter for key, (_, adapter) in group.items()}, behind)
         state.layers[module] = layer

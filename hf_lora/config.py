@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .disk import write_atomically
 from .errors import AdapterFileError, ConfigError
+from .filenames import CONFIG_NAME
+from .formats.commit import settled
 from .settings import TASK_TYPES, is_names, problems_of
+from .strict_json import read_json
 from .structure import PRESETS
 from .variants import SCALINGS
 
-__all__ = ["CONFIG_NAME", "PRESETS", "TASK_TYPES", "LoRAConfig"]
+__all__ = ["PRESETS", "TASK_TYPES", "LoRAConfig"]
 
-CONFIG_NAME = "adapter_config.json"
 Bias = Literal["none", "all", "lora_only"]
 
 # PEFT fields that change the maths and that hf_lora does not build: any other value is an error, never ignored.
@@ -180,28 +184,30 @@ class LoRAConfig:
             raise ConfigError(f"{source}: {error}") from None
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write adapter_config.json into a directory, which is made where it is missing."""
+        """Write adapter_config.json into a directory, which is made where it is missing, whole or not at all.
+
+        Raises AdapterFileError where it cannot be written; the old one is then still there.
+        """
         directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG_NAME).write_text(self.to_json(), encoding="utf-8")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(directory / CONFIG_NAME, self.to_json().encode())
+        except OSError as error:
+            raise AdapterFileError(f"{directory / CONFIG_NAME} cannot be written: {error}") from error
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> LoRAConfig:
         """Read the adapter_config.json of a local directory (or the file itself).
 
+        Of a directory in which a save was cut off, the one that belongs to the weights there.
         Raises AdapterFileError where it is missing or no JSON object, ConfigError where it is no LoRA adapter's.
         """
         path = Path(directory)
-        path = path / CONFIG_NAME if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise AdapterFileError(f"{path} does not exist; an adapter directory holds {CONFIG_NAME}.") from None
-        except (ValueError, OSError) as error:
-            raise AdapterFileError(f"{path} cannot be read as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise AdapterFileError(f"{path} holds a JSON {type(values).__name__}, not an object.")
-        return cls.from_dict(values, source=str(path))
+        if path.is_dir():
+            path = settled(path) or path / CONFIG_NAME
+        if not os.path.lexists(path):
+            raise AdapterFileError(f"{path} does not exist; an adapter directory holds {CONFIG_NAME}.")
+        return cls.from_dict(read_json(path), source=str(path))
 
 
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_NAME, LoRAConfig
+from .config import LoRAConfig
 from .errors import AdapterFileError, ModelError
+from .filenames import CONFIG_NAME
+from .formats.commit import find_config
 from .formats.contents import Candidate, Contents
 from .formats.table import READERS
 from .sources import Source
@@ -25,7 +27,7 @@ def open_adapter(
     Raises AdapterFileError where the adapter is damaged, lies in a folder below, or is `required` and not there.
     """
     source = Source.of(name, kwargs)
-    path = source.find(CONFIG_NAME)
+    path = find_config(source)
     if path is not None and lora_config is not None:
         raise ModelError(
             f"{name} is an adapter, so lora_config has no place: its own {CONFIG_NAME} says what it is. To train it "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 
 from . import adapters, front
@@ -284,29 +285,34 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
         adapter_name: str | None = None,
+        card_data: ModelCardData | None = None,
         **kwargs: Any,
     ) -> None:
         """Write adapter_config.json, adapter_model.safetensors and README.md, and nothing of the base.
 
         With several adapters each goes into a folder of its name ("default" to the top), unless one is named.
+        card_data: metadata for the card (license, language, datasets, eval_results ...), added to what is known.
         kwargs: what Transformers passes when it saves a model; sharding and formats of base weights do not apply.
-        Raises AdapterStateError where there is nothing to save or while adapters are merged.
+        In a distributed run call it in every process, `is_main_process` in one of them: tensors that `fully_shard`
+        spread are gathered. Whenever the process dies, the directory holds the old adapter or the new one.
+        Raises AdapterStateError where there is nothing to save, while adapters are merged, and where tensors are
+        empty, partial, not finite, or untouched by their training; AdapterFileError where the disk refuses.
         """
-        if is_main_process:
-            save_adapters(self, Path(save_directory), adapter_name, state_dict)
-            if push_to_hub:
-                known = ("token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags")
-                given = {k: v for k, v in kwargs.items() if k in (*known, "base_model")}
-                repo = kwargs.get("repo_id") or Path(save_directory).resolve().name
-                self.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, **given)
+        directory = Path(save_directory)
+        save_adapters(self, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data)
+        if is_main_process and push_to_hub:
+            known = ("token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags")
+            given = {k: v for k, v in kwargs.items() if k in (*known, "base_model")}
+            repo = kwargs.get("repo_id") or directory.resolve().name
+            self.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, card_data=card_data, **given)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload every adapter (never the base) to the Hub in one commit, and return the commit's URL.
 
         The repo is made where needed; what its owner wrote into the card stays.
         kwargs: commit_message, commit_description, private, token, revision (a branch, made where needed), create_pr,
-        tags; tokenizer (or processing_class) is uploaded along; adapter_name: only this one; base_model names the base
-        where it was loaded from a local path, which is never published.
+        tags, card_data; tokenizer (or processing_class) is uploaded along; adapter_name: only this one; base_model: the
+        base's Hub id, where it was loaded from a local path, which is never published.
         Raises ModelError, AdapterStateError, HubError, with everything here unchanged.
         """
         return push_adapter(self, repo_id, **kwargs)

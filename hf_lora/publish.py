@@ -17,12 +17,13 @@ import huggingface_hub
 from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from .card import CARD_NAME, amend_card
-from .config import CONFIG_NAME, LoRAConfig
+from .card import amend_card
+from .config import LoRAConfig
+from .disk import write_atomically
 from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
+from .filenames import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
 from .formats.contents import Contents
-from .formats.files import write_atomically, write_tensors
-from .formats.folder import NOTES_KEY, WEIGHTS_NAMES
+from .formats.files import write_tensors
 from .hub import fetch, is_repo_id
 from .hub_calls import Subject, call, holds_token
 from .hub_commit import commit
@@ -59,12 +60,13 @@ def push_adapter(
     processing_class: Any = None,
     adapter_name: str | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    card_data: ModelCardData | None = None,
 ) -> str:
     """Upload a model's adapters in one commit and return its URL (the pull request's with create_pr).
 
-    adapter_name: only this one. state_dict: as save_pretrained takes it. tokenizer, processing_class: two names for
-    what is uploaded along; anything with save_pretrained. tags: added to the card's. base_model: the base's Hub id,
-    needed where it was loaded from a local path: nobody else could load the adapter, and the path is nobody's
+    adapter_name: only this one. state_dict, card_data: as save_pretrained takes them. tokenizer, processing_class: two
+    names for what is uploaded along; anything with save_pretrained. tags: added to the card's. base_model: the base's
+    Hub id, needed where it was loaded from a local path: nobody else could load the adapter, and the path is nobody's
     business. The card that the repo has is updated, not replaced.
     Raises ModelError, AdapterStateError and HubError; the model and every file here stay as they are.
     """
@@ -77,7 +79,8 @@ def push_adapter(
         repo_id = _full_id(repo_id, token)
         there = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
         with _named(configs, bases):
-            save_adapters(model, folder, adapter_name, state_dict)
+            known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
+            save_adapters(model, folder, adapter_name, state_dict, card_data=card_data, repo_id=known)
         for place in places if tags else ():
             amend_card(folder / place / CARD_NAME, ModelCardData(tags=list(tags or ())))
         files = _files_of(folder, places, there)

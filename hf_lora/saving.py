@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from .card import CARD_NAME, write_card
-from .config import CONFIG_NAME, LoRAConfig
+from .card import write_card
+from .config import LoRAConfig
+from .disk import locked
 from .errors import AdapterFileError, AdapterNameError, AdapterStateError
-from .formats.files import write_atomically, write_tensors
-from .formats.folder import NOTES_KEY, WEIGHTS_NAMES
+from .filenames import CARD_NAME
+from .formats.commit import commit
 from .formats.peft import PREFIX, adapter_tensors
+from .saveable import check, count, gather, is_sharded
 
 __all__ = ["adapter_state_dict", "save_adapters"]
 
@@ -26,47 +30,94 @@ def adapter_state_dict(
 
     state_dict: the whole model's, where the tensors in the model are only shards of it.
     """
-    return {k.removeprefix(PREFIX): v for k, v in _tensors(model, _name(model, adapter_name), state_dict).items()}
+    return {
+        k.removeprefix(PREFIX): v for k, v in _tensors(model, _name(model, adapter_name), state_dict, False).items()
+    }
 
 
 def save_adapters(
-    model: Any, directory: Path, adapter_name: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    model: Any,
+    directory: Path,
+    adapter_name: str | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    *,
+    write: bool = True,
+    card_data: ModelCardData | None = None,
+    repo_id: str | None = None,
 ) -> None:
-    """Write a model's adapters into a directory: one at its top, several into folders of their names."""
+    """Write a model's adapters into a directory: one at its top, several into folders of their names.
+
+    Each folder holds the old adapter or the new one, whenever the process dies. Nothing is written where one of them
+    is not fit to be saved.
+    write: False takes part in gathering tensors that are spread over processes, checks them, and writes nothing.
+    card_data, repo_id: for the model cards (`card.write_card`).
+    Raises AdapterStateError, AdapterNameError, and AdapterFileError where the disk refuses.
+    """
     state = model._lora
     if state.merged:
         raise AdapterStateError(
             f"{list(state.merged)} are merged into the weights; call unmerge_adapter() to save them."
         )
-    if directory.is_file():
-        raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
     names = [_name(model, adapter_name)] if adapter_name is not None or len(state.configs) == 1 else list(state.configs)
     if not names:
         raise AdapterStateError("the model has no adapter to save.")
-    for name in names:
-        at_top = len(names) == 1 or name == "default"
-        _save_one(model, name, directory if at_top else directory / name, state_dict)
+    folders = {name: directory if len(names) == 1 or name == "default" else directory / name for name in names}
+    if len({n.casefold() for n in names}) < len(names) or (len(names) > 1 and {"/", "\\", "\0"} & {*"".join(names)}):
+        raise AdapterNameError(f"{names} cannot name a folder each on every system; save them one by one.")
+    if not write and not any(is_sharded(model, name, state_dict) for name in names):
+        return
+    contents = {name: _tensors(model, name, state_dict) for name in names}
+    for name, tensors in contents.items() if write else ():
+        _save_one(model, name, folders[name], tensors, card_data, repo_id)
 
 
-def _save_one(model: Any, name: str, directory: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+def _save_one(
+    model: Any,
+    name: str,
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    card_data: ModelCardData | None,
+    repo_id: str | None,
+) -> None:
     config: LoRAConfig = model._lora.configs[name]
-    tensors = _tensors(model, name, state_dict)
-    directory.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", NOTES_KEY: json.dumps(_notes(model), sort_keys=True)}
-    write_tensors(directory / WEIGHTS_NAMES[0], tensors, metadata)
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
-    write_atomically(directory / CONFIG_NAME, published.to_json().encode())
-    (directory / WEIGHTS_NAMES[1]).unlink(missing_ok=True)  # an older pickle would be another adapter's
-    write_card(directory / CARD_NAME, model, config, tensors)
-
-
-def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    notes = _notes(model)
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
+    is_new = not directory.is_dir()
     try:
-        return adapter_tensors(model._lora.layers, name, state_dict)
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory):
+            commit(directory, published.to_json().encode(), tensors, notes)
+            write_card(directory / CARD_NAME, model, config, tensors, card_data=card_data, repo_id=repo_id)
+    except AdapterFileError:
+        raise
+    except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                directory.rmdir()
+        raise AdapterFileError(
+            f"the adapter {name!r} cannot be written to {directory}: {error}. What the directory holds is whole: the "
+            "adapter of before, or this one."
+        ) from error
+
+
+def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None, checked: bool = True) -> dict[str, Tensor]:
+    try:
+        gathered = gather(model, name, state_dict)
     except KeyError as missing:
         raise AdapterStateError(
             f"the state_dict to save from lacks {missing}; give the whole model's (model.state_dict()), or none."
         ) from None
+    if checked:
+        check(model, name, gathered)
+    result = adapter_tensors(model._lora.layers, name, gathered)
+    if len(result) != count(model, name):
+        raise AdapterStateError(
+            f"the adapter {name!r} has {count(model, name)} tensors, but only {len(result)} names for them: one would "
+            "be lost. This is a bug of hf_lora; please report it with the model's class."
+        )
+    return result
 
 
 def _name(model: Any, adapter_name: str | None) -> str:

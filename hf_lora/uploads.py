@@ -17,11 +17,10 @@ from typing import Any
 
 import huggingface_hub
 
-from .card import CARD_NAME
-from .config import CONFIG_NAME, LoRAConfig
+from .config import LoRAConfig
+from .disk import write_atomically
 from .errors import HubError, ModelError
-from .formats.files import write_atomically
-from .formats.folder import WEIGHTS_NAMES
+from .filenames import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
 from .hub_commit import commit
 
 __all__ = [

@@ -182,7 +182,12 @@ def test_the_card_that_the_owner_wrote_stays(hub: Hub, model: LoRAModel) -> None
 def test_save_pretrained_pushes_what_it_saves(hub: Hub, model: LoRAModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "name", push_to_hub=True, commit_message="saved", private=True)
     pushed = hub.files("me/name")
-    assert {name: pushed[name] for name in FILES} == content(tmp_path / "name")
+    saved = content(tmp_path / "name")
+    saved["README.md"] = saved["README.md"].replace(b"path/or/repo-of-this-adapter", b"me/name")
+    assert {name: pushed[name] for name in FILES if name != "README.md"} == {
+        n: saved[n] for n in saved if n != "README.md"
+    }
+    assert b'LoRAModel.from_pretrained("me/name")' in pushed["README.md"]
     assert hub.log("me/name")[0].title == "saved"
     assert hub.repos["me/name"].private
 

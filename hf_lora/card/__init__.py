@@ -14,8 +14,8 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from ..config import LoRAConfig
+from ..disk import write_atomically
 from ..facts import TrainingFacts
-from ..formats.files import write_atomically
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata
@@ -26,9 +26,7 @@ from .tasks import task_of
 from .templates import template
 from .values import fill, values
 
-__all__ = ["CARD_NAME", "amend_card", "write_card"]
-
-CARD_NAME = "README.md"
+__all__ = ["amend_card", "write_card"]
 
 
 def write_card(

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import LoRAConfig
 from ..facts import TrainingFacts
-from ..formats.folder import WEIGHTS_NAMES
+from ..filenames import WEIGHTS_NAMES
 from ..variants.papers import PAPERS
 from .metadata import quality, variants_of
 from .private import is_private, public_name, public_setting

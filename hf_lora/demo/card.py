@@ -8,13 +8,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ..card import CARD_NAME, amend_card, write_card
+from ..card import amend_card, write_card
 from ..facts import TrainingFacts
 from ..model import LoRAModel
 from .data import LABELS
 from .results import DemoResults
 
-__all__ = ["BASE", "CARD_NAME", "card_data", "describe"]
+__all__ = ["BASE", "card_data", "describe"]
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 _DATASET = "VADER lexicon"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..config import CONFIG_NAME, LoRAConfig
+from ..config import LoRAConfig
 from ..errors import AdapterFileError
-from ..formats.folder import WEIGHTS_NAMES
+from ..filenames import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
 from ..model import LoRAModel
-from .card import CARD_NAME, describe
+from .card import describe
 from .data import LABELS, Split, base_directory, ratings, split
 from .results import RESULTS_NAME, DemoOptions, DemoResults
 from .training import build_trainer, one_thread, quiet_loading, scores, train

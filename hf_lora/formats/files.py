@@ -1,23 +1,22 @@
-"""Tensor files on disk: safetensors written atomically with the same bytes every time, pickles never executed."""
+"""Tensor files: safetensors written and read strictly; a `.bin` is read in `pickles.py`."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..disk import open_regular, remove, write_new
 from ..errors import AdapterFileError
+from ..functional import is_finite
+from .pickles import read_pickled
+from .safetensors_header import DTYPE_BYTES, Entry, Header, header_size, read_header, write_header
 
-__all__ = ["read_metadata", "read_tensors", "write_atomically", "write_tensors"]
+__all__ = ["read_file_header", "read_metadata", "read_tensors", "write_tensors"]
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -25,91 +24,143 @@ _DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file: the old file or the new one is there at any moment, never half of one.
+    """Write a new safetensors file, read it again, and compare every bit; what fails leaves no file.
 
-    The header is written with sorted keys, because safetensors orders several metadata entries by chance.
+    The same tensors and metadata give the same bytes: wider dtypes first, then by name, as the reference writer
+    orders them. Raises AdapterFileError where the file does not hold what was written, OSError.
     """
-    content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    raw = safetensors.torch.save(content, metadata=dict(metadata))
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
-    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **_without_metadata(header)}).encode()
-    text += b" " * (-len(text) % 8)
-    write_atomically(path, struct.pack("<Q", len(text)) + text + raw[8 + length :])
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that a crash leaves the old file whole."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    order = sorted(content, key=lambda name: (-content[name].element_size(), name))
+    entries: dict[str, Entry] = {}
+    at = 0
+    for name in order:
+        tensor = content[name]
+        entries[name] = Entry(_NAMES[tensor.dtype], tuple(tensor.shape), at, at + tensor.nbytes)
+        at += tensor.nbytes
+    head = write_header(entries, metadata)
+    write_new(path, _parts(head, [content[name] for name in order]))
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        _verify(path, content, metadata)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        remove(path)
         raise
 
 
+def _parts(head: bytes, tensors: Iterable[Tensor]) -> Iterator[Any]:
+    yield head
+    for tensor in tensors:
+        yield _bytes(tensor).numpy().data
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _verify(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    header, data = _read_safetensors(path)
+    got = _split(header, data)
+    wrong = [name for name in content.keys() | got.keys() if not _same(content.get(name), got.get(name))]
+    if wrong or header.metadata != dict(metadata):
+        what = ", ".join(sorted(wrong)[:4]) or "its metadata"
+        raise AdapterFileError(
+            f"{path} does not hold what was just written to it ({what} came back changed): the disk or its driver is "
+            "at fault. Save elsewhere."
+        )
+
+
+def _same(want: Tensor | None, got: Tensor | None) -> bool:
+    if want is None or got is None or want.dtype is not got.dtype or want.shape != got.shape:
+        return False
+    return torch.equal(_bytes(want), _bytes(got))
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or .bin file, on the CPU, each in memory of its own.
+    """Return the tensors of a .safetensors or .bin file, on the CPU, each in memory of its own, every value finite.
 
-    What happens to the file later changes none of them. A .bin is a pickle: it is read with `weights_only=True`, which
-    runs no code, and refused where that fails. Raises AdapterFileError.
+    What happens to the file later changes none of them. Raises AdapterFileError, before memory is taken where what a
+    file says of its tensors is wrong; of a .bin no code is run.
     """
+    if path.suffix != ".safetensors":
+        tensors = read_pickled(path)
+        _check_finite(path, tensors)
+        return tensors
+    header, data = _read_safetensors(path)
+    tensors = _split(header, data)
+    dtypes = {entry.dtype for entry in header.tensors.values()}
+    dtype = _DTYPES[dtypes.pop()] if len(dtypes) == 1 else torch.bool
+    # One sum over all numbers takes a tenth of the time of one for each tensor.
+    if not (dtype.is_floating_point and _in_range(data.view(dtype))):
+        _check_finite(path, tensors)
+    return tensors
+
+
+def read_file_header(path: Path) -> Header:
+    """Return what the head of a .safetensors file says. Raises AdapterFileError."""
+    with open_regular(path) as file:
+        return _read_head(file, path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors file; empty for other files. Raises AdapterFileError."""
+    return read_file_header(path).metadata if path.suffix == ".safetensors" else {}
+
+
+def _read_head(file: BinaryIO, path: Path) -> Header:
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise AdapterFileError(f"{path} does not exist.") from None
-    except Exception as error:  # safetensors and torch raise their own kinds for a damaged file
-        raise AdapterFileError(f"{path} cannot be read, it is damaged or not a tensor file: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise AdapterFileError(f"{path} does not hold a dictionary of tensors.")
-    return {name: tensor.detach().clone() for name, tensor in loaded.items()}  # a pickle's may share their memory
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        head = start + file.read(header_size(start, size, str(path)) - 8)
+    except AdapterFileError:
+        raise
+    except OSError as error:
+        raise AdapterFileError(f"{path} cannot be read: {error}") from error
+    return read_header(head, size, str(path))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a file in one piece; every tensor is a storage of its own in it.
+def _read_safetensors(path: Path) -> tuple[Header, Tensor]:
+    """Return a file's head and its numbers' bytes, read in one piece."""
+    with open_regular(path) as file:
+        header = _read_head(file, path)
+        data = torch.empty(max((entry.end for entry in header.tensors.values()), default=0), dtype=torch.uint8)
+        try:
+            count = file.readinto(data.numpy().data) if len(data) else 0  # type: ignore[attr-defined]
+        except OSError as error:
+            raise AdapterFileError(f"{path} cannot be read: {error}") from error
+    if count != len(data):
+        raise AdapterFileError(f"{path} became shorter while it was read; another program writes it.")
+    return header, data
+
+
+def _split(header: Header, data: Tensor) -> dict[str, Tensor]:
+    """Return a file's tensors; every one is a storage of its own in the bytes.
 
     `safetensors.torch.load_file` maps the file instead: what is used without a copy changes with it, and copying a
     hundred small tensors one by one starts torch's threads for each, which on a busy machine costs 100 times more.
     """
-    with safetensors.safe_open(path, framework="pt"), open(path, "rb") as file:  # the first one checks the header
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = _without_metadata(json.loads(file.read(length)))
-        data = torch.empty(os.fstat(file.fileno()).st_size - file.tell(), dtype=torch.uint8)
-        if file.readinto(data.numpy().data) != data.numel():
-            raise EOFError("it became shorter while it was read.")
     tensors = {}
-    for name, entry in header.items():
-        own = data.untyped_storage()[slice(*entry["data_offsets"])]
-        tensors[name] = torch.empty(0, dtype=_DTYPES[entry["dtype"]]).set_(own).view(entry["shape"])
+    whole = data.untyped_storage()
+    for name, entry in header.tensors.items():
+        own = whole[entry.begin : entry.end]
+        if entry.begin % DTYPE_BYTES[entry.dtype]:  # where files of several dtypes are packed carelessly
+            own = own.clone()
+        tensors[name] = torch.empty(0, dtype=_DTYPES[entry.dtype]).set_(own).view(entry.shape)
     return tensors
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a .safetensors file; empty for other files."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:
-        raise AdapterFileError(f"{path} cannot be read, it is damaged or not a tensor file: {error}") from None
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    wrong = [name for name, tensor in tensors.items() if tensor.dtype.is_floating_point and not _in_range(tensor)]
+    if wrong:
+        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise AdapterFileError(
+            f"{path} holds values that are not finite (NaN or infinity) in {shown}: the training that made it "
+            "diverged, or the file is damaged. Take an earlier checkpoint."
+        )
 
 
-def _without_metadata(header: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in header.items() if key != "__metadata__"}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _in_range(values: Tensor) -> bool:
+    """Return whether every number is finite, in float32 as well, which adapters are computed in."""
+    return is_finite(values if values.dtype.itemsize in (2, 4) else values.float())

@@ -8,17 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import CONFIG_NAME, LoRAConfig
+from ..config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
+from ..filenames import CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
 from .contents import Candidate, Contents, Fit
 from .files import read_metadata
 from .pairs import fit_pairs, is_flags
 from .shards import find_weights, read_weights
 
-__all__ = ["NOTES_KEY", "WEIGHTS_NAMES", "read_folder"]
+__all__ = ["read_folder"]
 
-WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-NOTES_KEY = "hf_lora"  # of the safetensors metadata: a JSON object
 _MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
 

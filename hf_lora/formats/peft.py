@@ -144,7 +144,10 @@ def _group(
             if parameter is None:
                 unexpected.append(key)
             else:
-                parts.setdefault((module, parameter, config.formula), {})[attribute] = tensor
+                group = parts.setdefault((module, parameter, config.formula), {})
+                if attribute in group:  # under its other name
+                    unexpected.append(key)
+                group[attribute] = tensor
     return parts, unexpected
 
 

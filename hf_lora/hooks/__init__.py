@@ -19,6 +19,7 @@ from .optimizer import checks_optimizer
 from .patches import Function, Method
 from .pipelines import call_pipeline, stand_in
 from .resizing import notes_new_rows
+from .steps import notes_steps
 
 __all__ = ["install", "uninstall"]
 
@@ -36,6 +37,7 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "_load_from_checkpoint", trainer.resumes),
         Method("Trainer", "_load_best_model", trainer.loads_best),
         Method("Trainer", "create_optimizer", checks_optimizer),
+        Method("Trainer", "_save", notes_steps),
         Method("Trainer", "init_hf_repo", trainer.checks_base),
         Method("Trainer", "create_model_card", trainer.writes_card),
         Method("Trainer", "push_to_hub", trainer.pushes),

@@ -84,7 +84,8 @@ def _class_of(pipelines: Any, task: str, name: str, options: Mapping[str, Any]) 
     """Return the first of a task's auto classes that knows the base; None where none does."""
     from transformers import AutoConfig
 
-    from ..config import CONFIG_NAME, LoRAConfig
+    from ..config import LoRAConfig
+    from ..filenames import CONFIG_NAME
     from ..sources import Source
 
     classes = pipelines.check_task(task)[1]["pt"]

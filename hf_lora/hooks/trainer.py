@@ -207,7 +207,7 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..card import CARD_NAME
+    from ..filenames import CARD_NAME
     from ..uploads import Private, places_of, refuse_local_base, stage_adapters, stage_checkpoint, stage_logs
 
     refuse_local_base(model.peft_config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,45 @@ class Adapter(nn.Module):
     def __init__(self, parameter: str) -> None:
         super().__init__()
         self.parameter = parameter
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._written: dict[str, int] = {}
+        self._steps = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is trained and saved, by attribute: the adapter's own tensors, not copies."""
+        own = {**self._parameters, **self._buffers}
+        return {k: v for k, v in own.items() if v is not None and k not in self._non_persistent_buffers_set}
+
+    def begin(self) -> None:
+        """Note the tensors' shapes, before anything can shard them, and that no training has written them yet."""
+        tensors = self.tensors()
+        self._sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._written = {name: _version(tensor) for name, tensor in tensors.items()}
+
+    def restart(self) -> None:
+        """Take the tensors' present values for the start: what was written so far was no training."""
+        self._written = {name: _version(tensor) for name, tensor in self.tensors().items()}
+        self._steps = 0
+
+    def note_steps(self, steps: int) -> None:
+        """Note how many steps an optimizer that holds the tensors has taken, where somebody knows."""
+        self._steps = steps
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor as it was attached, whole, by attribute."""
+        return dict(self._sizes)
+
+    def writes(self) -> int:
+        """Return how often the tensor that was written most was written since the start: at least this is known.
+
+        Every optimizer writes once or twice a step, but a fused one does so unseen. A copy's tensors count anew.
+        """
+        seen = [_version(t) - self._written.get(name, 0) for name, t in self.tensors().items()]
+        return max(self._steps, *seen, 0)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.restart()
 
     def initialise(self, layer: nn.Module) -> None:
         """Fill the factors of a fresh adapter in place; the layer is read, never written."""
@@ -48,3 +87,8 @@ class Adapter(nn.Module):
         and dtype. Only adapters that sit behind a layer's forward have one.
         """
         raise NotImplementedError
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written in place; one made in inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,35 @@
+"""How many steps the stock Trainer took, told to the adapters that its optimizer holds before it saves them.
+
+Fused optimizers, its default, leave no other trace: they do not count as writing to a parameter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .marks import MARK
+
+__all__ = ["notes_steps"]
+
+
+def notes_steps(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer._save: an adapter that training left at zero is found out there."""
+
+    @functools.wraps(original)
+    def save(self: Any, *args: Any, **kwargs: Any) -> None:
+        from ..model import LoRAModel
+
+        inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if isinstance(inner, LoRAModel) and self.optimizer is not None:
+            held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            for layer in inner._lora.layers.values():
+                for name in inner._lora.configs:
+                    for adapter in layer.carried(name).values():
+                        if any(id(p) in held for p in adapter.parameters()):
+                            adapter.note_steps(self.state.global_step)
+        original(self, *args, **kwargs)
+
+    setattr(save, MARK, original)
+    return save

@@ -1,0 +1,107 @@
+"""What of an adapter may be saved: tensors gathered from every process, whole, finite, and moved by their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import AdapterStateError
+from .functional import is_finite
+from .variants import Adapter, LoRA
+
+__all__ = ["check", "count", "gather", "is_sharded"]
+
+# An optimizer writes a parameter once or twice a step, and the first step of a warm-up has a learning rate of zero.
+_WRITES = 3
+_SHARDS = (
+    "FSDP and DeepSpeed ZeRO leave shards in the model: pass the gathered state_dict= "
+    "(accelerator.get_state_dict(model))."
+)
+
+
+def is_sharded(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None) -> bool:
+    """Return whether what `gather` would take is spread over processes (FSDP2's DTensors)."""
+    for prefix, adapter in _held(model, name):
+        for attribute, tensor in adapter.tensors().items():
+            if hasattr(tensor if state_dict is None else state_dict.get(f"{prefix}.{attribute}"), "full_tensor"):
+                return True
+    return False
+
+
+def gather(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their keys in the model's state dict, detached, none of them a DTensor.
+
+    state_dict: the whole model's, to take them from instead. Where they are spread over processes, all of them must
+    call this, and each gets all tensors. Raises KeyError where the state_dict lacks one.
+    """
+    result = {}
+    for prefix, adapter in _held(model, name):
+        for attribute, tensor in adapter.tensors().items():
+            key = f"{prefix}.{attribute}"
+            value = tensor if state_dict is None else state_dict[key]
+            result[key] = (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()
+    return result
+
+
+def count(model: Any, name: str) -> int:
+    """Return how many tensors an adapter has; those that layers share (tied) count once."""
+    return sum({id(adapter): len(adapter.tensors()) for _, adapter in _held(model, name)}.values())
+
+
+def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise AdapterStateError, naming every tensor concerned, where an adapter is not fit to be saved.
+
+    tensors: as `gather` returns them.
+    """
+    problems = []
+    for prefix, adapter in _held(model, name):
+        for attribute, shape in adapter.sizes().items():
+            problem = _problem(tensors[f"{prefix}.{attribute}"], shape)
+            problems += [f"{prefix}.{attribute} {problem}"] if problem else []
+    if problems:
+        shards = f" {_SHARDS}" if any(" of its " in p for p in problems) else ""
+        raise AdapterStateError(
+            f"the adapter {name!r} is not saved, because {len(problems)} of its tensors cannot be what was trained: "
+            f"{'; '.join(problems)}.{shards}"
+        )
+    if untrained := _untrained(model, name, tensors):
+        raise AdapterStateError(
+            f"the adapter {name!r} is not saved, because training steps were taken and it still changes nothing: every "
+            f"one of these is all zero: {', '.join(untrained)}. Its layers were not part of the forward (disabled, or "
+            "never called), or the learning rate was zero."
+        )
+
+
+def _problem(tensor: Tensor, shape: tuple[int, ...]) -> str:
+    if tensor.is_meta:
+        return "is on the meta device: its values are offloaded or were never loaded"
+    if tuple(tensor.shape) != shape or not tensor.numel():
+        return f"has {tensor.numel()} numbers, {tuple(tensor.shape)}, of its {shape}"
+    if tensor.is_floating_point() and not is_finite(tensor):
+        return "is not finite (NaN or infinity): the training diverged"
+    return ""
+
+
+def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the zero factors of an adapter whose every product is zero, though it was written to; else nothing."""
+    held = list(_held(model, name))
+    if max((adapter.writes() for _, adapter in held), default=0) < _WRITES:
+        return []
+    zero = []
+    for prefix, adapter in held:
+        if isinstance(adapter, LoRA):
+            keys = [f"{prefix}.{factor}" for factor in ("lora_B", "lora_A")]
+            found = next((key for key in keys if not tensors[key].any()), None)
+            if found is None or adapter.moves_base:
+                return []
+            zero.append(found)
+    return zero
+
+
+def _held(model: Any, name: str) -> Iterator[tuple[str, Adapter]]:
+    """Yield every adapter of a name with its path in the model; one that two layers share (tied) comes twice."""
+    for module, layer in model._lora.layers.items():
+        for key, adapter in layer.carried(name).items():
+            yield f"{module}.adapters.{name}.{key}".lstrip("."), adapter

@@ -1,0 +1,160 @@
+"""Two thousand damaged adapter folders: each loads as its files say, or raises a LoRAError; nothing else ever happens.
+
+A failure names the case's number; `python -m tests.test_fuzz NUMBER` runs it alone, with the traceback.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from hf_lora import LoRAConfig, LoRAError, LoRAModel, add_lora
+
+from .cases import move
+from .fuzz import ERROR, INTACT, MARKER, MUTATIONS, PREFIX, SAME, Net, draw, lay_out, reference, tensors_of
+
+CASES = 2000
+SECONDS = 5.0  # for one case; the slowest takes less than half of one
+BYTES = 2**30
+IDS = torch.tensor([[0, 3, 5, 11], [2, 2, 7, 1]])
+
+
+class Bench:
+    """A base, the folder of its adapter, and what must still hold of the base after each case."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        torch.manual_seed(0)
+        self.base = Net().eval()
+        self.weights = {k: v.clone() for k, v in self.base.state_dict().items()}
+        self.logits = self.base(IDS).detach()
+        model = Net().eval()
+        model.load_state_dict(self.weights)
+        config = LoRAConfig(
+            r=2, lora_alpha=3, target_modules=["embed", "fc", "mix"], modules_to_save=["head"], rank_pattern={"fc": 3}
+        )
+        model = add_lora(model, config)
+        move(model)
+        model.save_pretrained(root / "original")
+        self.adapted = model(IDS).detach()
+        self.files = {p.name: p.read_bytes() for p in (root / "original").iterdir() if p.name != "README.md"}
+        self.state = self._state()
+
+    def _state(self) -> object:
+        modules = [(name, type(module), sorted(module.__dict__)) for name, module in self.base.named_modules()]
+        return modules, [(n, p.data_ptr(), p.requires_grad) for n, p in self.base.named_parameters()]
+
+    def check_untouched(self) -> None:
+        assert self._state() == self.state, "the model has changed"
+        assert all(torch.equal(v, self.weights[k]) for k, v in self.base.state_dict().items()), "weights have changed"
+        assert torch.equal(self.base(IDS), self.logits), "the base computes something else"
+
+    def run(self, number: int) -> str:
+        """Run one case and return what happened: the error's name, or "loaded"."""
+        _, files, expected = draw(number, self.files)
+        folder = self.root / str(number)
+        lay_out(files, folder)
+        try:
+            model = LoRAModel.from_pretrained(folder, base_model=self.base)
+        except LoRAError as error:
+            outcome = type(error).__name__
+            if expected == SAME:
+                raise RuntimeError(f"refused: {error}") from error
+        else:
+            outcome = "loaded"
+            got = model(IDS).detach()
+            held = model.get_adapter_state_dict()
+            model.unload()
+            for parameter, (_, _, wanted) in zip(self.base.parameters(), self.state[1], strict=True):
+                assert parameter.requires_grad == wanted
+            assert expected != ERROR, "loaded, which it must not"
+            want = self.adapted if expected in (SAME, INTACT) else reference(self.weights, folder, IDS)
+            if got.isfinite().all() and want.isfinite().all():
+                assert torch.allclose(got, want, rtol=1e-4, atol=1e-5), "computes something else"
+            else:  # overflowing sums depend on their order; the numbers themselves do not
+                file = {k.rpartition(PREFIX)[2]: v.float() for k, v in tensors_of(folder).items()}
+                assert all(torch.equal(held[k], v) for k, v in file.items()), "holds something else"
+        self.check_untouched()
+        shutil.rmtree(folder)
+        return outcome
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"still running after {seconds} seconds")
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@contextmanager
+def within_memory(size: int) -> Iterator[None]:
+    """Let the process take that many bytes more than it has; what asks for more gets a MemoryError."""
+    have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (have + size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits on memory and time are Linux's")
+def test_two_thousand_damaged_folders_load_as_they_say_or_raise_a_lora_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path)
+    outcomes: dict[str, int] = {}
+    failures = []
+    with within_memory(BYTES):
+        for number in range(CASES):
+            try:
+                with bounded(SECONDS):
+                    outcome = bench.run(number)
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                name = draw(number, bench.files)[0]
+                failures.append(f"case {number} ({name}): {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                bench = Bench(_fresh(tmp_path, number))  # the old one may be damaged
+    assert not failures, f"{len(failures)} of {CASES} cases:\n" + "\n".join(failures[:100])
+    assert not list(tmp_path.rglob(MARKER)), "a pickle was executed"
+    assert outcomes["loaded"] > CASES / 20, outcomes
+    assert len(MUTATIONS) * 30 < CASES
+    print(outcomes)
+
+
+def _fresh(root: Path, number: int) -> Path:
+    path = root / f"again-{number}"
+    path.mkdir()
+    return path
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as folder:
+        for argument in sys.argv[1:]:
+            bench = Bench(_fresh(Path(folder), int(argument)))
+            name, _, expected = draw(int(argument), bench.files)
+            print(argument, name, "->", expected)
+            try:
+                print(bench.run(int(argument)))
+            except BaseException:
+                traceback.print_exc()

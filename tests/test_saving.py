@@ -1,0 +1,597 @@
+"""Saving: the old adapter or the new one whenever the process dies, every bit read back, and nothing unfit is written."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hf_lora import LoRAConfig, LoRAModel, add_lora
+from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError
+from hf_lora.formats.files import read_tensors, write_tensors
+
+from .cases import adapted, move
+from .test_trainer import bert, trainer
+
+FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+WEIGHTS, CONFIG, PENDING = "adapter_model.safetensors", "adapter_config.json", ".adapter_config.json.pending"
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
+
+
+def model(r: int, alpha: int = 3, seed: int = 3) -> LoRAModel:
+    """Return a small adapted network whose config and tensors both follow from its rank."""
+    result = add_lora(network(), LoRAConfig(r=r, lora_alpha=alpha * r, target_modules=["0", "2"]))
+    move(result, seed)
+    return result
+
+
+def content(folder: Path) -> tuple[int, float, dict[str, list]] | None:
+    """Return what a folder loads as; None where it is no adapter. Half of one is neither: loading it fails."""
+    if not (folder / CONFIG).exists() and not ((folder / PENDING).exists() and (folder / WEIGHTS).exists()):
+        return None
+    loaded = LoRAModel.from_pretrained(folder, base_model=network())
+    return of(loaded)
+
+
+def of(loaded: LoRAModel) -> tuple[int, float, dict[str, list]]:
+    config = loaded.peft_config["default"]
+    return config.r, config.lora_alpha, {k: v.tolist() for k, v in loaded.get_adapter_state_dict().items()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- dying ----------------------------------------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    """What a kill looks like from inside: from then on nothing that the process does reaches the disk."""
+
+
+@contextmanager
+def dying_at(step: int) -> Iterator[list[str]]:
+    """Let the process die at the step-th call that opens, syncs, moves or deletes a file; yields the steps taken."""
+    taken: list[str] = []
+    originals = {name: getattr(os, name) for name in ("open", "fsync", "replace", "unlink")}
+
+    def dying(name: str) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            if len(taken) >= step:
+                if name == "fsync" and len(taken) == step and stat.S_ISREG(os.fstat(args[0]).st_mode):
+                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+                taken.append("died")
+                raise Died
+            taken.append(name)
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in originals:
+        setattr(os, name, dying(name))
+    try:
+        yield taken
+    finally:
+        for name, original in originals.items():
+            setattr(os, name, original)
+
+
+def save_and_die(saved: LoRAModel, folder: Path, step: int) -> bool:
+    """Save with a death at a step and tell whether it came to that."""
+    with dying_at(step) as taken:
+        try:
+            saved.save_pretrained(folder)
+        except Died:
+            return True
+    assert "replace" in taken
+    return False
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+def ours(folder: Path) -> None:
+    model(2).save_pretrained(folder)
+
+
+def pefts(folder: Path) -> None:
+    ours(folder)
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    ours(folder)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def edited(folder: Path) -> None:
+    ours(folder)
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**values, "lora_alpha": 5}))
+
+
+def littered(folder: Path) -> None:
+    ours(folder)
+    for name in (f".{WEIGHTS}.0123abcd.tmp", f".{CONFIG}.0123abcd.tmp", PENDING):
+        (folder / name).write_bytes(b"half of someth")
+
+
+@pytest.mark.parametrize("before", [nothing, ours, pefts, pickled, edited, littered])
+def test_a_death_at_any_step_leaves_the_old_adapter_or_the_new_one(before: Callable, tmp_path: Path) -> None:
+    new, step, seen = model(3), 0, set()
+    while True:
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        before(folder)
+        old = content(folder)
+        died = save_and_die(new, folder, step)
+        found = content(folder)
+        assert found in (old, of(new)), f"step {step}"
+        seen.add(found == of(new))
+        if not died:
+            break
+        model(4).save_pretrained(folder)
+        assert content(folder) == of(model(4))
+        assert names(folder) == FILES
+        step += 1
+    assert step > 8
+    assert seen == {True, False}
+    assert found == of(new)
+    assert names(folder) == FILES
+
+
+def test_two_deaths_in_a_row_leave_one_of_the_three_adapters(tmp_path: Path) -> None:
+    first, second, third = model(2), model(3), model(4)
+    for step in range(30):
+        for again in range(step % 4, 30, 4):
+            folder = tmp_path / f"{step}-{again}"
+            first.save_pretrained(folder)
+            died = save_and_die(second, folder, step)
+            between = content(folder)
+            finished = not save_and_die(third, folder, again)
+            assert content(folder) in (between, of(third)), (step, again)
+            shutil.rmtree(folder)
+            if finished:
+                break
+        if not died:
+            return
+    raise AssertionError("saving takes more than 30 steps")
+
+
+@on_linux
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killing_the_process_at_thirty_random_moments_leaves_a_whole_adapter(tmp_path: Path) -> None:
+    a, b = model(2), model(40, seed=4)
+    known = (of(a), of(b))
+    folder = tmp_path / "adapter"
+    a.save_pretrained(folder)
+    start = time.perf_counter()
+    for saved in (b, a):
+        saved.save_pretrained(folder)
+    duration = time.perf_counter() - start
+    moments = random.Random(0)
+    found, interrupted = [], 0
+    for moment in range(30):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    b.save_pretrained(folder)
+                    a.save_pretrained(folder)
+            finally:
+                os._exit(1)
+        time.sleep(duration * moments.uniform(0.1, 3))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "saving failed before it was killed"
+        interrupted += names(folder) != FILES
+        found.append(content(folder))
+        assert found[-1] in known, f"moment {moment}"
+    assert interrupted, "no save was cut off, so this test proves nothing"
+    a.save_pretrained(folder)
+    assert names(folder) == FILES
+
+
+def test_a_config_that_somebody_edited_counts(tmp_path: Path) -> None:
+    edited(tmp_path)
+    assert LoRAConfig.from_pretrained(tmp_path).lora_alpha == 5
+    assert content(tmp_path)[1] == 5
+    shutil.copy(tmp_path / CONFIG, tmp_path / PENDING)  # whatever it says, the weights do not name it
+    (tmp_path / CONFIG).write_text((tmp_path / PENDING).read_text().replace("5", "7"))
+    assert content(tmp_path)[1] == 7
+
+
+def test_a_directory_cut_off_before_its_first_weights_holds_no_adapter(tmp_path: Path) -> None:
+    (tmp_path / PENDING).write_text(LoRAConfig().to_json())
+    with pytest.raises(AdapterFileError, match="does not exist"):
+        LoRAConfig.from_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match=r"no adapter_config\.json"):
+        model(2).load_adapter(tmp_path, "other")
+
+
+def test_threads_that_save_into_one_directory_take_turns(tmp_path: Path) -> None:
+    saved = {r: model(r) for r in (2, 3, 4)}
+    errors = []
+
+    def work(r: int) -> None:
+        try:
+            for _ in range(8):
+                saved[r].save_pretrained(tmp_path)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(r,)) for r in saved]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert content(tmp_path) in [of(m) for m in saved.values()]
+    assert names(tmp_path) == FILES
+
+
+# --- the disk -------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_back_changed_from_the_disk_is_an_error_and_the_old_adapter_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    original = os.fsync
+
+    def spoiling(handle: int) -> None:
+        original(handle)
+        size = os.fstat(handle).st_size
+        if stat.S_ISREG(os.fstat(handle).st_mode) and size > 9:
+            byte = os.stat(handle).st_size - 3
+            os.pwrite(handle, b"\x55", byte)
+
+    monkeypatch.setattr(os, "fsync", spoiling)
+    with pytest.raises(AdapterFileError, match="came back changed"):
+        model(3).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace", "write"])
+@pytest.mark.parametrize("before", [nothing, ours])
+def test_a_disk_that_refuses_is_a_clear_error_without_litter(
+    before: Callable, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    if before is ours:
+        ours(folder)
+    old = {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else None
+    original = getattr(os, call)
+
+    def full(*args: object, **kwargs: object) -> object:
+        is_write = call != "open" or (isinstance(args[1], int) and args[1] & os.O_CREAT)
+        if is_write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args, **kwargs)
+
+    if call == "write":
+        monkeypatch.setattr("hf_lora.disk.os.fdopen", lambda handle, mode: _Full(os.dup(handle), mode))
+    else:
+        monkeypatch.setattr(os, call, full)
+    with pytest.raises(AdapterFileError, match="No space left") as caught:
+        model(3).save_pretrained(folder)
+    monkeypatch.undo()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert ({p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else None) == old
+
+
+class _Full:
+    """A file on a full disk."""
+
+    def __init__(self, handle: int, mode: str) -> None:
+        self.file = open(handle, mode)  # noqa: SIM115
+
+    def __enter__(self) -> _Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def read(self, *args: int) -> bytes:
+        return self.file.read(*args)
+
+    def write(self, part: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_places_that_hold_no_adapter_are_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AdapterFileError, match="is a file"):
+        model(2).save_pretrained(tmp_path / "file")
+    with pytest.raises(AdapterFileError, match="cannot be written"):
+        model(2).save_pretrained(tmp_path / "file" / "below")
+    for name in (CONFIG, WEIGHTS):
+        (tmp_path / name).mkdir()
+        with pytest.raises(AdapterFileError, match="is a directory"):
+            model(2).save_pretrained(tmp_path)
+        (tmp_path / name).rmdir()
+    assert names(tmp_path) == {"file"}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_directories_that_cannot_be_synced_or_locked_are_saved_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.fsync
+
+    def only_files(handle: int) -> None:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        original(handle)
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    if sys.platform != "win32":
+        monkeypatch.setattr("fcntl.flock", refuses)
+    model(2).save_pretrained(tmp_path)
+    assert content(tmp_path) == of(model(2))
+
+
+def test_older_formats_in_the_directory_give_way(tmp_path: Path) -> None:
+    shards = [f"adapter_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in (*shards, "adapter_model.safetensors.index.json", "adapter_model.bin", "adapter_model.bin.index.json"):
+        (tmp_path / name).write_bytes(b"old")
+    for name in ("training_args.bin", "adapter_model_notes.txt", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"not ours")
+    model(2).save_pretrained(tmp_path)
+    assert names(tmp_path) == FILES | {"training_args.bin", "adapter_model_notes.txt", "model.safetensors"}
+
+
+def test_a_config_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LoRAConfig(r=2).save_pretrained(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(AdapterFileError, match="No space left"):
+        LoRAConfig(r=3).save_pretrained(tmp_path)
+    assert LoRAConfig.from_pretrained(tmp_path).r == 2
+    assert names(tmp_path) == {CONFIG}
+
+
+# --- the bytes ------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_written_as_they_are_whatever_their_memory_looks_like(tmp_path: Path) -> None:
+    whole = torch.randn(8, 6)
+    tensors = {
+        "strided": whole[::2, 1:4], "transposed": whole.T, "shared": whole, "shared again": whole[:4], "number": torch.tensor(2.0),
+        "expanded": torch.ones(1).expand(5), "nan": torch.tensor([float("nan")]), "none": torch.empty(0, 3),
+        **{str(d): torch.arange(3).to(d) for d in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)},
+    }  # fmt: skip
+    write_tensors(tmp_path / "a.safetensors", tensors, {"b": "é", "a": "1"})
+    write_tensors(tmp_path / "b.safetensors", dict(reversed(tensors.items())), {"a": "1", "b": "é"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    got = load_file(tmp_path / "a.safetensors")
+    for name, want in tensors.items():
+        assert got[name].dtype is want.dtype
+        assert torch.equal(got[name], want) or name == "nan"
+    assert got.keys() == tensors.keys()
+
+
+def test_the_order_in_the_file_is_the_one_of_safetensors(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.ones(2),
+        "a": torch.ones(3),
+        "c": torch.ones(1, dtype=torch.float64),
+        "d": torch.ones(1).half(),
+    }
+    write_tensors(tmp_path / "ours.safetensors", tensors, {"format": "pt"})
+    save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    mine, theirs = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("ours", "theirs"))
+    assert mine[8 + int.from_bytes(mine[:8], "little") :] == theirs[8 + int.from_bytes(theirs[:8], "little") :]
+
+
+def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    for first, second in (("a", "A"), ("x", "y/z"), ("x", "/etc")):
+        both = add_lora(network(), LoRAConfig(r=2, target_modules=["0"]), first)
+        both.add_adapter(LoRAConfig(r=2, target_modules=["0"]), second)
+        with pytest.raises(AdapterNameError, match="one by one"):
+            both.save_pretrained(tmp_path)
+        both.save_pretrained(tmp_path / "alone", adapter_name=second)
+    assert names(tmp_path) == {"alone"}
+
+
+# --- what is not fit to be saved --------------------------------------------------------------------------------------
+
+
+def _nan(value: nn.Parameter) -> nn.Parameter:
+    with torch.no_grad():
+        value.view(-1)[1] = float("nan")
+    return value
+
+
+def _param(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[nn.Parameter], nn.Parameter]:
+    return lambda value: nn.Parameter(change(value.detach()))
+
+
+UNFIT = {
+    "empty, as FSDP leaves it": (_param(lambda v: torch.empty(0)), r"0 numbers.*state_dict="),
+    "a part": (_param(lambda v: v[:1].clone()), r"of its .*state_dict="),
+    "flat": (_param(lambda v: v.reshape(-1)), r"of its .*state_dict="),
+    "on the meta device": (_param(lambda v: v.to("meta")), "meta device"),
+    "not a number": (_nan, "not finite"),
+    "infinite": (_param(lambda v: v * float("inf")), "not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", UNFIT)
+def test_an_unfit_adapter_is_refused_with_every_tensor_named_and_nothing_written(fault: str, tmp_path: Path) -> None:
+    damage, match = UNFIT[fault]
+    broken = model(2)
+    broken.add_adapter(LoRAConfig(r=3, target_modules=["0"]), "other")
+    for layer in ("0", "2"):
+        adapter = broken.get_submodule(f"{layer}.adapters.default.weight")
+        adapter.lora_A = damage(adapter.lora_A)
+    folder = tmp_path / "out"
+    with pytest.raises(AdapterStateError, match=match) as caught:
+        broken.save_pretrained(folder)
+    assert all(f"{layer}.adapters.default.weight.lora_A" in str(caught.value) for layer in ("0", "2"))
+    assert "lora_B" not in str(caught.value)
+    assert not folder.exists()
+    broken.save_pretrained(folder, adapter_name="other")
+
+
+def test_a_gathered_state_dict_is_looked_at_as_well(tmp_path: Path) -> None:
+    whole = model(2)
+    shards = {k: torch.empty(0) if "lora_B" in k else v for k, v in whole.state_dict().items()}
+    with pytest.raises(AdapterStateError, match=r"0\.adapters\.default\.weight\.lora_B has 0 numbers.*2\.adapters"):
+        whole.save_pretrained(tmp_path / "out", state_dict=shards)
+
+
+def test_every_kind_of_adapter_is_fit_to_be_saved(tmp_path: Path) -> None:
+    for kind, variant in (
+        ("experts", "lora"),
+        ("embedding", "dora"),
+        ("conv2d", "lora"),
+        ("linear", "pissa"),
+        ("linear", "bias-trained"),
+    ):
+        adapted(kind, variant).save_pretrained(tmp_path / f"{kind}-{variant}")
+
+
+# --- training that changed nothing ----------------------------------------------------------------------------------
+
+
+def steps(trained: LoRAModel, count: int, lr: float, forward: bool = True, **options: object) -> None:
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=lr, **options)
+    for _ in range(count):
+        if forward:
+            trained(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fresh(**changes: object) -> LoRAModel:
+    return add_lora(network(), LoRAConfig(**{"r": 2, "target_modules": ["0"], **changes}))
+
+
+def test_an_adapter_that_training_left_at_zero_is_refused(tmp_path: Path) -> None:
+    for options in ({}, {"foreach": True}, {"weight_decay": 0.1}):
+        trained = fresh()
+        steps(trained, 5, 0.0, **options)
+        with pytest.raises(AdapterStateError, match=r"training steps.*0\.adapters\.default\.weight\.lora_B"):
+            trained.save_pretrained(tmp_path / "out")
+        steps(trained, 1, 0.1, **options)
+        trained.save_pretrained(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_trainer_run_without_a_learning_rate_is_refused(tmp_path: Path) -> None:
+    run = trainer(bert(), tmp_path, max_steps=5, learning_rate=0.0, save_strategy="no")
+    run.train()
+    with pytest.raises(AdapterStateError, match="still changes nothing"):
+        run.save_model()
+
+
+def test_an_adapter_that_was_never_in_the_forward_is_refused(tmp_path: Path) -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x)
+
+    trained = add_lora(Partly(), LoRAConfig(r=2, target_modules=["unused"], modules_to_save=["head"]))
+    steps(trained, 5, 0.1)
+    with pytest.raises(AdapterStateError, match=r"unused\.adapters"):
+        trained.save_pretrained(tmp_path)
+
+
+def test_a_trainer_saves_in_its_first_steps_of_warm_up(tmp_path: Path) -> None:
+    trainer(bert(), tmp_path, max_steps=3, save_steps=1, warmup_steps=2).train()
+    first = load_file(tmp_path / "checkpoint-1" / WEIGHTS)
+    assert not any(v.any() for k, v in first.items() if "lora_B" in k), "the first step has moved B: nothing is proved"
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
+def test_the_first_step_of_a_warm_up_is_no_training_yet(optim: str, tmp_path: Path) -> None:
+    trainer(bert(), tmp_path, max_steps=2, save_steps=1, warmup_steps=1, optim=optim).train()
+
+
+def zero_loaded(tmp_path: Path) -> LoRAModel:
+    fresh().save_pretrained(tmp_path / "zero")
+    loaded = LoRAModel.from_pretrained(tmp_path / "zero", base_model=network(), is_trainable=True)
+    for _ in range(5):
+        loaded.load_weights(tmp_path / "zero")
+    return loaded
+
+
+def zero_from_state_dict(_: Path) -> LoRAModel:
+    result = fresh()
+    for _ in range(5):
+        result.load_state_dict(result.state_dict())
+    return result
+
+
+def zero_converted(_: Path) -> LoRAModel:
+    result = fresh()
+    for _ in range(5):
+        result.double().float().to("cpu").requires_grad_(True).train().eval()
+    return result
+
+
+def zero_disabled(_: Path) -> LoRAModel:
+    result = fresh()
+    result.merge_adapter()
+    result.unmerge_adapter()
+    with result.adapters_disabled():
+        result(torch.ones(1, 6))
+    return result
+
+
+def zero_inference(_: Path) -> LoRAModel:
+    with torch.inference_mode():
+        return fresh()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: fresh(), lambda _: copy.deepcopy(fresh()), lambda _: pickle.loads(pickle.dumps(fresh())), zero_loaded,
+             zero_from_state_dict, zero_converted, zero_disabled, zero_inference],
+    ids="fresh copied pickled loaded state-dict converted disabled inference".split(),
+)  # fmt: skip
+def test_an_adapter_that_nothing_trained_may_be_zero(make: Callable[[Path], LoRAModel], tmp_path: Path) -> None:
+    make(tmp_path).save_pretrained(tmp_path / "out")
+    assert not any(v.any() for k, v in read_tensors(tmp_path / "out" / WEIGHTS).items() if "lora_B" in k)
+
+
+def test_a_copy_that_is_trained_to_nothing_is_refused_as_well(tmp_path: Path) -> None:
+    for copied in (copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh()))):
+        steps(copied, 8, 0.0)
+        with pytest.raises(AdapterStateError, match="still changes nothing"):
+            copied.save_pretrained(tmp_path)

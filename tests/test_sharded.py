@@ -1,0 +1,57 @@
+"""Saving in a distributed run: shards are gathered in every process, checked in each, and written by one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hf_lora import LoRAConfig, add_lora
+from hf_lora.errors import AdapterStateError
+
+from .cases import move
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def _rank(rank: int, folder: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    main = rank == 0
+    net = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 4))
+    model = add_lora(net, LoRAConfig(r=3, target_modules=["0", "2"]))
+    move(model)
+    if main:
+        model.save_pretrained(f"{folder}/whole")
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    own = model.get_parameter("0.adapters.default.weight.lora_A")
+    assert own.to_local().numel() < own.numel()
+    model.save_pretrained(f"{folder}/gathered", is_main_process=main)
+    model.save_pretrained(f"{folder}/from_state_dict", is_main_process=main, state_dict=model.state_dict())
+    if not main:
+        model.save_pretrained(f"{folder}/nobody", is_main_process=False, state_dict={})
+    with torch.no_grad():
+        own.to_local().fill_(float("nan"))
+    with pytest.raises(AdapterStateError, match="not finite"):  # in every process, so that none waits for another
+        model.save_pretrained(f"{folder}/refused", is_main_process=main)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes outlive the interpreter, which then aborts
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_shards_are_gathered_in_every_process_and_written_by_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"whole", "gathered", "from_state_dict"}
+    for name in ("gathered", "from_state_dict"):
+        for file in FILES:
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -1,0 +1,126 @@
+"""Reading files strictly: a head is checked before anything is read behind it, JSON means one thing, pickles run nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from hf_lora import LoRAConfig
+from hf_lora.errors import AdapterFileError
+from hf_lora.formats.files import read_metadata, read_tensors
+from hf_lora.formats.safetensors_header import header_size, read_header
+from hf_lora.strict_json import read_json
+
+from .fuzz import joined
+
+
+def test_a_head_is_read_from_a_files_first_bytes_alone() -> None:
+    raw = save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}, metadata={"format": "pt"})
+    size = header_size(raw[:8], len(raw))
+    header = read_header(raw[:size], len(raw))
+    assert {n: (e.dtype, e.shape, e.nbytes) for n, e in header.tensors.items()} == {
+        "a": ("F32", (2, 3), 24),
+        "b": ("F16", (4,), 8),
+    }
+    assert header.metadata == {"format": "pt"}
+    assert header.size == size == len(raw) - 32
+    with pytest.raises(AdapterFileError, match="truncated"):
+        read_header(raw[: size - 1], len(raw))
+    with pytest.raises(AdapterFileError, match="truncated"):
+        header_size(struct.pack("<Q", 10**8 + 1), 10**9)
+
+
+def test_an_error_in_a_head_names_the_tensor_and_what_is_wrong(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    for change, match in (
+        ({"dtype": "F8_E8M0"}, "a: its dtype 'F8_E8M0' is none of"),
+        ({"shape": [3]}, r"a: \[3\] of F32 takes 12 bytes"),
+        ({"shape": [2**40, 2**40]}, "a: its shape .* larger than any memory"),
+        ({"data_offsets": [4, 12]}, "a begins at byte 4, but what lies before it ends at 0"),
+    ):
+        (tmp_path / "x.safetensors").write_bytes(joined({"a": {**entry, **change}}, bytes(8)))
+        with pytest.raises(AdapterFileError, match=match):
+            read_tensors(tmp_path / "x.safetensors")
+
+
+def test_tensors_that_do_not_lie_on_their_own_boundary_are_read_right(tmp_path: Path) -> None:
+    header = {
+        "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "float": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]},
+    }
+    (tmp_path / "x.safetensors").write_bytes(joined(header, struct.pack("<Bff", 7, 1.5, -2)))
+    got = read_tensors(tmp_path / "x.safetensors")
+    assert got["float"].tolist() == [1.5, -2]
+    assert got["float"].data_ptr() % 4 == 0
+    assert got["byte"].tolist() == [7]
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    tensors = {n: torch.ones(3) for n in "abcd"}
+    tensors["b"][1], tensors["d"][2] = float("nan"), float("-inf")
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterFileError, match=r"not finite \(NaN or infinity\) in b, d:"):
+        read_tensors(tmp_path / "x.safetensors")
+    save_file({"large": torch.full((9,), 3e38)}, tmp_path / "x.safetensors")  # whose sum is not finite
+    assert read_tensors(tmp_path / "x.safetensors")["large"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"r": 1, "r": 1}', "'r' comes more than once"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": 1e999}', "beyond any float"),
+        ('{"a": ' + "9" * 30 + "}", "64 bits"),
+        ('{"a":' * 50_000, "nested too deeply|Expecting"),
+        ("[]", "holds a JSON list"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_json_that_could_mean_two_things_or_nothing_is_refused(text: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(AdapterFileError, match=match):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_json_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(AdapterFileError, match="larger than"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_and_devices_are_not_opened_for_ever(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "x.safetensors", "x.bin"):
+        os.mkfifo(tmp_path / name)
+    for read in (
+        LoRAConfig.from_pretrained,
+        lambda p: read_tensors(p / "x.safetensors"),
+        lambda p: read_tensors(p / "x.bin"),
+    ):
+        with pytest.raises(AdapterFileError, match="no regular file"):
+            read(tmp_path)
+    with pytest.raises(AdapterFileError, match="no regular file"):
+        read_metadata(Path(tmp_path / "x.safetensors"))
+
+
+def test_a_bare_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(AdapterFileError, match=r"1\.6.*convert it: .*weights_only=True"):
+        read_tensors(tmp_path / "x.bin")
+    torch.save({"a": torch.ones(2), "b": torch.ones(2).bfloat16()}, tmp_path / "x.bin")
+    assert read_tensors(tmp_path / "x.bin").keys() == {"a", "b"}
+
+
+def test_a_config_may_say_its_numbers_as_json_does(tmp_path: Path) -> None:
+    values = json.loads(LoRAConfig(r=4, lora_alpha=0.5).to_json())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values).replace("0.5", "5e-1"))
+    assert LoRAConfig.from_pretrained(tmp_path).lora_alpha == 0.5
