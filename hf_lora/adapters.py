@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .config import PRESETS, LoRAConfig
 from .errors import AdapterNameError, AdapterStateError
+from .formats.names import fit_names
 from .formats.peft import read_sites
-from .incoming import check_dtypes, check_saved
+from .incoming import check_dtypes
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan, token_sites
@@ -68,11 +69,11 @@ def load(
     """
     _check_new(state, name)
     modules = dict(base_modules(model))
+    config, tensors, places = fit_names(modules, config, tensors)
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
-    found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors)
+    found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
     groups = _build(modules, [site for site, _ in found])
     check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
-    check_saved(modules, config, found)
     with state.set_aside():
         for site, values in found:
             adapter = groups[site.module][site.key][1]
@@ -92,7 +93,9 @@ def copy_in(
     Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
     """
     check_known(state, [name])
-    found = read_sites(dict(base_modules(model)), config.copy(lora_dropout=0.0), tensors)
+    modules = dict(base_modules(model))
+    config, tensors, places = fit_names(modules, config, tensors)
+    found = read_sites(modules, config.copy(lora_dropout=0.0), tensors, places)
     targets = []
     for site, values in found:
         layer = state.layers.get(site.module)

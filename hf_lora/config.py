@@ -18,7 +18,7 @@ from .formats.commit import settled
 from .settings import TASK_TYPES, is_names, problems_of
 from .strict_json import read_json
 from .structure import PRESETS
-from .variants import SCALINGS
+from .variants import INITS, SCALINGS
 
 __all__ = ["PRESETS", "TASK_TYPES", "LoRAConfig"]
 
@@ -132,8 +132,11 @@ class LoRAConfig:
 
     def scaling_of(self, name: str) -> float:
         """Return the factor on B A for the module of that full name."""
-        alpha = float(_by_pattern(self.alpha_pattern, name, self.lora_alpha))
-        return SCALINGS["rslora" if self.use_rslora else "lora"](alpha, self.rank_of(name))
+        return SCALINGS["rslora" if self.use_rslora else "lora"](self.alpha_of(name), self.rank_of(name))
+
+    def alpha_of(self, name: str) -> float:
+        """Return the lora_alpha of the module of that full name."""
+        return float(_by_pattern(self.alpha_pattern, name, self.lora_alpha))
 
     def copy(self, **changes: Any) -> LoRAConfig:
         """Return a copy with some fields changed, validated again."""
@@ -154,11 +157,14 @@ class LoRAConfig:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "this config") -> LoRAConfig:
+    def from_dict(
+        cls, values: Mapping[str, Any], source: str = "this config", ignore_unknown: bool = False
+    ) -> LoRAConfig:
         """Return the LoRAConfig that an adapter_config.json stands for.
 
-        Keys that hf_lora does not use are kept in `other`. Raises ConfigError for another PEFT method, for a
-        setting that hf_lora does not build and for an unknown key whose value is not an empty default.
+        Keys that hf_lora does not use are kept in `other`. ignore_unknown: also those that nobody here knows.
+        Raises ConfigError for another PEFT method, for a setting that hf_lora does not build and for an unknown key
+        whose value is not an empty default.
         """
         kind = values.get("peft_type")
         if kind != "LORA":
@@ -173,11 +179,19 @@ class LoRAConfig:
             elif key in UNSUPPORTED and value != UNSUPPORTED[key] and value is not None:
                 problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
             elif key not in UNSUPPORTED and key not in INERT and key != "peft_type" and value not in _EMPTY:
-                problems.append(f"unknown key {key}={value!r}; if it has no effect, delete it from the file.")
+                if not ignore_unknown:
+                    problems.append(
+                        f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
+                        "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
+                    )
+                other[key] = value
             elif key in INERT:
                 other[key] = value
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
+        start = mine.get("init_lora_weights")
+        if isinstance(start, str) and start in INITS and INITS[start].read_only:
+            other["init_lora_weights"] = start  # says that a file was started so, which a new config may not be
         try:
             return cls(**{k: v for k, v in mine.items() if v is not None or k in _KEEPS_NULL}, other=other)
         except ConfigError as error:
@@ -196,10 +210,11 @@ class LoRAConfig:
             raise AdapterFileError(f"{directory / CONFIG_NAME} cannot be written: {error}") from error
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> LoRAConfig:
+    def from_pretrained(cls, directory: str | Path, ignore_unknown: bool = False) -> LoRAConfig:
         """Read the adapter_config.json of a local directory (or the file itself).
 
         Of a directory in which a save was cut off, the one that belongs to the weights there.
+        ignore_unknown: accept keys that nobody here knows, whatever they mean; they are written back.
         Raises AdapterFileError where it is missing or no JSON object, ConfigError where it is no LoRA adapter's.
         """
         path = Path(directory)
@@ -207,7 +222,7 @@ class LoRAConfig:
             path = settled(path) or path / CONFIG_NAME
         if not os.path.lexists(path):
             raise AdapterFileError(f"{path} does not exist; an adapter directory holds {CONFIG_NAME}.")
-        return cls.from_dict(read_json(path), source=str(path))
+        return cls.from_dict(read_json(path), str(path), ignore_unknown)
 
 
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import LoRAConfig
 from .errors import AdapterMismatchError
-from .layer import base_modules, own_tensor
 from .plan import Site
-from .targets import saved_modules
 from .variants import Adapter
 
-__all__ = ["check_dtypes", "check_saved"]
+__all__ = ["check_dtypes"]
 
 
 def check_dtypes(found: Iterable[tuple[Site, Adapter, Mapping[str, Tensor]]]) -> None:
@@ -28,24 +25,4 @@ def check_dtypes(found: Iterable[tuple[Site, Adapter, Mapping[str, Tensor]]]) ->
         raise AdapterMismatchError(
             f"{len(odd)} tensors of the adapter's file are of a type that cannot stand for what is trained: "
             f"{'; '.join(odd[:6])}. Save its weights as floating-point numbers."
-        )
-
-
-def check_saved(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, found: Iterable[tuple[Site, Mapping[str, Tensor]]]
-) -> None:
-    """Raise AdapterMismatchError where modules_to_save names parameters that the file does not hold."""
-    held = {(site.module, site.parameter) for site, _ in found}
-    missing = [
-        ".".join(filter(None, (name, inner, leaf)))
-        for name in saved_modules(config.modules_to_save or (), modules)
-        for inner, module in base_modules(modules[name])
-        for leaf in module._parameters
-        if own_tensor(module, leaf) is not None and (".".join(filter(None, (name, inner))), leaf) not in held
-    ]
-    if missing:
-        raise AdapterMismatchError(
-            f"the adapter's file lacks {len(missing)} tensors of modules_to_save={list(config.modules_to_save or ())}: "
-            f"{', '.join(missing[:6])}. Without them the model would compute with untrained ones. Save the adapter "
-            "again with its modules, or take the names out of modules_to_save where they were never trained."
         )

@@ -41,11 +41,28 @@ def _value_problems(c: LoRAConfig) -> list[str]:
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
     if c.task_type is not None and c.task_type not in TASK_TYPES:
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
-    if not isinstance(c.init_lora_weights, bool | str) or c.init_lora_weights not in INITS:
-        known = ", ".join(map(repr, INITS))
-        found.append(f"init_lora_weights={c.init_lora_weights!r}; the choices are {known} and 'pissa_niter_N'.")
+    found += _init_problem(c)
     found += [f"{n}={getattr(c, n)!r}, but it is True or False." for n in _FLAGS if not isinstance(getattr(c, n), bool)]
     return [*found, *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
+
+
+# PEFT's starts that write into the base: without that base, the factors alone compute something else.
+_MOVE_THE_BASE = ("olora", "corda", "loftq", "lora_ga")
+
+
+def _init_problem(c: LoRAConfig) -> list[str]:
+    init = c.init_lora_weights
+    if isinstance(init, bool | str) and init in INITS:
+        if not INITS[init].read_only or c.other.get("init_lora_weights") == init:
+            return []
+    elif init in _MOVE_THE_BASE:
+        return [
+            f"init_lora_weights={init!r} writes into the base's weights, which the adapter's file does not hold and "
+            "hf_lora does not build. PEFT converts it into a plain LoRA adapter, which can be loaded: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        ]
+    known = ", ".join(repr(name) for name, row in INITS.items() if not row.read_only)
+    return [f"init_lora_weights={init!r}; the choices are {known} and 'pissa_niter_N'."]
 
 
 def _name_problems(c: LoRAConfig) -> list[str]:

@@ -66,10 +66,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / BIN, weights_only=True)
 
 
+def plain(key: str) -> str:
+    """Return a key without the prefixes of PEFT and of other classes, which a loader may rewrite."""
+    return re.sub(r"^(base_model\.|model\.)+", "", key)
+
+
 def reference(base: dict[str, Tensor], folder: Path, ids: Tensor) -> Tensor:
     """Return the logits that a folder's files stand for, from the formula alone."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
-    values = {k.removeprefix(PREFIX).replace(".base_layer", ""): v.float() for k, v in tensors_of(folder).items()}
+    values = {plain(k).replace(".base_layer", ""): v.float() for k, v in tensors_of(folder).items()}
     new = dict(base)
     for module in ("embed", "fc", "mix"):
         table = f"{module}.lora_embedding_A" in values

@@ -18,7 +18,7 @@ COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"
 ADAPTER_CONFIG = "adapter_config.json"
 OTHER_METHODS = {8, 66, *range(76, 91)}
 NOT_PEFT = {1, 27, 28, 44, 45}
-NOT_BUILT = {73: "init_lora_weights='mica'", 74: "use_bdlora="}
+NOT_BUILT = {74: "use_bdlora="}
 
 
 def _in_peft(directory: Path) -> dict[str, Any]:
@@ -101,6 +101,8 @@ READABLE = {
     "patterns": _json(rank_pattern={"to_v": 2, r"layers\.0\..*": 3}, alpha_pattern={"to_v": 32, "to_q": 0.5}),
     "variants": _json(use_dora=True, use_rslora=True),
     "initialisation": _json(init_lora_weights="pissa_niter_16"),
+    "an initialisation of PEFT's own": _json(init_lora_weights="orthogonal"),
+    "an initialisation from data": _json(init_lora_weights="eva", eva_config={"rho": 2.0}),
     "one layer": _json(layers_to_transform=3, layers_pattern="layers"),
     "some layers": _json(layers_to_transform=[12, 13], layers_pattern=["h", "layers"]),
     "tokens": _json(trainable_token_indices=[3, 1, 2]),
@@ -133,7 +135,11 @@ REFUSED = {
     "a feature that is not built": (_json(use_qalora=True), "use_qalora=True.*does not build"),
     "replicated layers": (_json(layer_replication=[[0, 4], [2, 5]]), "layer_replication="),
     "an activated adapter": (_json(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens="),
-    "an initialisation that is not built": (_json(init_lora_weights="mica"), "init_lora_weights='mica'.*choices"),
+    "an initialisation that nobody knows": (_json(init_lora_weights="x"), "init_lora_weights='x'.*choices"),
+    "an initialisation that moves the base": (
+        _json(init_lora_weights="olora"),
+        "'olora' writes into the base.*path_initial",
+    ),
     "a rank that is a word": (_json(r="8"), "r='8'.*positive integer"),
     "a rank of nought": (_json(r=0), "r=0.*positive integer"),
     "targets that are numbers": (_json(target_modules=[1, 2]), "target_modules=.*list of names"),

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import ConfigError
 
 from . import families
 from .versions import not_older
@@ -42,6 +43,8 @@ CHATTER = (
     "Setting .save_embedding_layers. to:UserWarning",
     "The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
     ".*tensor.s. have invalid shape:UserWarning",
+    "lora with eva initialization:UserWarning",
+    "(OLoRA|PiSSA) changes the base weights:UserWarning",
 )
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in CHATTER]
 TOLERANCE = 1e-5
@@ -365,8 +368,17 @@ def test_multihead_attention_agrees_with_peft_once_the_output_update_that_peft_a
     _scale_output_update(tmp_path / "ours", 0.5)
     _scale_output_update(tmp_path / "theirs", 2.0)
     assert _same(_outputs(_load_there(case, tmp_path / "ours"), case.base), _outputs(ours, case.base))
-    assert _same(_outputs(_load_here(case, tmp_path / "theirs"), case.base), _outputs(theirs, case.base))
+    with pytest.warns(UserWarning, match=r"PEFT .*adds the update of .*out_proj twice.*Double that lora_B"):
+        here = _load_here(case, tmp_path / "theirs")
+    assert _same(_outputs(here, case.base), _outputs(theirs, case.base))
     assert _matters(_outputs(ours, case.base), case.base)
+
+
+def test_an_attention_adapter_that_was_saved_here_loads_without_a_word(tmp_path: Path) -> None:
+    case = ATTENTIONS["attention"]
+    ours = _ours(case)
+    ours.save_pretrained(tmp_path)
+    assert _same(_outputs(_load_here(case, tmp_path), case.base), _outputs(ours, case.base), 0.0)
 
 
 def _scale_output_update(directory: Path, factor: float) -> None:
@@ -407,6 +419,84 @@ def test_experts_that_peft_fused_from_their_old_names_compute_the_same_here(name
     want = _outputs(model, case.base)
     assert _matters(want, case.base)
     assert _same(_outputs(_load_here(case, tmp_path), case.base), want)
+
+
+# Mixtures' experts as Transformers 4 named and PEFT saved them, one by one.
+def _write_by_old_names(case: Case, directory: Path) -> None:
+    base, block = _base(case.base), "block_sparse_moe" if case.base == "mixtral" else "mlp"
+    gate, down, up = ("w1", "w2", "w3") if case.base == "mixtral" else ("gate_proj", "down_proj", "up_proj")
+    noise, tensors = torch.Generator().manual_seed(23), {}
+    for owner, experts in ((n, m) for n, m in base.named_modules() if n.endswith("mlp.experts")):
+        count, twice, width = experts.gate_up_proj.shape
+        for i in range(count):
+            for word, out, in_ in ((gate, twice // 2, width), (up, twice // 2, width), (down, width, twice // 2)):
+                key = f"base_model.model.{owner}.{i}.{word}".replace(".mlp.", f".{block}.")
+                tensors[f"{key}.lora_A.weight"] = torch.randn(2, in_, generator=noise)
+                tensors[f"{key}.lora_B.weight"] = torch.randn(out, 2, generator=noise)
+    save_file(tensors, directory / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [gate, up, down]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+
+
+@not_older
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_experts_saved_one_by_one_compute_what_peft_makes_of_them_and_so_do_they_once_saved_again(
+    name: str, tmp_path: Path
+) -> None:
+    case = _lora(name)
+    _write_by_old_names(case, tmp_path)
+    here, there = _load_here(case, tmp_path), _load_there(case, tmp_path)
+    want = _outputs(there, name)
+    assert _matters(want, name)
+    assert _same(_outputs(here, name), want)
+    here.save_pretrained(tmp_path / "again")
+    assert _same(_outputs(_load_there(case, tmp_path / "again"), name), want)
+
+
+# Starts that hf_lora does not build, but which leave the base alone: once trained, the file says all.
+@pytest.mark.parametrize("start", ["eva", "orthogonal", "mica"])
+def test_an_adapter_that_peft_started_by_a_way_of_its_own_computes_the_same_and_keeps_its_start(
+    start: str, tmp_path: Path
+) -> None:
+    if start == "mica" and start not in str(peft.LoraConfig.__dataclass_fields__["init_lora_weights"].type):
+        pytest.skip("this PEFT does not know MiCA")
+    theirs = {"eva_config": peft.EvaConfig()} if start == "eva" else {}
+    case = _lora("llama", "q_proj", "v_proj", init_lora_weights=start)
+    model = _theirs(Case(case.base, case.config, theirs))
+    model.save_pretrained(tmp_path / "theirs")
+    here = _load_here(case, tmp_path / "theirs")
+    want = _outputs(model, case.base)
+    assert _matters(want, case.base)
+    assert _same(_outputs(here, case.base), want)
+    here.save_pretrained(tmp_path / "ours")
+    assert _config(tmp_path / "ours") == _config(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=f"init_lora_weights='{start}'; the choices are"):
+        LoRAConfig(init_lora_weights=start)
+    with pytest.raises(ConfigError, match="can be loaded, but not started"):
+        LoRAModel.from_model(_base("llama"), LoRAConfig.from_pretrained(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("start", ["olora", "pissa"])
+def test_an_adapter_that_peft_converted_from_a_start_that_moves_the_base_computes_the_same(
+    start: str, tmp_path: Path
+) -> None:
+    """PEFT saves it as plain LoRA of twice the rank; unconverted, OLoRA is refused and PiSSA's start is found again."""
+    case = _lora("llama", "q_proj", "v_proj", init_lora_weights=start)
+    torch.manual_seed(20)
+    model = peft.get_peft_model(copy.deepcopy(_base("llama")), peft.LoraConfig(r=2, lora_alpha=3, **case.config)).eval()
+    model.peft_config["default"].init_lora_weights = True  # of the start, so that PEFT does not subtract it twice
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = start
+    _move(model)
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    want = _outputs(model, "llama")
+    assert _same(_outputs(_load_here(case, tmp_path / "converted"), "llama"), want, 1e-4)
+    model.save_pretrained(tmp_path / "as it is")
+    if start == "olora":
+        with pytest.raises(ConfigError, match="'olora' writes into the base's weights"):
+            _load_here(case, tmp_path / "as it is")
+    else:
+        assert _same(_outputs(_load_here(case, tmp_path / "as it is"), "llama"), want, 1e-4)
 
 
 # What of "all-linear" PEFT cannot follow, hence left out here:

@@ -21,18 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LoRAConfig
-from ..errors import AdapterMismatchError
 from ..kinds import KINDS, kind_of
 from ..layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites
-from ..targets import listed_modules, match_names, parameter_names
+from ..targets import match_names, parameter_names
 from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
+from .coverage import missing_names
+from .keys import PREFIX, TOKENS, WRAP, split_key, unwrapped
+from .mismatch import mismatch
 
-__all__ = ["PREFIX", "adapter_tensors", "read_sites"]
+__all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
 
-PREFIX = "base_model.model."
-_WRAP = "base_layer"
-_TOKENS = "token_adapter.trainable_tokens_delta"
+Place = tuple[str, str, str]  # module, parameter, the adapter's attribute (or "saved", "tokens")
+Places = Mapping[str, "Place | None"]
 
 
 def adapter_tensors(
@@ -53,7 +54,7 @@ def adapter_tensors(
         seen.add(id(adapter))
         outer = [a.parameter for a in adapters[module].values() if isinstance(a, LoRA)]
         depth = len(outer) - 1 - outer.index(adapter.parameter) if isinstance(adapter, LoRA) else wraps[module]
-        path = ".".join([_wrapped(module, wraps), *[_WRAP] * depth]).strip(".")
+        path = ".".join([_wrapped(module, wraps), *[WRAP] * depth]).strip(".")
         values = {attribute: tensor.detach() for attribute, tensor in _own_tensors(adapter)}
         if state_dict is not None:
             at = f"{module}.adapters.{name}.{key}".lstrip(".")
@@ -69,14 +70,14 @@ def _wrapped(module: str, wraps: Mapping[str, int]) -> str:
     for i, word in enumerate(words):
         path.append(word)
         if i + 1 < len(words):
-            path += [_WRAP] * wraps[".".join(words[: i + 1])]
+            path += [WRAP] * wraps[".".join(words[: i + 1])]
     return ".".join(path)
 
 
 def _leaves(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
     """Yield (PEFT's name below the layer, PEFT's tensor) for everything an adapter holds, by attribute."""
     if isinstance(adapter, Tokens):
-        yield _TOKENS, values["value"]
+        yield TOKENS, values["value"]
     elif isinstance(adapter, Saved):
         yield adapter.parameter, values["value"]
     elif isinstance(adapter, LoRA):
@@ -94,86 +95,78 @@ def _leaves(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterable[tuple[st
 
 
 def read_sites(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mapping[str, Tensor], places: Places
 ) -> list[tuple[Site, dict[str, Tensor]]]:
     """Return every site that a file's tensors stand for, with the tensors of its adapter by attribute name.
 
-    modules: the model's own by full name, the model itself under "".
+    modules: the model's own by full name, the model itself under "". places: what `place_of` says of each key.
     The file decides what is adapted; each tensor must find its place and each place its tensors.
     Raises AdapterMismatchError, listing what is missing, unexpected or of another shape.
     """
-    parts, unexpected = _group(tensors, modules, config)
+    parts, unexpected, problems = _group(tensors, modules, config, places)
     found: list[tuple[Site, dict[str, Tensor]]] = []
-    problems = [f"unexpected {key}" for key in unexpected]
     for (module, parameter, role), values in parts.items():
         site = _site(modules, config, module, parameter, role)
-        values, trouble = _fit(site, values, modules[module])
+        values, trouble = _fit(site, values, modules)
         problems += trouble
         found.append((site, values))
-    problems += _missing(config, modules, {s.module for s, _ in found})
-    if problems:
-        raise AdapterMismatchError(_mismatch(modules[""], problems, len(tensors)))
-    saved_first = sorted(found, key=lambda item: item[0].role in FORMULAS)
+    problems += [f"missing the tensors of {name}" for name in missing_names(config, modules, parts)]
+    if problems or unexpected:
+        raise mismatch(modules, unexpected, problems, len(tensors))
+    saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
     tied = [t for site, _ in saved_first if site.role == "tokens" for t in tied_sites(modules, site)]
     return [*saved_first, *((site, {}) for site in tied)]
 
 
+def _rank(modules: Mapping[str, nn.Module], site: Site) -> tuple[bool, int]:
+    """Return what sites are sorted by: saved ones first, then an owner's parameters in its own order, as PEFT nests."""
+    owned = list(modules[site.module]._parameters)
+    return site.role in FORMULAS, owned.index(site.parameter) if site.parameter in owned else 0
+
+
 def _group(
-    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], config: LoRAConfig
-) -> tuple[dict[tuple[str, str, str], dict[str, Tensor]], list[str]]:
-    """Sort a file's tensors by (module, parameter, role), and name those that have no place."""
+    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], config: LoRAConfig, places: Places
+) -> tuple[dict[tuple[str, str, str], dict[str, Tensor]], list[str], list[str]]:
+    """Sort a file's tensors by (module, parameter, role); name those without a place, and pairs of one place."""
     parts: dict[tuple[str, str, str], dict[str, Tensor]] = {}
-    unexpected = []
+    keys: dict[tuple[str, str, str], str] = {}
+    unexpected, problems = [], []
     for key, tensor in tensors.items():
-        path, leaf, attribute = _split(key.removeprefix(PREFIX))
-        words = path.split(".") if path else []
-        module = ".".join(w for w in words if w != _WRAP)
-        layer = modules.get(module)
-        if layer is None:
+        place = places[key]
+        if place is None:
             unexpected.append(key)
-        elif attribute == "plain":
-            own = own_tensor(layer, leaf)
-            if own is None:
-                unexpected.append(key)
-            elif not (isinstance(layer, nn.Embedding) and _WRAP in words and _same(own, tensor)):
-                parts.setdefault((module, leaf, "saved"), {})["value"] = tensor
-        elif attribute == "tokens":
-            parts.setdefault((module, "weight", "tokens"), {})["value"] = tensor
-        else:
-            parameter = _parameter(layer, module, _trailing(words), config)
-            if parameter is None:
-                unexpected.append(key)
-            else:
-                group = parts.setdefault((module, parameter, config.formula), {})
-                if attribute in group:  # under its other name
-                    unexpected.append(key)
-                group[attribute] = tensor
-    return parts, unexpected
+            continue
+        module, parameter, attribute = place
+        if attribute == "saved" and _is_copy(modules[module], parameter, key, tensor):
+            continue
+        if keys.setdefault(place, key) != key:
+            problems.append(f"{keys[place]} and {key} are two tensors for one place")
+        role = attribute if attribute in ("saved", "tokens") else config.formula
+        parts.setdefault((module, parameter, role), {})["value" if role == attribute else attribute] = tensor
+    return parts, unexpected, problems
 
 
-_LEAVES = {
-    "lora_A.weight": "lora_A",
-    "lora_B.weight": "lora_B",
-    "lora_B.bias": "lora_bias",
-    "lora_embedding_A": "lora_A",
-    "lora_embedding_B": "lora_B",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-    _TOKENS: "tokens",
-}
+def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> Place | None:
+    """Return (module, parameter, the adapter's attribute, "saved" or "tokens") of a key, None without a place."""
+    path, leaf, attribute = split_key(key)
+    module, depth = unwrapped(path)
+    layer = modules.get(module)
+    if layer is None:
+        return None
+    if attribute == "saved":
+        return (module, leaf, attribute) if own_tensor(layer, leaf) is not None else None
+    if attribute == "tokens":
+        return module, "weight", attribute
+    parameter = _parameter(layer, module, depth, config)
+    return None if parameter is None else (module, parameter, attribute)
 
 
-def _split(key: str) -> tuple[str, str, str]:
-    """Return (path, leaf, the adapter's attribute or "plain") of a key without its prefix."""
-    for leaf, attribute in _LEAVES.items():
-        if key == leaf or key.endswith("." + leaf):
-            return key[: -len(leaf)].rstrip("."), leaf, attribute
-    path, _, leaf = key.rpartition(".")
-    return path, leaf, "plain"
-
-
-def _trailing(words: list[str]) -> int:
-    return next((i for i, word in enumerate(reversed(words)) if word != _WRAP), len(words))
+def _is_copy(layer: nn.Module, parameter: str, key: str, tensor: Tensor) -> bool:
+    """Return whether a tensor is the base's own table, of which PEFT adds a copy where the table is a target."""
+    own = own_tensor(layer, parameter)
+    if not isinstance(layer, nn.Embedding) or f".{WRAP}." not in key or own is None or own.is_meta:
+        return False
+    return own.shape == tensor.shape and torch.equal(own.cpu(), tensor.to(own.dtype))
 
 
 def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) -> str | None:
@@ -184,10 +177,6 @@ def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) ->
     if raw:
         return raw[len(raw) - 1 - depth] if depth < len(raw) else None
     return "weight" if depth == 0 and kind_of(layer) is not None else None
-
-
-def _same(own: Tensor, tensor: Tensor) -> bool:
-    return not own.is_meta and own.shape == tensor.shape and torch.equal(own.cpu(), tensor.to(own.dtype))
 
 
 def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, parameter: str, role: str) -> Site:
@@ -210,8 +199,11 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
     return lora_site(modules, config, module, parameter if raw else "")
 
 
-def _fit(site: Site, values: dict[str, Tensor], layer: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+def _fit(
+    site: Site, values: dict[str, Tensor], modules: Mapping[str, nn.Module]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return a file's tensors in the shapes of the site's adapter, and what does not fit."""
+    layer = modules[site.module]
     if site.kind.startswith("experts") and {"lora_A", "lora_B"} <= values.keys():
         experts, a, b = site.shape[0], values["lora_A"], values["lora_B"]
         if a.ndim == 2 and b.ndim == 2 and a.shape[0] % experts == 0 and b.shape[1] % experts == 0:
@@ -225,6 +217,7 @@ def _fit(site: Site, values: dict[str, Tensor], layer: nn.Module) -> tuple[dict[
     trouble += [f"unexpected {k} of {where}" for k in values if k not in wanted]
     trouble += [
         f"{where}: {k} is {tuple(values[k].shape)} in the file, {shape} in the model"
+        + _resize(site, modules, k, values[k])
         for k, shape in wanted.items()
         if k in values and tuple(values[k].shape) != shape
     ]
@@ -236,15 +229,15 @@ def _own_tensors(adapter: Adapter) -> Iterable[tuple[str, Tensor]]:
     yield from [(k, v) for k, v in adapter._buffers.items() if v is not None and k == "value"]
 
 
-def _missing(config: LoRAConfig, modules: Mapping[str, nn.Module], found: set[str]) -> list[str]:
-    """Return what the config's own list names in the model and the file does not hold."""
-    wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
-    return [f"missing the tensors of {n}" for n in wanted if n not in found]
-
-
-def _mismatch(model: nn.Module, problems: list[str], count: int) -> str:
-    shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-    return (
-        f"the adapter does not fit {type(model).__name__}: {shown}. Its file holds {count} tensors. Load it onto the "
-        "base it was trained on (base_model_name_or_path in its adapter_config.json), of the same class."
-    )
+def _resize(site: Site, modules: Mapping[str, nn.Module], attribute: str, tensor: Tensor) -> str:
+    """Say how to make room for the rows of another vocabulary."""
+    layer, model = modules[site.module], modules[""]
+    table, embeds = layer._parameters.get("weight"), isinstance(layer, nn.Embedding)
+    is_head = layer is getattr(model, "get_output_embeddings", lambda: None)()
+    of_rows = {"value", "lora_A"} if embeds else {"value", "lora_B", "lora_bias", "magnitude"}
+    if table is None or not (embeds or is_head) or site.role == "tokens" or attribute not in of_rows or not tensor.ndim:
+        return ""
+    rows, own = tensor.shape[-1 if attribute == "lora_A" else 0], table.shape[0]
+    if rows == own:
+        return ""
+    return f" (another vocabulary: the model has {own} rows; call model.resize_token_embeddings({rows}) first)"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as LF
+from ..errors import ConfigError
 from ..kinds import KINDS
 
 if TYPE_CHECKING:
@@ -26,11 +27,15 @@ InitName = bool | str
 
 @dataclass(frozen=True)
 class Init:
-    """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix if it `reads_weight`."""
+    """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix if it `reads_weight`.
+
+    read_only: not built here, but without effect on an adapter that comes from a file.
+    """
 
     fill: Callable[[LoRA, Tensor | None], None]
     moves_base: bool = False
     reads_weight: bool = False
+    read_only: bool = False
 
 
 def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> None:
@@ -77,6 +82,14 @@ def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor | None], None]:
     return fill
 
 
+def _not_built(adapter: LoRA, _: Tensor | None) -> None:
+    """Refuse to start an adapter."""
+    raise ConfigError(
+        f"init_lora_weights={adapter.init!r} is not built here: such an adapter can be loaded, but not started. "
+        "Use init_lora_weights=True for a fresh one."
+    )
+
+
 class _Inits(dict[InitName, Init]):
     """The table, and the family `pissa_niter_N` that it holds one row of for every N."""
 
@@ -97,5 +110,9 @@ INITS = _Inits(
         "gaussian": Init(_gaussian),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
         "pissa": Init(_pissa(None), moves_base=True, reads_weight=True),
+        # PEFT's other starts that leave the base alone: once trained, the factors say all.
+        "eva": Init(_not_built, read_only=True),
+        "orthogonal": Init(_not_built, read_only=True),
+        "mica": Init(_not_built, read_only=True),
     }
 )

@@ -1,0 +1,74 @@
+"""What a file ought to hold besides what it holds: an adapter with a layer dropped must not load as if it were whole.
+
+A list of targets names modules, and the file must hold each that the model has; names that match nothing mean nothing.
+Where there is no list, layers that are alike but for their numbers must be held all or none. A module saved in full is
+there with all of its parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from torch import nn
+
+from ..config import PRESETS, LoRAConfig
+from ..kinds import kind_of
+from ..targets import listed_modules, match_names, parameter_names, saved_modules
+
+__all__ = ["lopsided", "missing_names"]
+
+
+def missing_names(
+    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
+) -> list[str]:
+    """Return what a config targets in a model and a file does not hold, by full name.
+
+    held: (module, parameter, role) of what the file holds.
+    """
+    names = {module for module, _, _ in held} | {f"{module}.{parameter}" for module, parameter, _ in held}
+    wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
+    raw = match_names(config.target_parameters or (), parameter_names(modules))
+    missing = [n for n in [*wanted, *_not_excluded(config, raw)] if n not in names]
+    if config.target_modules is None or config.target_modules in PRESETS:
+        adapted = [module for module, _, role in held if role not in ("saved", "tokens")]
+        layers = [n for n, m in modules.items() if kind_of(m) is not None]
+        missing += [n for n in lopsided(config, adapted, layers) if n not in names]
+    return missing + _unsaved(
+        config, modules, {(module, parameter) for module, parameter, role in held if role == "saved"}
+    )
+
+
+def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collection[tuple[str, str]]) -> list[str]:
+    """Return the parameters that a file lacks of modules it saves: those it lists, and those whose weight it holds."""
+    listed = tuple(f"{name}." for name in saved_modules(config.modules_to_save or (), modules))
+    inside = [n for n in modules if listed and f"{n}.".startswith(listed)]
+    owners = dict.fromkeys([*inside, *(module for module, parameter in saved if parameter == "weight")])
+    owned = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
+    return [f"{n}.{p}" for n, p in owned if (n, p) not in saved]
+
+
+def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the names that differ from an adapted one in numbers only and are not adapted, unless the config chose."""
+    spec = config.target_modules
+    chosen = isinstance(spec, str) and spec not in PRESETS
+    entries = () if spec is None or isinstance(spec, str) else spec
+    if chosen or config.layers_to_transform not in (None, []) or any(_numbered(e) for e in entries):
+        return []
+    held = set(adapted)
+    shapes = {_shape(name) for name in held}
+    return _not_excluded(config, [n for n in names if n not in held and _shape(n) in shapes])
+
+
+def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return listed_modules(config.copy(target_modules=names, layers_to_transform=None, layers_pattern=None), names)
+
+
+def _numbered(entry: str) -> bool:
+    return any(word.isdigit() for word in entry.split("."))
+
+
+def _shape(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)

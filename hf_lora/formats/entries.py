@@ -1,0 +1,90 @@
+"""One tensor of a file: where its name says it belongs, and whether a model has such a place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..config import LoRAConfig
+from ..kinds import kind_of, weight_shape
+from ..layer import own_tensor
+from .keys import PREFIX, WRAP, split_key, unwrapped
+from .peft import place_of
+from .renames import Today
+
+__all__ = ["Entry", "entry_of", "fits", "has_place", "key_at", "raw_owner"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor of a file. path: its module's full name; wraps: PEFT's wrappers after it; attribute: see `split_key`."""
+
+    key: str
+    path: str
+    wraps: int
+    leaf: str
+    attribute: str
+    tensor: Tensor
+
+    @property
+    def weight(self) -> str:
+        """The full name of the parameter that it stands for, as long as that is a layer's."""
+        return f"{self.path}.{self.leaf if self.attribute == 'saved' else 'weight'}".lstrip(".")
+
+
+def entry_of(key: str, tensor: Tensor) -> Entry:
+    """Return a file's tensor with its key taken apart."""
+    path, leaf, attribute = split_key(key)
+    module, wraps = unwrapped(path)
+    return Entry(key, module, wraps, leaf, attribute, tensor)
+
+
+def key_at(entry: Entry, path: str) -> str:
+    """Return PEFT's key of the same tensor at another module."""
+    return PREFIX + ".".join(part for part in (path, *[WRAP] * entry.wraps, entry.leaf) if part)
+
+
+def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, today: Today) -> bool:
+    """Return whether the model has a place for a tensor at today's name."""
+    if today.steps:
+        return all(_parameter(modules, name) is not None for name in today.names)
+    path, _, leaf = today.names[0].rpartition(".")
+    if entry.attribute == "saved":
+        return path in modules and own_tensor(modules[path], leaf) is not None
+    return (leaf == "weight" and place_of(key_at(entry, path), modules, config) is not None) or bool(
+        raw_owner(modules, entry, today)
+    )
+
+
+def raw_owner(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> str:
+    """Return the owner of a parameter that a pair now belongs to and that is no layer's (a router's), else ""."""
+    owner, _, _ = today.names[0].rpartition(".")
+    parameter = _parameter(modules, today.names[0])
+    is_pair = entry.attribute in ("lora_A", "lora_B") and not entry.leaf.startswith("lora_embedding")
+    if parameter is None or parameter.ndim != 2 or not is_pair or kind_of(modules[owner]) is not None:
+        return ""
+    return owner
+
+
+def fits(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> bool:
+    """Return whether a tensor has the shape that its place at today's name asks for, as far as one layer tells."""
+    path, _, leaf = today.names[0].rpartition(".")
+    layer = modules.get(path)
+    if layer is None or today.steps:
+        return True
+    if entry.attribute == "saved":
+        own = own_tensor(layer, leaf)
+        return own is None or own.shape == entry.tensor.shape
+    kind = kind_of(layer)
+    if kind is None or entry.attribute not in ("lora_A", "lora_B") or entry.tensor.ndim < 2:
+        return True
+    first = entry.attribute == "lora_A"
+    a, b = kind.factor_shapes(weight_shape(kind, layer), entry.tensor.shape[0 if first else 1])
+    return tuple(entry.tensor.shape) == (a if first else b)
+
+
+def _parameter(modules: Mapping[str, nn.Module], name: str) -> Tensor | None:
+    owner, _, leaf = name.rpartition(".")
+    return modules[owner]._parameters.get(leaf) if owner in modules else None
