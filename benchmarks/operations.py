@@ -2,7 +2,8 @@
 
 GPT-2 124M, r=16, 48 adapted layers. Ratios are to the cell's first arm: a floor where there is one (floors.py, or the
 base without adapters), else PEFT. An adapter is loaded beside another (the 2nd) and beside 39 (the 40th), and deleted
-again outside the timed region; setting up and undoing a merge is outside as well.
+again outside the timed region; setting up and undoing a merge is outside as well. The fingerprint of the base, which
+loading checks and saving writes, is set against one reading of all adapted weights, which a checksum could not spare.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel
+from hf_lora import LoRAConfig, LoRAModel, provenance
 
 from . import floors, imports
 from .measure import Arm, Findings, Options, Row, compare, print_times
@@ -63,6 +64,7 @@ def _told(title: str, rows: list[Row]) -> list[Row]:
 def _cells(base: nn.Module, folder: str, many: int) -> Iterator[tuple[str, Arms]]:
     """Yield every cell with its arms; the models go from one to the next, and get adapters on the way."""
     models = _models(base, folder)
+    yield "fingerprint of the base", _fingerprint(models["hf_lora"])
     yield "load the 2nd adapter", _load(models, base, folder)
     yield "merge", _merge(models, base)
     yield "unmerge", _unmerge(models, base)
@@ -84,6 +86,15 @@ def _load_up_to(models: Models, folder: str, numbers: range) -> None:
         for number in numbers:
             model.load_adapter(folder, f"a{number}")
         model.set_adapter("a0")
+
+
+def _fingerprint(model: Any) -> Arms:
+    layers, weights = model._lora.layers, provenance.adapted(model._lora.layers, "a0")
+    whole = [layers[module]._parameters[parameter] for module, parameter in weights]
+    return {
+        "floor: sum up every adapted weight": Arm(lambda: whole, lambda whole: [w.sum() for w in whole]),
+        "hf_lora": Arm(lambda: layers, lambda layers: provenance.observe(layers, weights)),
+    }
 
 
 def _load(models: Models, base: nn.Module, folder: str) -> Arms:

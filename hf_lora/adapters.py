@@ -19,6 +19,7 @@ from .incoming import check_dtypes
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan, token_sites
+from .provenance import check, origin
 from .state import AdapterState
 from .targets import as_endings, parameter_names
 from .variants import FORMULAS, Adapter, LoRA
@@ -44,6 +45,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
                     adapter.initialise(modules[module])
     resolved = _resolved(config, modules, sites, targets, parameters)
     _attach(state, modules, groups, name, resolved, trainable=True)
+    state.origins[name] = origin(state.layers, name)
     return resolved
 
 
@@ -61,17 +63,27 @@ def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str)
 
 
 def load(
-    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str, trainable: bool
+    model: nn.Module,
+    state: AdapterState,
+    config: LoRAConfig,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    trainable: bool,
+    base: object = None,
+    check_base: bool = True,
 ) -> None:
     """Attach an adapter whose tensors come from a file in PEFT's layout; it takes them over.
 
-    Raises AdapterMismatchError or AdapterNameError with the model unchanged.
+    base: what the file says of the base the adapter was trained on, checked unless `check_base` is False.
+    Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
     modules = dict(base_modules(model))
     config, tensors, places = fit_names(modules, config, tensors)
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
     found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
+    if check_base:
+        check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.role in FORMULAS))
     groups = _build(modules, [site for site, _ in found])
     check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
     with state.set_aside():
@@ -83,6 +95,8 @@ def load(
                 own = getattr(adapter, attribute)
                 own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
     _attach(state, modules, groups, name, config, trainable)
+    moves = trainable and (base is None or not check_base)  # it trains on this base from now on, whatever it came from
+    state.origins[name] = origin(state.layers, name, None if moves else base or {})
 
 
 def copy_in(
@@ -142,6 +156,7 @@ def delete(state: AdapterState, name: str) -> None:
             detach(layer, name)
     state.layers = {n: layer for n, layer in state.layers.items() if isinstance(layer, LoRALayer)}
     del state.configs[name]
+    state.origins.pop(name, None)
     state.trainable.discard(name)
     select(state, [n for n in state.selected if n != name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own unless given) and return its exit status.
 
-    0: done; 1: the demo's check found other scores; 2: a LoRAError, told in one line on stderr, or bad arguments
-    (then it raises SystemExit, as argparse does).
+    0: done; 1: the demo's check found other scores, or `inspect` something suspicious; 2: a LoRAError, told in one line
+    on stderr, or bad arguments (then it raises SystemExit, as argparse does).
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     _add_demo(commands)
     _add_push(commands)
+    _add_inspect(commands)
     return parser
 
 
@@ -83,6 +85,30 @@ def _push(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     print(url)
     return 0
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "say what an adapter is, and what is odd about it, from its config and the heads of its files"
+    inspect = commands.add_parser(
+        "inspect",
+        help=text,
+        description=text[0].upper() + text[1:] + ". Neither its weights nor its base are loaded; nothing is executed.",
+        epilog="Exit status: 0 nothing suspicious, 1 something suspicious, 2 no adapter, or one that cannot be read.",
+    )
+    inspect.add_argument("adapter", metavar="ID_OR_PATH", help="a repo of the Hub, a directory or a .safetensors file")
+    inspect.add_argument("--revision", help="branch, tag or commit on the Hub")
+    inspect.add_argument("--subfolder", help="where in the repo or directory it lies")
+    inspect.add_argument("--json", action="store_true", help="print everything as JSON")
+    inspect.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .inspection import inspect_adapter  # not above: it imports huggingface_hub
+
+    given = {"revision": arguments.revision, "subfolder": arguments.subfolder}
+    seen = inspect_adapter(arguments.adapter, **{key: value for key, value in given.items() if value is not None})
+    print(json.dumps(seen.to_dict(), indent=2) if arguments.json else seen)
+    return 1 if seen.findings else 0
 
 
 def _positive(text: str) -> float:

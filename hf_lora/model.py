@@ -20,6 +20,7 @@ from .formats.contents import Contents
 from .loading import open_adapter
 from .memory.switches import MemorySwitches
 from .merging import Merging
+from .provenance import BASE_NOTE, commit_of
 from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
 from .saving import adapter_state_dict, save_adapters
@@ -56,6 +57,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         is_trainable: bool | None = None,
         base_model: nn.Module | str | None = None,
         auto_class: type | str | None = None,
+        check_base: bool = True,
         **kwargs: Any,
     ) -> LoRAModel:
         """Load a base with a fresh adapter, or an adapter with the base it names.
@@ -67,24 +69,29 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         base_model: the module to load the adapter into (in place), or the id of its base.
         auto_class: the class, or its name in transformers, to load the base with. Otherwise `task_type` says, or
             the checkpoint's own architecture.
+        check_base: whether an adapter that notes the weights it was trained on is refused on others.
         kwargs: go to the base's `from_pretrained`: dtype, device_map, quantization_config, token, num_labels, ...
             `revision` is the revision of what is named, hence the adapter's where that is an adapter.
 
         Parameters that the base newly initialises (a classification head) are trained and saved with the adapter.
-        Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError.
+        Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError, BaseMismatchError.
         """
         name = os.fspath(pretrained_model_name_or_path)
         auto_class = auto_class or (front.base_of(cls) if cls is not LoRAModel else None)
         found = open_adapter(name, kwargs, lora_config=lora_config)
         if found is not None:
-            return cls._from_adapter(found, adapter_name, bool(is_trainable), base_model, auto_class, kwargs)
+            return cls._from_adapter(
+                found, adapter_name, bool(is_trainable), base_model, auto_class, check_base, kwargs
+            )
         if base_model is not None:
             raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
         config = lora_config or LoRAConfig()
         model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
         revision = kwargs.get("revision") or config.revision
         config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
-        return cls.from_model(model, config, adapter_name)
+        result = cls.from_model(model, config, adapter_name)
+        result._lora.commit = commit_of(name, kwargs)
+        return result
 
     @classmethod
     def _from_adapter(
@@ -94,6 +101,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         trainable: bool,
         base_model: nn.Module | str | None,
         auto_class: type | str | None,
+        check_base: bool,
         kwargs: dict[str, Any],
     ) -> LoRAModel:
         if isinstance(base_model, nn.Module):
@@ -105,7 +113,10 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         result = _enter(model)
         try:
             with result._own_head():
-                adapters.load(model, result._lora, files.config, files.tensors, adapter_name, trainable)
+                noted = files.notes.get(BASE_NOTE)
+                adapters.load(
+                    model, result._lora, files.config, files.tensors, adapter_name, trainable, noted, check_base
+                )
         except BaseException:
             if fresh:
                 result.unload()
@@ -159,19 +170,22 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         adapter_name: str = "default",
         is_trainable: bool = False,
         lora_config: LoRAConfig | None = None,
+        check_base: bool = True,
         **kwargs: Any,
     ) -> None:
         """Load an adapter beside the others and make it the active one.
 
         lora_config: for a file of loralib's, which has no config of its own; its lora_alpha must be said here.
+        check_base: whether an adapter that notes the weights it was trained on is refused on others.
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
-        Raises AdapterFileError, AdapterMismatchError, AdapterNameError, with the model unchanged.
+        Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
         files = open_adapter(os.fspath(peft_model_id), kwargs, required=True, lora_config=lora_config)
         assert files is not None
         files = files.onto(self)
         with self._own_head():
-            adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable)
+            noted = files.notes.get(BASE_NOTE)
+            adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base)
         adapters.select(self._lora, [adapter_name])
 
     def load_weights(self, directory: str | os.PathLike[str]) -> None:

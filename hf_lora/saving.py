@@ -18,6 +18,7 @@ from .errors import AdapterFileError, AdapterNameError, AdapterStateError
 from .filenames import CARD_NAME
 from .formats.commit import commit
 from .formats.peft import PREFIX, adapter_tensors
+from .provenance import BASE_NOTE, note_of
 from .saveable import check, count, gather, is_sharded
 
 __all__ = ["adapter_state_dict", "save_adapters"]
@@ -81,7 +82,7 @@ def _save_one(
 ) -> None:
     config: LoRAConfig = model._lora.configs[name]
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
-    notes = _notes(model)
+    notes = _notes(model, name, tensors)
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
     is_new = not directory.is_dir()
@@ -142,9 +143,14 @@ def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:
     return {"base_model_class": base.__name__, "parent_library": base.__module__}
 
 
-def _notes(model: Any) -> dict[str, Any]:
-    """Return what of the base's config an adapter needs to be loaded with the same head: its labels."""
+def _notes(model: Any, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what an adapter's file says besides its tensors: how many there are, its base, the labels of its head."""
     config = getattr(model, "config", None)
     labels = getattr(config, "id2label", None)
     has_head = getattr(model, "num_labels", None) is not None and "Classification" in type(model).__name__
-    return {"id2label": {str(k): v for k, v in labels.items()}} if labels and has_head else {}
+    notes: dict[str, Any] = {"tensors": len(tensors)}
+    if base := note_of(model, model._lora, name):
+        notes[BASE_NOTE] = base
+    if labels and has_head:
+        notes["id2label"] = {str(k): v for k, v in labels.items()}
+    return notes

@@ -12,6 +12,7 @@ from .config import LoRAConfig
 
 if TYPE_CHECKING:
     from .layer import LoRALayer
+    from .provenance import Origin
 
 _ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
 
@@ -21,11 +22,13 @@ class AdapterState:
     """Adapters by name, and the ones in use.
 
     active: what a forward adds, in order; empty while disabled or merged. Layers read nothing else, so switching
-    costs no walk over them.
+    costs no walk over them. origins: what is known of the base that each was trained on; commit: the base's on the Hub.
     """
 
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
     layers: dict[str, LoRALayer] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    commit: str | None = None
     trainable: set[str] = field(default_factory=set)
     selected: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()

@@ -144,7 +144,7 @@ def test_the_number_of_labels_is_read_from_a_foreign_adapters_head(bert_mlm: Pat
 
 
 def test_an_adapters_head_replaces_one_for_other_labels_in_the_bases_checkpoint(bert_mlm: Path, tmp_path: Path) -> None:
-    BertForSequenceClassification(BertConfig(**SMALL, num_labels=2)).save_pretrained(tmp_path / "two")
+    BertForSequenceClassification.from_pretrained(bert_mlm, num_labels=2).save_pretrained(tmp_path / "two")
     model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=5)
     move(model)
     model.save_pretrained(tmp_path / "out")

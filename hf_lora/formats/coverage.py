@@ -26,7 +26,7 @@ def missing_names(
 
     held: (module, parameter, role) of what the file holds.
     """
-    names = {module for module, _, _ in held} | {f"{module}.{parameter}" for module, parameter, _ in held}
+    names = {module for module, _, _ in held} | {_full(module, parameter) for module, parameter, _ in held}
     wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
     raw = match_names(config.target_parameters or (), parameter_names(modules))
     missing = [n for n in [*wanted, *_not_excluded(config, raw)] if n not in names]
@@ -45,7 +45,7 @@ def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collec
     inside = [n for n in modules if listed and f"{n}.".startswith(listed)]
     owners = dict.fromkeys([*inside, *(module for module, parameter in saved if parameter == "weight")])
     owned = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
-    return [f"{n}.{p}" for n, p in owned if (n, p) not in saved]
+    return [_full(n, p) for n, p in owned if (n, p) not in saved]
 
 
 def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -64,6 +64,10 @@ def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
     if not names:
         return []
     return listed_modules(config.copy(target_modules=names, layers_to_transform=None, layers_pattern=None), names)
+
+
+def _full(module: str, parameter: str) -> str:
+    return f"{module}.{parameter}" if module else parameter
 
 
 def _numbered(entry: str) -> bool:

@@ -1,0 +1,233 @@
+"""Where an adapter comes from: the base it was trained on, noted in its file and checked when it is loaded.
+
+Names say little (mirrors, local copies, revisions that move), so that only the weights decide: see `fingerprint`.
+A base whose weights cannot be read where they are (packed, offloaded, sharded) is not checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+from torch import Tensor, nn
+
+from . import __version__
+from . import fingerprint as fp
+from .errors import AdapterFileError, BaseMismatchError
+from .front import base_of
+from .layer import LoRALayer, own_tensor
+from .tying import is_plain
+from .variants import LoRA
+
+if TYPE_CHECKING:
+    from .state import AdapterState
+
+__all__ = ["BASE_NOTE", "Origin", "adapted", "check", "commit_of", "hub_id", "note_of", "observe", "origin"]
+
+_LOG = logging.getLogger(__name__)
+BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
+FORMAT = 1
+_MOST = 1024  # weights that are looked at: a mixture of single experts has tens of thousands
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+Weights = Iterable[tuple[str, str]]  # (module, parameter)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of an adapter's base.
+
+    note: what its file says, written again as it is; None for an adapter that trains on the base that is here.
+    seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
+    """
+
+    note: Mapping[str, Any] | None = None
+    seen: fp.Fingerprint | None = None
+
+
+def observe(modules: Mapping[str, nn.Module], weights: Weights) -> fp.Fingerprint:
+    """Return the fingerprint of the base's own values of some adapted weights, in the order of their names."""
+    return fp.fingerprint([_readable(modules[module], parameter) for module, parameter in _chosen(weights)])
+
+
+def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weights: Weights) -> None:
+    """Raise BaseMismatchError where a model's weights are not those that an adapter's note tells of.
+
+    note: the one of its file, if it has one; one of a later format is not checked. Warns where the difference may be
+    rounding. Raises AdapterFileError where the note is damaged.
+    """
+    known = _parsed(note)
+    if known is None or "fingerprint" not in known:
+        return
+    weights = list(weights)
+    mine, theirs = observe(modules, weights), _decoded(known["fingerprint"])
+    found = fp.compare(mine, theirs)
+    if found is not None and found.changed and known.get("names") != _names(weights):
+        other = fp.rearranged(mine, theirs)  # a class that names its layers otherwise may sort them otherwise
+        again = None if other is None else fp.compare(other, theirs)
+        found = again if again is not None and not again.changed else found
+    if found is None:
+        _LOG.info("The base was not checked: its weights cannot be read here, or are others by number.")
+    if found is None or not (found.changed or found.rounded):
+        return
+    told = _told(found, [".".join(filter(None, w)).removesuffix(".weight") for w in _chosen(weights)])
+    here, there = _described(_identity(model)), _described(known)
+    if found.rounded:
+        warnings.warn(
+            f"the base's weights differ {told} from those the adapter was trained on, which rounding may have made: "
+            f"it was trained on {there}, this is {here}.",
+            stacklevel=4,
+        )
+        return
+    wanted = known.get("id")
+    commit = known.get("commit") or known.get("revision")
+    load = f"base_model={wanted!r}" + (f", revision={commit!r}" if commit else "") if wanted else "base_model=..."
+    raise BaseMismatchError(
+        f"the adapter fits {type(model).__name__}, but was trained on other weights: this base's differ {told}. It was "
+        f"trained on {there}; this is {here}. Load the base it was trained on ({load}), or pass check_base=False to "
+        "use it on this one all the same."
+    )
+
+
+def origin(layers: Mapping[str, LoRALayer], name: str, note: object = None) -> Origin:
+    """Return what is known of the base of an adapter that was just attached.
+
+    note: what its file said, {} where that is nothing; None for one that trains on the base that is here.
+    """
+    if note is None:
+        return Origin(seen=observe(layers, adapted(layers, name)))
+    return Origin(note=note if isinstance(note, Mapping) else {})
+
+
+def note_of(model: nn.Module, state: AdapterState, name: str) -> dict[str, Any]:
+    """Return what an adapter's file says of its base, as JSON; empty where that is not known.
+
+    Of a trained adapter that is the base as it is now, for a loaded one what its own file said.
+    """
+    origin = state.origins.get(name, Origin())
+    if origin.note is not None:
+        return dict(origin.note)
+    weights = adapted(state.layers, name)
+    found = observe(state.layers, weights)
+    if origin.seen is not None and origin.seen.read > found.read and len(origin.seen.grids) == len(found.grids):
+        found = origin.seen
+    note: dict[str, Any] = {"format": FORMAT, "hf_lora": __version__, **_identity(model)}
+    named = state.configs[name].base_model_name_or_path
+    note |= {"id": hub_id(named), "revision": state.configs[name].revision}
+    if found.read:
+        note |= {"fingerprint": fp.encode(found), "names": _names(weights)}
+    return {key: value for key, value in note.items() if value is not None}
+
+
+def adapted(layers: Mapping[str, LoRALayer], name: str) -> list[tuple[str, str]]:
+    """Return (module, parameter) of every weight that the adapter of a name adds a product to."""
+    carried = [(module, a) for module, layer in layers.items() for a in layer.carried(name).values()]
+    return sorted({(module, a.parameter) for module, a in carried if isinstance(a, LoRA)})
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return a base's name where it can be one of the Hub; None for a path of this machine."""
+    if not name or not _HUB_ID.fullmatch(name) or os.path.exists(name):
+        return None
+    return name
+
+
+def commit_of(name: str, kwargs: Mapping[str, Any]) -> str | None:
+    """Return the commit of a base that was just loaded from the Hub, as the cache has it; None where it is not known.
+
+    kwargs: those it was loaded with. Nothing is asked of the Hub.
+    """
+    if hub_id(name) is None:
+        return None
+    file = "/".join(filter(None, (kwargs.get("subfolder"), "config.json")))
+    try:
+        found = huggingface_hub.try_to_load_from_cache(
+            name, file, revision=kwargs.get("revision"), cache_dir=kwargs.get("cache_dir")
+        )
+    except ValueError:  # the name, or the revision, is not one
+        return None
+    parts = Path(found).parts if isinstance(found, str) else ()
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+
+
+def _identity(model: nn.Module) -> dict[str, Any]:
+    """Return id, commit, class and model type of a base, None where it has none."""
+    config = getattr(model, "config", None)
+    commit = getattr(model, "_lora", None) and model._lora.commit  # type: ignore[union-attr]
+    return {
+        "id": hub_id(getattr(model, "name_or_path", None)),
+        "commit": commit or getattr(config, "_commit_hash", None),
+        "class": base_of(type(model)).__name__,
+        "model_type": getattr(config, "model_type", None) or None,
+    }
+
+
+def _described(known: Mapping[str, Any]) -> str:
+    name = known.get("id") or f"a local {known.get('class') or 'model'}"
+    at = known.get("commit") or known.get("revision")
+    return f"{name} at {str(at)[:12]}" if at else str(name)
+
+
+def _told(found: fp.Difference, names: list[str]) -> str:
+    """Return how much the weights differ, and where, in words."""
+    if len(found.outliers) in (0, len(found.each)):
+        return f"by about {_percent(found.relative)} over {len(found.each)} adapted weights"
+    worst = max(found.outliers, key=found.each.__getitem__)
+    share = f"in {len(found.outliers)} of {len(found.each)} adapted weights"
+    return f"{share}, most in {names[worst]}, by about {_percent(found.each[worst])}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
+def _chosen(weights: Weights) -> list[tuple[str, str]]:
+    """Return the weights that are looked at: all of them in the order of their names, or a share spread over them."""
+    every = sorted(set(weights))
+    return every[:: -(-len(every) // _MOST)] if every else []
+
+
+def _names(weights: Weights) -> str:
+    """Return a checksum of the weights' names: where it is the same, so is their order."""
+    return f"{zlib.crc32(' '.join('.'.join(w) for w in _chosen(weights)).encode()):08x}"
+
+
+def _readable(layer: nn.Module, parameter: str) -> Tensor | None:
+    """Return a base's own weight where all its numbers can be looked at here.
+
+    FSDP1 and DeepSpeed leave a flat piece of it, or nothing, under the same name.
+    """
+    own = own_tensor(layer, parameter)
+    if own is None or not is_plain(own) or own.is_meta or own.ndim < 2:
+        return None
+    return own if own.is_floating_point() and own.element_size() > 1 else None
+
+
+def _parsed(note: object) -> Mapping[str, Any] | None:
+    """Return a note of this format; None where there is none, or one of a later format."""
+    if note is None or note == {}:
+        return None
+    if not isinstance(note, Mapping) or not isinstance(note.get("format"), int):
+        raise AdapterFileError(
+            "what the adapter's file says of its base is damaged; get the file again, or pass check_base=False."
+        )
+    return note if note["format"] == FORMAT else None
+
+
+def _decoded(value: object) -> fp.Fingerprint:
+    try:
+        return fp.decode(value)
+    except ValueError as error:
+        raise AdapterFileError(
+            f"the fingerprint of the base in the adapter's file is damaged ({error}); get the file again, or pass "
+            "check_base=False."
+        ) from None
