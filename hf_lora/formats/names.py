@@ -22,7 +22,7 @@ from .entries import Entry, entry_of, fits, has_place
 from .mismatch import mismatch
 from .moved import Move, rebuilt
 from .peft import Places, place_of
-from .prefixes import Rewrite, rewrites, rewritten
+from .prefixes import Rewrite, mixes, rewrites, rewritten
 from .renames import Today, todays_names
 from .spelling import plain_keys
 
@@ -123,6 +123,8 @@ def _rewrite(
     first = next(m for m in moves if m.entry is lost[0]).today.names[0].rpartition(".")[0]
     found: dict[Rewrite, list[Move]] = {}
     for rewrite in rewrites(first, modules):
+        if mixes([n for m in moves for n in m.today.names], rewrite):
+            continue
         new = [Move(m.entry, m.today.renamed(rewritten(n, rewrite) for n in m.today.names)) for m in moves]
         if not _homeless(modules, _retold(config, rewrite), new):
             found[rewrite] = new

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["Rewrite", "rewrites", "rewritten"]
+__all__ = ["Rewrite", "mixes", "rewrites", "rewritten"]
 
 Rewrite = tuple[str, str]  # (old prefix, new prefix), whole dotted words; either may be empty
 
@@ -40,3 +40,13 @@ def rewrites(name: str, names: Iterable[str]) -> list[Rewrite]:
         if same and old != new and not any(word.isdigit() for word in (*old, *new)):
             found[".".join(old), ".".join(new)] = None
     return list(found)
+
+
+def mixes(names: Iterable[str], rewrite: Rewrite) -> bool:
+    """Return whether some names would be rewritten into a part where others lie as they are: no class saves that.
+
+    >>> mixes(["a.fc", "model.fc"], ("a", "model")), mixes(["a.fc", "head"], ("a", "model"))
+    (True, False)
+    """
+    kept = [name for name in names if rewritten(name, rewrite) == name]
+    return any(not rewrite[1] or name == rewrite[1] or name.startswith(rewrite[1] + ".") for name in kept)
