@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PRESETS, LoRAConfig
-from .errors import AdapterNameError, AdapterStateError
+from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names
 from .formats.peft import read_sites
 from .incoming import check_dtypes
@@ -22,7 +22,7 @@ from .plan import Site, plan, token_sites
 from .provenance import check, origin
 from .state import AdapterState
 from .targets import as_endings, parameter_names
-from .variants import FORMULAS, Adapter, LoRA
+from .variants import FORMULAS, INITS, Adapter, LoRA
 
 __all__ = ["add", "check_known", "check_together", "copy_in", "delete", "extend", "load", "remove_all", "select"]
 
@@ -78,6 +78,11 @@ def load(
     Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
+    if trainable and not INITS[config.init_lora_weights].trains:
+        raise ConfigError(
+            f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
+            "such an adapter can be used but not trained on; load it with is_trainable=False."
+        )
     modules = dict(base_modules(model))
     config, tensors, places = fit_names(modules, config, tensors)
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.

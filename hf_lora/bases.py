@@ -17,6 +17,7 @@ from .config import LoRAConfig
 from .errors import ConfigError, LoRAError, ModelError
 from .formats.contents import Contents
 from .formats.peft import PREFIX
+from .formats.spelling import plain_keys
 from .layer import base_modules
 from .plain import plainly
 from .sources import HUB_KWARGS
@@ -92,7 +93,7 @@ def load_base_of(
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    left = sorted(new - {key.removeprefix(PREFIX) for key in adapter.tensors})
+    left = sorted(new - {key.removeprefix(PREFIX) for key in plain_keys(adapter.tensors).values()})
     if left:
         name = adapter.source.name
         warnings.warn(
@@ -214,12 +215,11 @@ def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     if {"num_labels", "id2label", "config"} & kwargs.keys():
         return kwargs
+    heads = [PREFIX + name for name in ("classifier.weight", "score.weight", "classifier.out_proj.weight")]
     sizes = {
         tensor.shape[0]
-        for key, tensor in adapter.tensors.items()
-        if key.removeprefix(PREFIX) in ("classifier.weight", "score.weight", "classifier.out_proj.weight")
-        and tensor.ndim == 2
-        and 0 < tensor.shape[0] <= MOST_LABELS
+        for key, plain in plain_keys(adapter.tensors).items()
+        if plain in heads and (tensor := adapter.tensors[key]).ndim == 2 and 0 < tensor.shape[0] <= MOST_LABELS
     }
     labels = _labels(adapter.notes.get("id2label"))
     if labels and (not sizes or sizes == {len(labels)}):

@@ -18,12 +18,17 @@ __all__ = ["open_adapter"]
 
 
 def open_adapter(
-    name: str, kwargs: dict[str, Any], required: bool = False, lora_config: LoRAConfig | None = None
+    name: str,
+    kwargs: dict[str, Any],
+    required: bool = False,
+    lora_config: LoRAConfig | None = None,
+    ignore_unknown: bool = False,
 ) -> Contents | None:
     """Read an adapter of the Hub or this machine; None where the name stands for something else.
 
     kwargs: Hub arguments among others; those that belong to the adapter alone (revision, subfolder) are taken out
     where it is one. lora_config: the caller's, for a format that holds none of its own.
+    ignore_unknown: accept keys in the adapter's config that nobody here knows.
     Raises AdapterFileError where the adapter is damaged, lies in a folder below, or is `required` and not there.
     """
     source = Source.of(name, kwargs)
@@ -33,7 +38,8 @@ def open_adapter(
             f"{name} is an adapter, so lora_config has no place: its own {CONFIG_NAME} says what it is. To train it "
             "on, pass is_trainable=True; for a new adapter, name the base instead."
         )
-    candidate = Candidate(source, str(path or name), None if path is None else read_json(path), lora_config)
+    values = None if path is None else read_json(path)
+    candidate = Candidate(source, str(path or name), values, lora_config, ignore_unknown)
     contents = next((found for read in READERS.values() if (found := read(candidate)) is not None), None)
     if contents is None:
         if below := _adapters_below(source):

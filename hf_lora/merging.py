@@ -117,7 +117,7 @@ def merge_losses(
                 yield f"{module}.{parameter}".lstrip("."), lost, effect
 
 
-class Merging:
+class Merging(nn.Module):
     """What a LoRAModel does about merging."""
 
     _lora: AdapterState
@@ -160,7 +160,7 @@ class Merging:
         that a saved and reloaded model is the same. Weights whose memory is theirs alone are written in place, so a
         state dict of the base taken before changes with them. Raises MergeError with the model unchanged.
         """
-        state, model = self._lora, _module(self)
+        state = self._lora
         names = list(state.merged or (state.selected if adapter_names is None else adapter_names))
         if not names:
             raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
@@ -168,9 +168,9 @@ class Merging:
             self._widen(dtype, names)
         if not state.merged:
             self._tell_loss(names, verify)
-        tied = tied_groups(model)
-        merge_for_good(model, state, names)
-        untie(model, tied)
+        tied = tied_groups(self)
+        merge_for_good(self, state, names)
+        untie(self, tied)
         return self._leave()
 
     def unload(self) -> Any:
@@ -213,9 +213,9 @@ class Merging:
         if dtype not in (torch.float32, torch.float64):
             raise MergeError(f"dtype={dtype}, but merging widens only: torch.float32 or torch.float64.")
         check_merge(self._lora, names)
-        _module(self).to(dtype)
+        self.to(dtype)
         if getattr(self, "config", None) is not None:
-            self.config.dtype = dtype  # type: ignore[attr-defined]
+            self.config.dtype = dtype
 
 
 @contextmanager
@@ -224,8 +224,3 @@ def _merging(module: str) -> Iterator[None]:
         yield
     except (MergeError, ValueError) as error:
         raise MergeError(f"{module}: {error}") from None
-
-
-def _module(model: Any) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-from huggingface_hub import ModelCardData
-from torch import Tensor, nn
+from torch import nn
 
 from . import adapters, front
 from .bases import head_modules, load_base, load_base_of
 from .config import LoRAConfig
-from .errors import AdapterNameError, AdapterStateError, ModelError
+from .errors import AdapterStateError, ModelError
 from .formats.contents import Contents
 from .loading import open_adapter
 from .memory.switches import MemorySwitches
 from .merging import Merging
+from .persistence import Persistence
 from .provenance import BASE_NOTE, commit_of
-from .publish import push_adapter
 from .report import print_trainable, targets_table, trainable_counts
-from .saving import adapter_state_dict, save_adapters
+from .sources import HUB_KWARGS
 from .state import AdapterState
-from .vocabulary import with_new_rows
+from .switching import Switching
+from .vocabulary import make_room, with_new_rows
 
 __all__ = ["LoRAModel", "add_lora"]
 
 
-class LoRAModel(MemorySwitches, Merging, nn.Module):
+class LoRAModel(Switching, Merging, Persistence, MemorySwitches, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
     Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)
@@ -58,6 +55,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         base_model: nn.Module | str | None = None,
         auto_class: type | str | None = None,
         check_base: bool = True,
+        ignore_unknown: bool = False,
         **kwargs: Any,
     ) -> LoRAModel:
         """Load a base with a fresh adapter, or an adapter with the base it names.
@@ -70,6 +68,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         auto_class: the class, or its name in transformers, to load the base with. Otherwise `task_type` says, or
             the checkpoint's own architecture.
         check_base: whether an adapter that notes the weights it was trained on is refused on others.
+        ignore_unknown: accept keys in an adapter's config that hf_lora does not know, whatever they mean.
         kwargs: go to the base's `from_pretrained`: dtype, device_map, quantization_config, token, num_labels, ...
             `revision` is the revision of what is named, hence the adapter's where that is an adapter.
 
@@ -78,7 +77,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         """
         name = os.fspath(pretrained_model_name_or_path)
         auto_class = auto_class or (front.base_of(cls) if cls is not LoRAModel else None)
-        found = open_adapter(name, kwargs, lora_config=lora_config)
+        found = open_adapter(name, kwargs, lora_config=lora_config, ignore_unknown=ignore_unknown)
         if found is not None:
             return cls._from_adapter(
                 found, adapter_name, bool(is_trainable), base_model, auto_class, check_base, kwargs
@@ -87,6 +86,18 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
             raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
         config = lora_config or LoRAConfig()
         model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
+        return cls._from_base(model, config, adapter_name, new, name, kwargs)
+
+    @classmethod
+    def _from_base(
+        cls,
+        model: nn.Module,
+        config: LoRAConfig,
+        adapter_name: str,
+        new: Collection[str],
+        name: str,
+        kwargs: Mapping[str, Any],
+    ) -> LoRAModel:
         revision = kwargs.get("revision") or config.revision
         config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
         result = cls.from_model(model, config, adapter_name)
@@ -108,6 +119,7 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
             model: nn.Module = base_model
         else:
             model = load_base_of(files, base_model, auto_class, kwargs)
+            make_room(model, files.config, files.tensors)
         files = files.onto(model)
         fresh = not isinstance(model, LoRAModel)
         result = _enter(model)
@@ -171,16 +183,19 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
         is_trainable: bool = False,
         lora_config: LoRAConfig | None = None,
         check_base: bool = True,
+        ignore_unknown: bool = False,
         **kwargs: Any,
     ) -> None:
         """Load an adapter beside the others and make it the active one.
 
         lora_config: for a file of loralib's, which has no config of its own; its lora_alpha must be said here.
-        check_base: whether an adapter that notes the weights it was trained on is refused on others.
+        check_base, ignore_unknown: as for `from_pretrained`.
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
-        files = open_adapter(os.fspath(peft_model_id), kwargs, required=True, lora_config=lora_config)
+        if unknown := kwargs.keys() - set(HUB_KWARGS):
+            raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
+        files = open_adapter(os.fspath(peft_model_id), kwargs, True, lora_config, ignore_unknown)
         assert files is not None
         files = files.onto(self)
         with self._own_head():
@@ -188,148 +203,11 @@ class LoRAModel(MemorySwitches, Merging, nn.Module):
             adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base)
         adapters.select(self._lora, [adapter_name])
 
-    def load_weights(self, directory: str | os.PathLike[str]) -> None:
-        """Copy saved adapters into the ones of the same names that are here, in place: for resuming.
-
-        A directory written with one adapter holds it at its top, whatever its name; with several, each in a folder.
-        Raises AdapterFileError where the directory does not hold every adapter of this model.
-        """
-        names = list(self._lora.configs)
-        for name in names:
-            folder = Path(directory, name)
-            path = folder if folder.is_dir() else Path(directory)
-            if path == Path(directory) and len(names) > 1 and name != "default":
-                raise AdapterNameError(f"{directory} holds no folder of the adapter {name!r}; it cannot be resumed.")
-            files = open_adapter(os.fspath(path), {}, required=True)
-            assert files is not None
-            adapters.copy_in(self, self._lora, files.config, files.tensors, name)
-
-    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
-        """Use these adapters, summed where there are several, and no other."""
-        adapters.select(self._lora, [adapter_name] if isinstance(adapter_name, str) else list(adapter_name))
-
-    def active_adapters(self) -> list[str]:
-        """Return the names of the adapters in use (while enabled)."""
-        return list(self._lora.selected)
-
-    def disable_adapters(self) -> None:
-        """Compute as the base alone, bit for bit. Raises AdapterStateError while merged."""
-        self._refuse_while_merged("disable_adapters")
-        self._lora.enable(False)
-
-    def enable_adapters(self) -> None:
-        """Use the active adapters again."""
-        self._lora.enable(True)
-
-    @contextmanager
-    def adapters_disabled(self) -> Iterator[None]:
-        """Compute as the base alone inside a `with` block."""
-        before = self._lora.enabled
-        self.disable_adapters()
-        try:
-            with self._lora.set_aside():
-                yield
-        finally:
-            self._lora.enable(before)
-
-    @contextmanager
-    def adapters_active(self, adapter_names: str | Sequence[str]) -> Iterator[None]:
-        """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.
-
-        For inference; a training step would need the same adapters in its backward pass, which may run in another
-        thread: there set_adapter() is the way. Raises AdapterStateError in training mode and while merged.
-        """
-        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
-        self._refuse_while_merged("adapters_active")
-        adapters.check_known(self._lora, names)
-        adapters.check_together(self._lora, names)
-        if self.training and torch.is_grad_enabled():
-            raise AdapterStateError("adapters_active() is for inference: call eval(), or set_adapter() to train.")
-        with self._lora.routed(names):
-            yield
-
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""
         with self._own_head():
             for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
                 adapters.delete(self._lora, name)
-
-    def train(self, mode: bool = True) -> Any:
-        """Switch training mode on or off, as on any module.
-
-        Raises AdapterStateError where gradients are on and nothing would get one: what torch says of it, at the first
-        backward pass, names neither the cause nor the fix.
-        """
-        if mode and torch.is_grad_enabled() and self._lora.configs:
-            self._refuse_while_merged("train")
-            if not any(p.requires_grad for p in self.parameters()):
-                raise AdapterStateError(self._why_nothing_trains())
-        return super().train(mode)
-
-    def _why_nothing_trains(self) -> str:
-        state = self._lora
-        if state.trainable:
-            return (
-                f"nothing would train: {sorted(state.trainable)} can, but {list(state.selected)} are active; "
-                "set_adapter() chooses."
-            )
-        return (
-            f"nothing would train: {list(state.configs)} were loaded for inference. Load the adapter with "
-            "is_trainable=True to train it on; for dropout without training, call train() under torch.no_grad()."
-        )
-
-    def _refuse_while_merged(self, what: str) -> None:
-        if self._lora.merged:
-            raise AdapterStateError(
-                f"{what}: {list(self._lora.merged)} are merged into the weights; call unmerge_adapter() first."
-            )
-
-    # --- saving -------------------------------------------------------------------------------------------------
-
-    def get_adapter_state_dict(
-        self, adapter_name: str | None = None, state_dict: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Return one adapter's tensors (the active one's unless named) under PEFT's names, without their prefix."""
-        return adapter_state_dict(self, adapter_name, state_dict)
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        push_to_hub: bool = False,
-        adapter_name: str | None = None,
-        card_data: ModelCardData | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write adapter_config.json, adapter_model.safetensors and README.md, and nothing of the base.
-
-        With several adapters each goes into a folder of its name ("default" to the top), unless one is named.
-        card_data: metadata for the card (license, language, datasets, eval_results ...), added to what is known.
-        kwargs: what Transformers passes when it saves a model; sharding and formats of base weights do not apply.
-        In a distributed run call it in every process, `is_main_process` in one of them: tensors that `fully_shard`
-        spread are gathered. Whenever the process dies, the directory holds the old adapter or the new one.
-        Raises AdapterStateError where there is nothing to save, while adapters are merged, and where tensors are
-        empty, partial, not finite, or untouched by their training; AdapterFileError where the disk refuses.
-        """
-        directory = Path(save_directory)
-        save_adapters(self, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data)
-        if is_main_process and push_to_hub:
-            known = ("token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags")
-            given = {k: v for k, v in kwargs.items() if k in (*known, "base_model")}
-            repo = kwargs.get("repo_id") or directory.resolve().name
-            self.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, card_data=card_data, **given)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload every adapter (never the base) to the Hub in one commit, and return the commit's URL.
-
-        The repo is made where needed; what its owner wrote into the card stays.
-        kwargs: commit_message, commit_description, private, token, revision (a branch, made where needed), create_pr,
-        tags, card_data; tokenizer (or processing_class) is uploaded along; adapter_name: only this one; base_model: the
-        base's Hub id, where it was loaded from a local path, which is never published.
-        Raises ModelError, AdapterStateError, HubError, with everything here unchanged.
-        """
-        return push_adapter(self, repo_id, **kwargs)
 
     # --- looking ------------------------------------------------------------------------------------------------
 

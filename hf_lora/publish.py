@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -24,13 +25,14 @@ from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from .filenames import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
 from .formats.contents import Contents
 from .formats.files import write_tensors
-from .hub import fetch, is_repo_id
-from .hub_calls import Subject, call, holds_token
-from .hub_commit import commit
+from .hub import fetch
+from .hub.calls import Subject, call, holds_token
+from .hub.commits import commit
 from .loading import open_adapter
+from .published import is_local_base, places_of, public_base
 from .saving import save_adapters
 
-__all__ = ["public_base", "push_adapter", "push_folder"]
+__all__ = ["push_adapter", "push_folder"]
 
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0], CARD_NAME)
 # What tokenizers and processors are made of; a folder's other files stay where they are.
@@ -71,26 +73,20 @@ def push_adapter(
     Raises ModelError, AdapterStateError and HubError; the model and every file here stay as they are.
     """
     configs = {n: c for n, c in model._lora.configs.items() if adapter_name in (None, n)}
-    local = [name for c in configs.values() if (name := c.base_model_name_or_path) and _is_local(name)]
+    local = [name for c in configs.values() if (name := c.base_model_name_or_path) and is_local_base(name)]
     bases = {n: public_base(c.base_model_name_or_path, base_model, f"the adapter {n!r}") for n, c in configs.items()}
-    places = [""] if len(configs) == 1 else ["" if name == "default" else name for name in configs]
+    places = list(places_of(list(configs)).values())
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "adapter")
-        repo_id = _full_id(repo_id, token)
+        folder, repo_id = Path(temporary, "adapter"), _full_id(repo_id, token)
         there = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+        known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
+        data = _with_tags(card_data, tags)
         with _named(configs, bases):
-            known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
-            save_adapters(model, folder, adapter_name, state_dict, card_data=card_data, repo_id=known)
-        for place in places if tags else ():
-            amend_card(folder / place / CARD_NAME, ModelCardData(tags=list(tags or ())))
+            save_adapters(model, folder, adapter_name, state_dict, card_data=data, repo_id=known)
         files = _files_of(folder, places, there)
         files |= _saved_by(processing_class if tokenizer is None else tokenizer, Path(temporary, "tokenizer"))
         _refuse_secrets(files, local, token)
-        info = commit(
-            files, repo_id, message=commit_message or "Upload adapter", description=commit_description,
-            private=private, token=token, revision=revision, create_pr=create_pr,
-        )  # fmt: skip
-    return str(info.pr_url or info.commit_url)
+        return _committed(files, repo_id, commit_message, commit_description, private, token, revision, create_pr)
 
 
 def push_folder(
@@ -117,29 +113,36 @@ def push_folder(
         there = _fetch_cards(repo_id, places, folder, revision, None, Path(temporary, "cache"))
         for place, (contents, base) in found.items():
             _copy_adapter(contents, directory / place, folder / place, base)
-            local += [name for name in (contents.config.base_model_name_or_path,) if name and _is_local(name)]
+            local += [name for name in (contents.config.base_model_name_or_path,) if name and is_local_base(name)]
         files = _files_of(folder, places, there)
         files |= {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
         _refuse_secrets(files, local, None)
-        info = commit(
-            files, repo_id, message=commit_message or "Upload adapter", private=private, revision=revision,
-            create_pr=create_pr,
-        )  # fmt: skip
+        return _committed(files, repo_id, commit_message, None, private, None, revision, create_pr)
+
+
+def _committed(
+    files: Mapping[str, Path],
+    repo_id: str,
+    message: str | None,
+    description: str | None,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    info = commit(
+        files, repo_id, message=message or "Upload adapter", description=description, private=private, token=token,
+        revision=revision, create_pr=create_pr,
+    )  # fmt: skip
     return str(info.pr_url or info.commit_url)
 
 
-def public_base(base: str | None, base_model: str | None, whose: str) -> str:
-    """Return the Hub id that an adapter's base is published by.
-
-    base: what its config names; base_model: what the caller says instead. Raises ModelError where neither is an id.
-    """
-    name = base_model or base
-    if name and not _is_local(name):
-        return name
-    if base_model:
-        raise ModelError(f"base_model={base_model!r} is not the id of a Hub repo; pass it as 'org/name'.")
-    told = f"the local base {base!r}, which nobody else can load" if base else "a base without a name"
-    raise ModelError(f"{whose} belongs to {told}; pass base_model='org/name' with its Hub id.")
+def _with_tags(card_data: ModelCardData | None, tags: Sequence[str] | None) -> ModelCardData | None:
+    if not tags:
+        return card_data
+    data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
+    data.tags = [*(data.tags or ()), *tags]
+    return data
 
 
 @contextmanager
@@ -256,10 +259,6 @@ def _refuse_secrets(files: Mapping[str, Path], local: Sequence[str], token: str 
                 raise ModelError(f"{name} would publish the local path {path!r}; take it out of there first.")
         if holds_token(text, token):
             raise ModelError(f"{name} would publish what is, or looks like, a token of the Hub; take it out first.")
-
-
-def _is_local(name: str) -> bool:
-    return not is_repo_id(name) or os.path.exists(name)
 
 
 def _text(file: Path) -> str:

@@ -19,6 +19,7 @@ from .filenames import CARD_NAME
 from .formats.commit import commit
 from .formats.peft import PREFIX, adapter_tensors
 from .provenance import BASE_NOTE, note_of
+from .published import places_of
 from .saveable import check, count, gather, is_sharded
 
 __all__ = ["adapter_state_dict", "save_adapters"]
@@ -62,7 +63,7 @@ def save_adapters(
     names = [_name(model, adapter_name)] if adapter_name is not None or len(state.configs) == 1 else list(state.configs)
     if not names:
         raise AdapterStateError("the model has no adapter to save.")
-    folders = {name: directory if len(names) == 1 or name == "default" else directory / name for name in names}
+    folders = {name: directory / place for name, place in places_of(names).items()}
     if len({n.casefold() for n in names}) < len(names) or (len(names) > 1 and {"/", "\\", "\0"} & {*"".join(names)}):
         raise AdapterNameError(f"{names} cannot name a folder each on every system; save them one by one.")
     if not write and not any(is_sharded(model, name, state_dict) for name in names):

@@ -17,16 +17,14 @@ from typing import Any
 
 import huggingface_hub
 
-from .config import LoRAConfig
 from .disk import write_atomically
-from .errors import HubError, ModelError
+from .errors import HubError
 from .filenames import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
-from .hub_commit import commit
+from .hub.commits import commit
+from .published import places_of
 
 __all__ = [
     "Private",
-    "places_of",
-    "refuse_local_base",
     "stage_adapters",
     "stage_checkpoint",
     "stage_logs",
@@ -80,23 +78,6 @@ class Private:
 
     def _names_folder(self, text: str) -> bool:
         return bool(self.folder) and self.folder in text
-
-
-def refuse_local_base(configs: dict[str, LoRAConfig]) -> None:
-    """Raise ModelError where an adapter's base is not a Hub id: nobody else could load it, and its path is private."""
-    for name, config in configs.items():
-        base = config.base_model_name_or_path
-        if not base or os.path.isabs(base) or os.path.exists(base) or base.startswith((".", "~")):
-            raise ModelError(
-                f"the adapter {name!r} belongs to {f'the local base {base!r}' if base else 'a base without a name'}, "
-                "which nobody else can load, so it is not pushed. Say where the base is on the Hub before making the "
-                f"Trainer: model.peft_config[{name!r}].base_model_name_or_path = 'org/name'."
-            )
-
-
-def places_of(names: Sequence[str]) -> dict[str, str]:
-    """Return where in a saved folder each adapter lies: "" for its top, or a folder of its name."""
-    return {name: "" if len(names) == 1 or name == "default" else name for name in names}
 
 
 def stage_adapters(source: Path, target: Path, names: Sequence[str], *, cards: bool = True) -> None:

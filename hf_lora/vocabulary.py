@@ -6,18 +6,22 @@ vocabulary was, and the whole embedding need not be saved to be sure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from .config import LoRAConfig
+from .errors import ConfigError
+from .formats.keys import PREFIX
 from .layer import base_modules, own_tensor
 from .targets import listed_modules, saved_modules
 
-__all__ = ["input_table", "new_rows_noted", "with_new_rows"]
+__all__ = ["input_table", "make_room", "new_rows_noted", "with_new_rows"]
 
+_MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing
 
 
@@ -49,25 +53,54 @@ def new_rows_noted(model: Any) -> Iterator[None]:
 def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     """Return a config that trains the rows that resizing added, those of an untied output layer as well.
 
-    The same config where there are none, where it names rows itself, or saves or adapts the table.
+    The same config where there are none, or where it names rows itself. Where it saves the table whole, the output
+    layer tied to it is saved too. Raises ConfigError where it only adapts the table, whose new rows would be lost.
     """
     table = input_table(model)
     first = None if table is None else table.__dict__.get(_FIRST_NEW)
     if table is None or first is None or config.trainable_token_indices is not None:
         return config
     modules = dict(base_modules(model))
-    names = {name: module for name, module in modules.items() if any(module is t for t in _tables(model, table))}
-    covered = {*saved_modules(config.modules_to_save or (), names), *listed_modules(config, names)}
-    rows = {name: list(range(first, _rows(module))) for name, module in names.items() if name not in covered}
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = head if isinstance(head, nn.Linear) else table
+    tied = own_tensor(head, "weight") is own_tensor(table, "weight")
+    names = {n: m for n, m in modules.items() if m is table or m is head}
+    saved, adapted = saved_modules(config.modules_to_save or (), names), listed_modules(config, names)
+    if lost := [n for n in adapted if n not in saved]:
+        raise ConfigError(
+            f"the vocabulary was resized, and rows {first} to {_rows(table) - 1} of {lost[0]} are new: LoRA on it "
+            f"would not save them. Name it in modules_to_save, or its rows in trainable_token_indices, instead."
+        )
+    if saved and tied:
+        return config.copy(modules_to_save=[*(config.modules_to_save or ()), *(n for n in names if n not in saved)])
+    own = {n: m for n, m in names.items() if n not in saved and (m is table or not tied)}
+    rows = {n: list(range(first, _rows(m))) for n, m in own.items()}
     return config.copy(trainable_token_indices=rows) if any(rows.values()) else config
 
 
-def _tables(model: Any, table: nn.Module) -> list[nn.Module]:
-    """Return the input table, and the output layer where its weight is another parameter."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or own_tensor(head, "weight") is own_tensor(table, "weight"):
-        return [table]
-    return [table, head]
+def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Resize a base that was loaded for an adapter to the vocabulary that it was trained with, where the adapter says.
+
+    It does where it holds the whole table, or every row from the base's last one on. Said by a UserWarning.
+    """
+    table = input_table(model)
+    own = _rows(table)
+    name = next((n for n, m in base_modules(model) if m is table), None)
+    if table is None or name is None:
+        return
+    saved, wanted = tensors.get(f"{PREFIX}{name}.weight"), config.trainable_token_indices
+    lists = [*wanted.values()] if isinstance(wanted, Mapping) else [wanted or ()]
+    rows = {row for rows in lists for row in rows}
+    count = saved.shape[0] if saved is not None and saved.ndim == 2 else max(rows, default=-1) + 1
+    if count == own or count > own + _MOST_NEW:
+        return
+    if saved is None and (count < own or not rows >= set(range(own, count))):
+        return
+    model.resize_token_embeddings(count, mean_resizing=False)  # type: ignore[operator]
+    warnings.warn(
+        f"the base's vocabulary was resized from {own} to {count} rows, as it was when the adapter was trained.",
+        stacklevel=4,
+    )
 
 
 def _rows(table: nn.Module | None) -> int:

@@ -39,7 +39,7 @@ def test_of_a_file_on_the_hub_only_the_head_is_fetched(
     base.name_or_path = "someone/base"
     LoRAModel.from_model(base, LoRAConfig(r=16)).save_pretrained(tmp_path)
     hub.add("me/adapter", {**_files(tmp_path), "training_args.bin": b"x"})
-    monkeypatch.setattr("hf_lora.inspection._FIRST", 256)
+    monkeypatch.setattr("hf_lora.inspection.looking._FIRST", 256)
     seen = inspect_adapter("me/adapter")
     assert [finding.code for finding in seen.findings] == ["secret"]
     assert seen.tensors == 4

@@ -507,3 +507,39 @@ def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_
 def test_a_push_of_an_adapter_to_a_local_base_is_refused(adapter: Path) -> None:
     with pytest.raises(ModelError, match="base_model='org/name'"):
         LoRAModel.from_pretrained(adapter).push_to_hub("me/name")
+
+
+def test_keys_that_nobody_knows_are_accepted_on_request_and_kept(adapter: Path, gpt2_lm: Path, tmp_path: Path) -> None:
+    _edit(adapter, brand_new_switch=3)
+    with pytest.raises(ConfigError, match="brand_new_switch=3"):
+        LoRAModel.from_pretrained(adapter)
+    model = LoRAModel.from_pretrained(adapter, ignore_unknown=True)
+    model.load_adapter(adapter, "other", ignore_unknown=True)
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "other" / "adapter_config.json").read_text())["brand_new_switch"] == 3
+
+
+def test_an_argument_that_loading_does_not_know_is_a_type_error(adapter: Path) -> None:
+    model = LoRAModel.from_pretrained(adapter)
+    with pytest.raises(TypeError, match="adpater_name"):
+        model.load_adapter(adapter, adpater_name="x")
+    assert list(model.peft_config) == ["default"]
+
+
+def test_the_head_of_an_old_file_says_how_many_labels_there_are(bert_mlm: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(task_type="SEQ_CLS"), num_labels=5)
+    move(model)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    old = {k.replace("classifier.", "classifier.modules_to_save.default."): v for k, v in load_file(file).items()}
+    save_file(old, file)
+    again = LoRAModel.from_pretrained(tmp_path)
+    assert again.config.num_labels == 5
+    assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_an_adapter_that_peft_trains_half_of_is_used_and_not_trained(adapter: Path) -> None:
+    _edit(adapter, init_lora_weights="mica")
+    LoRAModel.from_pretrained(adapter)
+    with pytest.raises(ConfigError, match="mica.*is_trainable=False"):
+        LoRAModel.from_pretrained(adapter, is_trainable=True)

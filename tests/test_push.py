@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hf_lora import LoRAConfig, LoRAModel, cli
 from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
-from hf_lora.publish import public_base
+from hf_lora.published import public_base
 
 from .cases import move
 from .hub import Fault, Hub, corrupt, hub, reset, status  # noqa: F401 (hub is the fixture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterStateError
+from hf_lora import LoRAConfig, LoRAError, LoRAModel
+from hf_lora.errors import AdapterMismatchError, AdapterStateError, ConfigError
 
 from .cases import move
 
@@ -90,7 +91,15 @@ def test_rows_that_the_user_names_or_saves_whole_are_left_to_them() -> None:
         model.resize_token_embeddings(35, mean_resizing=False)
         kept = LoRAModel.from_model(model, config).peft_config["default"]
         assert kept.trainable_token_indices == config.trainable_token_indices
-        assert kept.modules_to_save == config.modules_to_save
+        assert kept.modules_to_save == (None if config.modules_to_save is None else ["wte", "lm_head"])
+
+
+def test_adapting_a_table_whose_new_rows_would_be_lost_is_refused() -> None:
+    model = _gpt2()
+    model.resize_token_embeddings(35, mean_resizing=False)
+    with pytest.raises(ConfigError, match=r"rows 32 to 34 of transformer\.wte are new.*modules_to_save"):
+        LoRAModel.from_model(model, LoRAConfig(target_modules=["wte", "c_attn"]))
+    assert not isinstance(model, LoRAModel)
 
 
 def test_shrinking_and_resizing_to_the_same_size_add_no_rows() -> None:
@@ -118,3 +127,46 @@ def test_rows_that_train_already_are_not_resized_away() -> None:
     model = _resized("tied", "after")
     with pytest.raises(AdapterStateError, match="transformer.wte"):
         model.resize_token_embeddings(40)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_base_that_is_loaded_for_the_adapter_gets_the_rows_it_lacks(name: str, tmp_path: Path) -> None:
+    MAKERS[name]().save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    model.resize_token_embeddings(35, mean_resizing=False)
+    move(model)
+    live = model.eval()(IDS).logits
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="resized from 32 to 35 rows"):
+        again = LoRAModel.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, live)
+    base = MAKERS[name]()
+    with pytest.raises(AdapterMismatchError, match=r"resize_token_embeddings\(35\) first"):
+        LoRAModel.from_pretrained(tmp_path / "adapter", base_model=base)
+    assert base.get_input_embeddings().weight.shape[0] == 32, "the caller's model is the caller's to resize"
+
+
+def test_a_whole_table_that_was_saved_larger_makes_room_for_itself(tmp_path: Path) -> None:
+    _gpt2().save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    model.delete_adapter("default")
+    model.resize_token_embeddings(35, mean_resizing=False)
+    model.add_adapter(LoRAConfig(r=2, modules_to_save=["wte"]))
+    move(model)
+    live = model.eval()(IDS).logits
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="resized from 32 to 35 rows"):
+        again = LoRAModel.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, live)
+
+
+def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    _gpt2().save_pretrained(tmp_path / "base")
+    LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(trainable_token_indices=[3])).save_pretrained(
+        tmp_path / "a"
+    )
+    for rows in ([10**12], [33], [-1]):
+        config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "trainable_token_indices": rows}))
+        with pytest.raises(LoRAError):
+            LoRAModel.from_pretrained(tmp_path / "a")

@@ -26,6 +26,7 @@ class Candidate:
     where: str  # the config's path, for messages
     values: Mapping[str, Any] | None
     given: LoRAConfig | None
+    ignore_unknown: bool = False  # keys of the config that nobody here knows
 
 
 @dataclass(frozen=True)

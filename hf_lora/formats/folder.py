@@ -29,7 +29,7 @@ def read_folder(candidate: Candidate) -> Contents | None:
     source, values = candidate.source, candidate.values
     if values is None:
         return None
-    config, enabled = _parsed(values, candidate.where)
+    config, enabled = _parsed(values, candidate.where, candidate.ignore_unknown)
     path = find_weights(source, WEIGHTS_NAMES)
     if path is None:
         raise AdapterFileError(
@@ -40,16 +40,18 @@ def read_folder(candidate: Candidate) -> Contents | None:
     return Contents(source, config, tensors, _notes(read_metadata(path).get(NOTES_KEY)), fit)
 
 
-def _parsed(values: Mapping[str, Any], where: str) -> tuple[LoRAConfig, list[bool] | None]:
+def _parsed(values: Mapping[str, Any], where: str, ignore_unknown: bool) -> tuple[LoRAConfig, list[bool] | None]:
     """Return the config, and an oldest one's enable_lora. Its merge_weights says nothing about the adapter."""
     enabled = values.get("enable_lora")
     if values.get("peft_type") != "LORA" or enabled is None:
-        return LoRAConfig.from_dict({k: v for k, v in values.items() if k != "merge_weights"}, source=where), None
+        kept = {k: v for k, v in values.items() if k != "merge_weights"}
+        return LoRAConfig.from_dict(kept, where, ignore_unknown), None
     if not is_flags(enabled):
         raise ConfigError(
             f"{where}: enable_lora={enabled!r}, but it is a list of True and False, a block of rows each."
         )
-    return LoRAConfig.from_dict({k: v for k, v in values.items() if k not in _MERGED_KEYS}, source=where), enabled
+    kept = {k: v for k, v in values.items() if k not in _MERGED_KEYS}
+    return LoRAConfig.from_dict(kept, where, ignore_unknown), enabled
 
 
 def _merged_fit(config: LoRAConfig, tensors: Mapping[str, Tensor], enabled: list[bool], where: str) -> Fit:

@@ -221,6 +221,10 @@ def _fit(
         for k, shape in wanted.items()
         if k in values and tuple(values[k].shape) != shape
     ]
+    table = own_tensor(layer, site.parameter)
+    if site.role == "tokens" and not all(0 <= row < len(table) for row in site.rows):  # type: ignore[arg-type]
+        count = max(site.rows) + 1
+        trouble.append(f"{where} has no rows {count - 1}; call model.resize_token_embeddings({count}) first")
     return values, trouble
 
 

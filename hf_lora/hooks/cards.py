@@ -25,7 +25,7 @@ def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | N
     from ..card import write_card
     from ..filenames import CARD_NAME, WEIGHTS_NAMES
     from ..formats.files import read_tensors
-    from ..uploads import places_of
+    from ..published import places_of
 
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]

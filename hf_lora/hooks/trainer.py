@@ -75,10 +75,9 @@ def checks_base(original: Callable[..., None]) -> Callable[..., None]:
 
     @_for_lora(original)
     def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
-        from ..hub_calls import Subject, call
-        from ..uploads import refuse_local_base
+        from ..hub.calls import Subject, call
 
-        refuse_local_base(target.peft_config)
+        _check_bases(target)
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         subject = Subject(repo, token=token or self.args.hub_token, doing="make")
         call(lambda: original(self, token=token, **kwargs), subject)
@@ -208,9 +207,10 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
     from ..filenames import CARD_NAME
-    from ..uploads import Private, places_of, refuse_local_base, stage_adapters, stage_checkpoint, stage_logs
+    from ..published import places_of
+    from ..uploads import Private, stage_adapters, stage_checkpoint, stage_logs
 
-    refuse_local_base(model.peft_config)
+    _check_bases(model)
     output, names = Path(trainer.args.output_dir), list(model.peft_config)
     private = Private.of(trainer.args.hub_token, output)
     folder = Path(tempfile.mkdtemp(prefix=_STAGED, dir=output))
@@ -232,6 +232,15 @@ def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Pa
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def _check_bases(model: Any) -> None:
+    """Raise ModelError where an adapter's base is known by no public name."""
+    from ..published import public_base
+
+    for name, config in model.peft_config.items():
+        way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"
+        public_base(config.base_model_name_or_path, None, f"the adapter {name!r}", way)
 
 
 def _in_progress(queue: Pushes) -> Any:

@@ -29,13 +29,15 @@ InitName = bool | str
 class Init:
     """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix if it `reads_weight`.
 
-    read_only: not built here, but without effect on an adapter that comes from a file.
+    read_only: not built here, but without effect on an adapter that comes from a file. trains: False where training
+    such an adapter on would not be what PEFT does (mica: B stays as it is).
     """
 
     fill: Callable[[LoRA, Tensor | None], None]
     moves_base: bool = False
     reads_weight: bool = False
     read_only: bool = False
+    trains: bool = True
 
 
 def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> None:
@@ -113,6 +115,6 @@ INITS = _Inits(
         # PEFT's other starts that leave the base alone: once trained, the factors say all.
         "eva": Init(_not_built, read_only=True),
         "orthogonal": Init(_not_built, read_only=True),
-        "mica": Init(_not_built, read_only=True),
+        "mica": Init(_not_built, read_only=True, trains=False),
     }
 )

@@ -11,9 +11,9 @@ import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from .errors import HubAccessError, HubError
-from .hub import digest
-from .hub_calls import FAILURES, PATIENCE, WAITS, Subject, as_hub_error, call, wait_for
+from ..errors import HubAccessError, HubError
+from .calls import FAILURES, PATIENCE, WAITS, Subject, as_hub_error, call, wait_for
+from .reading import digest
 
 __all__ = ["commit"]
 

@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import hub, suspicion
-from .errors import AdapterFileError, ConfigError
-from .formats.safetensors_header import Entry, header_size, read_header
+from .. import hub
+from ..errors import AdapterFileError, ConfigError
+from ..formats.safetensors_header import Entry, header_size, read_header
+from ..sources import Source
 from .inspected import Inspection
 from .layout import Layout, layout_of
-from .sources import Source
-from .suspicion import Finding
+from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layout
 
 __all__ = ["Inspection", "inspect_adapter"]
 
@@ -76,12 +76,12 @@ def _found(
     elif config["peft_type"] != "LORA":
         yield Finding("not-lora", f"the adapter is PEFT's {config['peft_type']!r}; hf_lora reads LORA adapters")
     if config is not None and "peft_type" in config:
-        yield from suspicion.of_base(config.get("base_model_name_or_path"))
+        yield from of_base(config.get("base_model_name_or_path"))
     if config is not None and config.get("peft_type") == "LORA":
-        yield from suspicion.of_config(config)
+        yield from of_config(config)
         if read:
-            yield from suspicion.of_layout(layout, config)
-    yield from suspicion.of_files(files, weights)
+            yield from of_layout(layout, config)
+    yield from of_files(files, weights)
 
 
 def _inspection(
@@ -273,7 +273,7 @@ def _variant(config: Mapping[str, Any], layout: Layout) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return value if suspicion.is_number(value) else None
+    return value if is_number(value) else None
 
 
 def _object(value: Any) -> Mapping[str, Any]:

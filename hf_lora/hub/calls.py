@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import HubAccessError, HubError, HubNotFoundError
+from ..errors import HubAccessError, HubError, HubNotFoundError
 
 __all__ = [
     "FAILURES",
