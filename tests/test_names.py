@@ -668,6 +668,8 @@ def test_tables_of_another_vocabulary_say_how_to_make_room(config: dict[str, Any
     base = families.build("llama")
     grown = copy.deepcopy(base)
     grown.resize_token_embeddings(families.VOCAB + 3, mean_resizing=False)
+    grown.save_pretrained(tmp_path / "base")
+    grown = type(base).from_pretrained(tmp_path / "base")  # a base that was always so: nothing in it is new
     model = _trained(grown, **{"target_modules": ["q_proj"], **config})
     model.save_pretrained(tmp_path)
     with pytest.raises(

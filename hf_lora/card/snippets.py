@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.models.auto import modeling_auto
-
 from ..config import LoRAConfig
 from .tasks import Task
 
@@ -103,6 +101,8 @@ def _vllm_rank(subject: Subject) -> int | None:
     factors, which belong to another base.
     """
     c = subject.config
+    from transformers.models.auto import modeling_auto  # not above: importing it takes a quarter of a second
+
     causal = type(subject.model).__name__ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     other = (
         *(c.use_dora, c.lora_bias, c.bias != "none", c.modules_to_save, c.rank_pattern, c.alpha_pattern),

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.models.auto import modeling_auto
-
 from ..config import LoRAConfig
 
 __all__ = ["Task", "task_of"]
@@ -108,6 +106,8 @@ def task_of(model: Any, config: LoRAConfig) -> Task | None:
 
 
 def _classes(mapping: str) -> set[str]:
+    from transformers.models.auto import modeling_auto  # not above: importing it takes a quarter of a second
+
     values = getattr(modeling_auto, mapping, {}).values()  # older versions have fewer
     return {name for value in values for name in ((value,) if isinstance(value, str) else value)}
 

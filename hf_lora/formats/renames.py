@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 
 __all__ = ["Today", "todays_names"]
 
@@ -42,6 +39,11 @@ class Today:
 
 def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, Today]:
     """Return where Transformers' table puts weights by their older full names; only those that it knows."""
+    # Not above: where no model's class has been imported yet, these take two seconds.
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
     if not isinstance(model, PreTrainedModel):
         return {}
     table = get_model_conversion_mapping(model)
@@ -63,7 +65,7 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, Today]:
     return found
 
 
-def _converted(row: WeightConverter, name: str, full: str, part: int) -> Today:
+def _converted(row: Any, name: str, full: str, part: int) -> Today:
     first, *others = row.target_patterns
     names = (full, *(full.replace(first, other) for other in others))
     steps = tuple(word for op in row.operations if (word := _word(op)) is not None)
