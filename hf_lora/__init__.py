@@ -20,12 +20,22 @@ from .errors import LoRAError
 
 if TYPE_CHECKING:
     from .config import LoRAConfig
+    from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
     from .targets import resolve_targets
     from .training import check_optimizer
 
 __version__ = "0.1.0"
-__all__ = ["LoRAConfig", "LoRAError", "LoRAModel", "add_lora", "check_optimizer", "errors", "resolve_targets"]
+__all__ = [
+    "LoRAConfig",
+    "LoRAError",
+    "LoRAModel",
+    "add_lora",
+    "check_optimizer",
+    "errors",
+    "inspect_adapter",
+    "resolve_targets",
+]
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
 _LAZY = {
@@ -33,6 +43,7 @@ _LAZY = {
     "LoRAModel": "model",
     "add_lora": "model",
     "check_optimizer": "training",
+    "inspect_adapter": "inspection",
     "resolve_targets": "targets",
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import hub
 from ..errors import AdapterFileError, ConfigError
+from ..filenames import CONFIG_NAME, WEIGHTS_NAME
 from ..formats.safetensors_header import Entry, header_size, read_header
 from ..sources import Source
 from .inspected import Inspection
@@ -24,7 +25,7 @@ from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layo
 
 __all__ = ["Inspection", "inspect_adapter"]
 
-_CONFIG, _INDEX = "adapter_config.json", "adapter_model.safetensors.index.json"
+_INDEX = f"{WEIGHTS_NAME}.index.json"
 _FIRST, _LARGEST_JSON = 1 << 16, 1 << 24  # bytes
 _VARIANTS = {
     "pissa": "PiSSA",
@@ -50,7 +51,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     weights = _weights(place, files, found)
     if config is None and not weights:
         inside = f", but adapters in {', '.join(place.below()[:8])}; name one of them" if place.below() else ""
-        raise AdapterFileError(f"{name} holds no {_CONFIG} and no adapter_model.safetensors{inside or ': no adapter'}.")
+        raise AdapterFileError(f"{name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{inside or ': no adapter'}.")
     tensors: dict[str, Entry] = {}
     notes: dict[str, Any] = {}
     for file in weights:
@@ -68,7 +69,7 @@ def _found(
 ) -> Iterator[Finding]:
     """Yield what is odd, where the format is known well enough to tell."""
     if config is None:
-        yield Finding("no-config", f"there is no {_CONFIG}: nothing says the scaling, or which base this is for")
+        yield Finding("no-config", f"there is no {CONFIG_NAME}: nothing says the scaling, or which base this is for")
     elif "peft_type" not in config:
         yield Finding(
             "not-peft", f"the config has no peft_type, so it is not PEFT's; its keys: {', '.join(sorted(config))[:120]}"
@@ -160,11 +161,11 @@ class _Place:
 
     def below(self) -> list[str]:
         """Return the folders of a local directory that hold adapters."""
-        return sorted(path.parent.name for path in self.top.glob(f"*/{_CONFIG}")) if self.top.is_dir() else []
+        return sorted(path.parent.name for path in self.top.glob(f"*/{CONFIG_NAME}")) if self.top.is_dir() else []
 
     def config(self, found: list[Finding]) -> dict[str, Any] | None:
         """Return the adapter_config.json, None where there is none. Raises AdapterFileError."""
-        path = None if self.source.is_file else self.source.find(_CONFIG)
+        path = None if self.source.is_file else self.source.find(CONFIG_NAME)
         return None if path is None else self.json(path, found)
 
     def json(self, path: Path, found: list[Finding]) -> dict[str, Any]:
