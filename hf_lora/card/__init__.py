@@ -45,14 +45,10 @@ def write_card(
     snippets; once given it is kept. A card that cannot be read (no UTF-8, metadata that is no YAML) is left as it is,
     with a warning. No path of this machine and no token is written, whoever gives it.
     """
-    text = _read(path)
-    if text is None:
+    found = _read(path)
+    if found is None:
         return
-    try:
-        there, body = split(text)
-    except BrokenMetadataError as error:
-        _warn(path, f"its metadata cannot be read ({error})")
-        return
+    text, there, body = found
     record = Record.read(body)
     task = task_of(model, config)
     own = own_metadata(config, task, hasattr(type(model)._lora_base, "from_pretrained"))
@@ -69,14 +65,10 @@ def amend_card(path: Path, card_data: ModelCardData, parts: Mapping[str, str] | 
 
     card_data: as in `write_card`. parts: Markdown by name; one that was edited or taken out stays so.
     """
-    text = _read(path)
-    if text is None:
+    found = _read(path)
+    if found is None:
         return
-    try:
-        there, body = split(text)
-    except BrokenMetadataError as error:
-        _warn(path, f"its metadata cannot be read ({error})")
-        return
+    text, there, body = found
     record = Record.read(body)
     own = {"tags": [*record.tags] if record else []}
     given = given_metadata(None, card_data, None)
@@ -102,15 +94,19 @@ def _base(data: Mapping[str, Any], config: LoRAConfig) -> str | None:
     return named[0] if named else hub_id(config.base_model_name_or_path)
 
 
-def _read(path: Path) -> str | None:
-    """Return a card's text, empty where there is none, None (and a warning) where it is no text."""
+def _read(path: Path) -> tuple[str, dict[str, Any], str] | None:
+    """Return a card's text, metadata and body, empty where there is none; None (and a warning) where it is no card."""
     try:
-        return path.read_bytes().decode()
+        text = path.read_bytes().decode()
+        return text, *split(text)
     except FileNotFoundError:
-        return ""
+        return "", {}, ""
     except UnicodeDecodeError as error:
-        _warn(path, f"it is not UTF-8 ({error.reason} at byte {error.start})")
-        return None
+        why = f"it is not UTF-8 ({error.reason} at byte {error.start})"
+    except BrokenMetadataError as error:
+        why = f"its metadata cannot be read ({error})"
+    _warn(path, why)
+    return None
 
 
 def _warn(path: Path, why: str) -> None:
