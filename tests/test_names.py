@@ -561,6 +561,18 @@ def test_an_adapter_of_the_encoder_loads_onto_the_classifier_and_back(keep: str,
     assert all(torch.equal(_language_weights(onto, "bert.")[n], w) for n, w in _weights(back).items())
 
 
+def test_an_adapter_moved_to_another_class_names_that_class_when_saved_again(tmp_path: Path) -> None:
+    base = families.build("gpt2")
+    model = _trained(base, target_modules=["c_attn"])
+    model.save_pretrained(tmp_path / "a")
+    with pytest.warns(UserWarning, match="made for another class"):
+        moved = LoRAModel.from_pretrained(tmp_path / "a", base_model=copy.deepcopy(base.transformer))
+    moved.save_pretrained(tmp_path / "b")
+    assert LoRAConfig.from_pretrained(tmp_path / "a").auto_mapping["base_model_class"] == "GPT2LMHeadModel"
+    assert LoRAConfig.from_pretrained(tmp_path / "b").auto_mapping["base_model_class"] == "GPT2Model"
+    LoRAModel.from_pretrained(tmp_path / "b", base_model=copy.deepcopy(base.transformer))  # and fits without a word
+
+
 def test_a_prefix_rewrite_with_a_layer_dropped_is_refused(tmp_path: Path) -> None:
     classifier = families.build("bert")
     tensors = _saved(_trained(classifier.bert, target_modules=["query", "value"]), tmp_path)

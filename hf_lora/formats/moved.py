@@ -252,6 +252,7 @@ def _config(modules: Mapping[str, nn.Module], config: LoRAConfig, result: _Resul
         "rank_pattern": _patterns({n: r for n, (r, _) in result.sites.items()}, config.r),
         "alpha_pattern": _patterns({n: a for n, (_, a) in result.sites.items()}, config.lora_alpha),
         "modules_to_save": [*whole, *ends] or None,
+        "auto_mapping": config.auto_mapping if same_class else None,  # saving names the class that it is for now
     }
     if result.sites:
         layers, raw = as_endings(result.layers, list(modules)), as_endings(result.raw, parameter_names(modules))
