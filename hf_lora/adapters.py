@@ -154,6 +154,7 @@ def select(state: AdapterState, names: Sequence[str]) -> None:
 def delete(state: AdapterState, name: str) -> None:
     """Remove an adapter; layers that carried no other get their own class back."""
     check_known(state, [name])
+    state.refuse_inside("delete_adapter", (name,))
     if state.merged:
         raise AdapterStateError(f"{list(state.merged)} are merged; call unmerge_adapter() before deleting.")
     for layer in list(state.layers.values()):

@@ -54,34 +54,38 @@ class LoRALayer(nn.Module):
                 value = adapter.effective(value)
         return value
 
-    def merged_values(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def merged_values(self, names: tuple[str, ...], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return every adapted parameter with the named adapters inside, new tensors of the base's dtype.
 
+        dtype: widen the base's floating-point tensors to this first.
         Raises MergeError where the values cannot be had or are not finite; the layer is left unchanged.
         """
         values: dict[str, Tensor] = {}
         for name in names:
             for adapter in self.carried(name).values():
-                values[adapter.parameter] = self._merge_one(adapter, adapter.parameter, values)
+                values[adapter.parameter] = self._merge_one(adapter, adapter.parameter, values, dtype)
                 if isinstance(adapter, LoRA) and adapter.lora_bias is not None:
-                    values["bias"] = self._merge_bias(adapter, values)
+                    values["bias"] = self._merge_bias(adapter, values, dtype)
         return values
 
-    def _merge_one(self, adapter: Adapter, parameter: str, values: dict[str, Tensor]) -> Tensor:
+    def _merge_one(
+        self, adapter: Adapter, parameter: str, values: dict[str, Tensor], dtype: torch.dtype | None
+    ) -> Tensor:
         value = values.get(parameter, own_tensor(self, parameter))
         if value is None or value.is_meta:
             raise MergeError(f"{parameter} of {type(self).__name__} is offloaded; load the model whole to merge it.")
+        value = _widened(value, dtype)
         with torch.no_grad():
             merged = adapter.effective(value)
         self._check_finite(parameter, merged)
         return merged.contiguous() if merged is not getattr(adapter, "value", None) else merged.detach().clone()
 
-    def _merge_bias(self, adapter: LoRA, values: dict[str, Tensor]) -> Tensor:
+    def _merge_bias(self, adapter: LoRA, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
         bias = values.get("bias", own_tensor(self, "bias"))
         if bias is None:
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
         with torch.no_grad():
-            merged = adapter.effective_bias(bias)
+            merged = adapter.effective_bias(_widened(bias, dtype))
         self._check_finite("bias", merged)
         return merged
 
@@ -89,8 +93,13 @@ class LoRALayer(nn.Module):
         if merged.is_floating_point() and not LF.is_finite(merged):
             raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
 
-    def merge_losses(self, names: tuple[str, ...], half_only: bool) -> Iterator[tuple[str, float, float]]:
-        """Yield (parameter, sum of squares of what rounding to its dtype loses, that of what the adapters change)."""
+    def merge_losses(
+        self, names: tuple[str, ...], half_only: bool, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, float, float]]:
+        """Yield (parameter, sum of squares of what rounding to its dtype loses, that of what the adapters change).
+
+        dtype: what the parameters are widened to first. Three tensors of a parameter's size are made, not more.
+        """
         chains: dict[str, list[Adapter]] = {}
         for adapter in self._named(names):
             chains.setdefault(adapter.parameter, []).append(adapter)
@@ -98,6 +107,7 @@ class LoRALayer(nn.Module):
             own = own_tensor(self, parameter)
             if own is None or own.is_meta or not own.is_floating_point() or not is_plain(own):
                 continue
+            own = _widened(own, dtype)
             if half_only and own.itemsize > 2:
                 continue
             with torch.no_grad():
@@ -105,16 +115,16 @@ class LoRALayer(nn.Module):
                 exact, merged = base, own
                 for adapter in chain:
                     exact, merged = adapter.effective(exact), adapter.effective(merged)
-                lost, effect = merged.to(exact.dtype) - exact, exact - base
-                yield parameter, float(lost.square().sum()), float(effect.square().sum())
+                yield parameter, _squares(merged, exact), _squares(exact, base)
 
-    def check_merge(self, names: tuple[str, ...]) -> None:
+    def check_merge(self, names: tuple[str, ...], dtype: torch.dtype | None = None) -> None:
         """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
         for adapter in self._named(names):
             own = own_tensor(self, adapter.parameter)
             change = adapter.largest_change() if isinstance(adapter, LoRA) else math.inf
-            if own is None or own.is_meta or not own.is_floating_point() or not LF.stays_finite(own, change):
-                self.merged_values(names)
+            fits = own is not None and not own.is_meta and own.is_floating_point()
+            if own is None or not fits or not LF.stays_finite(_widened(own, dtype), change):
+                self.merged_values(names, dtype)
                 return
 
     def merge_for_good(self, names: tuple[str, ...], shared: Collection[int]) -> None:
@@ -286,6 +296,17 @@ def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
     """Return a module's own parameter or buffer, without adapters."""
     found = layer._parameters.get(name)
     return found if found is not None else layer._buffers.get(name)
+
+
+def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() and is_plain(tensor) else tensor
+
+
+def _squares(left: Tensor, right: Tensor) -> float:
+    """Return the sum of the squares of a difference, in the right one's dtype, without a tensor of their size."""
+    rows = max(1, (1 << 22) // max(1, left.numel() // max(1, len(left)))) if left.ndim else 1
+    parts = zip(left.split(rows), right.split(rows), strict=True) if left.ndim else ((left, right),)
+    return float(sum((a.to(b.dtype) - b).square_().sum() for a, b in parts))
 
 
 def _put(layer: nn.Module, name: str, value: Tensor) -> None:

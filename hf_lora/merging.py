@@ -52,6 +52,7 @@ def merge(state: AdapterState, names: Sequence[str]) -> None:
     check_known(state, names)
     if state.merged:
         raise AdapterStateError(f"{list(state.merged)} are merged already; call unmerge_adapter() first.")
+    state.refuse_inside("merge_adapter")
     if not names:
         raise AdapterStateError("no adapter is active, so there is nothing to merge; name one.")
     if len(names) > 1:
@@ -90,22 +91,26 @@ def merge_for_good(model: nn.Module, state: AdapterState, names: Sequence[str]) 
     state.note_merged(tuple(names))
 
 
-def check_merge(state: AdapterState, names: Sequence[str]) -> None:
-    """Raise MergeError where `merge_for_good` would, AdapterStateError where the adapters cannot act at once."""
+def check_merge(state: AdapterState, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
+    """Raise MergeError where `merge_for_good` would, AdapterStateError where the adapters cannot act at once.
+
+    dtype: what the weights will have become by then, their own unless given.
+    """
     check_known(state, names)
     if len(names) > 1:
         check_together(state, names)
     for module, layer in state.layers.items():
         with _merging(module):
-            layer.check_merge(tuple(names))
+            layer.check_merge(tuple(names), dtype)
 
 
 def merge_losses(
-    state: AdapterState, names: Sequence[str], half_only: bool = False
+    state: AdapterState, names: Sequence[str], half_only: bool = False, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, float, float]]:
     """Yield (parameter, what merging would lose of the adapters' effect, the effect), both as sums of squares.
 
-    half_only: leave out weights of float32 and wider, which lose next to nothing.
+    half_only: leave out weights of float32 and wider, which lose next to nothing. dtype: what the weights are widened
+    to before merging.
     Raises AdapterStateError while merged.
     """
     check_known(state, names)
@@ -113,7 +118,7 @@ def merge_losses(
         raise AdapterStateError(f"{list(state.merged)} are merged already; call unmerge_adapter() first.")
     for module, layer in state.layers.items():
         with _merging(module):
-            for parameter, lost, effect in layer.merge_losses(tuple(names), half_only):
+            for parameter, lost, effect in layer.merge_losses(tuple(names), half_only, dtype):
                 yield f"{module}.{parameter}".lstrip("."), lost, effect
 
 
@@ -164,14 +169,20 @@ class Merging(nn.Module):
         names = list(state.merged or (state.selected if adapter_names is None else adapter_names))
         if not names:
             raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
+        state.refuse_inside("merge_and_unload")
+        if state.merged and verify is not None:
+            raise AdapterStateError("verify= comes too late once adapters are merged; call unmerge_adapter() first.")
         if dtype is not None:
-            self._widen(dtype, names)
+            self._check_widening(dtype, names)
         if not state.merged:
-            self._tell_loss(names, verify)
+            self._tell_loss(names, verify, dtype)
+        if dtype is not None:
+            self._widen(dtype)
         tied = tied_groups(self)
         merge_for_good(self, state, names)
-        untie(self, tied)
-        return self._leave()
+        plain = self._leave()
+        untie(plain, tied)
+        return plain
 
     def unload(self) -> Any:
         """Remove every adapter and return the plain model, the same object, as it was before."""
@@ -188,15 +199,15 @@ class Merging(nn.Module):
         front.leave(model)
         return model
 
-    def _loss(self, names: list[str], half_only: bool = False) -> MergeReport:
+    def _loss(self, names: list[str], half_only: bool = False, dtype: torch.dtype | None = None) -> MergeReport:
         shares, all_lost, all_effect = {}, 0.0, 0.0
-        for module, lost, effect in merge_losses(self._lora, names, half_only):
+        for module, lost, effect in merge_losses(self._lora, names, half_only, dtype):
             shares[module] = math.sqrt(lost / effect) if effect else 0.0
             all_lost, all_effect = all_lost + lost, all_effect + effect
         return MergeReport(shares, math.sqrt(all_lost / all_effect) if all_effect else 0.0)
 
-    def _tell_loss(self, names: list[str], verify: float | None) -> None:
-        report = self._loss(names, half_only=verify is None)
+    def _tell_loss(self, names: list[str], verify: float | None, dtype: torch.dtype | None = None) -> None:
+        report = self._loss(names, half_only=verify is None, dtype=dtype)
         if verify is not None and not report.total <= verify:
             raise MergeError(
                 f"merging {names} would lose {report} to rounding, more than verify={verify}; merge_and_unload with "
@@ -207,12 +218,16 @@ class Merging(nn.Module):
                 "merging %s loses %s to rounding; merge_and_unload(dtype=torch.float32) loses nothing.", names, report
             )
 
-    def _widen(self, dtype: torch.dtype, names: list[str]) -> None:
+    def _check_widening(self, dtype: torch.dtype, names: list[str]) -> None:
         if self._lora.merged:
             raise AdapterStateError("dtype= has no use once adapters are merged; call unmerge_adapter() first.")
         if dtype not in (torch.float32, torch.float64):
             raise MergeError(f"dtype={dtype}, but merging widens only: torch.float32 or torch.float64.")
-        check_merge(self._lora, names)
+        if any(p.is_floating_point() and p.itemsize > dtype.itemsize for p in self.parameters()):
+            raise MergeError(f"dtype={dtype}, but the model has wider parameters; merging widens only.")
+        check_merge(self._lora, names, dtype)
+
+    def _widen(self, dtype: torch.dtype) -> None:
         self.to(dtype)
         if getattr(self, "config", None) is not None:
             self.config.dtype = dtype

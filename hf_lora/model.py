@@ -22,7 +22,7 @@ from .report import print_trainable, targets_table, trainable_counts
 from .sources import HUB_KWARGS
 from .state import AdapterState
 from .switching import Switching
-from .vocabulary import make_room, with_new_rows
+from .vocabulary import keeps_size, make_room, with_new_rows
 
 __all__ = ["LoRAModel", "add_lora"]
 
@@ -239,11 +239,14 @@ class _PretrainedLoRAModel(LoRAModel):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Resize the vocabulary, as the model's class does; rows that are new train with the trainable adapters.
 
-        Raises AdapterStateError where an embedding or the output layer carries an adapter: it would be lost with the
-        module that is replaced. Resize before adding the adapter.
+        Raises AdapterStateError while merged, and where an embedding or the output layer carries an adapter and the
+        size would change: it would be lost with the module that is replaced. Resize before adding the adapter.
         """
+        self._refuse_while_merged("resize_token_embeddings")
         for table in (self.get_input_embeddings(), self.get_output_embeddings()):  # type: ignore[operator]
             for name, layer in self._lora.layers.items():
+                if layer is table and keeps_size(self, *args, **kwargs):
+                    return self.get_input_embeddings()  # type: ignore[operator]
                 if layer is table:
                     raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
         with self._own_head():

@@ -87,8 +87,12 @@ def _problem(tensor: Tensor, shape: tuple[int, ...]) -> str:
 def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the zero factors of an adapter whose every product is zero, though it was written to; else nothing."""
     held = list(_held(model, name))
-    if max((adapter.writes() for _, adapter in held), default=0) < _WRITES:
+    writes = [_writes(adapter, tensors.get(f"{prefix}.lora_B")) for prefix, adapter in held]
+    if max(writes, default=0) < _WRITES:
         return []
+    factors = [(count, a) for count, (_, a) in zip(writes, held, strict=True) if isinstance(a, LoRA)]
+    if not any(count or a.lora_B.requires_grad for count, a in factors):
+        return []  # frozen on purpose, while a head or token rows train
     zero = []
     for prefix, adapter in held:
         if isinstance(adapter, LoRA):
@@ -98,6 +102,11 @@ def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str
                 return []
             zero.append(found)
     return zero
+
+
+def _writes(adapter: Adapter, b: Tensor | None) -> int:
+    """Return how often an adapter was written; where its B is zero, that B was: A is what users initialise anew."""
+    return adapter.writes(("lora_B",) if b is not None and not b.any() else None)
 
 
 def _held(model: Any, name: str) -> Iterator[tuple[str, Adapter]]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .config import LoRAConfig
+from .errors import AdapterStateError
 
 if TYPE_CHECKING:
     from .layer import LoRALayer
     from .provenance import Origin
 
 _ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
+
+_OPEN: list[tuple[int, tuple[str, ...]]] = []  # the routes of all blocks that run now, in any thread
 
 
 @dataclass
@@ -65,11 +68,29 @@ class AdapterState:
         """Let forwards use these adapters inside a `with` block: in this thread (or task) alone."""
         if type(self) is AdapterState:  # a model that is never routed pays nothing for it
             self.__class__ = _RoutedState
-        token = _ROUTES.set({**_ROUTES.get(), id(self): names})
+        token, entry = _ROUTES.set({**_ROUTES.get(), id(self): names}), (id(self), names)
+        _OPEN.append(entry)
         try:
             yield
         finally:
+            _OPEN.remove(entry)
             _ROUTES.reset(token)
+
+    def refuse_inside(self, what: str, names: tuple[str, ...] | None = None) -> None:
+        """Raise AdapterStateError where a `routed` block of any thread uses one of these adapters (any unless given).
+
+        What changes the weights or takes an adapter away would compute with both, or with neither, in there.
+        """
+        used = {name for key, block in tuple(_OPEN) if key == id(self) for name in block}
+        if used if names is None else used & {*names}:
+            raise AdapterStateError(
+                f"{what}: a block of adapters_active() uses {sorted(used)} in this thread or another; end it first."
+            )
+
+    def refuse_in_own_block(self, what: str, instead: str) -> None:
+        """Raise AdapterStateError where this thread (or task) is in a `routed` block, whose choice would stand."""
+        if id(self) in _ROUTES.get():
+            raise AdapterStateError(f"{what} would change nothing inside a block of adapters_active(); {instead}.")
 
     def _route(self) -> None:
         self.__dict__["active"] = self.selected if self.enabled and not self.merged else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,8 +31,9 @@ class Switching(nn.Module):
         return list(self._lora.selected)
 
     def disable_adapters(self) -> None:
-        """Compute as the base alone, bit for bit. Raises AdapterStateError while merged."""
+        """Compute as the base alone, bit for bit. Raises AdapterStateError while merged, and inside adapters_active."""
         self._refuse_while_merged("disable_adapters")
+        self._lora.refuse_in_own_block("disable_adapters", "use `with model.adapters_disabled()`")
         self._lora.enable(False)
 
     def enable_adapters(self) -> None:
@@ -42,7 +44,8 @@ class Switching(nn.Module):
     def adapters_disabled(self) -> Iterator[None]:
         """Compute as the base alone inside a `with` block."""
         before = self._lora.enabled
-        self.disable_adapters()
+        self._refuse_while_merged("adapters_disabled")
+        self._lora.enable(False)
         try:
             with self._lora.set_aside():
                 yield
@@ -69,9 +72,11 @@ class Switching(nn.Module):
         """Switch training mode on or off, as on any module.
 
         Raises AdapterStateError where gradients are on and nothing would get one: what torch says of it, at the first
-        backward pass, names neither the cause nor the fix.
+        backward pass, names neither the cause nor the fix. As a part of another module it only follows that: what
+        trains may lie outside (a head on a frozen encoder, a teacher beside its student).
         """
-        if mode and torch.is_grad_enabled() and self._lora.configs:
+        of_another = sys._getframe(1).f_code is nn.Module.train.__code__
+        if mode and not of_another and torch.is_grad_enabled() and self._lora.configs:
             self._refuse_while_merged("train")
             if not any(p.requires_grad for p in self.parameters()):
                 raise AdapterStateError(self._why_nothing_trains())

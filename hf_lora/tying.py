@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection
 
@@ -53,12 +54,17 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
     for group in parted:
         seen: set[int] = set()
+        owners: set[int] = set()
         for name in group:
             owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            if id(module) in owners:  # one module of two names, as BART's tables are once they were resized
+                module = _parted(model, owner, module)
             if id(now[name]) in seen:
                 parameter = nn.Parameter(now[name].detach().clone(), requires_grad=now[name].requires_grad)
-                model.get_submodule(owner)._parameters[leaf] = parameter
+                module._parameters[leaf] = parameter
             seen.add(id(now[name]))
+            owners.add(id(module))
     config = getattr(model, "config", None)
     if not parted or config is None:
         return
@@ -69,3 +75,12 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     if keys is not None:
         gone = {n for g in parted for n in g}
         model.__dict__["all_tied_weights_keys"] = {k: v for k, v in keys.items() if not {k, v} <= gone}
+
+
+def _parted(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module with the same parameters and hooks in the place of one that another name stands for as well."""
+    own = copy.copy(module)
+    own._parameters = dict(module._parameters)
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = own
+    return own

@@ -6,6 +6,7 @@ vocabulary was, and the whole embedding need not be saved to be sure.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from .formats.keys import PREFIX
 from .layer import base_modules, own_tensor
 from .targets import listed_modules, saved_modules
 
-__all__ = ["input_table", "make_room", "new_rows_noted", "with_new_rows"]
+__all__ = ["input_table", "keeps_size", "make_room", "new_rows_noted", "with_new_rows"]
 
 _MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing
@@ -61,7 +62,7 @@ def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     if table is None or first is None or config.trainable_token_indices is not None:
         return config
     modules = dict(base_modules(model))
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     head = head if isinstance(head, nn.Linear) else table
     tied = own_tensor(head, "weight") is own_tensor(table, "weight")
     names = {n: m for n, m in modules.items() if m is table or m is head}
@@ -74,8 +75,8 @@ def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     if saved and tied:
         return config.copy(modules_to_save=[*(config.modules_to_save or ()), *(n for n in names if n not in saved)])
     own = {n: m for n, m in names.items() if n not in saved and (m is table or not tied)}
-    rows = {n: list(range(first, _rows(m))) for n, m in own.items()}
-    return config.copy(trainable_token_indices=rows) if any(rows.values()) else config
+    rows = {n: list(range(first, _rows(m))) for n, m in own.items() if _rows(m) > first}
+    return config.copy(trainable_token_indices=rows) if rows else config
 
 
 def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -96,11 +97,22 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
         return
     if saved is None and (count < own or not rows >= set(range(own, count))):
         return
-    model.resize_token_embeddings(count, mean_resizing=False)  # type: ignore[operator]
+    resize: Any = model.resize_token_embeddings
+    takes_mean = "mean_resizing" in inspect.signature(resize).parameters  # MobileBERT's own takes a size only
+    resize(count, **({"mean_resizing": False} if takes_mean else {}))
     warnings.warn(
         f"the base's vocabulary was resized from {own} to {count} rows, as it was when the adapter was trained.",
         stacklevel=4,
     )
+
+
+def keeps_size(
+    model: nn.Module, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
+) -> bool:
+    """Return whether `resize_token_embeddings` with these arguments would leave the vocabulary as large as it is."""
+    own = _rows(input_table(model))
+    count = own if new_num_tokens is None else new_num_tokens
+    return own == (count if pad_to_multiple_of is None else -(-count // pad_to_multiple_of) * pad_to_multiple_of)
 
 
 def _rows(table: nn.Module | None) -> int:

@@ -194,6 +194,14 @@ def test_training_what_cannot_train_is_refused_with_the_cause_and_the_fix(tmp_pa
     assert trained.unload().train().training, "a plain model trains or not as it likes"
 
 
+def test_a_frozen_adapter_inside_another_module_follows_its_training_flag(tmp_path) -> None:
+    LoRAModel.from_model(gpt2(), LoRAConfig(r=2)).save_pretrained(tmp_path)
+    encoder = LoRAModel.from_pretrained(tmp_path, base_model=gpt2())
+    whole = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
+    assert whole.train().encoder.training, "its head trains"
+    assert not whole.eval().encoder.training
+
+
 def test_only_the_active_trainable_adapters_require_gradients() -> None:
     model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2), adapter_name="a")
     model.add_adapter(LoRAConfig(r=2, target_modules=["c_fc"]), "b")

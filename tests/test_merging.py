@@ -112,3 +112,28 @@ def test_saved_modules_and_several_adapters_count_into_the_report() -> None:
     assert report.losses["1.weight"] == 0.0
     assert 0 < report.losses["0.weight"] < 1e-5
     assert net.merge_report([]).losses == {}
+
+
+def test_a_refused_widening_merge_leaves_every_dtype_as_it_was() -> None:
+    model = _adapted(torch.bfloat16, 1e-3)
+    with pytest.raises(MergeError, match=r"verify=0\.0"):
+        model.merge_and_unload(dtype=torch.float32, verify=0.0)
+    assert model.transformer.wte.weight.dtype == torch.bfloat16
+    assert model.config.dtype != torch.float32
+    with pytest.raises(MergeError, match="wider parameters"):
+        _adapted(torch.float64, 1e-3).merge_and_unload(dtype=torch.float32)
+
+
+def test_what_overflows_in_half_precision_merges_in_float32() -> None:
+    model = _adapted(torch.float16, 1e7)
+    with pytest.raises(MergeError, match="not finite"):
+        model.merge_and_unload()
+    merged = model.merge_and_unload(dtype=torch.float32, verify=1e-3)
+    assert all(p.isfinite().all() for p in merged.parameters())
+
+
+def test_a_limit_that_comes_too_late_is_refused() -> None:
+    model = _adapted(torch.bfloat16, 1e-3)
+    model.merge_adapter()
+    with pytest.raises(AdapterStateError, match="verify= comes too late"):
+        model.merge_and_unload(verify=0.5)

@@ -511,6 +511,20 @@ def test_an_adapter_that_training_left_at_zero_is_refused(tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / "out")
 
 
+def test_factors_frozen_on_purpose_and_ones_initialised_anew_may_be_saved_at_zero(tmp_path: Path) -> None:
+    headed = fresh(modules_to_save=["2"])
+    for name, parameter in headed.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and "lora_" not in name)
+    steps(headed, 5, 0.1)
+    headed.save_pretrained(tmp_path)
+    own = fresh()
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            if "lora_A" in name:
+                parameter.normal_().mul_(0.02).clamp_(-1, 1)
+    own.save_pretrained(tmp_path)
+
+
 def test_a_trainer_run_without_a_learning_rate_is_refused(tmp_path: Path) -> None:
     run = trainer(bert(), tmp_path, max_steps=5, learning_rate=0.0, save_strategy="no")
     run.train()

@@ -106,3 +106,28 @@ def test_what_cannot_be_routed_is_refused() -> None:
     model.merge_adapter()
     with pytest.raises(AdapterStateError, match="unmerge_adapter"), model.eval().adapters_active("a"):
         pass
+
+
+@torch.no_grad()
+def test_inside_a_block_nothing_is_merged_taken_away_or_switched_off_without_a_word() -> None:
+    model, logits = _three()
+    refused: list[str] = []
+
+    def elsewhere() -> None:
+        for call in (model.merge_adapter, model.merge_and_unload, lambda: model.delete_adapter("a")):
+            try:
+                call()
+            except AdapterStateError as error:
+                refused.append(str(error))
+
+    with model.adapters_active("a"):
+        with pytest.raises(AdapterStateError, match="adapters_disabled"):
+            model.disable_adapters()
+        elsewhere()
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert torch.equal(model(IDS).logits, logits["a"])
+    assert len(refused) == 6
+    model.delete_adapter("a")
+    model.merge_adapter()

@@ -12,7 +12,16 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
+)
 
 from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterMismatchError, AdapterStateError, ConfigError
@@ -170,3 +179,56 @@ def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_take
         (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "trainable_token_indices": rows}))
         with pytest.raises(LoRAError):
             LoRAModel.from_pretrained(tmp_path / "a")
+
+
+def test_resizing_to_the_size_there_is_goes_on_working_once_new_rows_train() -> None:
+    for name in MAKERS:
+        model = _resized(name, "after")
+        table = model.get_input_embeddings()
+        assert model.resize_token_embeddings(35) is table
+        assert model.resize_token_embeddings() is table
+        assert model.resize_token_embeddings(30, pad_to_multiple_of=35) is table
+
+
+def test_a_merged_model_is_not_resized() -> None:
+    model = LoRAModel.from_model(_llama(), LoRAConfig(r=2))
+    model.merge_adapter()
+    with pytest.raises(AdapterStateError, match="merged"):
+        model.resize_token_embeddings(35)
+    assert model.get_input_embeddings().weight.shape[0] == 32
+
+
+def test_a_table_that_was_resized_without_its_output_layer_trains_alone(tmp_path: Path) -> None:
+    model = _llama()
+    model.model.resize_token_embeddings(35, mean_resizing=False)
+    model = LoRAModel.from_model(model, LoRAConfig(r=2))
+    assert model.peft_config["default"].trainable_token_indices == {"model.embed_tokens": ROWS}
+    model.save_pretrained(tmp_path)
+
+
+def test_merging_parts_tables_that_are_one_module_of_several_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("attention_heads", "layers")}
+    sizes |= {"vocab_size": 32, "d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    base = BartForConditionalGeneration(BartConfig(max_position_embeddings=32, **sizes)).eval()
+    base.resize_token_embeddings(35, mean_resizing=False)
+    model = LoRAModel.from_model(base, LoRAConfig(r=2))
+    move(model)
+    live = model.eval()(input_ids=IDS, decoder_input_ids=IDS).logits
+    merged = model.merge_and_unload()
+    assert torch.allclose(merged(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
+    merged.save_pretrained(tmp_path)
+    again = BartForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.allclose(again(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
+
+
+def test_room_is_made_in_a_class_whose_resizing_takes_a_size_only(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "embedding_size": 8, "intermediate_size": 16, "intra_bottleneck_size": 8}
+    config = MobileBertConfig(vocab_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
+    MobileBertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    base = MobileBertForMaskedLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(35)
+    LoRAModel.from_model(base, LoRAConfig(r=2)).save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="resized from 32 to 35 rows"):
+        again = LoRAModel.from_pretrained(tmp_path / "adapter")
+    assert again.get_input_embeddings().weight.shape[0] == 35

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -49,12 +50,14 @@ class Adapter(nn.Module):
         """Return the shape of each tensor as it was attached, whole, by attribute."""
         return dict(self._sizes)
 
-    def writes(self) -> int:
+    def writes(self, attributes: Collection[str] | None = None) -> int:
         """Return how often the tensor that was written most was written since the start: at least this is known.
 
+        attributes: the tensors to ask, all of them unless given.
         Every optimizer writes once or twice a step, but a fused one does so unseen. A copy's tensors count anew.
         """
-        seen = [_version(t) - self._written.get(name, 0) for name, t in self.tensors().items()]
+        asked = {k: t for k, t in self.tensors().items() if attributes is None or k in attributes}
+        seen = [_version(t) - self._written.get(name, 0) for name, t in asked.items()]
         return max(self._steps, *seen, 0)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
