@@ -15,7 +15,7 @@ from .config import PRESETS, LoRAConfig
 from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names
 from .formats.peft import read_sites
-from .incoming import check_dtypes
+from .incoming import check_dtypes, check_same
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .plan import Site, plan, token_sites
@@ -125,6 +125,7 @@ def copy_in(
                 "load it under another name."
             )
         targets.append((site, adapter, values))
+    check_same(state, name, targets)
     check_dtypes(targets)
     with torch.no_grad():
         for _, adapter, values in targets:
@@ -259,6 +260,11 @@ def _resolved(
     changes: dict[str, object] = {
         "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
     }
+    rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
+    if isinstance(rows, Mapping):
+        changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}
+    elif rows is not None:
+        changes["trainable_token_indices"] = list(dict.fromkeys(rows))
     if config.target_modules in PRESETS:
         endings = as_endings(targets, list(modules))
         changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from .disk import write_atomically
 from .errors import AdapterFileError, ConfigError
+from .expressions import may_hang
 from .filenames import CONFIG_NAME
 from .formats.commit import settled
 from .settings import TASK_TYPES, is_names, problems_of
@@ -187,6 +188,11 @@ class LoRAConfig:
                 other[key] = value
             elif key in INERT:
                 other[key] = value
+        problems += [
+            f"the expression {pattern!r} could take for ever on a long name; write it without a repeat in a repeat."
+            for pattern in _expressions(mine)
+            if may_hang(pattern)
+        ]
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
         start = mine.get("init_lora_weights")
@@ -228,6 +234,14 @@ class LoRAConfig:
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
+
+
+def _expressions(values: Mapping[str, Any]) -> list[str]:
+    """Return the regular expressions among a config's values, of whatever type these are."""
+    single = [v for key in ("target_modules", "exclude_modules") if isinstance(v := values.get(key), str)]
+    patterns = [v for key in ("rank_pattern", "alpha_pattern") if isinstance(v := values.get(key), Mapping)]
+    found = [*single, *(key for each in patterns for key in each if isinstance(key, str))]
+    return [pattern for pattern in found if pattern not in PRESETS]
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -78,3 +78,10 @@ def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None) -> t
         vh = v.mT
     root = s.sqrt()
     return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()
+
+
+def squared_distance(left: Tensor, right: Tensor) -> float:
+    """Return the sum of the squares of left - right, in the right one's dtype, without a tensor of their size."""
+    rows = max(1, (1 << 22) // max(1, left.numel() // max(1, len(left)))) if left.ndim else 1
+    parts = zip(left.split(rows), right.split(rows), strict=True) if left.ndim else ((left, right),)
+    return float(sum((a.to(b.dtype) - b).square_().sum() for a, b in parts))

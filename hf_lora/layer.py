@@ -115,7 +115,7 @@ class LoRALayer(nn.Module):
                 exact, merged = base, own
                 for adapter in chain:
                     exact, merged = adapter.effective(exact), adapter.effective(merged)
-                yield parameter, _squares(merged, exact), _squares(exact, base)
+                yield parameter, LF.squared_distance(merged, exact), LF.squared_distance(exact, base)
 
     def check_merge(self, names: tuple[str, ...], dtype: torch.dtype | None = None) -> None:
         """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
@@ -300,13 +300,6 @@ def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
 
 def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() and is_plain(tensor) else tensor
-
-
-def _squares(left: Tensor, right: Tensor) -> float:
-    """Return the sum of the squares of a difference, in the right one's dtype, without a tensor of their size."""
-    rows = max(1, (1 << 22) // max(1, left.numel() // max(1, len(left)))) if left.ndim else 1
-    parts = zip(left.split(rows), right.split(rows), strict=True) if left.ndim else ((left, right),)
-    return float(sum((a.to(b.dtype) - b).square_().sum() for a, b in parts))
 
 
 def _put(layer: nn.Module, name: str, value: Tensor) -> None:

@@ -116,6 +116,8 @@ class LoRAModel(Switching, Merging, Persistence, MemorySwitches, nn.Module):
         kwargs: dict[str, Any],
     ) -> LoRAModel:
         if isinstance(base_model, nn.Module):
+            if idle := kwargs.keys() - set(HUB_KWARGS):
+                raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
             model: nn.Module = base_model
         else:
             model = load_base_of(files, base_model, auto_class, kwargs)

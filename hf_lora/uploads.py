@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0])
 STATE_NAME = "trainer_state.json"
 # What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30}")
 RESUMING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")
 
 
@@ -61,23 +63,25 @@ class Private:
     def scrubbed(self, value: Any) -> Any:
         """Return a JSON value without tokens, and without texts that name the folder or something in it."""
         if isinstance(value, dict):
-            return {self.redacted(k): self.scrubbed(v) for k, v in value.items() if not self._names_folder(k)}
+            return {self.redacted(k): self.scrubbed(v) for k, v in value.items() if not self.names_folder(k)}
         if isinstance(value, list):
             return [self.scrubbed(item) for item in value]
         if not isinstance(value, str):
             return value
-        return None if self._names_folder(value) else self.redacted(value)
+        return None if self.names_folder(value) else self.redacted(value)
 
     def is_in(self, path: Path, *, folder: bool) -> bool:
-        """Return whether a file's bytes hold a token, or (`folder`) the folder's path."""
+        """Return whether a file's bytes hold a token, what looks like one, or (`folder`) the folder's path."""
         wanted = [*self.tokens, *((self.folder,) if folder and self.folder else ())]
         if not path.stat().st_size:
             return False
+        forms = {form.encode() for text in wanted for form in (text, json.dumps(text)[1:-1])}  # JSON escapes
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return any(content.find(text.encode()) >= 0 for text in wanted)
+            return any(content.find(form) >= 0 for form in forms) or _TOKEN.search(content) is not None
 
-    def _names_folder(self, text: str) -> bool:
-        return bool(self.folder) and self.folder in text
+    def names_folder(self, text: str) -> bool:
+        """Return whether a text names the folder, as it is or as JSON escapes it."""
+        return bool(self.folder) and (self.folder in text or json.dumps(self.folder)[1:-1] in text)
 
 
 def stage_adapters(source: Path, target: Path, names: Sequence[str], *, cards: bool = True) -> None:
@@ -103,10 +107,17 @@ def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: 
 
 
 def stage_logs(source: Path, target: Path, private: Private) -> None:
-    """Take TensorBoard's logs along, except those that name the folder they were written to."""
+    """Take TensorBoard's logs along, except those that name the folder they were written to.
+
+    As copies: the training goes on writing them, and what is uploaded has to keep its checksum.
+    """
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        if path.is_file() and not private.is_in(path, folder=True):
-            _take(path, target / path.relative_to(source))
+        copy = target / path.relative_to(source)
+        if path.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            if private.is_in(copy, folder=True):
+                copy.unlink()
 
 
 def upload(
@@ -117,12 +128,13 @@ def upload(
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.suffix == ".json" and path.name.endswith("_config.json"):
             text = path.read_text(encoding="utf-8")
-            if private.folder and private.folder in text:
+            if private.names_folder(text):
                 path.write_text(json.dumps(private.scrubbed(json.loads(text)), indent=2) + "\n", encoding="utf-8")
         if private.is_in(path, folder=False):
             name = path.relative_to(folder)
             raise HubError(
-                f"{name} holds the token that it would be uploaded with, so nothing was pushed to {repo_id}."
+                f"{name} holds the token that it would be uploaded with, or what looks like one, so nothing was pushed "
+                f"to {repo_id}."
             )
         files[path.relative_to(folder).as_posix()] = path
     return commit(files, repo_id, message=message, token=token, revision=revision)

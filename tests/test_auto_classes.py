@@ -190,9 +190,9 @@ with pytest.raises(OSError):
     Auto.from_pretrained("me/nothing", token=token)
 with pytest.raises(hf_lora.errors.ModelError, match="revision"):
     Auto.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, revision="other", token=token)
-import transformers.utils
-asked, ask = [], transformers.utils.find_adapter_config_file
-transformers.utils.find_adapter_config_file = lambda name, **kwargs: (asked.append(name), ask(name, **kwargs))[1]
+from hf_lora.sources import Source
+asked, ask = [], Source.find
+Source.find = lambda source, file: (asked.append(source.name), ask(source, file))[1]
 assert type(AutoModel.from_pretrained("org/base")) is BertModel
 pipeline("feature-extraction", model="org/base", device="cpu")
 assert asked == ["org/base"] * 2, "each call asks once whether it is an adapter"
@@ -203,6 +203,25 @@ assert asked == ["org/base"] * 2, "each call asks once whether it is an adapter"
     )
     assert not hub.asked(rf"/org/base/.*{right}"), "the adapter's revision is not the base's"
     assert hub.asked(rf"/me/adapter/.*{right}")
+
+
+def test_a_cached_model_loads_at_once_without_peft_where_the_hub_cannot_be_reached(bert: Path, hub: Hub) -> None:
+    """Transformers' own question for an adapter would try again for half a minute."""
+    hub.add("org/base", bert / "base")
+    code = """
+import time
+import hf_lora
+from transformers import AutoModel, BertModel
+slept = []
+time.sleep = slept.append
+assert type(AutoModel.from_pretrained("org/base")) is BertModel
+assert type(BertModel.from_pretrained("org/base")) is BertModel
+assert not slept, slept
+"""
+    _without_peft(code, env=hub.environ())
+    environ = hub.environ()
+    hub.close()
+    _without_peft(code, env=environ)
 
 
 def test_with_peft_transformers_own_way_is_in_charge_down_to_its_requests(bert: Path, hub: Hub) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -746,3 +748,47 @@ def test_plain_modules_have_snippets_that_ask_for_the_base(path: Path) -> None:
     assert "base_model=base" in text
     assert "PeftModel.from_pretrained(base" in text
     assert "pipeline(" not in text
+
+
+# --- values that are no metadata ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["tags: 2024", "base_model: 5", "base_model: true", "library_name: 3", "datasets: 7"])
+def test_a_value_of_another_type_in_a_card_is_no_reason_to_fail(line: str, model: LoRAModel, path: Path) -> None:
+    path.write_text(f"---\n{line}\n---\nhello\n")
+    write(path, model, card_data=ModelCardData(datasets=["imdb"]))
+    found = metadata_load(path)
+    assert found is not None
+    assert found["datasets"] == ["imdb"]
+    assert "lora" in found["tags"]
+
+
+def test_numbers_that_are_not_finite_are_no_results_and_take_no_comment_away(model: LoRAModel, path: Path) -> None:
+    path.write_text("---\n# why\nlicense: mit  # so\nmine: .nan\n---\nhello\n")
+    facts = TrainingFacts({}, {"loss": math.nan, "accuracy": 0.5, "perplexity": math.inf}, dataset_tags="imdb")
+    result = EvalResult("t", "imdb", "IMDB", "f1", math.nan)
+    text = write(path, model, facts=facts, card_data=ModelCardData(model_name="a", eval_results=[result]))
+    text = write(path, model, facts=facts)
+    assert "# why" in text
+    assert "license: mit  # so" in text
+    found = metadata_load(path)
+    assert found is not None
+    _, results = model_index_to_eval_results(found["model-index"])
+    assert {r.metric_type: r.metric_value for r in results} == {"accuracy": 0.5}
+    assert "| loss | nan |" in text
+    write(path, model, facts=TrainingFacts({}, {"loss": math.nan}, dataset_tags="imdb"))
+
+
+def test_numbers_of_numpy_and_torch_and_other_objects_are_written_plainly(model: LoRAModel, path: Path) -> None:
+    """YAML has pickled objects for them, which no reader of a card takes."""
+    values = {"f1": np.float64(0.5), "accuracy": torch.tensor(0.25), "count": np.int64(3)}
+    results = [EvalResult("t", "imdb", "IMDB", name, value) for name, value in values.items()]
+    data = ModelCardData(model_name="a", license=np.str_("mit"), note=Path("x"), eval_results=results)
+    text = write(path, model, card_data=data)
+    assert "!!python" not in text
+    found = metadata_load(path)
+    assert found is not None
+    assert (found["license"], found["note"]) == ("mit", "x")
+    _, kept = model_index_to_eval_results(found["model-index"])
+    assert {r.metric_type: r.metric_value for r in kept} == {"f1": 0.5, "accuracy": 0.25, "count": 3}
+    assert write(path, model, card_data=data) == text

@@ -30,6 +30,8 @@ def test_python_m_hf_lora_is_the_same_command() -> None:
         (["demo", "--check", "nowhere"], "nowhere holds no readable demo_results.json"),
         (["demo", "--r", "0"], "the rank must be a positive integer"),
         (["demo", "--output", "taken"], "taken is a file"),
+        (["inspect", "./nowhere"], "neither a directory or file of this machine nor the id of a Hub repo"),
+        (["inspect", ""], "neither a directory or file of this machine nor the id of a Hub repo"),
     ],
 )
 def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
@@ -40,6 +42,7 @@ def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("taken").touch()
     assert cli.main(arguments) == 2
     told = capsys.readouterr()

@@ -543,3 +543,37 @@ def test_an_adapter_that_peft_trains_half_of_is_used_and_not_trained(adapter: Pa
     LoRAModel.from_pretrained(adapter)
     with pytest.raises(ConfigError, match="mica.*is_trainable=False"):
         LoRAModel.from_pretrained(adapter, is_trainable=True)
+
+
+def test_arguments_for_a_base_that_is_loaded_already_are_a_type_error(adapter: Path) -> None:
+    base = LoRAModel.from_pretrained(adapter).unload()
+    with pytest.raises(TypeError, match="dtype"):
+        LoRAModel.from_pretrained(adapter, base_model=base, dtype=torch.bfloat16)
+    LoRAModel.from_pretrained(adapter, base_model=base, local_files_only=True)
+
+
+RESUMED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
+    "fewer layers": ({"target_modules": ["query"]}, {}, "lacks .*value"),
+    "another rank": ({"r": 2}, {}, "lora_A"),
+    "another alpha": ({"lora_alpha": 99}, {}, "scaled by"),
+    "rslora": ({"use_rslora": True}, {}, "scaled by"),
+    "other tokens": ({"trainable_token_indices": [1, 2]}, {"trainable_token_indices": [2, 3]}, "rows"),
+    "pissa": ({"init_lora_weights": "pissa"}, {}, "pissa"),
+    "into pissa": ({}, {"init_lora_weights": "pissa"}, "pissa"),
+    "dora": ({"use_dora": True}, {}, "magnitude"),
+}
+
+
+@pytest.mark.parametrize(("saved", "there", "match"), RESUMED.values(), ids=RESUMED)
+def test_resuming_from_another_adapter_is_refused_with_nothing_copied(
+    saved: dict[str, object], there: dict[str, object], match: str, bert_mlm: Path, tmp_path: Path
+) -> None:
+    first = {"r": 4, "target_modules": ["query", "value"]}
+    other = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(**{**first, **saved}))  # type: ignore[arg-type]
+    move(other)
+    other.save_pretrained(tmp_path / "other")
+    model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(**{**first, **there}))  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(AdapterMismatchError, match=match):
+        model.load_weights(tmp_path / "other")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

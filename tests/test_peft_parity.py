@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import ConfigError
+from hf_lora.errors import AdapterMismatchError, ConfigError
 
 from . import families
 from .versions import not_older
@@ -570,3 +571,53 @@ def test_a_published_adapter_gives_the_logits_that_peft_gives(name: str) -> None
         theirs = there(input_ids=ids).logits
     assert (ours - plain).abs().max() > 0.05
     assert (ours - theirs).abs().max() <= TOLERANCE * (1 + theirs.abs().max())
+
+
+def _bert_with_biases(tmp_path: Path) -> tuple[Any, Any]:
+    config = BertConfig(
+        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32, num_labels=3
+    )
+    base = BertForSequenceClassification(config).eval()
+    theirs = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(task_type="SEQ_CLS", bias="all", target_modules=["query"], init_lora_weights=False),
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    theirs.save_pretrained(tmp_path)
+    return base, theirs.eval()
+
+
+def test_a_head_that_peft_writes_twice_beside_all_biases_is_read(tmp_path: Path) -> None:
+    base, theirs = _bert_with_biases(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base)).eval()
+    assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=TOLERANCE)
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["base_model.model.classifier.bias"] += 1
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(AdapterMismatchError, match="two tensors for one place"):
+        LoRAModel.from_pretrained(tmp_path, base_model=base)
+
+
+def test_biases_that_one_layer_lacks_are_an_error(tmp_path: Path) -> None:
+    base, _ = _bert_with_biases(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    kept = {key: value for key, value in tensors.items() if not ("layer.1." in key and key.endswith("bias"))}
+    save_file(kept, tmp_path / WEIGHTS)
+    with pytest.raises(AdapterMismatchError, match=r"missing the tensors of bert\.encoder\.layer\.1.*bias"):
+        LoRAModel.from_pretrained(tmp_path, base_model=base)
+
+
+def test_an_adapter_of_a_compiled_model_is_saved_by_the_plain_names(tmp_path: Path) -> None:
+    base, compiled = families.build("llama"), torch.compile(families.build("llama"), backend="eager")
+    model = LoRAModel.from_model(compiled, LoRAConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    assert not [key for key in load_file(tmp_path / WEIGHTS) if "_orig_mod" in key]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))
+        LoRAModel.from_pretrained(tmp_path, base_model=torch.compile(copy.deepcopy(base), backend="eager"))
+    model.load_weights(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, uploads
@@ -331,3 +331,49 @@ def test_a_save_that_cannot_be_prepared_does_not_end_the_training(
     with pytest.warns(UserWarning, match=r"newest save is not on the Hub.*\(step 2\): No space left"):
         assert run.train().global_step == 2
     assert not list((tmp_path / "out").glob("_push-*"))
+
+
+def test_logs_that_grow_while_they_are_uploaded_do_not_fail_the_push(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard writes on in the middle of a push."""
+    out = tmp_path / "out"
+    log, answer = out / "runs" / "events.out", HfApi.create_commit
+
+    def slow(self: HfApi, *args: object, **kwargs: object) -> object:
+        made = answer(self, *args, **kwargs)
+        log.write_bytes(log.read_bytes() + b"scalar")
+        return made
+
+    run = trainer(public_bert(), out, hub, max_steps=2)
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"scalar")
+    monkeypatch.setattr(HfApi, "create_commit", slow)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*failed.*")
+        run.train()
+    assert hub.files("me/x")["runs/events.out"] == b"scalar"
+
+
+def test_a_log_with_the_folder_in_json_s_escapes_is_left_out_as_well(tmp_path: Path, hub: Hub) -> None:
+    out = tmp_path / "Zoë"
+    (out / "runs").mkdir(parents=True)
+    (out / "runs" / "events.bad").write_text(json.dumps({"output_dir": str(out)}))
+    (out / "runs" / "events.token").write_text(f"token: {hub.reader}")
+    trainer(public_bert(), out, hub).push_to_hub()
+    assert names(hub) == ADAPTER | TOKENIZER | {"README.md"}
+
+
+def test_a_token_other_than_the_one_in_use_stops_the_push(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub)
+    run.processing_class.init_kwargs["comment"] = hub.stranger
+    with pytest.raises(HubError, match=r"tokenizer_config\.json holds the token"):
+        run.push_to_hub()
+
+
+def test_metadata_of_another_type_in_the_card_does_not_end_the_training(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2)
+    run.push_to_hub()
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text().replace("base_model: org/base", "base_model: 5"))
+    assert run.train().global_step == 2

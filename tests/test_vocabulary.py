@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -232,3 +232,51 @@ def test_room_is_made_in_a_class_whose_resizing_takes_a_size_only(tmp_path: Path
     with pytest.warns(UserWarning, match="resized from 32 to 35 rows"):
         again = LoRAModel.from_pretrained(tmp_path / "adapter")
     assert again.get_input_embeddings().weight.shape[0] == 35
+
+
+OF_PEFT = {
+    "rows": {"trainable_token_indices": ROWS},
+    "table and head": {"modules_to_save": ["wte", "embed_tokens", "lm_head"]},
+    "layers only": {},
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("config", OF_PEFT.values(), ids=OF_PEFT)
+@pytest.mark.filterwarnings("ignore")  # PEFT's chatter
+def test_what_peft_saves_of_a_resized_vocabulary_comes_back(config: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    base = MAKERS[kind]()
+    base.save_pretrained(tmp_path / "base")
+    grown = type(base).from_pretrained(tmp_path / "base")
+    grown.resize_token_embeddings(35, mean_resizing=False)
+    targets = ["c_attn"] if kind == "tied" else ["q_proj"]
+    theirs = peft.get_peft_model(grown, peft.LoraConfig(target_modules=targets, init_lora_weights=False, **config))
+    theirs.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="resized from 32 to 35"):
+        ours = LoRAModel.from_pretrained(tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    assert torch.allclose(ours.eval()(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5)
+
+
+def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path) -> None:
+    base = _llama()
+    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[3, 4]))
+    move(model)
+    model.save_pretrained(tmp_path)
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "trainable_token_indices": {"lm_head": [3, 4]}}))
+    with pytest.raises(AdapterMismatchError, match="token rows of lm_head"):
+        LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))
+    config.write_text(json.dumps(values))
+    save_file({key: value for key, value in load_file(file).items() if "token_adapter" not in key}, file)
+    with pytest.raises(AdapterMismatchError, match="trainable_token_indices"):
+        LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))
+
+
+def test_rows_that_are_named_twice_train_once_and_come_back(tmp_path: Path) -> None:
+    base = _llama()
+    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[5, 5, 3]))
+    move(model)
+    model.save_pretrained(tmp_path)
+    again = LoRAModel.from_pretrained(tmp_path, base_model=base)
+    assert torch.equal(again.eval()(IDS % 32).logits, model.eval()(IDS % 32).logits)

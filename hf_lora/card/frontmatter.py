@@ -38,7 +38,7 @@ def replaced(text: str, values: Mapping[str, Any]) -> str:
         mark = "\ufeff" if text.startswith("\ufeff") else ""
         return mark + block + text.removeprefix(mark) if values else text
     before = _parsed(found[2])
-    if before == values:
+    if _same(before, values):
         return text
     block = _edited(found[2].replace("\r\n", "\n"), before, values)
     head, tail = text[: found.end(1)], text[found.start(3) :]
@@ -57,11 +57,16 @@ def _parsed(block: str) -> dict[str, Any]:
     return values
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal; YAML's .nan, which another tool may have written, is equal to itself."""
+    return one == other or repr(one) == repr(other)
+
+
 def _edited(block: str, before: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     for keep_lines in (True, False):
         try:
             new = _by_key(block, before, values, keep_lines)
-            if _parsed(new) == values:
+            if _same(_parsed(new), values):
                 return new
         except (BrokenMetadataError, yaml.YAMLError):
             continue
@@ -74,7 +79,7 @@ def _by_key(block: str, before: Mapping[str, Any], values: Mapping[str, Any], ke
     by_lines = isinstance(root, yaml.MappingNode) and not root.flow_style
     for key, node in reversed(root.value if by_lines else []):
         name = key.value
-        if name in values and before.get(name) == values[name]:
+        if name in values and _same(before.get(name), values[name]):
             continue
         start, end = key.start_mark.index, _end(block, node)
         if name not in values:

@@ -6,6 +6,7 @@ The Hub makes the link to the base, the adapter's icon and the widget of `base_m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -93,13 +94,13 @@ def given_metadata(facts: TrainingFacts | None, data: ModelCardData | None, task
 def eval_results(facts: TrainingFacts, task: Task | None) -> tuple[str, list[EvalResult]] | None:
     """Return the model's name and its results for the model-index; None without a task, data set or metric.
 
-    The Hub refuses a result that lacks one of them.
+    The Hub refuses a result that lacks one of them. A number that is not finite is no result, and JSON has none.
     """
     tags, names = listed(facts.dataset_tags), listed(facts.dataset)
     kind = public_name((tags or names or [""])[0])
     tasks = [t for t in listed(facts.tasks) if not is_private(t)]
     task_type = tasks[0] if tasks else task.tag if task else None
-    metrics = quality(facts)
+    metrics = {name: value for name, value in quality(facts).items() if math.isfinite(value)}
     if not (kind and task_type and metrics):
         return None
     args = [a for a in listed(facts.dataset_args) if not is_private(a)]
@@ -161,8 +162,9 @@ def model_name(facts: TrainingFacts | None, data: ModelCardData | None) -> str |
 
 
 def listed(value: Any) -> list[str]:
-    """Return one or several texts as a list."""
-    return [] if value is None else [value] if isinstance(value, str) else [v for v in value if isinstance(v, str)]
+    """Return one or several texts as a list; what is no text (YAML takes 2024 for a number) is left out."""
+    values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return [v for v in values if isinstance(v, str)]
 
 
 def _is_ours(key: str, there: Mapping[str, Any], own: Mapping[str, Any], noted: Record) -> bool:
@@ -230,12 +232,16 @@ def _whole(index: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for model in index:
         results = []
         for result in model["results"]:
-            metrics = [m for m in result["metrics"] if "type" in m and "value" in m]
+            metrics = [m for m in result["metrics"] if "type" in m and _is_result(m.get("value"))]
             if metrics and "type" in result["task"] and {"type", "name"} <= result["dataset"].keys():
                 results.append({**result, "metrics": metrics})
         if results:
             found.append({"name": model.get("name", "adapter"), "results": results})
     return found
+
+
+def _is_result(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _about(result: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,21 @@ def public_setting(name: str, value: Any) -> str | int | float | bool | None:
 
 
 def scrubbed(value: Any) -> Any:
-    """Return metadata without its private texts: those of lists and mappings are dropped, a private text is None."""
+    """Return metadata without its private texts: those of lists and mappings are dropped, a private text is None.
+
+    What YAML has no form for becomes plain: NumPy's and torch's numbers (YAML would write them as Python's pickled
+    objects, which no reader of a card takes) numbers, and anything else its text.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, str):
-        return None if is_private(value) else value
-    if isinstance(value, list | tuple):
+        return None if is_private(value) else str.__str__(value)
+    if isinstance(value, list | tuple | set):
         return [kept for kept in map(scrubbed, value) if kept is not None]
     if isinstance(value, dict):
         kept = {k: scrubbed(v) for k, v in value.items() if not (isinstance(k, str) and is_private(k))}
         return {k: v for k, v in kept.items() if v is not None}
-    return value
+    return value if value is None or type(value) in (bool, int, float, date, datetime) else scrubbed(str(value))
 
 
 def _names_this_machine(text: str) -> bool:

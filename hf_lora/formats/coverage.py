@@ -34,9 +34,34 @@ def missing_names(
         adapted = [module for module, _, role in held if role not in ("saved", "tokens")]
         layers = [n for n, m in modules.items() if kind_of(m) is not None]
         missing += [n for n in lopsided(config, adapted, layers) if n not in names]
+    missing += _tokenless(config, modules, held) + _unbiased(config, modules, held)
     return missing + _unsaved(
         config, modules, {(module, parameter) for module, parameter, role in held if role == "saved"}
     )
+
+
+def _tokenless(
+    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
+) -> list[str]:
+    """Return the tables whose rows a config trains and a file does not hold; one of several tied ones is enough."""
+    tables = [module for module, _, role in held if role == "tokens"]
+    wanted = config.trainable_token_indices or ()
+    if not isinstance(wanted, Mapping):
+        return ["the rows in trainable_token_indices"] if wanted and not tables else []
+    weights = {id(modules[n]._parameters.get("weight")) for n in tables}
+    listed = match_names([name for name, rows in wanted.items() if rows], modules)
+    return [f"the token rows of {n}" for n in listed if id(modules[n]._parameters.get("weight")) not in weights]
+
+
+def _unbiased(
+    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
+) -> list[str]:
+    """Return the biases that a file lacks although it holds those of layers that are alike but for their numbers."""
+    if config.bias == "none":
+        return []
+    owners = [module for module, parameter, role in held if role == "saved" and parameter == "bias"]
+    names = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
+    return [_full(n, "bias") for n in lopsided(config, owners, names)]
 
 
 def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collection[tuple[str, str]]) -> list[str]:

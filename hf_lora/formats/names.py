@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..config import PRESETS, LoRAConfig
@@ -28,6 +29,7 @@ from .spelling import plain_keys
 
 __all__ = ["fit_names"]
 
+_SAME_CLASS = (("module", ""), ("", "module"), ("", "_orig_mod"))  # DistributedDataParallel's, torch.compile's
 Found = tuple[list[Move], "Rewrite | None", LoRAConfig]
 
 
@@ -60,7 +62,7 @@ def fit_names(
     missing = _missing(modules, config, moves, rewrite)
     if missing:
         raise mismatch(modules, [], [f"missing the tensors of {name}" for name in missing], len(tensors))
-    if rewrite is not None and rewrite != ("module", ""):  # DistributedDataParallel's, which is no other class
+    if rewrite is not None and rewrite not in _SAME_CLASS:
         _say(modules, rewrite)
     return *result, _places(modules, *result)
 
@@ -94,10 +96,16 @@ def _places(modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mappi
 
 
 def _respelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by their plain keys. Raises AdapterMismatchError where two keys are spellings of one."""
+    """Return tensors by their plain keys. Raises AdapterMismatchError where two keys are spellings of one.
+
+    PEFT writes what it saves whole twice where biases or a resized vocabulary are saved as well: as `head.weight` and
+    as `head.modules_to_save.weight`, the same numbers.
+    """
     result: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for key, plain in plain_keys(tensors).items():
+        if plain in origin and _is_again(key, tensors[key], origin[plain], result[plain]):
+            continue
         if plain in origin:
             raise AdapterMismatchError(
                 f"{origin[plain]} and {key} are two tensors for one place: the file holds several adapters, or one "
@@ -105,6 +113,13 @@ def _respelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         origin[plain], result[plain] = key, tensors[key]
     return result
+
+
+def _is_again(key: str, tensor: Tensor, other: str, held: Tensor) -> bool:
+    """Return whether one of two spellings is PEFT's second copy of what is saved whole."""
+    spelled = [".modules_to_save." in name for name in (key, other)]
+    same = tensor.shape == held.shape and tensor.dtype == held.dtype
+    return spelled[0] != spelled[1] and same and torch.equal(tensor, held)
 
 
 def _homeless(modules: Mapping[str, nn.Module], config: LoRAConfig, moves: Sequence[Move]) -> list[Move]:

@@ -4,6 +4,7 @@
     base_model.model.<embedding>.lora_embedding_A       (r, entries)     and lora_embedding_B
     base_model.model.<layer>.lora_magnitude_vector      (out,); (1, out, 1, ...) of a convolution
     base_model.model.<embedding>.token_adapter.trainable_tokens_delta
+    base_model.model.<embedding>.token_adapter.base_layer.weight    the base's own table, where it was resized
     base_model.model.<module>.<parameter>               saved whole
 
 PEFT wraps modules, and its wrappers show in the names: `base_layer` stands behind a layer that has an adapter of its
@@ -17,7 +18,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..config import LoRAConfig
@@ -31,6 +31,8 @@ from .keys import PREFIX, TOKENS, WRAP, split_key, unwrapped
 from .mismatch import mismatch
 
 __all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
+
+_TABLE = f".{TOKENS.partition('.')[0]}.{WRAP}."
 
 Place = tuple[str, str, str]  # module, parameter, the adapter's attribute (or "saved", "tokens")
 Places = Mapping[str, "Place | None"]
@@ -55,6 +57,7 @@ def adapter_tensors(
         outer = [a.parameter for a in adapters[module].values() if isinstance(a, LoRA)]
         depth = len(outer) - 1 - outer.index(adapter.parameter) if isinstance(adapter, LoRA) else wraps[module]
         path = ".".join([_wrapped(module, wraps), *[WRAP] * depth]).strip(".")
+        path = path.removeprefix("_orig_mod.")  # of torch.compile: other tools know the plain model's names
         values = {attribute: tensor.detach() for attribute, tensor in _own_tensors(adapter)}
         if state_dict is not None:
             at = f"{module}.adapters.{name}.{key}".lstrip(".")
@@ -137,7 +140,10 @@ def _group(
             unexpected.append(key)
             continue
         module, parameter, attribute = place
-        if attribute == "saved" and _is_copy(modules[module], parameter, key, tensor):
+        if attribute == "saved" and _is_copy(modules[module], parameter, key, tensor, config):
+            continue
+        if _TABLE in key:  # another base's rows, which nothing here would take
+            unexpected.append(key)
             continue
         if keys.setdefault(place, key) != key:
             problems.append(f"{keys[place]} and {key} are two tensors for one place")
@@ -148,7 +154,7 @@ def _group(
 
 def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> Place | None:
     """Return (module, parameter, the adapter's attribute, "saved" or "tokens") of a key, None without a place."""
-    path, leaf, attribute = split_key(key)
+    path, leaf, attribute = split_key(key.replace(_TABLE, f".{WRAP}."))
     module, depth = unwrapped(path)
     layer = modules.get(module)
     if layer is None:
@@ -161,12 +167,24 @@ def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> 
     return None if parameter is None else (module, parameter, attribute)
 
 
-def _is_copy(layer: nn.Module, parameter: str, key: str, tensor: Tensor) -> bool:
-    """Return whether a tensor is the base's own table, of which PEFT adds a copy where the table is a target."""
+def _is_copy(layer: nn.Module, parameter: str, key: str, tensor: Tensor, config: LoRAConfig) -> bool:
+    """Return whether a tensor is the base's own table, of which PEFT adds a copy where the table is a target.
+
+    Beside trained rows the copy holds what these were before: they may differ.
+    """
     own = own_tensor(layer, parameter)
-    if not isinstance(layer, nn.Embedding) or f".{WRAP}." not in key or own is None or own.is_meta:
+    if not (isinstance(layer, nn.Embedding) or _TABLE in key) or f".{WRAP}." not in key or own is None or own.is_meta:
         return False
-    return own.shape == tensor.shape and torch.equal(own.cpu(), tensor.to(own.dtype))
+    if own.shape != tensor.shape:
+        return False
+    differ = (own.cpu() != tensor.to(own.dtype)).flatten(1).any(1).nonzero().flatten().tolist()
+    return not differ or (_TABLE in key and {*differ} <= _trained_rows(config))
+
+
+def _trained_rows(config: LoRAConfig) -> set[int]:
+    """Return the token rows that a config trains, of any table."""
+    wanted = config.trainable_token_indices
+    return {row for rows in (wanted.values() if isinstance(wanted, Mapping) else [wanted or ()]) for row in rows}
 
 
 def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) -> str | None:
@@ -187,7 +205,7 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
         rows = (
             wanted
             if not isinstance(wanted, Mapping)
-            else next(v for k, v in wanted.items() if match_names([k], [module]))
+            else next((v for k, v in wanted.items() if match_names([k], [module])), ())
         )
         return Site(module, "weight", "tokens", rows=tuple(rows or ()))
     owner = module.rpartition(".")[0]

@@ -17,8 +17,6 @@ __all__ = ["finds_adapters", "is_adapter", "load_adapter", "takes_lora_config"]
 
 _NOT_FOR_ADAPTERS = ("gguf_file", "state_dict")  # the weights come from elsewhere, so the name is no adapter's
 
-_HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
-
 
 def takes_lora_config(original: classmethod) -> classmethod:
     """Wrap a class's from_pretrained: with `lora_config=` the result is a LoRAModel of that class.
@@ -76,16 +74,18 @@ def _theirs(name: Any, kwargs: Mapping[str, Any]) -> bool:
 def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether a name stands for an adapter that we are to load: never where PEFT is installed.
 
-    It is asked as Transformers asks it where PEFT is installed. kwargs: those of from_pretrained. Where the Hub does
-    not answer the result is False, and Transformers' own attempt says why.
+    kwargs: those of from_pretrained. Where the Hub does not answer the result is False, and Transformers' own attempt
+    says why. (Transformers' find_adapter_config_file asks an unreachable Hub for half a minute about a model that lies
+    in the cache.)
     """
     if _theirs(name, kwargs):
         return False
-    given = {**kwargs, **(kwargs.get("adapter_kwargs") or {})}
-    hub = {key: given[key] for key in _HUB if given.get(key) is not None}
+    from ..filenames import CONFIG_NAME  # not above: they import huggingface_hub
+    from ..sources import Source
+
     try:
         return (
-            importlib.import_module("transformers.utils").find_adapter_config_file(os.fspath(name), **hub) is not None
+            Source.of(os.fspath(name), {**kwargs, **(kwargs.get("adapter_kwargs") or {})}).find(CONFIG_NAME) is not None
         )
     except (OSError, ValueError):  # no such repo, or no name that one can have
         return False

@@ -42,7 +42,7 @@ FAILURES: tuple[type[Exception], ...] = (_CONNECTION, OSError, ValueError, Runti
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try, where the Hub does not say
 PATIENCE = 20.0  # seconds after the first failure in which a further try may start; upstream tries within each, too
-_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{16,}[\w.-]*|(?<=Bearer )\S+")
+_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{16,}[\w.-]*|(?<=Bearer )\S+|(?<=://)[^/\s@]+(?=@)")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # of a presigned URL: as good as a token
 
 T = TypeVar("T")
@@ -131,9 +131,9 @@ def as_hub_error(error: BaseException, subject: Subject) -> HubError:
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return _of_status(error, subject)
     if _is_of_connection(error):
-        told = redacted(str(error), subject.token) or type(error).__name__
+        told, endpoint = redacted(str(error), subject.token) or type(error).__name__, redacted(constants.ENDPOINT)
         return HubError(
-            f"cannot {subject.doing} {repo}: the connection to {constants.ENDPOINT} failed ({told}). Check the network "
+            f"cannot {subject.doing} {repo}: the connection to {endpoint} failed ({told}). Check the network "
             "and try again."
         )
     return HubError(f"cannot {subject.doing} {repo}: {redacted(str(error), subject.token)}")

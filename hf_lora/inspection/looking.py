@@ -156,6 +156,8 @@ class _Place:
                 return {p.name: p.stat().st_size for p in sorted(inside) if p.is_file()}
         except OSError as error:
             raise AdapterFileError(f"{self.top} cannot be looked into: {error}") from None
+        if not hub.is_repo_id(self.source.name):
+            raise AdapterFileError(f"{self.source.missing}.")
         every = hub.list_files(self.source.name, **self.source.hub)
         return {file: size for file, size in every.items() if "/" not in file}
 
