@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel, cli, config, hub
+from hf_lora import LoRAConfig, LoRAModel, add_lora, cli, config, hub
 from hf_lora.errors import AdapterFileError, LoRAError
 from hf_lora.inspection import inspect_adapter, suspicion
 
@@ -450,3 +450,12 @@ def test_400_mutated_adapters_end_in_a_report_or_in_one_of_our_errors(adapter: P
         (adapter / CONFIG).write_text(json.dumps(values))
         (adapter / WEIGHTS).write_bytes(raw)
     assert told > 150
+
+
+def test_an_expression_that_could_take_for_ever_is_told_and_not_tried(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"a" * 60: nn.Linear(4, 4)})
+    add_lora(net, LoRAConfig(r=2, target_modules=["a" * 60])).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config |= {"target_modules": "((a+)+)+!", "rank_pattern": {"((a+)+)+!": 4}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert any("could take for ever" in str(finding) for finding in inspect_adapter(tmp_path).findings)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..expressions import may_hang
 from .layout import Layout, Target
 
 __all__ = ["KNOWN_KEYS", "NOT_BUILT", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
@@ -140,6 +141,9 @@ def _targets(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
     if isinstance(wanted, str):
         if wanted in ("all-linear", "auto", "attention"):
             return
+        if may_hang(wanted):
+            yield Finding("targets", f"target_modules {_short(wanted)} could take for ever on a long name")
+            return
         try:
             expression = re.compile(wanted)
         except re.error as error:
@@ -240,7 +244,7 @@ def _by_pattern(patterns: Any, name: str, default: Any) -> Any:
     """Return the value of the first pattern that the end of a name matches, on whole dotted words (PEFT's rule)."""
     for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
+            if not may_hang(pattern) and re.match(rf"(.*\.)?({pattern})$", name):
                 return value
         except re.error:
             continue
