@@ -19,6 +19,16 @@ from .state import AdapterState
 
 __all__ = ["Persistence"]
 
+_FOR_PUSHING = (
+    "base_model", "commit_description", "commit_message", "create_pr", "private", "repo_id", "revision", "tags",
+    "token",
+)  # fmt: skip
+# What Transformers, accelerate and others pass when they save any model: of no meaning for an adapter's three files.
+_OF_A_BASE = (
+    "distributed_checkpoint", "max_shard_size", "safe_serialization", "save_function", "save_original_format",
+    "save_peft_format", "use_temp_dir", "variant",
+)  # fmt: skip
+
 
 class Persistence(nn.Module):
     """What a LoRAModel does about files."""
@@ -48,14 +58,19 @@ class Persistence(nn.Module):
         kwargs: what Transformers passes when it saves a model; sharding and formats of base weights do not apply.
         In a distributed run call it in every process, `is_main_process` in one of them: tensors that `fully_shard`
         spread are gathered. Whenever the process dies, the directory holds the old adapter or the new one.
-        Raises AdapterStateError where there is nothing to save, while adapters are merged, and where tensors are
-        empty, partial, not finite, or untouched by their training; AdapterFileError where the disk refuses.
+        Raises TypeError for other kwargs; AdapterStateError where there is nothing to save, while adapters are merged,
+        and where tensors are empty, partial, not finite, or untouched by their training; AdapterFileError where the
+        disk refuses.
         """
+        if unknown := kwargs.keys() - {*_FOR_PUSHING, *_OF_A_BASE}:
+            raise TypeError(
+                f"save_pretrained() got unexpected keyword arguments: {', '.join(sorted(unknown))}. One adapter of "
+                "several is chosen by adapter_name=."
+            )
         directory = Path(save_directory)
         save_adapters(self, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data)
         if is_main_process and push_to_hub:
-            known = ("token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags")
-            given = {k: v for k, v in kwargs.items() if k in (*known, "base_model")}
+            given = {k: v for k, v in kwargs.items() if k in _FOR_PUSHING and k != "repo_id"}
             repo = kwargs.get("repo_id") or directory.resolve().name
             self.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, card_data=card_data, **given)
 

@@ -609,3 +609,13 @@ def test_a_copy_that_is_trained_to_nothing_is_refused_as_well(tmp_path: Path) ->
         steps(copied, 8, 0.0)
         with pytest.raises(AdapterStateError, match="still changes nothing"):
             copied.save_pretrained(tmp_path)
+
+
+def test_arguments_that_saving_does_not_know_are_a_type_error_and_nothing_is_written(tmp_path: Path) -> None:
+    net = model(2)
+    for unknown in ("selected_adapters", "adaptername"):
+        with pytest.raises(TypeError, match=f"{unknown}.*adapter_name="):
+            net.save_pretrained(tmp_path / "out", **{unknown: ["default"]})
+    assert not (tmp_path / "out").exists()
+    net.save_pretrained(tmp_path / "out", safe_serialization=True, max_shard_size="5GB", save_function=None)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
