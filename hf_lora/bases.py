@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from .config import LoRAConfig
+from .config import TASK_TYPES, LoRAConfig
 from .errors import ConfigError, LoRAError, ModelError
 from .formats.contents import Contents
 from .formats.peft import PREFIX
@@ -25,14 +25,6 @@ from .targets import as_endings, match_names, saved_modules
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 
-AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 # The names that Transformers gives the heads of these tasks, the ones PEFT trains along.
 TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
@@ -160,7 +152,7 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
     remote = [
         n for n in getattr(config, "auto_map", None) or {} if n.startswith("AutoModel") and hasattr(transformers, n)
     ]
-    auto = getattr(transformers, AUTO_CLASSES[task_type]) if task_type else None
+    auto = getattr(transformers, TASK_TYPES[task_type]) if task_type else None
     if auto is not None:
         if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
             return auto

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["TASK_TYPES", "is_names", "problems_of"]
 
-TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+# PEFT's task types, and the class of Transformers that loads a base for each.
+TASK_TYPES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
 
 
@@ -39,7 +47,7 @@ def _value_problems(c: LoRAConfig) -> list[str]:
         found.append(f"lora_dropout={c.lora_dropout!r}, but it is a probability in [0, 1).")
     if c.bias not in ("none", "all", "lora_only"):
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
-    if c.task_type is not None and c.task_type not in TASK_TYPES:
+    if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
     found += _init_problem(c)
     found += [f"{n}={getattr(c, n)!r}, but it is True or False." for n in _FLAGS if not isinstance(getattr(c, n), bool)]

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from .errors import AdapterStateError
 
-__all__ = ["check_optimizer"]
+__all__ = ["check_optimizer", "held_by"]
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
@@ -21,7 +21,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     >>> model = add_lora(nn.Sequential(nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
     >>> check_optimizer(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise AdapterStateError(
@@ -35,3 +35,8 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             f"would not train: {', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}. Build the optimizer "
             "after adding, loading or choosing adapters."
         )
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids (Python's) of the parameters that an optimizer holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -23,7 +23,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.card import amend_card, frontmatter, sections, write_card
 from hf_lora.card.private import hub_id, is_private, public_name, public_setting
 from hf_lora.card.record import Record
-from hf_lora.card.tasks import _BY_MAPPING, TASK_TYPES
+from hf_lora.card.tasks import _BY_MAPPING, TASKS
 from hf_lora.card.templates import template
 from hf_lora.facts import TrainingFacts
 from hf_lora.filenames import CARD_NAME
@@ -153,7 +153,7 @@ def test_every_snippet_compiles_and_names_the_repo(case: str, path: Path) -> Non
 
 
 def test_every_tag_is_one_of_the_hub_s_and_every_pipeline_one_of_transformers() -> None:
-    for task in (*_BY_MAPPING.values(), *TASK_TYPES.values()):
+    for task in (*_BY_MAPPING.values(), *TASKS.values()):
         assert task.tag in HUB_TAGS
         if task.pipeline and task.tag not in ("text-to-speech", "audio-text-to-text"):
             assert task.tag in SUPPORTED_TASKS

@@ -9,8 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from ..published import is_local_base
 
 __all__ = ["hub_id", "is_private", "public_name", "public_setting", "scrubbed"]
 
@@ -42,13 +41,7 @@ def hub_id(name: str | None) -> str | None:
 
     What exists here as a file or directory is local, whatever it looks like, and so is a Trainer's checkpoint.
     """
-    if not name or os.path.exists(name) or is_private(name):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
+    return None if not name or is_private(name) or is_local_base(name) else name
 
 
 def public_name(name: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import LoRAConfig
+from ..config import TASK_TYPES, LoRAConfig
 
 __all__ = ["Task", "task_of"]
 
@@ -31,19 +31,19 @@ class Task:
 
 
 # By task type, as PEFT names them.
-TASK_TYPES: dict[str, Task] = {
-    "SEQ_CLS": Task(
-        "text-classification", "AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"
-    ),
-    "TOKEN_CLS": Task("token-classification", "AutoModelForTokenClassification", "AutoPeftModelForTokenClassification"),
-    "CAUSAL_LM": Task("text-generation", "AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
+TASKS: dict[str, Task] = {
+    "SEQ_CLS": Task("text-classification", TASK_TYPES["SEQ_CLS"], "AutoPeftModelForSequenceClassification"),
+    "TOKEN_CLS": Task("token-classification", TASK_TYPES["TOKEN_CLS"], "AutoPeftModelForTokenClassification"),
+    "CAUSAL_LM": Task("text-generation", TASK_TYPES["CAUSAL_LM"], "AutoPeftModelForCausalLM"),
     "SEQ_2_SEQ_LM": Task(
-        "text-generation", "AutoModelForSeq2SeqLM", "AutoPeftModelForSeq2SeqLM", (TEXT2TEXT,), pipeline=False
+        "text-generation", TASK_TYPES["SEQ_2_SEQ_LM"], "AutoPeftModelForSeq2SeqLM", (TEXT2TEXT,), pipeline=False
     ),
     "QUESTION_ANS": Task(
-        "question-answering", "AutoModelForQuestionAnswering", "AutoPeftModelForQuestionAnswering", pipeline=False
+        "question-answering", TASK_TYPES["QUESTION_ANS"], "AutoPeftModelForQuestionAnswering", pipeline=False
     ),
-    "FEATURE_EXTRACTION": Task("feature-extraction", "AutoModel", "AutoPeftModelForFeatureExtraction"),
+    "FEATURE_EXTRACTION": Task(
+        "feature-extraction", TASK_TYPES["FEATURE_EXTRACTION"], "AutoPeftModelForFeatureExtraction"
+    ),
 }
 # By Transformers' mapping of architectures (MODEL_FOR_..._MAPPING_NAMES). A class in several is the first one's: the
 # narrower a mapping, the earlier it stands.
@@ -72,19 +72,19 @@ _BY_MAPPING: dict[str, Task] = {
     "MASK_GENERATION": Task("mask-generation", "AutoModelForMaskGeneration"),
     "KEYPOINT_DETECTION": Task("keypoint-detection", "AutoModelForKeypointDetection", pipeline=False),
     "IMAGE_TO_IMAGE": Task("image-to-image", "AutoModelForImageToImage", pipeline=False),
-    "SEQUENCE_CLASSIFICATION": TASK_TYPES["SEQ_CLS"],
-    "TOKEN_CLASSIFICATION": TASK_TYPES["TOKEN_CLS"],
-    "QUESTION_ANSWERING": TASK_TYPES["QUESTION_ANS"],
+    "SEQUENCE_CLASSIFICATION": TASKS["SEQ_CLS"],
+    "TOKEN_CLASSIFICATION": TASKS["TOKEN_CLS"],
+    "QUESTION_ANSWERING": TASKS["QUESTION_ANS"],
     "MULTIPLE_CHOICE": Task("multiple-choice", "AutoModelForMultipleChoice", pipeline=False),
-    "SEQ_TO_SEQ_CAUSAL_LM": TASK_TYPES["SEQ_2_SEQ_LM"],
-    "CAUSAL_LM": TASK_TYPES["CAUSAL_LM"],
+    "SEQ_TO_SEQ_CAUSAL_LM": TASKS["SEQ_2_SEQ_LM"],
+    "CAUSAL_LM": TASKS["CAUSAL_LM"],
     "MASKED_LM": Task("fill-mask", "AutoModelForMaskedLM"),
     "MULTIMODAL_LM": Task("any-to-any", "AutoModelForMultimodalLM"),
 }
 # A base without a head gives features; of what, its main input says.
 _FEATURES = {
     "pixel_values": Task("image-feature-extraction", "AutoModel"),
-    "input_ids": TASK_TYPES["FEATURE_EXTRACTION"],
+    "input_ids": TASKS["FEATURE_EXTRACTION"],
 }
 
 
@@ -99,7 +99,7 @@ def task_of(model: Any, config: LoRAConfig) -> Task | None:
         if name in _classes(f"MODEL_FOR_{mapping}_MAPPING_NAMES"):
             return _hearing(task) if task.tags == (TEXT2TEXT,) and _hears(model) else task
     if config.task_type is not None:
-        return TASK_TYPES[config.task_type]
+        return TASKS[config.task_type]
     if name in _classes("MODEL_MAPPING_NAMES"):
         return _FEATURES.get(getattr(model, "main_input_name", ""), Task(None, "AutoModel"))
     return None

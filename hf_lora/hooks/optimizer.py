@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .marks import MARK
+from .unwrapped import lora_model
 
 __all__ = ["checks_optimizer"]
 
@@ -22,13 +23,12 @@ def checks_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-        from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
-        from ..training import check_optimizer
+        from ..training import check_optimizer  # not above: it imports torch, which `import hf_lora` leaves alone
 
         optimizer = original(self, *args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = lora_model(self)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if isinstance(model, LoRAModel) and not sharded and not isinstance(optimizer, LayerWiseDummyOptimizer):
+        if model is not None and not sharded and not isinstance(optimizer, LayerWiseDummyOptimizer):
             check_optimizer(model, self.optimizer)
         return optimizer
 

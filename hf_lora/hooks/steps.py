@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .marks import MARK
+from .unwrapped import lora_model
 
 __all__ = ["notes_steps"]
 
@@ -19,13 +20,13 @@ def notes_steps(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def save(self: Any, *args: Any, **kwargs: Any) -> None:
-        from ..model import LoRAModel
+        model = lora_model(self)
+        if model is not None and self.optimizer is not None:
+            from ..training import held_by
 
-        inner = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if isinstance(inner, LoRAModel) and self.optimizer is not None:
-            held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-            for layer in inner._lora.layers.values():
-                for name in inner._lora.configs:
+            held = held_by(self.optimizer)
+            for layer in model._lora.layers.values():
+                for name in model._lora.configs:
                     for adapter in layer.carried(name).values():
                         if any(id(p) in held for p in adapter.parameters()):
                             adapter.note_steps(self.state.global_step)

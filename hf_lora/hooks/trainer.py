@@ -14,6 +14,7 @@ from .cards import facts_of, write_cards
 from .marks import MARK
 from .pushing import Pushes
 from .resuming import tell_missing_best
+from .unwrapped import lora_model
 
 __all__ = [
     "checks_base",
@@ -34,7 +35,7 @@ def _for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
     def decorate(ours: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            target = _lora_model(self, self.model)
+            target = lora_model(self)
             return original(self, *args, **kwargs) if target is None else ours(target, self, *args, **kwargs)
 
         setattr(method, MARK, original)
@@ -48,8 +49,7 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        wrapped = self.model if model is None else model
-        target = _lora_model(self, wrapped)
+        target = lora_model(self, model)
         if target is None:
             original(self, resume_from_checkpoint, model)
         else:
@@ -249,10 +249,3 @@ def _in_progress(queue: Pushes) -> Any:
 
     futures: Any = queue.futures()  # annotated as one future there
     return PushInProgress(futures)
-
-
-def _lora_model(trainer: Any, model: Any) -> Any:
-    from ..model import LoRAModel
-
-    inner = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
-    return inner if isinstance(inner, LoRAModel) else None
