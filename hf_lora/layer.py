@@ -63,14 +63,13 @@ class LoRALayer(nn.Module):
         values: dict[str, Tensor] = {}
         for name in names:
             for adapter in self.carried(name).values():
-                values[adapter.parameter] = self._merge_one(adapter, adapter.parameter, values, dtype)
+                values[adapter.parameter] = self._merge_one(adapter, values, dtype)
                 if isinstance(adapter, LoRA) and adapter.lora_bias is not None:
                     values["bias"] = self._merge_bias(adapter, values, dtype)
         return values
 
-    def _merge_one(
-        self, adapter: Adapter, parameter: str, values: dict[str, Tensor], dtype: torch.dtype | None
-    ) -> Tensor:
+    def _merge_one(self, adapter: Adapter, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+        parameter = adapter.parameter
         value = values.get(parameter, own_tensor(self, parameter))
         if value is None or value.is_meta:
             raise MergeError(f"{parameter} of {type(self).__name__} is offloaded; load the model whole to merge it.")
@@ -122,8 +121,8 @@ class LoRALayer(nn.Module):
         for adapter in self._named(names):
             own = own_tensor(self, adapter.parameter)
             change = adapter.largest_change() if isinstance(adapter, LoRA) else math.inf
-            fits = own is not None and not own.is_meta and own.is_floating_point()
-            if own is None or not fits or not LF.stays_finite(_widened(own, dtype), change):
+            told = own is not None and not own.is_meta and own.is_floating_point()
+            if not told or not LF.stays_finite(_widened(own, dtype), change):
                 self.merged_values(names, dtype)
                 return
 

@@ -25,7 +25,7 @@ from ..disk import open_regular, remove, sweep, sync_directory, temporary, write
 from ..errors import AdapterFileError
 from ..filenames import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
 from ..sources import Source
-from .files import read_metadata, write_tensors
+from .files import read_notes, write_tensors
 
 __all__ = ["commit", "find_config", "settled"]
 
@@ -101,10 +101,9 @@ def _is_due(directory: Path) -> bool:
 
 def _noted(weights: Path) -> str | None:
     try:
-        found = json.loads(read_metadata(weights).get(NOTES_KEY, "{}"))
-    except (AdapterFileError, ValueError, RecursionError):
+        note = read_notes(weights).get(_CONFIG_NOTE)
+    except AdapterFileError:
         return None
-    note = found.get(_CONFIG_NOTE) if isinstance(found, dict) else None
     return note if isinstance(note, str) else None
 
 

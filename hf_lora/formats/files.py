@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from ..disk import open_regular, remove, write_new
 from ..errors import AdapterFileError
+from ..filenames import NOTES_KEY
 from ..functional import is_finite
 from .pickles import read_pickled
 from .safetensors_header import DTYPE_BYTES, Entry, Header, header_size, read_header, write_header
 
-__all__ = ["read_file_header", "read_metadata", "read_tensors", "write_tensors"]
+__all__ = ["read_file_header", "read_metadata", "read_notes", "read_tensors", "write_tensors"]
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -107,6 +109,15 @@ def read_file_header(path: Path) -> Header:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file; empty for other files. Raises AdapterFileError."""
     return read_file_header(path).metadata if path.suffix == ".safetensors" else {}
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return what hf_lora noted in a file's metadata; empty where nothing readable is. Raises AdapterFileError."""
+    try:
+        notes = json.loads(read_metadata(path).get(NOTES_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
 
 
 def _read_head(file: BinaryIO, path: Path) -> Header:

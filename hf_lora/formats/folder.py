@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from ..config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
-from ..filenames import CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
+from ..filenames import CONFIG_NAME, WEIGHTS_NAMES
 from .contents import Candidate, Contents, Fit
-from .files import read_metadata
+from .files import read_notes
 from .pairs import fit_pairs, is_flags
 from .shards import find_weights, read_weights
 
@@ -37,7 +36,7 @@ def read_folder(candidate: Candidate) -> Contents | None:
         )
     tensors = read_weights(source, path)
     fit = None if enabled is None else _merged_fit(config, tensors, enabled, candidate.where)
-    return Contents(source, config, tensors, _notes(read_metadata(path).get(NOTES_KEY)), fit)
+    return Contents(source, config, tensors, read_notes(path), fit)
 
 
 def _parsed(values: Mapping[str, Any], where: str, ignore_unknown: bool) -> tuple[LoRAConfig, list[bool] | None]:
@@ -62,11 +61,3 @@ def _merged_fit(config: LoRAConfig, tensors: Mapping[str, Tensor], enabled: list
         return pairs.config, pairs.tensors
 
     return fit
-
-
-def _notes(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
