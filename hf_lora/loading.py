@@ -32,15 +32,7 @@ def open_adapter(
     Raises AdapterFileError where the adapter is damaged, lies in a folder below, or is `required` and not there.
     """
     source = Source.of(name, kwargs)
-    path = find_config(source)
-    if path is not None and lora_config is not None:
-        raise ModelError(
-            f"{name} is an adapter, so lora_config has no place: its own {CONFIG_NAME} says what it is. To train it "
-            "on, pass is_trainable=True; for a new adapter, name the base instead."
-        )
-    values = None if path is None else read_json(path)
-    candidate = Candidate(source, str(path or name), values, lora_config, ignore_unknown)
-    contents = next((found for read in READERS.values() if (found := read(candidate)) is not None), None)
+    contents = _read(source, lora_config, ignore_unknown)
     if contents is None:
         if below := _adapters_below(source):
             raise AdapterFileError(
@@ -53,6 +45,25 @@ def open_adapter(
     for key in ("revision", "subfolder"):
         kwargs.pop(key, None)
     return contents
+
+
+def _read(source: Source, lora_config: LoRAConfig | None, ignore_unknown: bool) -> Contents | None:
+    """Read a source's adapter, again where a save came in between: config and weights are one adapter's."""
+    while True:
+        path = find_config(source)
+        if path is not None and lora_config is not None:
+            raise ModelError(
+                f"{source.name} is an adapter, so lora_config has no place: its own {CONFIG_NAME} says what it is. To "
+                "train it on, pass is_trainable=True; for a new adapter, name the base instead."
+            )
+        values = None if path is None else read_json(path)
+        candidate = Candidate(source, str(path or source.name), values, lora_config, ignore_unknown)
+        contents = next((found for read in READERS.values() if (found := read(candidate)) is not None), None)
+        if contents is None or path is None or not source.is_local:
+            return contents
+        now = find_config(source)
+        if now is not None and read_json(now) == values:
+            return contents
 
 
 def _adapters_below(source: Source) -> list[str]:

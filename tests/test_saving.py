@@ -26,6 +26,7 @@ from torch import nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError
 from hf_lora.formats.files import read_tensors, write_tensors
+from hf_lora.strict_json import read_json
 
 from .cases import adapted, move
 from .test_trainer import bert, trainer
@@ -231,6 +232,27 @@ def test_a_directory_cut_off_before_its_first_weights_holds_no_adapter(tmp_path:
         LoRAConfig.from_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match=r"no adapter_config\.json"):
         model(2).load_adapter(tmp_path, "other")
+
+
+def test_a_save_while_an_adapter_is_read_gives_the_old_one_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_lora import loading
+
+    written = [model(2, alpha) for alpha in (4, 64)]
+    written[0].save_pretrained(tmp_path)
+    late = [written[1]]
+
+    def read(path: Path) -> dict:
+        values = read_json(path)
+        if late:
+            late.pop().save_pretrained(tmp_path)  # between the reading of the config and that of the weights
+        return values
+
+    monkeypatch.setattr(loading, "read_json", read)
+    contents = loading.open_adapter(str(tmp_path), {})
+    assert contents.config.lora_alpha == 128
+    assert not late
 
 
 def test_threads_that_save_into_one_directory_take_turns(tmp_path: Path) -> None:
