@@ -11,10 +11,8 @@ With a model of the Hub the lines are the same: give its id instead of BASE.
 import argparse
 from importlib import resources
 
-import numpy as np
 from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, pipeline, set_seed
-from transformers.trainer_utils import EvalPrediction
 
 from hf_lora import LoRAConfig, LoRAModel, metrics
 
@@ -47,11 +45,6 @@ def main() -> None:
     def encoded(entries: list[tuple[str, int]]) -> list[dict]:
         return [{**tokenizer(word), "labels": label} for word, label in entries]
 
-    accuracy = metrics.load("accuracy")  # `evaluate.load` on a folder inside the package
-
-    def measure(evaluated: EvalPrediction) -> dict[str, float]:
-        return accuracy.compute(predictions=np.argmax(evaluated.predictions, axis=-1), references=evaluated.label_ids)
-
     arguments = TrainingArguments(
         options.output, num_train_epochs=1, learning_rate=2e-3, per_device_train_batch_size=32, report_to="none"
     )
@@ -61,10 +54,11 @@ def main() -> None:
         train_dataset=encoded(train),
         eval_dataset=encoded(test),
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=measure,
+        compute_metrics=metrics("accuracy", "f1", source="shipped"),
     )
     trainer.train()
-    print(f"accuracy: {trainer.evaluate()['eval_accuracy']:.4f}")
+    measured = trainer.evaluate()
+    print(f"accuracy: {measured['eval_accuracy']:.4f}, F1: {measured['eval_f1']:.4f}")
 
     model.save_pretrained(options.output)  # the adapter and its card, not the base
     loaded = LoRAModel.from_pretrained(options.output)  # finds its base by itself

@@ -20,6 +20,7 @@ from .errors import LoRAError
 
 if TYPE_CHECKING:
     from .config import LoRAConfig
+    from .evaluation import metrics
     from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
     from .targets import resolve_targets
@@ -34,6 +35,7 @@ __all__ = [
     "check_optimizer",
     "errors",
     "inspect_adapter",
+    "metrics",
     "resolve_targets",
 ]
 
@@ -44,6 +46,7 @@ _LAZY = {
     "add_lora": "model",
     "check_optimizer": "training",
     "inspect_adapter": "inspection",
+    "metrics": "evaluation",
     "resolve_targets": "targets",
 }
 

@@ -11,6 +11,7 @@
     ├── HubError (OSError)               the Hub cannot be reached, or did not do what was asked
     │   ├── HubNotFoundError                 no such repo (or a private one), revision or file
     │   └── HubAccessError                   a repo that is gated, or a token that may not do this
+    ├── MissingExtraError (ImportError)  a package of an extra of hf_lora that is not installed
     ├── MergeError (RuntimeError)        weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
 
@@ -31,6 +32,7 @@ __all__ = [
     "HubNotFoundError",
     "LoRAError",
     "MergeError",
+    "MissingExtraError",
     "ModelError",
     "TargetError",
 ]
@@ -82,6 +84,10 @@ class HubAccessError(HubError):
 
 class MergeError(LoRAError, RuntimeError):
     """Weights that cannot be merged, or merged weights that are not finite."""
+
+
+class MissingExtraError(LoRAError, ImportError):
+    """A package that an extra of hf_lora brings and that is not installed."""
 
 
 class ModelError(LoRAError, ValueError):

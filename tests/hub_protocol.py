@@ -18,8 +18,8 @@ __all__ = ["Handler"]
 
 LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".model")
 _SUB = "revision|tree|preupload|commits?|branch|paths-info|refs"
-_API = re.compile(rf"/api/models/((?:[^/]+/)?(?!(?:{_SUB})(?:/|$))[^/]+)(?:/({_SUB})(?:/(.*))?)?$")
-_RESOLVE = re.compile(r"/((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)$")
+_API = re.compile(rf"/api/(?:models|spaces)/((?:[^/]+/)?(?!(?:{_SUB})(?:/|$))[^/]+)(?:/({_SUB})(?:/(.*))?)?$")
+_RESOLVE = re.compile(r"/(?:spaces/)?((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)$")
 _LFS_BATCH = re.compile(r"/(.+)\.git/info/lfs/objects/batch$")
 _REPO_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 

@@ -1,4 +1,4 @@
-"""The demo's metrics are scikit-learn's, and its job learns, saves, and is the same in a process that only loads it."""
+"""The demo's job learns, saves, and is the same in a process that only loads it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-import evaluate
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 
-from hf_lora import LoRAError, cli, demo, metrics
+from hf_lora import LoRAError, cli, demo
 from hf_lora.demo.data import HELD_OUT, ratings, split
 from hf_lora.demo.results import RESULTS_NAME
 
@@ -27,32 +25,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(directory: Path) -> demo.DemoResults:
     return demo.run(SMALL, directory)
-
-
-@pytest.mark.parametrize("by_path", [False, True])
-@pytest.mark.parametrize("average", ["binary", "macro", None])
-def test_the_metrics_give_what_scikit_learn_gives(average: str | None, by_path: bool) -> None:
-    labels = torch.randint(0, 2 if average == "binary" else 4, (2, 50)).tolist()
-    predictions, references = labels
-    home = Path(metrics.__file__).parent
-    load = (lambda name: evaluate.load(str(home / name))) if by_path else metrics.load
-    accuracy = load("accuracy").compute(predictions=predictions, references=references)
-    f1 = load("f1").compute(predictions=predictions, references=references, average=average)
-    expected = f1_score(references, predictions, average=average)
-    assert accuracy == {"accuracy": accuracy_score(references, predictions)}
-    assert f1 == {"f1": expected.tolist() if average is None else expected}
-
-
-def test_the_metrics_take_weights_and_counts() -> None:
-    given = {"predictions": [0, 1, 1], "references": [0, 1, 0]}
-    assert metrics.load("accuracy").compute(**given, normalize=False) == {"accuracy": 2.0}
-    assert metrics.load("accuracy").compute(**given, sample_weight=[1, 1, 2]) == {"accuracy": 0.5}
-    assert metrics.load("f1").compute(**given, pos_label=0) == {"f1": 2 / 3}
-
-
-def test_a_metric_that_is_not_shipped_is_refused_by_name() -> None:
-    with pytest.raises(LoRAError, match="'bleu', only accuracy, f1"):
-        metrics.load("bleu")
 
 
 def test_no_entry_is_both_trained_on_and_held_out() -> None:

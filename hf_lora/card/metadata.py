@@ -16,27 +16,18 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from ..config import LoRAConfig
 from ..facts import TrainingFacts
 from ..variants.papers import PAPERS
+from .measured import measured
 from .private import hub_id, is_private, public_name, scrubbed
 from .record import Record, value_digest
 from .tasks import Task
 
-__all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "quality", "variants_of"]
+__all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "variants_of"]
 
 INDEX = "model-index"
 TAGS = ("lora", "hf_lora", "transformers")
 # Of these there is only one truth, the adapter's; of a task there are a broad name and narrower ones.
 _TRUTHS = ("base_model", "base_model_relation", "library_name")
 _LISTS = ("tags", "datasets", "metrics")
-# What a Trainer reports among its metrics and is none.
-_NO_METRIC = (
-    "epoch",
-    "model_preparation_time",
-    "runtime",
-    "samples_per_second",
-    "steps_per_second",
-    "total_flos",
-    "num_input_tokens_seen",
-)
 
 
 def own_metadata(config: LoRAConfig, task: Task | None, of_transformers: bool) -> dict[str, Any]:
@@ -100,7 +91,7 @@ def eval_results(facts: TrainingFacts, task: Task | None) -> tuple[str, list[Eva
     kind = public_name((tags or names or [""])[0])
     tasks = [t for t in listed(facts.tasks) if not is_private(t)]
     task_type = tasks[0] if tasks else task.tag if task else None
-    metrics = {name: value for name, value in quality(facts).items() if math.isfinite(value)}
+    metrics = [result for result in measured(facts) if math.isfinite(result.value)]
     if not (kind and task_type and metrics):
         return None
     args = [a for a in listed(facts.dataset_args) if not is_private(a)]
@@ -110,10 +101,13 @@ def eval_results(facts: TrainingFacts, task: Task | None) -> tuple[str, list[Eva
             dataset_type=kind,
             dataset_name=public_name((names or tags)[0]) or kind,
             dataset_config=args[0] if args else None,
-            metric_type=metric,
-            metric_value=value,
+            dataset_split=result.split,
+            metric_type=result.type,
+            metric_name=result.name,
+            metric_value=result.value,
+            metric_args=dict(result.args) or None,
         )
-        for metric, value in metrics.items()
+        for result in metrics
     ]
 
 
@@ -148,11 +142,6 @@ def merged(
     return {key: result[key] for key in dict.fromkeys(order) if key in result}, Record(
         keys, tuple(own["tags"]), noted.repo, noted.name
     )
-
-
-def quality(facts: TrainingFacts) -> dict[str, float]:
-    """Return the metrics that say how good a model is, not how fast it was measured."""
-    return {k: v for k, v in facts.metrics.items() if k not in _NO_METRIC and not is_private(k)}
 
 
 def model_name(facts: TrainingFacts | None, data: ModelCardData | None) -> str | None:
@@ -216,7 +205,8 @@ def _all_results(index: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 def _joined_metrics(there: Iterable[Any], new: Iterable[Mapping[str, Any]]) -> list[Any]:
     found = [dict(metric) for metric in there]
     for metric in new:
-        same = next((m for m in found if all(m.get(k) == metric.get(k) for k in ("type", "config", "args"))), None)
+        keys = ("type", "config", "args", *(["name"] if "name" in metric else []))  # a name that the owner gave stays
+        same = next((m for m in found if all(m.get(k) == metric.get(k) for k in keys)), None)
         if same is None:
             found.append(dict(metric))
         else:

@@ -19,7 +19,8 @@ from ..config import LoRAConfig
 from ..facts import TrainingFacts
 from ..filenames import WEIGHTS_NAMES
 from ..variants.papers import PAPERS
-from .metadata import quality, variants_of
+from .measured import measured
+from .metadata import variants_of
 from .private import is_private, public_name, public_setting
 from .snippets import Subject, snippets
 
@@ -91,8 +92,8 @@ def _results(facts: TrainingFacts | None, data: ModelCardData | None) -> str | N
         if not is_private(str(r.metric_value))
     ]
     known = {r.metric_type for r in found}
-    metrics = quality(facts) if facts else {}
-    rows += [(_cell(k), _number(v), "") for k, v in metrics.items() if k not in known]
+    ours = [result for result in measured(facts) if result.type not in known] if facts else []
+    rows += [(_cell(str(result)), _number(result.value), _cell(result.split or "")) for result in ours]
     if not rows:
         return None
     if not any(row[2] for row in rows):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from .check import check, check_in_fresh_process
-from .data import MissingExtraError
 from .job import run
 from .results import DemoOptions, DemoResults, Scores
 
 __all__ = [
     "DemoOptions",
     "DemoResults",
-    "MissingExtraError",
     "Scores",
     "check",
     "check_in_fresh_process",

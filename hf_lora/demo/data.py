@@ -13,17 +13,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import LoRAError
+from ..errors import MissingExtraError
 
-__all__ = ["LABELS", "MissingExtraError", "Rated", "Split", "base_directory", "encode", "ratings", "split"]
+__all__ = ["LABELS", "Rated", "Split", "base_directory", "encode", "ratings", "split"]
 
 LABELS = ("negative", "positive")
 HELD_OUT = 0.2
 Encoded = dict[str, list[int] | int]
-
-
-class MissingExtraError(LoRAError, ImportError):
-    """A package of the demo extra that is not installed."""
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
     PreTrainedTokenizerBase,
     ProgressCallback,
     Trainer,
@@ -21,7 +19,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from .. import metrics
+from ..evaluation import metrics
 from ..model import LoRAModel
 from .data import Split, base_directory, encode
 from .results import DemoOptions, Scores
@@ -54,7 +52,7 @@ def build_trainer(model: LoRAModel, split: Split, options: DemoOptions, checkpoi
         eval_dataset=encode(tokenizer, split.held_out),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=_metrics(),
+        compute_metrics=metrics("accuracy", "f1", source="shipped"),  # with and without a network
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Bar)
@@ -70,19 +68,6 @@ def scores(trainer: Trainer) -> Scores:
 def train(trainer: Trainer) -> float:
     """Train the trainer's model and return the seconds it took."""
     return float(trainer.train().metrics["train_runtime"])
-
-
-def _metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    loaded = [metrics.load(name) for name in metrics.METRICS]
-
-    def compute(evaluated: EvalPrediction) -> dict[str, float]:
-        predictions = np.argmax(evaluated.predictions, axis=-1)
-        found: dict[str, float] = {}
-        for metric in loaded:
-            found |= metric.compute(predictions=predictions, references=evaluated.label_ids)
-        return found
-
-    return compute
 
 
 class _Bar(ProgressCallback):

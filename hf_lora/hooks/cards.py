@@ -14,10 +14,14 @@ def facts_of(trainer: Any, **given: Any) -> TrainingFacts:
     """Return what a Trainer knows of its run, and what its user says of it (`create_model_card`'s arguments)."""
     from transformers.modelcard import extract_hyperparameters_from_trainer
 
+    from ..evaluation import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
+
     found = {key: _plain(value) for key, value in extract_hyperparameters_from_trainer(trainer).items()}
     if trainer.args.bf16:
         found["mixed_precision_training"] = "bfloat16"
-    return TrainingFacts(found, _latest_metrics(trainer.state.log_history), **given)
+    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
+    settings = trainer.compute_metrics.settings if isinstance(trainer.compute_metrics, Metrics) else {}
+    return TrainingFacts(found, _metrics(trainer), settings, tuple(several), **given)
 
 
 def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | None = None) -> None:
@@ -34,14 +38,27 @@ def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | N
         write_card(place / CARD_NAME, model, config, tensors, facts, repo_id=repo_id)
 
 
-def _latest_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the numbers of the last evaluation in a Trainer's log, but for how long it took."""
-    for log in reversed(history):
-        found = {k.removeprefix("eval_"): v for k, v in log.items() if k.startswith("eval_")}
-        if found:
-            took = ("runtime", "_per_second")
-            return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and not k.endswith(took)}
-    return {}
+def _metrics(trainer: Any) -> dict[str, float]:
+    """Return what was measured of the weights that the model has, over all data sets, but for how long it took.
+
+    That is the last evaluation in the log; the best one's, where its weights were loaded after that.
+    """
+    history, state = trainer.state.log_history, trainer.state
+    evaluations = [(at, log) for at, log in enumerate(history) if any(key.startswith("eval_") for key in log)]
+    if not evaluations:
+        return {}
+    last, step = evaluations[-1][0], evaluations[-1][1].get("step")
+    end = max((at for at, log in enumerate(history) if "train_runtime" in log), default=-1)
+    if end > last and trainer.args.load_best_model_at_end and state.best_global_step:
+        step = state.best_global_step
+    since = end if end < last else -1  # what was measured after the training is not of the same weights as before
+    found = {k: v for at, log in evaluations if at > since and log.get("step") == step for k, v in log.items()}
+    took = ("runtime", "_per_second", "model_preparation_time")
+    return {
+        key.removeprefix("eval_"): float(value)
+        for key, value in found.items()
+        if key.startswith("eval_") and isinstance(value, (int, float)) and not key.endswith(took)
+    }
 
 
 def _plain(value: Any) -> str | int | float | bool:
