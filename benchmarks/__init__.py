@@ -2,6 +2,7 @@
 
     step.py        what does a training step cost?                        matrix.py  its cells
     memory.py      what does a forward keep for its backward?             saved.py  two ways to count it
+    accuracy.py    what does LoRA give up against full fine-tuning?
     operations.py  loading, switching, merging, one token, importing?     floors.py, imports.py
 
     arms.py        the contestants;  gradients.py  the proof that they compute the same

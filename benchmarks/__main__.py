@@ -1,6 +1,6 @@
 """Ask the questions, print their tables, and keep their figures in results/<question>-<device>.json.
 
-    python -m benchmarks                                    all of them: about 20 minutes on two quiet cores
+    python -m benchmarks                                    all of them: about 45 minutes on two quiet cores
     python -m benchmarks step --rounds 30 --threads 1 2     one of them, with one thread and with two
     python -m benchmarks step --full                        the whole matrix of 216 cells: hours
 
@@ -22,7 +22,7 @@ import torch
 
 import hf_lora
 
-from . import memory, operations, step, switches
+from . import accuracy, memory, operations, step, switches
 from .measure import Findings, Options
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,6 +31,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "memory": memory.run,
     "switches": switches.run,
     "operations": operations.run,
+    "accuracy": accuracy.run,
 }
 
 

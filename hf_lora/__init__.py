@@ -21,6 +21,7 @@ from .errors import LoRAError
 if TYPE_CHECKING:
     from .config import LoRAConfig
     from .evaluation import metrics
+    from .groups import parameter_groups
     from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
     from .targets import resolve_targets
@@ -36,6 +37,7 @@ __all__ = [
     "errors",
     "inspect_adapter",
     "metrics",
+    "parameter_groups",
     "resolve_targets",
 ]
 
@@ -47,6 +49,7 @@ _LAZY = {
     "check_optimizer": "training",
     "inspect_adapter": "inspection",
     "metrics": "evaluation",
+    "parameter_groups": "groups",
     "resolve_targets": "targets",
 }
 

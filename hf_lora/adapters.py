@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PRESETS, LoRAConfig
+from .depth import settle_layers
 from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names
 from .formats.peft import read_sites
@@ -35,8 +36,9 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
-    sites, targets, parameters = plan(model, config)
     modules = dict(base_modules(model))
+    config = settle_layers(model, config, modules)
+    sites, targets, parameters = plan(model, config)
     groups = _build(modules, sites)
     with state.set_aside():  # a fresh adapter starts from the base, whatever is active
         for module, adapters in groups.items():

@@ -16,7 +16,7 @@ from .errors import AdapterFileError, ConfigError
 from .expressions import may_hang
 from .filenames import CONFIG_NAME
 from .formats.commit import settled
-from .settings import TASK_TYPES, is_names, problems_of
+from .settings import TASK_TYPES, is_layers, is_names, problems_of
 from .strict_json import read_json
 from .structure import PRESETS
 from .variants import INITS, SCALINGS
@@ -65,6 +65,8 @@ class LoRAConfig:
         dropped of an embedding's, which is indices. bias: which biases train along. modules_to_save: modules trained in
         full.
     init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N".
+    layers_to_transform: the numbers of the layers to adapt, all unless given. Negative ones count from the end (the
+        last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.
     other: further keys of an adapter_config.json, kept and written back.
@@ -144,7 +146,16 @@ class LoRAConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of PEFT's adapter_config.json: every key of PEFT's, JSON types only, keys sorted."""
+        """Return the content of PEFT's adapter_config.json: every key of PEFT's, JSON types only, keys sorted.
+
+        Raises ConfigError for layers counted from the end, which only a model can number: the config in its
+        `peft_config` has them.
+        """
+        if self.layers_to_transform is not None and not is_layers(self.layers_to_transform, 0):
+            raise ConfigError(
+                f"layers_to_transform={self.layers_to_transform!r} counts from the end, which PEFT's files cannot say; "
+                "add the adapter to a model and take its peft_config."
+            )
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "other"}
         if self.target_modules in ("auto", "attention"):  # no other tool knows these; attaching resolves them
             mine["target_modules"] = None
@@ -193,6 +204,7 @@ class LoRAConfig:
             for pattern in _expressions(mine)
             if may_hang(pattern)
         ]
+        problems += _counted_from_the_end(mine.get("layers_to_transform"))
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
         start = mine.get("init_lora_weights")
@@ -242,6 +254,12 @@ def _expressions(values: Mapping[str, Any]) -> list[str]:
     patterns = [v for key in ("rank_pattern", "alpha_pattern") if isinstance(v := values.get(key), Mapping)]
     found = [*single, *(key for each in patterns for key in each if isinstance(key, str))]
     return [pattern for pattern in found if pattern not in PRESETS]
+
+
+def _counted_from_the_end(layers: Any) -> list[str]:
+    if not is_layers(layers) or is_layers(layers, 0):
+        return []
+    return [f"layers_to_transform={layers!r}: a file has no layers that are counted from the end."]
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -13,6 +13,7 @@ from .bases import head_modules, load_base, load_base_of
 from .config import LoRAConfig
 from .errors import AdapterStateError, ModelError
 from .formats.contents import Contents
+from .learning import Learning
 from .loading import open_adapter
 from .memory.switches import MemorySwitches
 from .merging import Merging
@@ -27,7 +28,7 @@ from .vocabulary import keeps_size, make_room, with_new_rows
 __all__ = ["LoRAModel", "add_lora"]
 
 
-class LoRAModel(Switching, Merging, Persistence, MemorySwitches, nn.Module):
+class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
     Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)

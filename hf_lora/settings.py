@@ -13,7 +13,7 @@ from .variants import INITS
 if TYPE_CHECKING:
     from .config import LoRAConfig
 
-__all__ = ["TASK_TYPES", "is_names", "problems_of"]
+__all__ = ["TASK_TYPES", "is_layers", "is_names", "problems_of"]
 
 # PEFT's task types, and the class of Transformers that loads a base for each.
 TASK_TYPES = {
@@ -103,8 +103,8 @@ def _pattern_problems(c: LoRAConfig) -> list[str]:
 def _index_problems(c: LoRAConfig) -> list[str]:
     found = []
     layers, tokens = c.layers_to_transform, c.trainable_token_indices
-    if layers is not None and not _is_int(layers, 0) and not _is_indices(layers):
-        found.append(f"layers_to_transform={layers!r}, but it takes layer numbers, [0, 1] or 3.")
+    if layers is not None and not is_layers(layers):
+        found.append(f"layers_to_transform={layers!r}, but it takes layer numbers, [0, 1], 3 or [-2, -1].")
     tables = list(tokens.values()) if isinstance(tokens, Mapping) else [] if tokens is None else [tokens]
     if not all(map(_is_indices, tables)):
         found.append(f"trainable_token_indices={tokens!r}, but it takes token numbers, or {{'embed_tokens': [...]}}.")
@@ -137,7 +137,7 @@ def _regex_problem(name: str, pattern: str) -> list[str]:
     return []
 
 
-def _is_int(value: Any, least: int = 1) -> bool:
+def _is_int(value: Any, least: float = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -146,5 +146,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _is_indices(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v, 0) for v in value)
+def _is_indices(value: Any, least: float = 0) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v, least) for v in value)
+
+
+def is_layers(value: Any, least: float = -math.inf) -> bool:
+    """Return whether a value is a layer's number, or several, none below `least`."""
+    return _is_int(value, least) or _is_indices(value, least)

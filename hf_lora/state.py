@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .config import LoRAConfig
 from .errors import AdapterStateError
+from .rates import LearningRates
 
 if TYPE_CHECKING:
     from .layer import LoRALayer
@@ -38,6 +39,7 @@ class AdapterState:
     enabled: bool = True
     thawed: tuple[str, ...] = ()
     active: tuple[str, ...] = ()
+    rates: LearningRates = field(default_factory=LearningRates)
 
     def select(self, names: tuple[str, ...]) -> None:
         """Choose the adapters that a forward uses while enabled."""

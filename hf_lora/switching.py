@@ -12,6 +12,7 @@ from torch import nn
 
 from . import adapters
 from .errors import AdapterStateError
+from .readiness import why_nothing_trains
 from .state import AdapterState
 
 __all__ = ["Switching"]
@@ -79,20 +80,8 @@ class Switching(nn.Module):
         if mode and not of_another and torch.is_grad_enabled() and self._lora.configs:
             self._refuse_while_merged("train")
             if not any(p.requires_grad for p in self.parameters()):
-                raise AdapterStateError(self._why_nothing_trains())
+                raise AdapterStateError(why_nothing_trains(self._lora))
         return super().train(mode)
-
-    def _why_nothing_trains(self) -> str:
-        state = self._lora
-        if state.trainable:
-            return (
-                f"nothing would train: {sorted(state.trainable)} can, but {list(state.selected)} are active; "
-                "set_adapter() chooses."
-            )
-        return (
-            f"nothing would train: {list(state.configs)} were loaded for inference. Load the adapter with "
-            "is_trainable=True to train it on; for dropout without training, call train() under torch.no_grad()."
-        )
 
     def _refuse_while_merged(self, what: str) -> None:
         if self._lora.merged:

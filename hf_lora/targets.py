@@ -20,6 +20,8 @@ from .structure import preset_targets
 __all__ = [
     "as_endings",
     "find_targets",
+    "is_saved",
+    "layer_of",
     "listed_modules",
     "match_names",
     "parameter_names",
@@ -135,20 +137,31 @@ def _is_out(config: LoRAConfig, name: str) -> bool:
     out = config.exclude_modules
     if out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])):
         return True
-    words = name.split(".")  # what is saved in full carries no low-rank adapter besides, nor does anything in it
+    return is_saved(config, name)  # what is saved in full carries no low-rank adapter besides, nor does anything in it
+
+
+def is_saved(config: LoRAConfig, name: str) -> bool:
+    """Return whether a module of that full name is one of modules_to_save, or lies in one."""
+    words = name.split(".")
     inside = [".".join(words[: i + 1]) for i in range(len(words))]
     return bool(saved_modules(config.modules_to_save or (), inside))
 
 
 def _in_layers(config: LoRAConfig, name: str) -> bool:
-    if config.layers_to_transform is None or config.layers_to_transform == []:
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
         return True
+    place = layer_of(config, name)
+    return place is not None and place[1] in ([wanted] if isinstance(wanted, int) else wanted)
+
+
+def layer_of(config: LoRAConfig, name: str) -> tuple[str, int] | None:
+    """Return the stack of layers that a name lies in, and the layer's number there: PEFT's rule for layers_pattern."""
     patterns = config.layers_pattern or [r"[^.]*"]
     patterns = [patterns] if isinstance(patterns, str) else patterns
     prefix = r".*?\." if not config.layers_pattern else r"(?:^|.*?\.)"
-    index = next((m for p in patterns if (m := re.match(rf"{prefix}{p}\.(\d+)\.", name))), None)
-    wanted = config.layers_to_transform
-    return index is not None and int(index[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+    found = next((m for p in patterns if (m := re.match(rf"({prefix}{p})\.(\d+)\.", name))), None)
+    return None if found is None else (found[1], int(found[found.re.groups]))
 
 
 def _nothing(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 pytest.importorskip("peft")
 pytest.importorskip("loralib")
 
-from benchmarks import matrix, step
+from benchmarks import accuracy, matrix, step
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.arms import ADAPTED, FULL, OURS, PEFT_ARMS, SCALING, Settings, contestants, lora_parameters
 from benchmarks.gradients import INPUT, TOLERANCE, check, reference
@@ -155,6 +155,18 @@ def test_a_cell_is_lost_only_where_the_quartiles_lie_apart_from_those_of_peft_s_
         "hf_lora is slower than PEFT's best arm in 1 of 2 cells.",
         "  far: 1.450 against 1.200 of PEFT, base dtype",
     ]
+
+
+@pytest.mark.parametrize(("behind", "trained", "told"), [(0.01, 9, ": as"), (0.011, 9, "NOT as"), (0.0, 10, "NOT as")])
+def test_lora_is_as_wanted_within_a_point_and_below_a_hundredth_of_the_parameters(
+    behind: float, trained: int, told: str
+) -> None:
+    rows = [
+        {"arm": accuracy.FULL, "accuracy": 0.75, "trained": 1000},
+        {"arm": accuracy.LORA, "accuracy": 0.75 - behind, "trained": trained},
+    ]
+    (line,) = accuracy.summary(rows)
+    assert f"{told} wanted" in line
 
 
 def test_only_the_run_is_timed_and_each_arm_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from hf_lora import LoRAConfig, check_optimizer
-from hf_lora.errors import AdapterStateError
+from hf_lora import LoRAConfig, LoRAModel, check_optimizer
+from hf_lora.errors import AdapterStateError, ConfigError
 
-from .test_trainer import gpt2, trainer
+from .test_trainer import bert, gpt2, trainer, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+LATE = LoRAConfig(r=2, target_modules=["c_attn"])
 
 
 def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -51,7 +55,156 @@ def test_the_stock_trainer_refuses_an_adapter_that_was_loaded_for_inference(tmp_
         trainer(model, tmp_path).train()
 
 
-def test_the_trainers_seam_takes_what_the_hook_passes_on() -> None:
+def _disable(model: LoRAModel) -> None:
+    model.train()
+    model.disable_adapters()
+
+
+def _merge(model: LoRAModel) -> None:
+    model.train()
+    model.merge_adapter()
+
+
+def _deactivate(model: LoRAModel) -> None:
+    model.set_adapter([])
+
+
+NOTHING = {
+    "disabled": (_disable, r"\['default'\] would not train: adapters are disabled; call enable_adapters\(\)"),
+    "merged": (_merge, r"\['default'\] would not train: .* merged into the weights; call unmerge_adapter\(\)"),
+    "inactive": (_deactivate, r"nothing would train: \['default'\] can, but \[\] are active; set_adapter\(\) chooses"),
+}
+
+
+@pytest.mark.parametrize("how", NOTHING)
+def test_what_keeps_adapters_from_training_is_named_with_its_cure(how: str, tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = _adamw(model)
+    keep, told = NOTHING[how]
+    keep(model)
+    with pytest.raises(AdapterStateError, match=told):
+        check_optimizer(model, optimizer)
+    run = trainer(model, tmp_path)
+    with pytest.raises(AdapterStateError, match=told):
+        run.create_optimizer()
+
+
+def test_an_adapter_loaded_for_inference_is_named_as_the_cause() -> None:
+    model = gpt2()
+    optimizer = _adamw(model)
+    model._lora.trainable.clear()
+    model.requires_grad_(False)
+    with pytest.raises(AdapterStateError, match=r"\['default'\] were loaded for inference.*is_trainable=True"):
+        check_optimizer(model, optimizer)
+    with pytest.raises(AdapterStateError, match="no parameter of the model requires a gradient"):
+        check_optimizer(model.unload().requires_grad_(False), optimizer)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_adapters_added_or_chosen_after_the_trainer_was_made_train(both: bool, tmp_path: Path) -> None:
+    model = gpt2()
+    run = trainer(model, tmp_path, max_steps=3)
+    model.add_adapter(LATE, "late")
+    model.set_adapter(["default", "late"] if both else "late")
+    before = weights(model)
+    run.train()
+    moved = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert moved == {n for n in before if ".adapters.late." in n or (both and ".adapters.default." in n)}
+
+
+def test_an_adapter_added_between_two_trainings_needs_a_new_optimizer(tmp_path: Path) -> None:
+    model = gpt2()
+    run = trainer(model, tmp_path, max_steps=2)
+    run.train()
+    run.train()
+    model.add_adapter(LATE, "late")
+    with pytest.raises(AdapterStateError, match=r"missing from the optimizer.*trainer\.optimizer = None"):
+        run.train()
+    run.optimizer = run.lr_scheduler = None
+    before = weights(model)
+    run.train()
+    assert any(".late." in n and not torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+class _Switches(TrainerCallback):
+    def __init__(self, model: LoRAModel, *names: str) -> None:
+        self.model, self.names = model, names
+
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        if state.global_step == 1:
+            self.model.set_adapter(self.names)
+
+
+def test_an_adapter_switched_on_in_training_is_an_error_before_the_next_step(tmp_path: Path) -> None:
+    model = gpt2()
+    model.add_adapter(LATE, "late")
+    model.set_adapter("default")
+    run = trainer(model, tmp_path)
+    run.add_callback(_Switches(model, "late"))
+    with pytest.raises(AdapterStateError, match="missing from the optimizer"):
+        run.train()
+    assert run.state.global_step == 1
+
+
+def test_adapters_that_the_optimizer_holds_may_take_turns(tmp_path: Path) -> None:
+    model = gpt2()
+    model.add_adapter(LATE, "late")
+    model.set_adapter(["default", "late"])
+    run = trainer(model, tmp_path, max_steps=3)
+    run.add_callback(_Switches(model, "late"))
+    run.train()
+    assert run.state.global_step == 3
+
+
+def test_a_parameter_that_the_optimizer_holds_twice_is_an_error() -> None:
+    model = gpt2()
+    optimizer = _adamw(model)
+    optimizer.param_groups.append({**optimizer.param_groups[0], "params": optimizer.param_groups[0]["params"][:1]})
+    with pytest.raises(AdapterStateError, match=r"1 of 4 .*more than once.*moved twice a step: .*lora_A"):
+        check_optimizer(model, optimizer)
+
+
+class _Own(Trainer):
+    """Builds its optimizer without asking Transformers."""
+
+    def create_optimizer(self, model: object = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.SGD([p for n, p in self.model.named_parameters() if n.endswith("lora_B")])
+        return self.optimizer
+
+
+def test_the_optimizer_of_a_trainers_subclass_is_checked_as_well(tmp_path: Path) -> None:
+    stock = trainer(gpt2(), tmp_path)
+    run = _Own(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
+    with pytest.raises(AdapterStateError, match=r"2 of 4 .*missing from the optimizer.*lora_A"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_layerwise_optimizers_train_but_refuse_rates_of_their_own(tmp_path: Path) -> None:
+    model = bert()
+    run = trainer(model, tmp_path)
+    run.optimizer = LayerWiseDummyOptimizer(optimizer_dict={})
+    run.create_optimizer()
+    model.set_learning_rates(loraplus_lr_ratio=4)
+    with pytest.raises(ConfigError, match="LayerWiseDummyOptimizer the parameters cannot be told apart"):
+        run.create_optimizer()
+
+
+def test_a_model_without_adapters_keeps_whatever_optimizer_it_was_given(tmp_path: Path) -> None:
+    model = gpt2().unload()
+    run = trainer(model, tmp_path, max_steps=2, save_strategy="no")
+    run.optimizer = torch.optim.SGD([model.transformer.wte.weight], lr=0.1)
+    run.train()
+    assert run.state.global_step == 2
+
+
+def test_the_trainers_seams_take_what_the_hooks_pass_on() -> None:
+    from accelerate.optimizer import AcceleratedOptimizer  # not above: old ones warn when they come before Trainer
+
     source = inspect.getsource(Trainer.create_optimizer._hf_lora_original)
     assert source.lstrip().startswith("def create_optimizer(self")
     assert "if self.optimizer is None" in source, "a given optimizer no longer passes here"
+    schedule = inspect.signature(Trainer.create_scheduler._hf_lora_original)
+    assert list(schedule.parameters) == ["self", "num_training_steps", "optimizer"]
+    inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert AcceleratedOptimizer(inner).optimizer is inner, "accelerate's wrapper calls what it wraps otherwise now"

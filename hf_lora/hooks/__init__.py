@@ -16,7 +16,7 @@ from types import ModuleType
 from . import trainer
 from .loading import finds_adapters, takes_lora_config
 from .measuring import prepares_metrics
-from .optimizer import checks_optimizer
+from .optimizer import checks_optimizer, checks_schedule
 from .patches import Function, Method
 from .pipelines import call_pipeline, stand_in
 from .resizing import notes_new_rows
@@ -39,6 +39,7 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "_load_best_model", trainer.loads_best),
         Method("Trainer", "create_optimizer", checks_optimizer),
         Method("Trainer", "evaluation_loop", prepares_metrics),
+        Method("Trainer", "create_scheduler", checks_schedule),
         Method("Trainer", "_save", notes_steps),
         Method("Trainer", "init_hf_repo", trainer.checks_base),
         Method("Trainer", "create_model_card", trainer.writes_card),

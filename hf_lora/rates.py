@@ -1,0 +1,50 @@
+"""The learning rates that differ from the common one: LoRA+ for B, and rates of their own for heads and embeddings.
+
+    lr(B) = ratio * lr(A)
+
+Hayou et al. 2024, arXiv:2402.12354: with one rate for both, features of a wide model hardly move, because A and B start
+at different sizes and see inputs of different sizes; a ratio well above 1 (the paper's choice is 16) trains both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from .errors import ConfigError
+
+__all__ = ["LearningRates", "check_rate"]
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """What a model's parameters get instead of the optimizer's learning rate; None leaves them at it.
+
+    loraplus_lr_ratio: what B's rate is multiplied by. The other two are rates themselves.
+    """
+
+    loraplus_lr_ratio: float | None = None
+    loraplus_lr_embedding: float | None = None
+    head_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            problem for f in fields(self) for problem in check_rate(f.name, getattr(self, f.name), optional=True)
+        ]
+        if problems:
+            raise ConfigError(" ".join(problems))
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) is not None for f in fields(self))
+
+    def __str__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ", ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
+
+
+def check_rate(name: str, value: object, optional: bool = False) -> list[str]:
+    """Return what is wrong with a rate or a ratio: nothing where it is a positive, finite number, or None if it may."""
+    positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if positive or (optional and value is None):
+        return []
+    return [f"{name}={value!r}, but it must be a positive, finite number."]
