@@ -18,7 +18,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["locked", "open_regular", "remove", "sweep", "sync_directory", "temporary", "write_atomically", "write_new"]
+__all__ = [
+    "locked",
+    "open_regular",
+    "remove",
+    "sweep",
+    "sync_directory",
+    "sync_tree",
+    "temporary",
+    "write_atomically",
+    "write_new",
+]
 
 _REAL = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # any other error of fsync on a directory says that it takes none
 
@@ -101,6 +111,18 @@ def sync_directory(directory: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """Bring all files and folders below a directory, and its own entries, onto the disk."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            handle = os.open(Path(folder, name), os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_directory(Path(folder))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from . import adapters
 from .errors import AdapterNameError
+from .filenames import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
+from .formats.commit import settled
 from .loading import open_adapter
 from .publish import push_adapter
 from .saving import adapter_state_dict, save_adapters
@@ -91,12 +93,30 @@ class Persistence(nn.Module):
         A directory written with one adapter holds it at its top, whatever its name; with several, each in a folder.
         Raises AdapterFileError where the directory does not hold every adapter of this model.
         """
-        names = list(self._lora.configs)
-        for name in names:
-            folder = Path(directory, name)
-            path = folder if folder.is_dir() else Path(directory)
-            if path == Path(directory) and len(names) > 1 and name != "default":
+        for name, folder in self._saved_places(Path(directory)).items():
+            if folder is None:
                 raise AdapterNameError(f"{directory} holds no folder of the adapter {name!r}; it cannot be resumed.")
-            files = open_adapter(os.fspath(path), {}, required=True)
+            files = open_adapter(os.fspath(folder), {}, required=True)
             assert files is not None
             adapters.copy_in(self, self._lora, files.config, files.tensors, name)
+
+    def missing_weights(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Return the files that `load_weights` would miss in a directory, by their paths in it; nothing is read."""
+        missing = []
+        for name, folder in self._saved_places(Path(directory)).items():
+            place = Path("" if folder == Path(directory) else name)
+            if folder is None or settled(folder) is None:
+                missing.append(os.fspath(place / CONFIG_NAME))
+            if folder is None or not any((folder / file).is_file() for file in WEIGHTS_NAMES):
+                missing.append(os.fspath(place / WEIGHTS_NAME))
+        return missing
+
+    def _saved_places(self, directory: Path) -> dict[str, Path | None]:
+        """Return where in a saved directory each adapter of this model lies: in a folder of its name, or at the top."""
+        several = len(self._lora.configs) > 1
+        places: dict[str, Path | None] = {}
+        for name in self._lora.configs:
+            folder = directory / name
+            at_top = None if several and name != "default" else directory
+            places[name] = folder if folder.is_dir() else at_top
+        return places

@@ -12,7 +12,7 @@ from transformers import BertForSequenceClassification, T5Config, T5ForCondition
 from hf_lora import LoRAConfig, LoRAModel, resolve_targets
 from hf_lora.errors import ConfigError, TargetError
 
-from .test_trainer import bert, gpt2, trainer, weights
+from .trainings import bert, gpt2, trainer, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),

@@ -15,7 +15,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_optimizer, parameter_
 from hf_lora.errors import AdapterStateError, ConfigError
 
 from .small import bert as small_bert
-from .test_trainer import bert, gpt2, trainer, weights
+from .trainings import bert, gpt2, trainer, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),

@@ -29,7 +29,7 @@ from hf_lora.errors import ConfigError
 from hf_lora.evaluation import Metrics
 from hf_lora.hooks.cards import facts_of
 
-from .test_trainer import Rows, bert, gpt2, trainer
+from .trainings import Rows, bert, gpt2, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 OPTIONS = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "per_device_eval_batch_size": 3}

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from hf_lora import LoRAConfig, LoRAModel, check_optimizer
 from hf_lora.errors import AdapterStateError, ConfigError
 
-from .test_trainer import bert, gpt2, trainer, weights
+from .trainings import bert, gpt2, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 LATE = LoRAConfig(r=2, target_modules=["c_attn"])

@@ -29,7 +29,7 @@ from hf_lora.formats.files import read_tensors, write_tensors
 from hf_lora.strict_json import read_json
 
 from .cases import adapted, move
-from .test_trainer import bert, trainer
+from .trainings import bert, trainer
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 WEIGHTS, CONFIG, PENDING = "adapter_model.safetensors", "adapter_config.json", ".adapter_config.json.pending"

@@ -1,4 +1,4 @@
-"""The stock Trainer and pipelines: adapter-only checkpoints, resuming, the best model, whatever the adapter's name."""
+"""The stock Trainer and pipelines: what trains, the best model at the end, whatever the adapter's name."""
 
 from __future__ import annotations
 
@@ -7,72 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import PreTrainedTokenizerFast, TrainingArguments, pipeline
 
 from hf_lora import LoRAConfig, LoRAModel
 
+from .trainings import bert, gpt2, trainer, weights
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-
-
-class Rows(Dataset):
-    """Token rows whose label is the parity of their first token."""
-
-    def __init__(self, count: int = 24, labels: str = "class") -> None:
-        ids = torch.randint(2, 32, (count, 6), generator=torch.Generator().manual_seed(0))
-        self.rows = [{"input_ids": row, "labels": row[0] % 2 if labels == "class" else row} for row in ids]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.rows[index]
-
-
-def bert(adapter_name: str = "default", **changes: object) -> LoRAModel:
-    torch.manual_seed(0)
-    lora = LoRAConfig(**{"r": 2, "lora_dropout": 0.1, "task_type": "SEQ_CLS", **changes})
-    config = BertConfig(
-        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32,
-        hidden_dropout_prob=lora.lora_dropout, attention_probs_dropout_prob=lora.lora_dropout,
-    )  # fmt: skip
-    return LoRAModel.from_model(BertForSequenceClassification(config), lora, adapter_name)
-
-
-def gpt2(adapter_name: str = "default") -> LoRAModel:
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
-    return LoRAModel.from_model(GPT2LMHeadModel(config), LoRAConfig(r=2, lora_dropout=0.1), adapter_name)
-
-
-def trainer(model: LoRAModel, out: Path, **changes: object) -> Trainer:
-    defaults = {
-        "max_steps": 6,
-        "save_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.02,
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 1,
-        "logging_steps": 1,
-    }
-    args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
-    labels = "class" if isinstance(model, BertForSequenceClassification) else "tokens"
-    return Trainer(model=model, args=args, train_dataset=Rows(labels=labels), eval_dataset=Rows(8, labels))
-
-
-def weights(model: LoRAModel) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("make", [bert, gpt2])
@@ -88,30 +29,12 @@ def test_training_moves_the_adapter_only_and_the_optimizer_holds_nothing_else(ma
     assert held == {id(p) for n, p in model.named_parameters() if "adapters" in n}
 
 
-@pytest.mark.parametrize("name", ["default", "sentiment"])
-@pytest.mark.parametrize("make", [bert, gpt2])
-def test_a_resumed_training_ends_in_the_same_bits(make, name: str, tmp_path: Path) -> None:
-    straight = make(name)
-    whole = trainer(straight, tmp_path / "straight")
-    whole.train()
-    first = trainer(make(name), tmp_path / "parts", max_steps=4, lr_scheduler_type="constant")
-    first.train()
-    reference = make(name)
-    constant = trainer(reference, tmp_path / "constant", lr_scheduler_type="constant")
-    constant.train()
-    resumed = make(name)
-    second = trainer(resumed, tmp_path / "parts", lr_scheduler_type="constant")
-    second.train(resume_from_checkpoint=True)
-    assert second.state.global_step == 6
-    got, want = weights(resumed), weights(reference)
-    assert all(torch.equal(got[k], want[k]) for k in want)
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (second, constant)]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("name", ["default", "sentiment"])
-def test_the_best_model_is_there_at_the_end(name: str, tmp_path: Path) -> None:
-    model = bert(name)
+@pytest.mark.parametrize("names", [["default"], ["sentiment"], ["default", "b"], ["a", "b"]], ids=" and ".join)
+def test_the_best_model_is_there_at_the_end(names: list[str], tmp_path: Path) -> None:
+    model: LoRAModel = bert(names[0])
+    for name in names[1:]:
+        model.add_adapter(LoRAConfig(r=3, target_modules=["query"]), name)
+    model.set_adapter(names)
     run = trainer(
         model, tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, learning_rate=0.2,
         metric_for_best_model="eval_loss", greater_is_better=True,
@@ -122,31 +45,6 @@ def test_the_best_model_is_there_at_the_end(name: str, tmp_path: Path) -> None:
     assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
     assert best != 6, "the last step is the best one, so this test proves nothing"
     assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-7)
-
-
-def test_checkpoints_hold_no_weight_of_the_base(tmp_path: Path) -> None:
-    run = trainer(bert(), tmp_path)
-    run.train()
-    folder = tmp_path / "checkpoint-6"
-    names = {p.name for p in folder.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
-    assert not names & {"model.safetensors", "pytorch_model.bin", "config.json"}
-    assert (folder / "adapter_model.safetensors").stat().st_size < 10_000
-
-
-def test_several_adapters_resume_each_from_its_own_folder(tmp_path: Path) -> None:
-    def two() -> LoRAModel:
-        model = bert("a")
-        model.add_adapter(LoRAConfig(r=3, target_modules=["query"]), "b")
-        model.set_adapter(["a", "b"])
-        return model
-
-    first = two()
-    trainer(first, tmp_path, max_steps=2).train()
-    again = two()
-    trainer(again, tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    got, want = weights(again), weights(first)
-    assert all(torch.equal(got[k], want[k]) for k in want)
 
 
 def test_gradient_checkpointing_trains_to_the_same_bits(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hf_lora.hooks.pushing import Pushes
 
 from .hub import Hub, hub, status
 from .test_auto_classes import _tokenizer
-from .test_trainer import Rows, bert, weights
+from .trainings import Rows, bert, weights
 
 __all__ = ["hub"]
 

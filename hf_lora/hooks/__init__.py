@@ -1,4 +1,4 @@
-"""The only folder that reaches into Transformers: `loading.py`, `pipelines.py`, the Trainer in `trainer.py`.
+"""The only folder that reaches into Transformers (and TRL): `loading.py`, `pipelines.py`, the Trainer in `trainer.py`.
 
 Each patch waits until its module is imported, is applied once, touches only calls that concern LoRA (a `lora_config`
 argument, the name of an adapter where PEFT is not installed, a LoRAModel instance), and is taken back by `uninstall`.
@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from . import trainer
+from .checkpoints import saves_whole
 from .loading import finds_adapters, takes_lora_config
 from .measuring import prepares_metrics
 from .optimizer import checks_optimizer, checks_schedule
 from .patches import Function, Method
 from .pipelines import call_pipeline, stand_in
+from .preferences import refers_to_base, trains_adapters
 from .resizing import notes_new_rows
+from .resuming import resumes_whole
 from .steps import notes_steps
 
 __all__ = ["install", "uninstall"]
@@ -37,6 +40,8 @@ _PATCHES: dict[str, list[Method | Function]] = {
     "transformers.trainer": [
         Method("Trainer", "_load_from_checkpoint", trainer.resumes),
         Method("Trainer", "_load_best_model", trainer.loads_best),
+        Method("Trainer", "train", resumes_whole),
+        Method("Trainer", "_save_checkpoint", saves_whole),
         Method("Trainer", "create_optimizer", checks_optimizer),
         Method("Trainer", "evaluation_loop", prepares_metrics),
         Method("Trainer", "create_scheduler", checks_schedule),
@@ -47,6 +52,8 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "_push_from_checkpoint", trainer.pushes_checkpoint),
         Method("Trainer", "_finish_current_push", trainer.finishes_pushes),
     ],
+    "trl.trainer.sft_trainer": [Method("SFTTrainer", "__init__", trains_adapters)],
+    "trl.trainer.dpo_trainer": [Method("DPOTrainer", "__init__", refers_to_base)],
 }
 
 

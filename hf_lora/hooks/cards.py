@@ -33,6 +33,7 @@ def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | N
 
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]
+        place.mkdir(parents=True, exist_ok=True)  # TRL asks for cards before the first save
         weights = place / WEIGHTS_NAMES[0]
         tensors = read_tensors(weights) if weights.is_file() else model.get_adapter_state_dict(name)
         write_card(place / CARD_NAME, model, config, tensors, facts, repo_id=repo_id)

@@ -1,16 +1,17 @@
-"""Two ways to reach into a module: a method of a class (and of the classes below it), and a plain function."""
+"""Three ways to reach in: a method of a class (and of the classes below it), a plain function, one object's own."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
 from .marks import MARK
 
-__all__ = ["Function", "Method"]
+__all__ = ["Function", "Method", "answering"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ class Function:
             delattr(function, MARK)
 
 
+@contextmanager
+def answering(target: Any, **answers: Callable[..., Any]) -> Iterator[None]:
+    """Have an object answer to methods otherwise inside a `with` block, also where its class overrides them."""
+    own = {name: target.__dict__[name] for name in answers if name in target.__dict__}
+    target.__dict__.update(answers)
+    try:
+        yield
+    finally:
+        for name in answers:
+            del target.__dict__[name]
+        target.__dict__.update(own)
+
+
 def _below(owner: type) -> Iterator[type]:
     subclasses: list[type] = type.__subclasses__(owner)
     for cls in subclasses:
@@ -92,7 +106,8 @@ def _below(owner: type) -> Iterator[type]:
 
 
 def _missing(seam: str) -> ImportError:
+    package = seam.split(".")[0]
     return ImportError(
-        f"hf_lora expects {seam}, which this version of transformers does not have; install a version that hf_lora's "
+        f"hf_lora expects {seam}, which this version of {package} does not have; install a version that hf_lora's "
         "pyproject.toml names."
     )

@@ -1,13 +1,44 @@
-"""Resuming from a downloaded checkpoint: the best one so far may not have come along."""
+"""Resuming the training of a LoRAModel: from a whole checkpoint, and never anew in parts without a word."""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tell_missing_best"]
+from .checkpoints import put_right
+from .marks import MARK
+from .patches import answering
+from .unwrapped import lora_model
+
+__all__ = ["resumes_whole", "tell_missing_best"]
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"
+# What a Trainer reads besides weights and state, by how its names begin (FSDP's optimizer is a folder); all or nothing.
+_STARTS_ANEW = {"optimizer": "the optimizer", "scheduler": "the learning-rate schedule", "rng_state": "random numbers"}
+
+
+def resumes_whole(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Trainer.train: of a LoRAModel's checkpoints only whole ones are resumed from."""
+
+    @functools.wraps(original)
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        model = lora_model(self) if resume_from_checkpoint else None
+        chosen = None if model is None else _chosen(self, model, resume_from_checkpoint)
+        if chosen is None:
+            return original(self, resume_from_checkpoint, *args, **kwargs)
+        plan = functools.partial(_planned, self.set_initial_training_values, _state_of(Path(chosen))["global_step"])
+        with answering(self, set_initial_training_values=plan):
+            return original(self, chosen, *args, **kwargs)
+
+    setattr(train, MARK, original)
+    return train
 
 
 def tell_missing_best(args: Any, checkpoint: Path) -> None:
@@ -15,9 +46,9 @@ def tell_missing_best(args: Any, checkpoint: Path) -> None:
 
     args: the TrainingArguments. checkpoint: a folder with trainer_state.json; without one nothing is said.
     """
-    if not args.load_best_model_at_end or not (checkpoint / "trainer_state.json").is_file():
+    if not args.load_best_model_at_end or not (checkpoint / _STATE).is_file():
         return
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = _state_of(checkpoint)
     best, step = state.get("best_model_checkpoint"), state.get("best_global_step")
     expected = Path(args.output_dir, f"checkpoint-{step}")
     if not step or expected.is_dir() or (best and Path(best).is_dir()):
@@ -27,3 +58,91 @@ def tell_missing_best(args: Any, checkpoint: Path) -> None:
         f"this machine, so load_best_model_at_end can choose later ones only. To have it count, put it at {expected}.",
         stacklevel=3,
     )
+
+
+def _planned(plan: Callable[..., tuple[Any, ...]], done: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Return a training's numbers of epochs, steps and so on; no epoch is left where the last step is done.
+
+    Transformers would train one step more, wherever the last step is in the middle of an epoch.
+    """
+    epochs, steps_per_epoch, *others = plan(*args, **kwargs)
+    return (epochs if done < others[-1] else done // steps_per_epoch, steps_per_epoch, *others)
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+
+
+def _chosen(trainer: Any, model: Any, given: Any) -> str | None:
+    """Return the checkpoint to resume from: the one that is named, or for True the last whole one of the run.
+
+    Raises AdapterFileError where it is not whole, or none is. None where there is none: Transformers says so.
+    """
+    from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
+
+    if not isinstance(given, bool):
+        if lacking := _lacking(trainer, model, Path(given)):
+            raise AdapterFileError(
+                f"{given} is not a whole checkpoint: it lacks {', '.join(lacking)}. Resume from another one, or pass "
+                "resume_from_checkpoint=True for the last whole one."
+            )
+        _tell_what_starts_anew(trainer, Path(given))
+        return os.fspath(given)
+    run = Path(trainer.args.output_dir)
+    if trainer.args.local_process_index == 0:
+        put_right(run)
+    trainer.accelerator.wait_for_everyone()
+    partial: dict[str, list[str]] = {}
+    for path in _by_step(run):
+        lacking = _lacking(trainer, model, path)
+        if not lacking:
+            if partial:
+                warnings.warn(f"resuming from {path}; what came later is not whole: {_told(partial)}.", stacklevel=4)
+            _tell_what_starts_anew(trainer, path)
+            return os.fspath(path)
+        partial[path.name] = lacking
+    if partial:
+        raise AdapterFileError(
+            f"no checkpoint in {run} is whole: {_told(partial)}. Without resume_from_checkpoint training starts anew."
+        )
+    return None
+
+
+def _by_step(run: Path) -> list[Path]:
+    """Return a run's checkpoints, the last one first."""
+    found = [(int(match[1]), path) for path in run.glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+
+
+def _lacking(trainer: Any, model: Any, checkpoint: Path) -> list[str]:
+    """Return the files that a checkpoint should have and has not; what is kept of a saved model alone is whole."""
+    if not checkpoint.is_dir():
+        return ["the folder itself"]
+    lacking = model.missing_weights(checkpoint)
+    try:
+        _state_of(checkpoint)["global_step"]
+    except (OSError, ValueError, LookupError, TypeError):
+        lacking.append(_STATE)
+    absent = _absent(trainer, checkpoint)
+    return lacking if len(absent) == len(_STARTS_ANEW) else lacking + [f"{name}*" for name in absent]
+
+
+def _absent(trainer: Any, checkpoint: Path) -> list[str]:
+    """Return what of _STARTS_ANEW a checkpoint does not hold; DeepSpeed keeps it its own way, and checks it."""
+    if trainer.is_deepspeed_enabled:
+        return []
+    present = os.listdir(checkpoint)
+    return [start for start in _STARTS_ANEW if not any(name.startswith(start) for name in present)]
+
+
+def _tell_what_starts_anew(trainer: Any, checkpoint: Path) -> None:
+    if absent := _absent(trainer, checkpoint):
+        warnings.warn(
+            f"{checkpoint} holds the adapter and the step, but no {', '.join(f'{name}*' for name in absent)} "
+            f"(save_only_model=True): {', '.join(_STARTS_ANEW[name] for name in absent)} start anew.",
+            stacklevel=5,
+        )
+
+
+def _told(partial: dict[str, list[str]]) -> str:
+    return "; ".join(f"{name} lacks {', '.join(lacking)}" for name, lacking in partial.items())

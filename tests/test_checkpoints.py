@@ -1,0 +1,275 @@
+"""A Trainer's checkpoints of a LoRAModel: there whole or not at all, and only whole ones are resumed from."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import AdapterFileError
+from hf_lora.hooks.checkpoints import SAVING, put_right
+
+from .trainings import StopsAt, bert, gpt2, trainer, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),  # the steps are too quick for it
+]
+
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+STATE = {"training_args.bin", "trainer_state.json"}
+RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer_state.json").read_text())
+
+
+def same(got: LoRAModel, want: LoRAModel) -> bool:
+    others = weights(want)
+    return all(torch.equal(v, others[k]) for k, v in weights(got).items())
+
+
+def two() -> LoRAModel:
+    model = bert("a")
+    model.add_adapter(LoRAConfig(r=3, target_modules=["query"]), "b")
+    model.set_adapter(["a", "b"])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "folders"),
+    [(bert, [""]), (lambda: bert("x", modules_to_save=["classifier"]), [""]), (two, ["a", "b"])],
+    ids=["one adapter", "a saved head", "two adapters"],
+)
+def test_checkpoints_hold_no_weight_of_the_base(make: Any, folders: list[str], tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model = make()
+    trainer(model, tmp_path, max_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    trained = {n for n, p in model.named_parameters() if "adapters" in n}
+    kept = 0
+    for folder in folders:
+        assert names(checkpoint / folder) >= ADAPTER
+        with safe_open(checkpoint / folder / "adapter_model.safetensors", "pt") as file:
+            kept += len(list(file.keys()))
+    assert kept == len(trained)
+    everything = {path.name for path in checkpoint.rglob("*") if path.is_file()}
+    assert everything == ADAPTER | STATE | RESUMING
+
+
+class Watches(TrainerCallback):
+    """Notes what a run's folder holds whenever a checkpoint was saved."""
+
+    def __init__(self) -> None:
+        self.seen: list[set[str]] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(names(Path(args.output_dir)))
+        assert names(Path(args.output_dir, f"checkpoint-{state.global_step}")) == ADAPTER | STATE | RESUMING
+
+
+def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: Path) -> None:
+    changes = {
+        "max_steps": 10, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 0.2,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True,
+    }  # fmt: skip
+    watches = Watches()
+    run = trainer(bert("x"), tmp_path, [watches], **changes)
+    run.train()
+    losses = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
+    best = 0
+    for step, seen in zip((2, 4, 6, 8, 10), watches.seen, strict=True):
+        earlier = best
+        best = max((s for s in losses if s <= step), key=losses.get)
+        others = {best} if best != step else {earlier or step, step - 2} - {0}
+        assert f"checkpoint-{step}" in seen
+        assert f"checkpoint-{best}" in seen, (step, others)
+        assert len(seen) == min(step // 2, 2)
+        assert all(name.startswith("checkpoint-") for name in seen)
+    assert best != 10, "the last step is the best one, so this test proves too little"
+    kept = str(tmp_path / f"checkpoint-{best}")
+    assert run.state.best_model_checkpoint == kept == state_of(tmp_path / "checkpoint-10")["best_model_checkpoint"]
+    assert state_of(Path(kept))["best_model_checkpoint"] == kept
+
+
+def test_what_is_kept_of_the_model_alone_is_resumed_with_a_word_on_what_starts_anew(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path, [StopsAt(4)], save_only_model=True)
+    first.train()
+    assert names(tmp_path / "checkpoint-4") == ADAPTER | STATE
+    again = trainer(gpt2(seed=8), tmp_path, save_only_model=True, max_steps=4)
+    with pytest.warns(UserWarning, match="the optimizer, the learning-rate schedule, random numbers start anew"):
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert same(again.model, first.model)
+
+
+def test_half_a_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path, max_steps=4)
+    first.train()
+    for step, missing in {5: "adapter_model.safetensors", 6: "trainer_state.json", 7: "optimizer.pt"}.items():
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}" / missing).unlink()
+    (tmp_path / "checkpoint-8").mkdir()
+    again = trainer(gpt2(seed=8), tmp_path, max_steps=4)
+    with pytest.warns(UserWarning, match=r"checkpoint-7 lacks optimizer\*; checkpoint-6 lacks trainer_state.json"):
+        again.train(resume_from_checkpoint=True)
+    assert same(again.model, first.model)
+    assert (tmp_path / "checkpoint-8").is_dir(), "nothing of the user's is removed"
+
+
+@pytest.mark.parametrize(
+    "missing", ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json", *RESUMING]
+)
+def test_half_a_checkpoint_that_is_named_is_an_error_before_anything_is_touched(missing: str, tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / missing).unlink()
+    again = trainer(gpt2(seed=8), tmp_path, max_steps=4)
+    before = weights(again.model)
+    with pytest.raises(AdapterFileError, match=f"not a whole checkpoint: it lacks {missing.split('.')[0]}"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(v, before[k]) for k, v in weights(again.model).items())
+    with pytest.raises(AdapterFileError, match="no checkpoint in .* is whole: checkpoint-2 lacks"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_other_adapters_is_an_error_that_names_the_one_it_lacks(tmp_path: Path) -> None:
+    trainer(bert("a"), tmp_path, max_steps=2).train()
+    with pytest.raises(AdapterFileError, match=r"lacks a.adapter_config.json, a.adapter_model.safetensors, b."):
+        trainer(two(), tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_no_checkpoint_and_no_folder_are_transformers_own_errors(tmp_path: Path) -> None:
+    run = trainer(gpt2(), tmp_path / "run")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        run.train(resume_from_checkpoint=True)
+    with pytest.raises(AdapterFileError, match="the folder itself"):
+        run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_save_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(gpt2(), tmp_path, [StopsAt(4)])
+    save = run._save_rng_state
+
+    def fail(folder: str) -> None:
+        save(folder)
+        if run.state.global_step == 4:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(run, "_save_rng_state", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run.train()
+    assert names(tmp_path) == {"checkpoint-2"}
+    assert run._get_output_dir(None) == str(tmp_path)
+
+
+def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_step(tmp_path: Path) -> None:
+    old = trainer(two(), tmp_path, max_steps=2)
+    old.train()
+    (tmp_path / "checkpoint-2" / "theirs").touch()
+    trainer(bert("a"), tmp_path, max_steps=2).train()
+    assert names(tmp_path) == {"checkpoint-2"}
+    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING
+
+
+def test_killed_between_the_old_one_and_the_new_the_old_one_is_put_back(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path, max_steps=2)
+    first.train()
+    aside = tmp_path / SAVING / ".replaced"
+    aside.mkdir(parents=True)
+    os.rename(tmp_path / "checkpoint-2", aside / "checkpoint-2")
+    again = trainer(gpt2(seed=8), tmp_path, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert same(again.model, first.model)
+    assert names(tmp_path) == {"checkpoint-2"}
+    put_right(tmp_path)
+    assert names(tmp_path) == {"checkpoint-2"}
+
+
+class Writes(Trainer):
+    """Puts a file of its own into a checkpoint, as many do: before or after the Trainer's."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder.mkdir(parents=True)
+        (folder / "before").touch()
+        super()._save_checkpoint(model, trial)
+        (folder / "after").touch()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        Path(output_dir or self.args.output_dir, "within").touch()
+
+
+def test_what_a_subclass_writes_into_a_checkpoint_stays(tmp_path: Path) -> None:
+    stock = trainer(gpt2(), tmp_path, max_steps=2)
+    run = Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
+    run.train()
+    assert names(tmp_path) == {"checkpoint-2"}
+    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {"before", "within", "after"}
+
+
+def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stock = trainer(gpt2(), tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2)
+    run = Trainer(
+        model_init=lambda: gpt2("x"),
+        args=stock.args,
+        train_dataset=stock.train_dataset,
+        eval_dataset=stock.eval_dataset,
+    )
+    run.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)}, n_trials=2,
+        backend="optuna",
+    )  # fmt: skip
+    assert names(tmp_path) == {"run-0", "run-1"}
+    for trial in tmp_path.iterdir():
+        assert names(trial) == {"checkpoint-2", "checkpoint-4"}
+        assert names(trial / "checkpoint-4") == ADAPTER | STATE | RESUMING
+
+
+def test_a_stock_model_s_checkpoints_are_left_to_transformers(tmp_path: Path) -> None:
+    run = trainer(gpt2().unload(), tmp_path, max_steps=2)
+    places = []
+    run._save_rng_state = places.append
+    run.train()
+    assert places == [str(tmp_path / "checkpoint-2")]
+    trainer(gpt2().unload(), tmp_path, max_steps=2).train(resume_from_checkpoint=True)  # without random numbers
+
+
+def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None:
+    def source(name: str) -> str:
+        return inspect.getsource(inspect.unwrap(getattr(Trainer, name)))
+
+    saving = source("_save_checkpoint")
+    order = [
+        "self._get_output_dir(trial=trial)",
+        "self.save_model(output_dir",
+        "self.state.save_to_json(",
+        "_push_from_checkpoint(",
+    ]
+    found = [saving.index(call) for call in order]
+    assert found == sorted(found)
+    assert saving.index("rotate_checkpoints(") > found[-1]
+    assert list(inspect.signature(Trainer.train).parameters)[:2] == ["self", "resume_from_checkpoint"]
+    training = source("_inner_training_loop")
+    assert "self.set_initial_training_values(" in training
+    assert "range(epochs_trained, num_train_epochs)" in training
+    values = inspect.getsource(Trainer.set_initial_training_values).rstrip()
+    returned = [line.strip(" ,") for line in values[values.rindex("return (") :].splitlines()[1:-1]]
+    assert returned[:2] == ["num_train_epochs", "num_update_steps_per_epoch"]
+    assert returned[-1] == "max_steps"
