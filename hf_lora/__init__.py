@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .groups import parameter_groups
     from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
+    from .readiness import check_ready
     from .targets import resolve_targets
     from .training import check_optimizer
 
@@ -34,6 +35,7 @@ __all__ = [
     "LoRAModel",
     "add_lora",
     "check_optimizer",
+    "check_ready",
     "errors",
     "inspect_adapter",
     "metrics",
@@ -47,6 +49,7 @@ _LAZY = {
     "LoRAModel": "model",
     "add_lora": "model",
     "check_optimizer": "training",
+    "check_ready": "readiness",
     "inspect_adapter": "inspection",
     "metrics": "evaluation",
     "parameter_groups": "groups",

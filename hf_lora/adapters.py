@@ -19,6 +19,7 @@ from .formats.peft import read_sites
 from .incoming import check_dtypes, check_same
 from .kinds import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
+from .offload import brought_in
 from .plan import Site, plan, token_sites
 from .provenance import check, origin
 from .state import AdapterState
@@ -40,11 +41,9 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     config = settle_layers(model, config, modules)
     sites, targets, parameters = plan(model, config)
     groups = _build(modules, sites)
+    _check_own(state, modules, groups)
     with state.set_aside():  # a fresh adapter starts from the base, whatever is active
-        for module, adapters in groups.items():
-            for site, adapter in adapters.values():
-                if not site.shares:
-                    adapter.initialise(modules[module])
+        _initialise(modules, groups)
     resolved = _resolved(config, modules, sites, targets, parameters)
     _attach(state, modules, groups, name, resolved, trainable=True)
     state.origins[name] = origin(state.layers, name)
@@ -57,10 +56,7 @@ def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str)
         return
     modules = dict(base_modules(model))
     groups = _build(modules, token_sites(model, config, modules))
-    for module, adapters in groups.items():
-        for site, adapter in adapters.values():
-            if not site.shares:
-                adapter.initialise(modules[module])
+    _initialise(modules, groups)
     _attach(state, modules, groups, name, config, trainable=True)
 
 
@@ -92,12 +88,16 @@ def load(
     if check_base:
         check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.role in FORMULAS))
     groups = _build(modules, [site for site, _ in found])
+    _check_own(state, modules, groups)
     check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
     with state.set_aside():
         for site, values in found:
             adapter = groups[site.module][site.key][1]
             if isinstance(adapter, LoRA) and adapter.moves_base:
-                adapter.initialise(modules[site.module])  # the product at birth, which the base lacks, is found again
+                with brought_in(modules[site.module]):
+                    adapter.initialise(
+                        modules[site.module]
+                    )  # the product at birth, which the base lacks, is found again
             for attribute, tensor in values.items():  # the file's own, copied only to be moved or converted
                 own = getattr(adapter, attribute)
                 own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
@@ -189,6 +189,24 @@ def _build(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
         adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
         groups.setdefault(site.module, {})[site.key] = (site, adapter)
     return groups
+
+
+def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
+    for module, group in groups.items():
+        with brought_in(modules[module]):
+            for site, adapter in group.values():
+                if not site.shares:
+                    adapter.initialise(modules[module])
+
+
+def _check_own(state: AdapterState, modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following."""
+    foreign = [n for n in names if isinstance(layer := modules[n], LoRALayer) and layer._lora is not state]
+    if foreign:
+        raise AdapterStateError(
+            f"{foreign[0]} carries an adapter of another LoRAModel, which goes on choosing what acts there; leave it "
+            "out of target_modules (exclude_modules), or unload() the other one first."
+        )
 
 
 def _attach(

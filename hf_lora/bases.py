@@ -32,6 +32,8 @@ _PATH = re.compile(r"[/~\\]|\.\.?(?:[/\\]|$)|[A-Za-z]:[/\\]|file:", re.IGNORECAS
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
 MOST_LABELS = 100_000
 
+_WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
+
 
 def load_base(
     name: str,
@@ -163,6 +165,11 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
             )
     for architecture in architectures:
         if hasattr(transformers, architecture):
+            if kwargs.get("num_labels") is not None and architecture.endswith(_WITHOUT_LABELS):
+                raise ModelError(
+                    f"num_labels={kwargs['num_labels']} has no meaning for {architecture}, which {name} is loaded as: "
+                    "say the task, LoRAConfig(task_type='SEQ_CLS') or another, or pass auto_class=."
+                )
             return getattr(transformers, architecture)
     if remote:
         return getattr(transformers, remote[-1])

@@ -234,7 +234,7 @@ def detach(layer: LoRALayer, name: str) -> None:
     for attribute in ("_lora", "_behind", "_reads", "_originals"):
         del layer.__dict__[attribute]
     layer.__class__ = base
-    rebind_forward(layer)
+    rebind_forward(layer, adapted=False)
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:

@@ -13,6 +13,7 @@ from .bases import head_modules, load_base, load_base_of
 from .config import LoRAConfig
 from .errors import AdapterStateError, ModelError
 from .formats.contents import Contents
+from .given import as_config, check_plain, uncompiled
 from .learning import Learning
 from .loading import open_adapter
 from .memory.switches import MemorySwitches
@@ -85,7 +86,7 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
             )
         if base_model is not None:
             raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
-        config = lora_config or LoRAConfig()
+        config = as_config(lora_config)
         model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
         return cls._from_base(model, config, adapter_name, new, name, kwargs)
 
@@ -119,7 +120,7 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
         if isinstance(base_model, nn.Module):
             if idle := kwargs.keys() - set(HUB_KWARGS):
                 raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
-            model: nn.Module = base_model
+            model: nn.Module = uncompiled(base_model)
         else:
             model = load_base_of(files, base_model, auto_class, kwargs)
             make_room(model, files.config, files.tensors)
@@ -145,12 +146,13 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
     ) -> LoRAModel:
         """Add a fresh adapter to a model, in place, and return the same object.
 
-        Where `task_type` names a task with a head, the head is trained and saved along, as PEFT does.
-        Raises TargetError, ConfigError, AdapterNameError with the model unchanged.
+        Where `task_type` names a task with a head, the head is trained and saved along, as PEFT does. A LoRAModel gets
+        a further adapter. Of `torch.compile(model)` the model itself is returned, compiled in place.
+        Raises ModelError, TargetError, ConfigError, AdapterNameError with the model unchanged.
         """
         if not isinstance(model, nn.Module):
             raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
-        config = lora_config or LoRAConfig()
+        config, model = as_config(lora_config), uncompiled(model)
         config = config.copy(modules_to_save=head_modules(model, config, ()))
         fresh = not isinstance(model, LoRAModel)
         result = _enter(model)
@@ -175,7 +177,8 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
         Where the vocabulary was resized before, its new rows train and are saved along.
         """
         with self._own_head():
-            config = adapters.add(self, self._lora, with_new_rows(self, adapter_config), adapter_name)
+            config = with_new_rows(self, as_config(adapter_config))
+            config = adapters.add(self, self._lora, config, adapter_name)
         config.base_model_name_or_path = getattr(self, "name_or_path", None) or config.base_model_name_or_path
         adapters.select(self._lora, [adapter_name])
 
@@ -275,17 +278,15 @@ def _enter(model: nn.Module) -> LoRAModel:
     """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
     if isinstance(model, LoRAModel):
         return model
-    if any(hasattr(m, "lora_A") and hasattr(m, "base_layer") for m in model.modules()):
-        raise ModelError(
-            f"this {type(model).__name__} already carries PEFT's layers; unload them (model.unload()) and give the "
-            "plain model."
-        )
+    check_plain(model)
     thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
     front.enter(model, _mixin(type(model)))
     assert isinstance(model, LoRAModel)
+    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):  # switched on before: now it matters
+        model.enable_input_require_grads()  # type: ignore[operator]
     return model
 
 

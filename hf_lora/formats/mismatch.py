@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import AdapterMismatchError
 from .keys import split_key, unwrapped
 
-__all__ = ["mismatch"]
+__all__ = ["mismatch", "other_labels"]
 
 
 def mismatch(
@@ -23,6 +23,21 @@ def mismatch(
     return AdapterMismatchError(
         f"the adapter does not fit {type(modules['']).__name__}: {shown}. Its file holds {count} tensors. Load it onto "
         "the base it was trained on (base_model_name_or_path in its adapter_config.json), of the same class."
+    )
+
+
+def other_labels(model: nn.Module, role: str, own: Sequence[int], found: Sequence[int]) -> str:
+    """Say what to do where a saved head is for another number of labels than the model's; nothing where it is not.
+
+    own, found: the shapes of a parameter in the model and in the file.
+    """
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if role != "saved" or not own or not found or own[0] != labels or found[0] == labels or own[1:] != found[1:]:
+        return ""
+    return (
+        f" (a head for {found[0]} labels, where the model has num_labels={labels}: load the base with "
+        f"num_labels={found[0]}, which LoRAModel.from_pretrained does by itself where neither num_labels nor a loaded "
+        f"base_model is given; for {labels} labels, train a new adapter)"
     )
 
 

@@ -28,7 +28,7 @@ from ..targets import match_names, parameter_names
 from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
 from .coverage import missing_names
 from .keys import PREFIX, TOKENS, WRAP, split_key, unwrapped
-from .mismatch import mismatch
+from .mismatch import mismatch, other_labels
 
 __all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
 
@@ -235,7 +235,7 @@ def _fit(
     trouble += [f"unexpected {k} of {where}" for k in values if k not in wanted]
     trouble += [
         f"{where}: {k} is {tuple(values[k].shape)} in the file, {shape} in the model"
-        + _resize(site, modules, k, values[k])
+        + (_resize(site, modules, k, values[k]) or other_labels(modules[""], site.role, shape, values[k].shape))
         for k, shape in wanted.items()
         if k in values and tuple(values[k].shape) != shape
     ]

@@ -17,6 +17,7 @@ from . import trainer
 from .checkpoints import saves_whole
 from .loading import finds_adapters, takes_lora_config
 from .measuring import prepares_metrics
+from .mistakes import checks_start, refuses_lora_models
 from .optimizer import checks_optimizer, checks_schedule
 from .patches import Function, Method
 from .pipelines import call_pipeline, stand_in
@@ -29,6 +30,7 @@ __all__ = ["install", "uninstall"]
 
 # module -> what is patched in it; a missing class, method or function is an error that says so.
 _PATCHES: dict[str, list[Method | Function]] = {
+    "peft.tuners.tuners_utils": [Method("BaseTuner", "inject_adapter", refuses_lora_models)],
     "transformers.modeling_utils": [
         Method("PreTrainedModel", "from_pretrained", takes_lora_config),
         Method("PreTrainedModel", "resize_token_embeddings", notes_new_rows),
@@ -45,6 +47,7 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "create_optimizer", checks_optimizer),
         Method("Trainer", "evaluation_loop", prepares_metrics),
         Method("Trainer", "create_scheduler", checks_schedule),
+        Method("Trainer", "_inner_training_loop", checks_start),
         Method("Trainer", "_save", notes_steps),
         Method("Trainer", "init_hf_repo", trainer.checks_base),
         Method("Trainer", "create_model_card", trainer.writes_card),

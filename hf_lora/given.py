@@ -1,0 +1,108 @@
+"""What a caller hands over to be adapted, a model and a config: put right, or refused before anything is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from torch import nn
+
+from .config import LoRAConfig
+from .errors import ConfigError, ModelError
+from .layer import LoRALayer
+from .switching import Switching
+
+__all__ = ["as_config", "check_plain", "uncompiled"]
+
+# The child in which a wrapper keeps what it wraps -> whose wrapper that is, and what to do instead.
+_WRAPPERS = {
+    "_orig_mod": ("torch.compile", "compile layers in place (layer.compile()), which keeps their names"),
+    "_fsdp_wrapped_module": ("FSDP", "add the adapter first and wrap afterwards"),
+    "_checkpoint_wrapped_module": ("torch's activation checkpointing", "add the adapter first and wrap afterwards"),
+}
+
+
+def as_config(given: object) -> LoRAConfig:
+    """Return the LoRAConfig that a caller gave: None is the default one, and PEFT's LoraConfig is read as its file is.
+
+    Raises ConfigError for anything else, and for what PEFT's config asks for and hf_lora does not build.
+    """
+    if given is None:
+        return LoRAConfig()
+    if isinstance(given, LoRAConfig):
+        return given
+    if _is_pefts(given) and hasattr(given, "to_dict"):
+        values = json.loads(json.dumps(given.to_dict(), default=sorted))  # enums as their names, sets as lists
+        return LoRAConfig.from_dict(values, f"PEFT's {type(given).__name__}")
+    way = "LoRAConfig(**it) takes its values" if isinstance(given, dict) else "give a LoRAConfig"
+    raise ConfigError(f"a {type(given).__name__} is given where a LoRAConfig is wanted; {way}.")
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile(model)`, now compiled in place with the same settings; others as they are.
+
+    The wrapper knows neither the model's class nor its names, so an adapter goes onto what it wraps. It stays usable.
+    """
+    inner = model._modules.get("_orig_mod")
+    context = getattr(model, "dynamo_ctx", None)
+    if inner is None or context is None:
+        return model
+    if inner._compiled_call_impl is None:
+        inner._compiled_call_impl = context(inner._call_impl)
+    return inner
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise ModelError where a model that is no LoRAModel carries adapters already, or parts of it are wrapped."""
+    kind = type(model).__name__
+    if named := [name for name, m in model.named_modules() if _is_pefts(m)]:
+        raise ModelError(_of_peft(model, named))
+    inside = [name for name, m in model.named_modules() if isinstance(m, Switching)]
+    if inside:
+        raise ModelError(
+            f"this {kind} holds a LoRAModel at {inside[0]!r}, whose adapters a second one around it would freeze. Give "
+            f"that one a further adapter (model.{inside[0]}.add_adapter(config, 'name')), or unload() it first and "
+            "add the adapter to the whole."
+        )
+    if carrying := [name for name, m in model.named_modules() if isinstance(m, LoRALayer)]:
+        raise ModelError(
+            f"{carrying[0] or 'this layer'} of this {kind} carries an adapter of another LoRAModel, which goes on "
+            "choosing what acts there. Call add_adapter(config, 'name') of that model, with target_modules that name "
+            "layers in here, or unload() it first."
+        )
+    if found := next(_wrapped(model), None):
+        name, whose, instead = found
+        raise ModelError(
+            f"{name or 'this model'} ({kind}) is wrapped by {whose}, which would not know of an adapter added now, and "
+            f"whose name would stand in the saved file; {instead}."
+        )
+
+
+def _wrapped(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, whose wrapper it is, what to do instead) of the wrappers in a model."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    for name, module in model.named_modules():
+        for child in module._modules.keys() & _WRAPPERS.keys():
+            yield name, *_WRAPPERS[child]
+        if isinstance(module, parallel):
+            yield name, type(module).__name__, "give the model inside it (model.module) and wrap it afterwards"
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            yield name, "fully_shard", "add the adapter first and shard afterwards"
+
+
+def _of_peft(model: nn.Module, named: list[str]) -> str:
+    kind = type(model).__name__
+    if _is_pefts(model):
+        return (
+            f"this {kind} is PEFT's wrapper. Give the plain model: model.merge_and_unload() keeps what its adapter "
+            "learnt, model.unload() does not. An adapter that PEFT saved loads here by its folder."
+        )
+    return (
+        f"this {kind} already carries PEFT's layers ({', '.join(named[:2])}{', ...' if len(named) > 2 else ''}), which "
+        "Transformers' add_adapter or load_adapter put there. Load the plain model again, and the adapter that PEFT "
+        "saved with LoRAModel.from_pretrained; of a PeftModel, unload() or merge_and_unload() gives the plain one."
+    )
+
+
+def _is_pefts(thing: object) -> bool:
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(thing).__mro__)
