@@ -22,6 +22,7 @@ from .layer import LoRALayer, attach, base_modules, detach
 from .offload import brought_in
 from .plan import Site, plan, token_sites
 from .provenance import check, origin
+from .shards import fill, refuse_partitions, refuse_spread
 from .state import AdapterState
 from .targets import as_endings, parameter_names
 from .variants import FORMULAS, INITS, Adapter, LoRA
@@ -37,6 +38,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
+    refuse_spread(model)
     modules = dict(base_modules(model))
     config = settle_layers(model, config, modules)
     sites, targets, parameters = plan(model, config)
@@ -76,6 +78,7 @@ def load(
     Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
+    refuse_spread(model)
     if trainable and not INITS[config.init_lora_weights].trains:
         raise ConfigError(
             f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
@@ -114,6 +117,7 @@ def copy_in(
     Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
     """
     check_known(state, [name])
+    refuse_partitions(model)
     modules = dict(base_modules(model))
     config, tensors, places = fit_names(modules, config, tensors)
     found = read_sites(modules, config.copy(lora_dropout=0.0), tensors, places)
@@ -132,7 +136,7 @@ def copy_in(
     with torch.no_grad():
         for _, adapter, values in targets:
             for attribute, tensor in values.items():
-                getattr(adapter, attribute).copy_(tensor)
+                fill(getattr(adapter, attribute), tensor)
             adapter.restart()
 
 

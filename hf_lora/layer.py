@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import functional as LF
 from .errors import MergeError
-from .offload import is_offloaded, rebind_forward
+from .offload import is_elsewhere, rebind_forward
 from .state import AdapterState
 from .tying import is_alone, is_plain
 from .variants import Adapter, LoRA
@@ -46,7 +46,7 @@ class LoRALayer(nn.Module):
     def effective(self, parameter: str) -> Tensor | None:
         """Return a parameter or buffer as its reader gets it: with the active adapters that live in the read."""
         value = own_tensor(self, parameter)
-        if value is None or is_offloaded(self, value):
+        if value is None or is_elsewhere(self, value):
             return value
         adapters = self._reads.get(parameter, {})
         for name in self._lora.active:

@@ -60,9 +60,15 @@ def compute_device(module: nn.Module, tensor: Tensor) -> torch.device:
     return tensor.device if device is None else torch.device(device)
 
 
-def is_offloaded(module: nn.Module, tensor: Tensor) -> bool:
-    """Return whether a tensor's values are held by an offload hook, not by the module."""
-    return tensor.is_meta and getattr(module, "_hf_hook", None) is not None
+def is_elsewhere(module: nn.Module, tensor: Tensor) -> bool:
+    """Return whether a tensor's values are not in the module now, so that nobody computes with them.
+
+    They are held by an offload hook, or spread over processes: FSDP2 puts a plain tensor there for each forward, and
+    reads the DTensor in between, which must be the module's own.
+    """
+    if tensor.is_meta:
+        return getattr(module, "_hf_hook", None) is not None
+    return hasattr(tensor, "full_tensor")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _idle(state: AdapterState) -> Iterator[str]:
 
 def _offloaded(model: nn.Module) -> Iterator[str]:
     names = [name for name, p in model.named_parameters() if p.requires_grad and p.is_meta]
-    if names:
+    if names and any("_hf_hook" in module.__dict__ for module in model.modules()):  # else FSDP2 is going to fill them
         yield (
             f"{len(names)} weights that train are offloaded ({_some(names)}), where no optimizer can step: load or "
             "dispatch the base first (device_map=, cpu_offload) and add the adapter afterwards."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .errors import AdapterStateError
 from .functional import is_finite
+from .shards import is_spread, whole
 from .variants import Adapter, LoRA
 
 __all__ = ["check", "count", "gather", "is_sharded"]
@@ -22,27 +23,23 @@ _SHARDS = (
 
 
 def is_sharded(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None) -> bool:
-    """Return whether what `gather` would take is spread over processes (FSDP2's DTensors)."""
-    for prefix, adapter in _held(model, name):
-        for attribute, tensor in adapter.tensors().items():
-            if hasattr(tensor if state_dict is None else state_dict.get(f"{prefix}.{attribute}"), "full_tensor"):
-                return True
-    return False
+    """Return whether what `gather` would take is spread over processes."""
+    return any(
+        is_spread(tensor if state_dict is None else state_dict.get(f"{prefix}.{attribute}"))
+        for prefix, adapter in _held(model, name)
+        for attribute, tensor in adapter.tensors().items()
+    )
 
 
 def gather(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their keys in the model's state dict, detached, none of them a DTensor.
+    """Return an adapter's tensors by their keys in the model's state dict, detached, each of them whole.
 
     state_dict: the whole model's, to take them from instead. Where they are spread over processes, all of them must
     call this, and each gets all tensors. Raises KeyError where the state_dict lacks one.
     """
-    result = {}
-    for prefix, adapter in _held(model, name):
-        for attribute, tensor in adapter.tensors().items():
-            key = f"{prefix}.{attribute}"
-            value = tensor if state_dict is None else state_dict[key]
-            result[key] = (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()
-    return result
+    held = {f"{p}.{attribute}": t for p, adapter in _held(model, name) for attribute, t in adapter.tensors().items()}
+    # Sorted, because every process must ask for the same tensor at a time.
+    return {key: whole(held[key] if state_dict is None else state_dict[key]) for key in sorted(held)}
 
 
 def count(model: Any, name: str) -> int:

@@ -1,7 +1,11 @@
-"""Saving in a distributed run: shards are gathered in every process, checked in each, and written by one."""
+"""Saving in a distributed run: shards are gathered in every process, checked in each, and written by one.
+
+What cannot be gathered is an error.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_lora import LoRAConfig, add_lora
-from hf_lora.errors import AdapterStateError
+from hf_lora.errors import AdapterStateError, ModelError
 
 from .cases import move
 
@@ -55,3 +59,37 @@ def test_shards_are_gathered_in_every_process_and_written_by_one(tmp_path: Path)
     for name in ("gathered", "from_state_dict"):
         for file in FILES:
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def _partitioned(parameter: nn.Parameter) -> None:
+    """Make of a parameter what DeepSpeed ZeRO-3 leaves of it: nothing, with its shape noted."""
+    parameter.ds_id, parameter.ds_shape = 7, parameter.shape
+    parameter.data = torch.empty(0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is here to gather it")
+def test_a_partition_that_nobody_can_gather_is_never_saved(tmp_path: Path) -> None:
+    model = add_lora(nn.Sequential(nn.Linear(6, 10)), LoRAConfig(r=3, target_modules=["0"]))
+    _partitioned(model.get_parameter("0.adapters.default.weight.lora_A"))
+    with pytest.raises(AdapterStateError, match=r"of \(3, 6\) is partitioned by DeepSpeed ZeRO-3"):
+        model.save_pretrained(tmp_path / "out")
+    with pytest.raises(AdapterStateError, match="has 0 numbers"):  # what such a model's own state_dict() holds
+        model.save_pretrained(tmp_path / "out", state_dict=model.state_dict())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_partitioned_model_takes_no_adapter_and_is_left_alone() -> None:
+    net = nn.Sequential(nn.Linear(6, 10))
+    _partitioned(net[0].weight)
+    with pytest.raises(ModelError, match=r"by DeepSpeed ZeRO-3\), and an adapter must be there before"):
+        add_lora(net, LoRAConfig(target_modules=["0"]))
+    assert type(net) is nn.Sequential
+    assert net[0].weight.requires_grad
+
+
+def test_a_partitioned_adapter_is_not_read_into(tmp_path: Path) -> None:
+    model = add_lora(nn.Sequential(nn.Linear(6, 10)), LoRAConfig(r=3, target_modules=["0"]))
+    model.save_pretrained(tmp_path)
+    _partitioned(model.get_parameter("0.weight"))
+    with pytest.raises(AdapterStateError, match=r"call engine\.load_checkpoint"):
+        model.load_weights(tmp_path)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from . import trainer
+from . import sharded, trainer
 from .checkpoints import saves_whole
 from .loading import finds_adapters, takes_lora_config
 from .measuring import prepares_metrics
@@ -38,6 +38,10 @@ _PATCHES: dict[str, list[Method | Function]] = {
     "transformers.models.auto.modeling_auto": [
         Method("_BaseAutoModelClass", "from_pretrained", finds_adapters, below=True)
     ],
+    "accelerate.accelerator": [Method("Accelerator", "prepare", sharded.prepares)],
+    "transformers.integrations.deepspeed": [
+        Function("deepspeed_load_checkpoint", sharded.stand_in, sharded.load_partitions)
+    ],
     "transformers.pipelines": [Function("pipeline", stand_in, call_pipeline)],
     "transformers.trainer": [
         Method("Trainer", "_load_from_checkpoint", trainer.resumes),
@@ -49,6 +53,9 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "create_scheduler", checks_schedule),
         Method("Trainer", "_inner_training_loop", checks_start),
         Method("Trainer", "_save", notes_steps),
+        Method("Trainer", "save_model", sharded.saves_whole),
+        Method("Trainer", "_save_optimizer_and_scheduler", sharded.saves_optimizer),
+        Method("Trainer", "_load_optimizer_and_scheduler", sharded.loads_optimizer),
         Method("Trainer", "init_hf_repo", trainer.checks_base),
         Method("Trainer", "create_model_card", trainer.writes_card),
         Method("Trainer", "push_to_hub", trainer.pushes),

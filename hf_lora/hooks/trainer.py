@@ -65,7 +65,10 @@ def loads_best(original: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @_for_lora(original)
     def load_best_model(target: Any, self: Any) -> None:
-        target.load_weights(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:  # its engine alone knows where the pieces are
+            original(self)
+        else:
+            target.load_weights(self.state.best_model_checkpoint)
 
     return load_best_model
 

@@ -1,0 +1,185 @@
+"""The stock Trainer under FSDP2 and DeepSpeed: a LoRAModel's checkpoint is what one process would write.
+
+Transformers leaves the base out of such checkpoints only for PEFT's own class. Here the adapters are gathered whole,
+and nothing else is. Under FSDP2 the optimizer's state is gathered too and written as one process writes it, so that
+a training goes on with any number of processes; DeepSpeed writes its own partitions, without what is frozen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .marks import MARK
+from .unwrapped import lora_model
+
+__all__ = ["load_partitions", "loads_optimizer", "prepares", "saves_optimizer", "saves_whole", "stand_in"]
+
+
+def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer.save_model: under FSDP2 and DeepSpeed every process gathers the adapters, and one writes them."""
+
+    @functools.wraps(original)
+    def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        target = lora_model(self)
+        if target is None or not (_is_fsdp2(self) or self.is_deepspeed_enabled):
+            original(self, output_dir, _internal_call=_internal_call)
+            return
+        from ..saveable import gather
+
+        adapters = [gather(target, name) for name in target.peft_config]
+        self._save(output_dir, state_dict={key: tensor for each in adapters for key, tensor in each.items()})
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    setattr(save_model, MARK, original)
+    return save_model
+
+
+def saves_optimizer(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer._save_optimizer_and_scheduler: whole under FSDP2, without the frozen base under DeepSpeed."""
+
+    @functools.wraps(original)
+    def save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
+        if lora_model(self) is None or not (_is_fsdp2(self) or self.is_deepspeed_enabled):
+            original(self, output_dir)
+        elif self.is_deepspeed_enabled:
+            with _without_frozen(self.model_wrapped):
+                original(self, output_dir)
+        else:
+            _save_whole(self, Path(output_dir))
+
+    setattr(save_optimizer_and_scheduler, MARK, original)
+    return save_optimizer_and_scheduler
+
+
+def loads_optimizer(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer._load_optimizer_and_scheduler: FSDP2's shards are filled from what any number of processes wrote."""
+
+    @functools.wraps(original)
+    def load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        if checkpoint is None or lora_model(self) is None or not _is_fsdp2(self):
+            original(self, checkpoint)
+        else:
+            _load_whole(self, Path(checkpoint))
+
+    setattr(load_optimizer_and_scheduler, MARK, original)
+    return load_optimizer_and_scheduler
+
+
+def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap accelerate's Accelerator.prepare: under FSDP2 it looks at a LoRAModel's own weights.
+
+    It tells tied embeddings by their weights being one object, which they are not where an adapter lives in the read;
+    and an optimizer's parameters by their addresses, which empty ones (a new head, loaded lean) have not.
+    """
+
+    @functools.wraps(original)
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+
+        with ExitStack() as stack:
+            for model in args if getattr(self, "is_fsdp2", False) else ():
+                if isinstance(model, LoRAModel):
+                    stack.enter_context(model._lora.set_aside())
+                    _make_distinct(model)
+            return original(self, *args, **kwargs)
+
+    setattr(prepare, MARK, original)
+    return prepare
+
+
+def stand_in(*args: Any, **kwargs: Any) -> Any:
+    """Stand in for transformers' deepspeed_load_checkpoint."""
+    from hf_lora.hooks.sharded import load_partitions
+
+    return load_partitions(*args, **kwargs)
+
+
+def load_partitions(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
+    """Call transformers' deepspeed_load_checkpoint; a LoRAModel's checkpoint need not hold its base."""
+    from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+
+    strict = load_module_strict and not isinstance(deepspeed_engine.module, LoRAModel)
+    getattr(load_partitions, MARK)(deepspeed_engine, checkpoint_path, load_module_strict=strict)
+
+
+def _make_distinct(model: Any) -> None:
+    """Give what trains and is empty (on the meta device) an address each; its values come from the first process."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_meta:
+            torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.zeros_like(parameter, device="cpu")))
+
+
+@contextmanager
+def _without_frozen(engine: Any) -> Iterator[None]:
+    """Let DeepSpeed's engine leave frozen weights out of what it saves, tied ones under each of their names."""
+    frozen = {name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    own = engine.module_state_dict
+
+    def module_state_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: tensor for name, tensor in own(*args, **kwargs).items() if name not in frozen}
+
+    engine.module_state_dict = module_state_dict
+    engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+    try:
+        yield
+    finally:
+        del engine.module_state_dict, engine.save_checkpoint
+
+
+def _is_fsdp2(trainer: Any) -> bool:
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False))
+
+
+def _save_whole(trainer: Any, folder: Path) -> None:
+    """Write the optimizer's and the scheduler's state under the names, and in the form, of one process."""
+    import torch
+    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+    from ..shards import whole
+
+    state = trainer.optimizer.state_dict()
+    state["state"] = {
+        index: {key: whole(value) if isinstance(value, torch.Tensor) else value for key, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    if trainer.args.should_save:
+        torch.save(state, folder / OPTIMIZER_NAME)
+        torch.save(trainer.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
+
+def _load_whole(trainer: Any, folder: Path) -> None:
+    """Read what `_save_whole`, or one process, wrote; nothing where only the model was saved, as was told before.
+
+    Raises AdapterFileError where one half of it is not there.
+    """
+    import torch
+    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+    from ..errors import AdapterFileError
+    from ..shards import is_spread, spread_like
+
+    paths = folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME
+    missing = [path.name for path in paths if not path.is_file()]
+    if len(missing) == 1:
+        raise AdapterFileError(
+            f"{folder} lacks {missing[0]}, so the training cannot go on from there as it was: another engine saved it. "
+            "Start a training from its adapter instead: LoRAModel.from_pretrained(..., is_trainable=True)."
+        )
+    if missing:
+        return
+    state, schedule = (torch.load(path, map_location="cpu", weights_only=True) for path in paths)
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            like = held[index]
+            if isinstance(value, torch.Tensor) and value.shape == like.shape and value.ndim and is_spread(like):
+                values[key] = spread_like(value, like)
+    trainer.optimizer.load_state_dict(state)
+    trainer.lr_scheduler.load_state_dict(schedule)
