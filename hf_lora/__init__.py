@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
     from .readiness import check_ready
+    from .search import LoRASearch
     from .targets import resolve_targets
     from .training import check_optimizer
 
@@ -33,6 +34,7 @@ __all__ = [
     "LoRAConfig",
     "LoRAError",
     "LoRAModel",
+    "LoRASearch",
     "add_lora",
     "check_optimizer",
     "check_ready",
@@ -47,6 +49,7 @@ __all__ = [
 _LAZY = {
     "LoRAConfig": "config",
     "LoRAModel": "model",
+    "LoRASearch": "search",
     "add_lora": "model",
     "check_optimizer": "training",
     "check_ready": "readiness",

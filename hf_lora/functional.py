@@ -80,6 +80,35 @@ def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None) -> t
     return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()
 
 
+def singular_values(a: Tensor, b: Tensor) -> Tensor:
+    """Return the singular values of B A, shape (..., r), on the CPU in float64, without making B A.
+
+    a: (..., r, in); b: (..., out, r). With A' = Q R and B = P S, B A = P (S R') Q' has those of the small S R'. What
+    is within the rounding of the factors' own dtype (float32 at least) is 0; where a factor is not finite, all are NaN.
+    """
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    (_, right), (_, left) = torch.linalg.qr(a.to(dtype).mT, mode="r"), torch.linalg.qr(b.to(dtype), mode="r")
+    right, left = right.to("cpu", torch.float64), left.to("cpu", torch.float64)
+    core = left @ right.mT
+    finite = core.isfinite().flatten(-2).all(dim=-1)[..., None]
+    values = torch.linalg.svdvals(torch.where(finite[..., None], core, 0))
+    noise = 8 * torch.finfo(dtype).eps * (left.norm(dim=(-2, -1)) * right.norm(dim=(-2, -1)))[..., None]
+    return torch.where(finite, torch.where(values > noise, values, 0), torch.nan)
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """Return the effective rank of matrices with these singular values, (..., r) -> (...).
+
+        exp(-sum p log p),   p = s / sum s       (1 for one direction, r for r equal ones, 0 for a zero matrix)
+
+    Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality.
+    """
+    total = values.sum(dim=-1)
+    share = values / total.clamp_min(torch.finfo(values.dtype).tiny)[..., None]
+    rank = torch.special.entr(share).sum(dim=-1).exp()
+    return torch.where(total == 0, 0, rank)
+
+
 def squared_distance(left: Tensor, right: Tensor) -> float:
     """Return the sum of the squares of left - right, in the right one's dtype, without a tensor of their size."""
     rows = max(1, (1 << 22) // max(1, left.numel() // max(1, len(left)))) if left.ndim else 1

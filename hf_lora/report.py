@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from .errors import AdapterNameError
 from .layer import base_modules
 from .variants import LoRA, Tokens
 
-__all__ = ["print_trainable", "targets_table", "trainable_counts"]
+__all__ = ["aligned", "pattern_of", "print_trainable", "targets_table", "trainable_counts"]
 
 
 def trainable_counts(model: Any) -> tuple[int, int]:
@@ -41,12 +42,12 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
     for module, layer in base_modules(model):
         for parameter, value in (*layer._parameters.items(), *layer._buffers.items()):
             if value is not None:
-                there[_pattern(module, parameter)] += 1
+                there[pattern_of(module, parameter)] += 1
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for module, layer in state.layers.items():
         for adapter in layer.carried(name).values():
             kind, shape = _description(adapter)
-            row = rows[_pattern(module, adapter.parameter), kind, shape]
+            row = rows[pattern_of(module, adapter.parameter), kind, shape]
             row[0] += 1
             row[1] += sum(p.numel() for p in adapter.parameters())
     lines = [("target", "kind", "shape", "layers", "parameters")]
@@ -56,16 +57,23 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
             (pattern.removesuffix(".weight"), kind, shape, f"{count} of {there[pattern]}{uneven}", f"{size:,d}")
         )
     lines.append(("total", "", "", "", f"{sum(size for _, size in rows.values()):,d}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join(_aligned(line, widths) for line in lines)
+    return aligned(lines)
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
-    *left, last = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-    return "  ".join([*left, last.strip().rjust(widths[-1])])
+def aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    """Return a table's lines as text: every column as wide as its widest cell, the last one flush right.
+
+    >>> print(aligned([("target", "layers"), ("query", "12")]))
+    target  layers
+    query       12
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join([*left, last.strip().rjust(widths[-1])]) for *left, last in rows)
 
 
-def _pattern(module: str, parameter: str) -> str:
+def pattern_of(module: str, parameter: str) -> str:
+    """Return a parameter's full name with "*" for each layer's number: parameters that share it are one group."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{module}.{parameter}")[1:]
 
 

@@ -24,6 +24,8 @@ from .pipelines import call_pipeline, stand_in
 from .preferences import refers_to_base, trains_adapters
 from .resizing import notes_new_rows
 from .resuming import resumes_whole
+from .scalars import reports_scalars
+from .searching import checks_drawn
 from .steps import notes_steps
 
 __all__ = ["install", "uninstall"]
@@ -56,6 +58,8 @@ _PATCHES: dict[str, list[Method | Function]] = {
         Method("Trainer", "save_model", sharded.saves_whole),
         Method("Trainer", "_save_optimizer_and_scheduler", sharded.saves_optimizer),
         Method("Trainer", "_load_optimizer_and_scheduler", sharded.loads_optimizer),
+        Method("Trainer", "log", reports_scalars),
+        Method("Trainer", "_hp_search_setup", checks_drawn),
         Method("Trainer", "init_hf_repo", trainer.checks_base),
         Method("Trainer", "create_model_card", trainer.writes_card),
         Method("Trainer", "push_to_hub", trainer.pushes),

@@ -1,0 +1,317 @@
+"""The stock Trainer searches adapters with Optuna: what is drawn is what trains, and a table says how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertModel, Trainer, TrainingArguments
+
+from hf_lora import LoRAConfig, LoRAModel, LoRASearch, hooks
+from hf_lora.errors import ConfigError, LoRAError, MissingExtraError, ModelError
+from hf_lora.search import Range
+from hf_lora.space import LORA_NAMES, default_space
+
+from .test_trainer import Rows
+
+optuna = pytest.importorskip("optuna")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+CONFIG = BertConfig(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32)
+SPACE = {
+    "r": (2, 3, 4),
+    "scaling": (1, 2),
+    "target_modules": ("auto", "all-linear", ["key"]),
+    "learning_rate": Range(1e-3, 1e-1, log=True),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    BertModel(CONFIG).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    gc.freeze()  # the search collects garbage three times a trial, a third of a second each with all that tests import
+    yield
+    gc.unfreeze()
+    optuna.logging.set_verbosity(before)
+
+
+def search_of(base: Any, **changes: Any) -> LoRASearch:
+    return LoRASearch(base, LoRAConfig(task_type="SEQ_CLS"), **{"space": SPACE, "num_labels": 2, **changes})
+
+
+def trainer(search: LoRASearch, out: Path, cls: type[Trainer] = Trainer, **changes: Any) -> Trainer:
+    settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "seed": 1}
+    fixed = {"per_device_train_batch_size": 4, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    args = TrainingArguments(output_dir=str(out), **{**settings, **fixed, **changes})
+    return cls(model_init=search.model_init, args=args, train_dataset=Rows(), eval_dataset=Rows(8))
+
+
+def run(search: LoRASearch, out: Path, n_trials: int = 4, cls: type[Trainer] = Trainer, **changes: Any) -> Any:
+    arguments = {key: changes.pop(key) for key in ("pruner", "catch", "compute_objective") if key in changes}
+    return trainer(search, out, cls, **changes).hyperparameter_search(
+        hp_space=search.hp_space, backend="optuna", n_trials=n_trials, direction="minimize",
+        sampler=optuna.samplers.RandomSampler(seed=0), **arguments,
+    )  # fmt: skip
+
+
+class Watched(Trainer):
+    """A Trainer that notes what each trial's training had."""
+
+    trained: list[tuple[Any, ...]]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        config = self.model.peft_config["default"]
+        rows = [line.split()[0].split(".")[-1] for line in self.model.targets_report().splitlines() if ", r=" in line]
+        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.__class__.trained.append((config.r, config.lora_alpha, sorted(rows), self.args.learning_rate, count))
+        return result
+
+
+def test_every_trial_trains_what_it_drew_and_the_table_says_so(base: Path, tmp_path: Path) -> None:
+    Watched.trained, search = [], search_of(base)
+    best = run(search, tmp_path, cls=Watched)
+    targets = {
+        "auto": ["query", "value"], "['key']": ["key"],
+        "all-linear": ["dense"] * 3 + ["key", "query", "value"],
+    }  # fmt: skip
+    lines = search.table().splitlines()
+    assert lines[0].split() == ["trial", "r", "scaling", "lora_alpha", "target_modules", "learning_rate", "value", "state", "parameters"]  # fmt: skip
+    assert len(lines) == 5
+    assert len({line.split()[1] for line in lines[1:]}) > 1, "one rank only, so this test proves nothing"
+    for trial, line, (r, alpha, rows, rate, count) in zip(search.study.trials, lines[1:], Watched.trained, strict=True):
+        drawn = trial.params
+        assert (r, alpha, rate) == (drawn["r"], drawn["r"] * drawn["scaling"], drawn["learning_rate"])
+        assert rows == targets[drawn["target_modules"]]
+        best_too = ", best" if str(trial.number) == best.run_id else ""
+        assert " ".join(line.split()) == (
+            f"{trial.number} {r} {drawn['scaling']} {alpha} {drawn['target_modules']} {rate:.3g} {trial.value:.6g} "
+            f"complete{best_too} {count:,d}"
+        )
+    assert best.objective == min(trial.value for trial in search.study.trials)
+
+
+def test_the_same_seeds_give_the_same_trials(base: Path, tmp_path: Path) -> None:
+    tables = []
+    for name in ("a", "b"):
+        search = search_of(base)
+        run(search, tmp_path / name, n_trials=3)
+        tables.append(search.table())
+    assert tables[0] == tables[1]
+
+
+def test_a_trial_is_the_training_of_its_own_config(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    best = run(search, tmp_path / "search", n_trials=3)
+    again = search_of(base)
+    again.config, again.space = search.config_of(best), {"weight_decay": (0.0,)}
+    alone = trainer(again, tmp_path / "alone", **search.arguments_of(best))
+    alone.train()
+    assert alone.evaluate()["eval_loss"] == best.objective
+
+
+def test_nothing_is_warned_of(base: Path, tmp_path: Path) -> None:
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.trainer")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            run(search_of(base), tmp_path, n_trials=2)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert [record.getMessage() for record in told] == []
+
+
+def test_the_best_trials_adapter_lies_in_its_checkpoint(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    best = run(search, tmp_path, n_trials=2, save_strategy="steps", save_steps=3)
+    loaded = LoRAModel.from_pretrained(tmp_path / f"run-{best.run_id}" / "checkpoint-3")
+    config = search.config_of(best)
+    assert (loaded.peft_config["default"].r, loaded.peft_config["default"].lora_alpha) == (config.r, config.lora_alpha)
+
+
+def test_pruned_and_failed_trials_are_in_the_table(base: Path, tmp_path: Path) -> None:
+    class Pruner(optuna.pruners.BasePruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            return trial.number == 1
+
+    class Failing(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self._trial.number == 2:
+                raise ZeroDivisionError
+            return super().training_step(*args, **kwargs)
+
+    search = search_of(base)
+    run(search, tmp_path, cls=Failing, pruner=Pruner(), catch=(ZeroDivisionError,))
+    rows = [line.split() for line in search.table().splitlines()[1:]]
+    states = ["complete", "pruned", "failed", "complete"]
+    assert [next(cell.strip(",") for cell in row if cell.strip(",") in states) for row in rows] == states
+    assert rows[1][-3] == f"{search.study.trials[1].intermediate_values[1]:.6g}"
+    assert rows[2][-3] == "-"
+    assert all(row[-1] != "-" for row in rows)
+
+
+def test_several_objectives_are_all_in_the_table(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    best = trainer(search, tmp_path).hyperparameter_search(
+        hp_space=search.hp_space, backend="optuna", n_trials=2, direction=["minimize", "minimize"],
+        compute_objective=lambda metrics: (metrics["eval_loss"], 1.0),
+    )  # fmt: skip
+    assert f"{best[0].objective[0]:.6g}, 1" in search.table()
+
+
+def test_without_a_trial_the_config_is_as_given_and_seeds_are_the_trainers(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    models = [trainer(search, tmp_path, seed=seed).model for seed in (1, 1, 2)]
+    assert {model.peft_config["default"].r for model in models} == {8}
+    states = [{k: v for k, v in model.state_dict().items() if "adapters" in k} for model in models]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_a_trial_may_be_a_mapping(base: Path) -> None:
+    search = search_of(base)
+    config = search.model_init({"r": 3, "scaling": 2, "target_modules": "['key']"}).peft_config["default"]
+    assert (config.r, config.lora_alpha, config.target_modules) == (3, 6, ["key"])
+    assert search.model_init({"target_modules": ["key"]}).peft_config["default"].target_modules == ["key"]
+
+
+def test_a_searched_seed_is_the_one_that_the_adapter_starts_from(base: Path, tmp_path: Path) -> None:
+    class Starts(Trainer):
+        seen: dict[int, torch.Tensor] = {}
+
+        def call_model_init(self, trial: Any = None) -> Any:
+            model = super().call_model_init(trial)
+            if trial is not None:
+                starts = [p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n]
+                self.seen.setdefault(trial.params["seed"], starts[0])
+                assert torch.equal(self.seen[trial.params["seed"]], starts[0])
+            return model
+
+    run(search_of(base, space={"seed": (1, 2)}), tmp_path, n_trials=5, cls=Starts, max_steps=1)
+    assert not torch.equal(Starts.seen[1], Starts.seen[2])
+
+
+def test_the_base_may_be_made_by_a_function_that_makes_a_new_one(tmp_path: Path) -> None:
+    search = LoRASearch(lambda: BertForSequenceClassification(CONFIG), LoRAConfig(task_type="SEQ_CLS"), space=SPACE)
+    run(search, tmp_path, n_trials=2)
+    same = BertForSequenceClassification(CONFIG)
+    search = LoRASearch(lambda: same, LoRAConfig(task_type="SEQ_CLS"), space=SPACE)
+    search.model_init()
+    with pytest.raises(ModelError, match="must make a new one"):
+        search.model_init()
+    with pytest.raises(TypeError, match="num_labels"):
+        LoRASearch(lambda: same, num_labels=2)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"lora_alfa": (1, 2)}, "the nearest are lora_alpha"),
+        ({"learning_rat": (1e-3,)}, "the nearest are learning_rate"),
+        ({"task_type": ("SEQ_CLS",)}, "task_type"),
+        ({}, "maps names to choices"),
+        ({"r": ()}, "write the choices"),
+        ({"r": 4}, "write the choices"),
+        ({"target_modules": "auto"}, "write the choices"),
+        ({"r": (4, 4)}, "names a choice twice"),
+        ({"r": (4, 0)}, "positive integer"),
+        ({"r": Range(4.0, 8.0)}, "positive integer"),
+        ({"lora_dropout": Range(0.0, 1.0)}, "probability"),
+        ({"scaling": (1, "2r")}, "positive number"),
+        ({"scaling": (0,)}, "positive number"),
+        ({"scaling": (1,), "lora_alpha": (8,)}, "keep one of them"),
+        ({"use_dora": (True, False), "lora_bias": (False, True)}, "exclude each other"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_before_the_first_trial(space: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LoRASearch("nowhere", space=space)
+
+
+def test_every_problem_of_a_space_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)lora_alfa.*'r=|lora_alfa.*r=\(\)"):
+        LoRASearch("nowhere", space={"lora_alfa": (1,), "r": ()})
+
+
+@pytest.mark.parametrize("ends", [(2, 1), (1, 1), (float("nan"), 1), ("a", "b"), (True, 3)])
+def test_a_range_has_ends_in_order(ends: Any) -> None:
+    with pytest.raises(ConfigError, match="Range"):
+        Range(*ends)
+    with pytest.raises(ConfigError, match="log scale"):
+        Range(0, 1, log=True)
+
+
+def test_the_default_space_can_be_searched_and_leaves_chosen_targets_alone() -> None:
+    assert default_space(LoRAConfig()).keys() >= {"r", "scaling", "target_modules", "learning_rate"}
+    assert "target_modules" not in default_space(LoRAConfig(target_modules=["key"]))
+    search = LoRASearch("nowhere", LoRAConfig(use_rslora=True))
+    assert search.config_of({"r": 16, "scaling": 2, "target_modules": "auto"}).scaling_of("x") == 2
+
+
+def test_a_name_is_the_adapters_or_the_trainers_never_both() -> None:
+    assert not LORA_NAMES & {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+def test_a_value_that_the_trainer_would_cast_away_is_an_error(base: Path, tmp_path: Path) -> None:
+    search = search_of(base, space={"weight_decay": (0.1, 0.2)})
+    with pytest.raises(ConfigError, match=r"weight_decay.*give TrainingArguments a float"):
+        run(search, tmp_path, n_trials=1, weight_decay=0)
+    assert "failed" in search.table()
+
+
+def test_a_search_that_draws_for_the_adapter_only_is_an_error(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    with pytest.raises(ConfigError, match=r"learning_rate.*pass hp_space=search\.hp_space"):
+        trainer(search, tmp_path).hyperparameter_search(hp_space=lambda trial: {}, backend="optuna", n_trials=1)
+
+
+def test_setting_the_best_values_on_the_arguments_is_an_error_that_says_what_to_do(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    again = trainer(search, tmp_path)
+    for name, value in {"r": 2, "learning_rate": 0.01}.items():  # as Transformers' guide does with a best run
+        setattr(again.args, name, value)
+    with pytest.raises(ConfigError, match=r"search\.config_of\(best\)"):
+        again.train()
+
+
+def test_what_is_asked_too_early_or_of_another_backend_is_an_error(base: Path) -> None:
+    search = search_of(base)
+    with pytest.raises(LoRAError, match="no trial"):
+        search.table()
+    with pytest.raises(ConfigError, match='backend="optuna"'):
+        search.hp_space(None)
+
+
+def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"hf-lora\[search\]"):
+        LoRASearch("nowhere")
+
+
+def test_the_search_seam_is_taken_back_with_the_others() -> None:
+    assert hasattr(Trainer._hp_search_setup, hooks.patches.MARK)
