@@ -19,7 +19,7 @@ from hf_lora.scalars import lora_scalars
 from hf_lora.variants import LoRA
 
 from .cases import PAIRS, adapted
-from .test_trainer import Rows
+from .trainings import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 

@@ -19,7 +19,7 @@ from hf_lora.errors import ConfigError, LoRAError, MissingExtraError, ModelError
 from hf_lora.search import Range
 from hf_lora.space import LORA_NAMES, default_space
 
-from .test_trainer import Rows
+from .trainings import Rows
 
 optuna = pytest.importorskip("optuna")
 
