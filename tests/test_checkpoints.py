@@ -132,7 +132,7 @@ def test_half_a_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json", *RESUMING]
+    "missing", ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json", *sorted(RESUMING)]
 )
 def test_half_a_checkpoint_that_is_named_is_an_error_before_anything_is_touched(missing: str, tmp_path: Path) -> None:
     trainer(gpt2(), tmp_path, max_steps=2).train()
