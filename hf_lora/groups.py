@@ -79,11 +79,12 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     ]
 
 
-def regroup(model: nn.Module, optimizer: Optimizer) -> None:
+def regroup(model: nn.Module, optimizer: Optimizer, decays: bool = True) -> None:
     """Split the groups of an optimizer in place, so that they are the ones that `parameter_groups` stands for.
 
     optimizer: just built, without state and schedule, with one rate. Every group's other options are kept, and a group
-    that is right as it is stays itself. Raises ConfigError for a rate that nothing would take, or that has no meaning.
+    that is right as it is stays itself. decays: whether weight decay goes by role too, or is somebody's own choice.
+    Raises ConfigError for a rate that nothing would take, or that has no meaning.
     """
     roles, rates = roles_of(model), rates_of(model)
     _check_taken(rates, {roles[id(p)].part for g in optimizer.param_groups for p in g["params"] if id(p) in roles})
@@ -92,14 +93,14 @@ def regroup(model: nn.Module, optimizer: Optimizer) -> None:
             f"{rates}: this {type(optimizer).__name__} finds its learning rate by itself, so there is none to differ "
             "from. Give it one (for Adafactor relative_step=False), or call set_learning_rates()."
         )
-    decay = max((group.get("weight_decay", 0.0) for group in optimizer.param_groups), default=0.0)
+    decay = max((group.get("weight_decay", 0.0) for group in optimizer.param_groups), default=0.0) if decays else None
     optimizer.param_groups[:] = [
         part for group in optimizer.param_groups for part in _split(group, roles, rates, decay)
     ]
 
 
 def _split(
-    group: dict[str, Any], roles: dict[int, Role], rates: LearningRates, decay: float
+    group: dict[str, Any], roles: dict[int, Role], rates: LearningRates, decay: float | None
 ) -> Iterator[dict[str, Any]]:
     """Yield a group's parts, each with the options of the group but for those that its parameters' role changes."""
     parts: dict[tuple[tuple[str, Any], ...], list[int]] = {}
@@ -107,7 +108,7 @@ def _split(
         options = dict[str, Any]()
         if role := roles.get(id(p)):
             options["lr"] = _rate(rates, role.part, group.get("lr"))
-            if "weight_decay" in group:
+            if decay is not None and "weight_decay" in group:
                 options["weight_decay"] = (group["weight_decay"] or decay) if role.decays else 0.0
         changed = tuple((k, v) for k, v in options.items() if v is not group.get(k) and v != group.get(k))
         parts.setdefault(changed, []).append(index)
@@ -132,7 +133,7 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if role := roles.get(id(p)):
-                found.setdefault(role.part, set()).add(float(group.get("initial_lr", group.get("lr")) or 0.0))
+                found.setdefault(role.part, set()).add(_start_of(group))
     _check_taken(rates, found)
     wanted = {part: {getattr(rates, name)} for part, name in _SETTINGS.items() if getattr(rates, name) is not None}
     if "B" in wanted:
@@ -145,6 +146,11 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
             "set_learning_rates() with hf_lora.parameter_groups(model, learning_rate), or leave it to the Trainer; "
             "trainer.optimizer = None lets a Trainer that has trained build a new one."
         )
+
+
+def _start_of(group: dict[str, Any]) -> float:
+    """Return the rate that a group was given, whatever a schedule did since; OneCycleLR starts at a part of it."""
+    return float(group.get("max_lr", group.get("initial_lr", group.get("lr"))) or 0.0)
 
 
 def roles_of(model: nn.Module) -> dict[int, Role]:

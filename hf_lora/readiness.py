@@ -81,8 +81,8 @@ def _problems(model: nn.Module, states: list[AdapterState]) -> list[str]:
 
 
 def _idle(state: AdapterState) -> Iterator[str]:
-    """Yield why adapters that could train would get no gradient."""
-    wanted = sorted(state.trainable & {*state.selected})
+    """Yield why adapters that could train would get no gradient; those frozen by hand (a teacher's) are to get none."""
+    wanted = sorted(name for name in state.trainable & {*state.selected} if _requires_gradients(state, name))
     if wanted and state.merged:
         yield (
             f"{wanted} would not train: {list(state.merged)} are merged into the weights; call unmerge_adapter(), or "
@@ -90,6 +90,11 @@ def _idle(state: AdapterState) -> Iterator[str]:
         )
     elif wanted and not state.enabled:
         yield f"{wanted} would not train: adapters are disabled; call enable_adapters() first."
+
+
+def _requires_gradients(state: AdapterState, name: str) -> bool:
+    carried = (adapter for layer in state.layers.values() for adapter in layer.carried(name).values())
+    return any(p.requires_grad for adapter in carried for p in adapter.parameters())
 
 
 def _offloaded(model: nn.Module) -> Iterator[str]:

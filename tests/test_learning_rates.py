@@ -15,7 +15,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_optimizer, parameter_
 from hf_lora.errors import AdapterStateError, ConfigError
 
 from .small import bert as small_bert
-from .trainings import bert, gpt2, trainer, weights
+from .trainings import Rows, bert, gpt2, trainer, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
@@ -297,6 +297,97 @@ def test_names_and_options_of_a_group_stay_with_its_parameters(tmp_path: Path) -
             True,
             True,
         ]
+
+
+def test_a_plateau_that_moved_the_rates_is_no_reason_to_refuse_to_go_on(tmp_path: Path) -> None:
+    def run(steps: int = 6) -> Trainer:
+        model = bert()
+        model.set_learning_rates(head_learning_rate=0.5)
+        return trainer(
+            model, tmp_path, max_steps=steps, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps",
+            eval_steps=1, lr_scheduler_kwargs={"patience": 0, "threshold": 1.0}, metric_for_best_model="eval_loss",
+        )  # fmt: skip
+
+    straight, resumed, again = run(), run(), run(2)
+    straight.train()
+    assert min(g["lr"] for g in straight.optimizer.param_groups) < 1e-4
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    want = weights(straight.model)
+    assert all(torch.equal(value, want[n]) for n, value in resumed.model.state_dict().items())
+    again.train()
+    again.train()
+
+
+def test_a_one_cycle_schedule_of_ones_own_starts_below_the_rates_and_is_no_false_alarm(tmp_path: Path) -> None:
+    model = bert()
+    model.set_learning_rates(loraplus_lr_ratio=4, head_learning_rate=0.5)
+    for follows in (True, False):
+        run = trainer(model, tmp_path, max_steps=2)
+        run.optimizer = torch.optim.AdamW(parameter_groups(model, RATE))
+        rates = [g["lr"] for g in run.optimizer.param_groups] if follows else RATE
+        run.lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(run.optimizer, max_lr=rates, total_steps=4)
+        if follows:
+            run.train()
+        else:
+            with pytest.raises(ConfigError, match="groups do not follow"):
+                run.train()
+
+
+class _OwnDecay(Trainer):
+    """Says itself what decays: factors, and nothing else."""
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return [n for n, _ in model.named_parameters() if "lora_" in n]
+
+
+def test_what_a_user_chose_to_decay_stays_so_and_takes_the_rates(tmp_path: Path) -> None:
+    model = bert()
+    model.set_learning_rates(loraplus_lr_ratio=4)
+    run = trainer(model, tmp_path, learning_rate=RATE, weight_decay=0.1)
+    run.__class__ = _OwnDecay
+    got = found(model, run.create_optimizer().param_groups)
+    assert {n for n, (_, decay) in got.items() if decay} == {n for n in got if "lora_" in n}
+    assert {n for n, (rate, _) in got.items() if rate == 4 * RATE} == {n for n in got if n.endswith("lora_B")}
+    own = trainer(model, tmp_path)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": trained[:3], "weight_decay": 0.0}, {"params": trained[3:], "weight_decay": 0.3}]
+    own.optimizer_cls_and_kwargs = (torch.optim.AdamW, {"lr": RATE, "params": groups})
+    decays = {id(p): g["weight_decay"] for g in own.create_optimizer().param_groups for p in g["params"]}
+    factory = trainer(model, tmp_path)
+    factory.optimizer_cls_and_kwargs = (lambda: lambda model: torch.optim.SGD(groups, lr=RATE), {})
+    assert {g["weight_decay"] for g in factory.create_optimizer().param_groups[:2]} == {0.0}
+    assert [decays[id(p)] for p in trained] == [0.0] * 3 + [0.3] * (len(trained) - 3)
+
+
+class Around(nn.Module):
+    """A module of one's own with a head of its own around a LoRAModel."""
+
+    def __init__(self, inside: LoRAModel) -> None:
+        super().__init__()
+        self.inside, self.score = inside, nn.Linear(2, 2)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.score(self.inside(input_ids).logits)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_rates_of_a_model_inside_the_trained_module_are_followed_or_refused(tmp_path: Path) -> None:
+    model = bert()
+    around = Around(model)
+    run = trainer(around, tmp_path, max_steps=2, save_strategy="no", learning_rate=RATE)
+    run.train_dataset = Rows()
+    model.set_learning_rates(loraplus_lr_ratio=4, head_learning_rate=0.5)
+    run.train()
+    names = {id(p): n for n, p in around.named_parameters()}
+    got = {names[id(p)]: g["initial_lr"] for g in run.optimizer.param_groups for p in g["params"]}
+    assert {n for n, rate in got.items() if rate == 4 * RATE} == {n for n in got if n.endswith("lora_B")}
+    heads = {"score.weight", "score.bias", *(f"inside.{n}" for n in HEAD)}
+    assert {n for n, rate in got.items() if rate == 0.5} == heads
+    other = trainer(around, tmp_path)
+    other.train_dataset = Rows()
+    other.optimizer = torch.optim.AdamW([p for p in around.parameters() if p.requires_grad], lr=RATE)
+    with pytest.raises(ConfigError, match="groups do not follow"):
+        other.train()
 
 
 def test_a_compiled_model_s_rates_are_found(tmp_path: Path) -> None:

@@ -440,6 +440,15 @@ def test_a_float16_file_trains_on_as_float32(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.filterwarnings("ignore:.*adapter weights that train were in half precision:UserWarning")
+def test_a_cast_model_resumes_in_the_same_bits_as_its_masters_are_widened_before_they_are_read(tmp_path: Path) -> None:
+    models = []
+    for resumed in (None, str(tmp_path / "checkpoint-2")):
+        models.append(trained_gpt2().bfloat16())
+        trainer(models[-1], tmp_path, max_steps=4).train(resume_from_checkpoint=resumed)
+    assert same(snapshot(models[0]), snapshot(models[1]))
+
+
 def test_evaluating_in_half_precision_before_training_costs_no_master(tmp_path: Path) -> None:
     run = trainer(trained_gpt2(), tmp_path, max_steps=2, bf16_full_eval=True)
     run.evaluate()

@@ -89,6 +89,14 @@ def test_what_keeps_adapters_from_training_is_named_with_its_cure(how: str, tmp_
         run.create_optimizer()
 
 
+@pytest.mark.parametrize("how", NOTHING)
+def test_a_teacher_that_was_frozen_by_hand_is_no_hindrance_to_its_student(how: str) -> None:
+    teacher, student = gpt2(), gpt2(seed=1)
+    NOTHING[how][0](teacher)
+    both = torch.nn.ModuleDict({"teacher": teacher.requires_grad_(False), "student": student})
+    check_optimizer(both, _adamw(both))
+
+
 def test_an_adapter_loaded_for_inference_is_named_as_the_cause() -> None:
     model = gpt2()
     optimizer = _adamw(model)

@@ -11,7 +11,7 @@ from ..errors import AdapterStateError, ModelError
 from .marks import MARK
 from .unwrapped import lora_model
 
-__all__ = ["checks_start", "refuses_lora_models"]
+__all__ = ["checks_start", "refuses_lora_models", "widen"]
 
 
 def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,23 +25,29 @@ def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
     def inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         model = lora_model(self)
         if model is not None:
-            from ..masters import widen_masters  # not above: they import torch
-            from ..readiness import check_ready
+            from ..readiness import check_ready  # not above: it imports torch
 
             check_ready(model)
             if self.is_fsdp_enabled:
                 _check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
-            elif not self.is_deepspeed_enabled and (count := widen_masters(model)):
-                warnings.warn(
-                    f"{count} adapter weights that train were in half precision, where small steps are lost and fp16 "
-                    "training fails; they are float32 now, as hf_lora makes them. To have only the base in half "
-                    "precision, load it with dtype= instead of casting the model with half(), bfloat16() or to().",
-                    stacklevel=2,
-                )
+            widen(self, model)
         return original(self, *args, **kwargs)
 
     setattr(inner_training_loop, MARK, original)
     return inner_training_loop
+
+
+def widen(trainer: Any, model: Any) -> None:
+    """Make half-precision masters float32 with a warning, except where an engine sees to their dtype."""
+    from ..masters import widen_masters
+
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (count := widen_masters(model)):
+        warnings.warn(
+            f"{count} adapter weights that train were in half precision, where small steps are lost and fp16 "
+            "training fails; they are float32 now, as hf_lora makes them. To have only the base in half "
+            "precision, load it with dtype= instead of casting the model with half(), bfloat16() or to().",
+            stacklevel=3,
+        )
 
 
 def _check_fsdp(plugin: Any) -> None:

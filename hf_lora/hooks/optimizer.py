@@ -6,6 +6,7 @@ Whatever `optim=` says, the optimizer is built by Transformers first; its groups
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,13 @@ def checks_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
-        fresh = self.optimizer is None
+        fresh, decays = self.optimizer is None, _decays_by_name(self)
         optimizer = original(self, *args, **kwargs)
         model = lora_model(self, *args, **kwargs)
         if model is not None:
-            _settle(self, model, fresh)
+            _settle(self, model, fresh, decays)
+        else:
+            _settle_around(self, fresh, decays)
         return optimizer
 
     setattr(create_optimizer, MARK, original)
@@ -38,15 +41,67 @@ def checks_schedule(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_scheduler(self: Any, *args: Any, **kwargs: Any) -> Any:
         model = lora_model(self)
-        if model is not None and self.optimizer is not None:
+        if self.optimizer is not None and model is not None:
             _settle(self, model, fresh=False)
+        elif self.optimizer is not None:
+            _settle_around(self, fresh=False)
+        _note_start(self)
         return original(self, *args, **kwargs)
 
     setattr(create_scheduler, MARK, original)
     return create_scheduler
 
 
-def _settle(trainer: Any, model: Any, fresh: bool) -> None:
+def _decays_by_name(trainer: Any) -> bool:
+    """Return whether Transformers' rule by names decides what decays, and no choice of the user's own."""
+    from torch.optim import Optimizer
+    from transformers import Trainer
+
+    given = trainer.optimizer_cls_and_kwargs  # a class with groups, or a factory that makes its own
+    made_so = given is None or (isinstance(given[0], type) and issubclass(given[0], Optimizer))
+    grouped = not made_so or (given is not None and "params" in given[1])
+    return not grouped and type(trainer).get_decay_parameter_names is Trainer.get_decay_parameter_names
+
+
+def _settle_around(trainer: Any, fresh: bool, decays: bool = True) -> None:
+    """Have the rates of LoRAModels inside the trained module followed; its optimizer is its owner's otherwise."""
+    rates, model, optimizer = _rates(trainer), trainer.model, trainer.optimizer
+    if not any(rates) or (len(rates) > 1 and not fresh):  # several that differ: whoever built it grouped for each
+        return
+    from ..groups import check_rates, regroup
+
+    if _is_out_of_sight(trainer, model):
+        raise _cannot_tell_apart(" and ".join(map(str, rates)), optimizer)
+    if fresh:
+        regroup(model, optimizer, decays)
+    check_rates(model, optimizer)
+
+
+def _note_start(trainer: Any) -> None:
+    """Note the rates that groups start with, as schedules do, but for ReduceLROnPlateau, which moves them as well."""
+    if any(_rates(trainer)):
+        for group in getattr(trainer.optimizer, "param_groups", ()):
+            rate = group.get("lr")
+            group.setdefault("initial_lr", rate.clone() if hasattr(rate, "clone") else rate)
+
+
+def _rates(trainer: Any) -> set[Any]:
+    """Return the learning rates that were set on the LoRAModels in what is trained."""
+    if "hf_lora.layer" not in sys.modules:  # nobody made one
+        return set()
+    from ..readiness import states_of
+
+    return {state.rates for state in states_of(trainer.model)}
+
+
+def _cannot_tell_apart(rates: Any, optimizer: Any) -> ConfigError:
+    return ConfigError(
+        f"{rates}: with {type(optimizer).__name__} the parameters cannot be told apart, so none would get a rate of "
+        "its own. Use another optimizer, or call set_learning_rates()."
+    )
+
+
+def _settle(trainer: Any, model: Any, fresh: bool, decays: bool = True) -> None:
     """Group a fresh optimizer, check any, and see to it that it is checked again when adapters were switched."""
     from ..groups import regroup  # not above: they import torch, which `import hf_lora` leaves alone
     from ..training import check_optimizer
@@ -54,13 +109,10 @@ def _settle(trainer: Any, model: Any, fresh: bool) -> None:
     watch = trainer.__dict__.get("_hf_lora_watch")
     if _is_out_of_sight(trainer, model):
         if model._lora.rates and (watch is None or watch.rates != model._lora.rates):
-            raise ConfigError(
-                f"{model._lora.rates}: with {type(trainer.optimizer).__name__} the parameters cannot be told apart, so "
-                "none would get a rate of its own. Use another optimizer, or call set_learning_rates()."
-            )
+            raise _cannot_tell_apart(model._lora.rates, trainer.optimizer)
         return
     if fresh:
-        regroup(model, trainer.optimizer)
+        regroup(model, trainer.optimizer, decays)
     check_optimizer(model, trainer.optimizer)
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's is around it
     if watch is None or watch.optimizer is not inner:

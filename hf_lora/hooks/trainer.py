@@ -12,6 +12,7 @@ from typing import Any
 
 from .cards import facts_of, write_cards
 from .marks import MARK
+from .mistakes import widen
 from .pushing import Pushes
 from .resuming import tell_missing_best
 from .unwrapped import lora_model
@@ -53,6 +54,7 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
         if target is None:
             original(self, resume_from_checkpoint, model)
         else:
+            widen(self, target)  # before: what is read would be rounded to the half precision that is there
             target.load_weights(resume_from_checkpoint)
             tell_missing_best(self.args, Path(resume_from_checkpoint))
 
