@@ -114,9 +114,11 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Bring all files and folders below a directory, and its own entries, onto the disk."""
+    """Bring all files and folders below a directory, and its own entries, onto the disk; not what links lead to."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
+            if not stat.S_ISREG(os.lstat(Path(folder, name)).st_mode):
+                continue
             handle = os.open(Path(folder, name), os.O_RDWR if os.name == "nt" else os.O_RDONLY)
             try:
                 os.fsync(handle)

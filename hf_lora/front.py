@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["base_of", "enter", "front_class", "leave", "rebuild"]
+__all__ = ["base_of", "enter", "front_class", "leave", "name_of", "rebuild"]
 
 
 @cache
@@ -35,6 +35,11 @@ def leave(model: nn.Module) -> None:
 def base_of(cls: type) -> type:
     """Return the class behind a front; any other class is its own."""
     return getattr(cls, "_lora_base", cls)
+
+
+def name_of(model: nn.Module) -> str:
+    """Return the name of a model's own class, by which Transformers' tables know it: fully_shard puts FSDP before."""
+    return base_of(type(model)).__name__
 
 
 def rebuild(mixin: type, base: type[nn.Module]) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 from . import front
 from .adapters import check_known, check_together, remove_all
 from .errors import AdapterStateError, MergeError
+from .shards import is_spread
 from .state import AdapterState
 from .tying import shared_memory, tied_groups, untie
 
@@ -134,6 +135,7 @@ class Merging(nn.Module):
         verify: the largest share of the adapters' effect that may be lost to rounding (`merge_report`). Raises
         MergeError above it, with nothing merged.
         """
+        _refuse_shards(self)
         names = list(self._lora.selected if adapter_names is None else adapter_names)
         self._tell_loss(names, verify)
         merge(self._lora, names)
@@ -170,6 +172,7 @@ class Merging(nn.Module):
         if not names:
             raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
         state.refuse_inside("merge_and_unload")
+        _refuse_shards(self)
         if state.merged and verify is not None:
             raise AdapterStateError("verify= comes too late once adapters are merged; call unmerge_adapter() first.")
         if dtype is not None:
@@ -231,6 +234,19 @@ class Merging(nn.Module):
         self.to(dtype)
         if getattr(self, "config", None) is not None:
             self.config.dtype = dtype
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    """Raise MergeError where a model's weights are spread over processes.
+
+    FSDP2 and ZeRO-3 bring their own tensors back before each forward: what is merged would be ignored without a word.
+    """
+    if any(is_spread(p) for p in model.parameters()):
+        raise MergeError(
+            "the model's weights are spread over processes (FSDP2 or DeepSpeed ZeRO-3), which would go on computing "
+            "with the unmerged ones. Save the adapter (trainer.save_model(folder), or save_pretrained in every "
+            "process), load it in one process with LoRAModel.from_pretrained(folder), and merge it there."
+        )
 
 
 @contextmanager

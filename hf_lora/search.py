@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,7 @@ class LoRASearch:
         self.config = lora_config or LoRAConfig()
         self.space = checked_space(default_space(self.config) if space is None else space, self.config)
         self.study: Any = None  # Optuna's, from the first trial on
+        self._thread = 0
         self._base, self._kwargs = base, kwargs
 
     def model_init(self, trial: Any = None) -> LoRAModel:
@@ -151,7 +153,7 @@ class LoRASearch:
             return {}
         if isinstance(trial, Mapping):
             return self._values(trial)
-        self.study = getattr(trial, "study", self.study)
+        self._take(getattr(trial, "study", self.study))
         drawn = {}
         for name, where in self.space.items():
             if isinstance(where, Range):
@@ -160,6 +162,17 @@ class LoRASearch:
                 choices = labels(where)
                 drawn[name] = choices[trial.suggest_categorical(name, list(choices))]
         return drawn
+
+    def _take(self, study: Any) -> None:
+        """Keep a trial's study. Raises ConfigError for trials in several threads: they share a Trainer's model."""
+        thread = threading.get_ident()
+        if study is not None and study is self.study and thread != self._thread:
+            raise ConfigError(
+                "the trials run in several threads, and one Trainer trains one model at a time: leave out n_jobs. To "
+                "try several at once, start this script several times with the same storage= and study_name=, "
+                "load_if_exists=True."
+            )
+        self.study, self._thread = study, thread
 
     def _values(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of this space that a trial recorded, lists in the place of their text."""

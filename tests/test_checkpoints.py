@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterFileError
-from hf_lora.hooks.checkpoints import SAVING, put_right
+from hf_lora.hooks.checkpoints import SAVING, _Save, put_right
 
 from .trainings import StopsAt, bert, gpt2, trainer, weights
 
@@ -199,12 +199,71 @@ def test_killed_between_the_old_one_and_the_new_the_old_one_is_put_back(tmp_path
     assert names(tmp_path) == {"checkpoint-2"}
 
 
+def test_the_limit_never_takes_the_new_checkpoint_for_an_old_one_beside_another_run_s(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, save_total_limit=2).train()
+    for path in tmp_path.iterdir():  # a clock that was ahead
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 3600))
+    trainer(gpt2(), tmp_path, max_steps=2, save_total_limit=2).train()
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6"}
+
+
+class Disturbed(Trainer):
+    """Has something happen in its output folder while it saves its second checkpoint."""
+
+    happens: Any = None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.state.global_step == 4:
+            self.happens(Path(self.args.output_dir))
+
+
+def disturbed(folder: Path, happens: Any, **changes: Any) -> Trainer:
+    stock = trainer(gpt2(), folder, **changes)
+    run = Disturbed(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
+    run.happens = happens
+    return run
+
+
+def test_an_old_checkpoint_that_somebody_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    disturbed(tmp_path, lambda run: shutil.rmtree(run / "checkpoint-2"), save_total_limit=1).train()
+    assert names(tmp_path) == {"checkpoint-6"}
+
+
+def test_another_training_in_the_same_folder_is_told(tmp_path: Path) -> None:
+    run = disturbed(tmp_path, lambda run: trainer(gpt2(), run, max_steps=2).train())
+    with pytest.raises(AdapterFileError, match="another training with the same output_dir"):
+        run.train()
+    assert names(tmp_path) == {"checkpoint-2"}
+
+
+class Links(Trainer):
+    """Puts links into a checkpoint, before and within the save."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder.mkdir(parents=True)
+        (folder / "before").symlink_to("nowhere")
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        Path(output_dir or self.args.output_dir, "within").symlink_to("../../base")
+
+
+def test_links_in_a_checkpoint_stay_links_wherever_they_lead(tmp_path: Path) -> None:
+    stock = trainer(gpt2(), tmp_path, max_steps=2)
+    Links(model=stock.model, args=stock.args, train_dataset=stock.train_dataset).train()
+    got = {path.name: os.readlink(path) for path in (tmp_path / "checkpoint-2").iterdir() if path.is_symlink()}
+    assert got == {"before": "nowhere", "within": "../../base"}
+
+
 class Writes(Trainer):
     """Puts a file of its own into a checkpoint, as many do: before or after the Trainer's."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "before").touch()
         super()._save_checkpoint(model, trial)
         (folder / "after").touch()
@@ -215,11 +274,12 @@ class Writes(Trainer):
 
 
 def test_what_a_subclass_writes_into_a_checkpoint_stays(tmp_path: Path) -> None:
-    stock = trainer(gpt2(), tmp_path, max_steps=2)
-    run = Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
-    run.train()
-    assert names(tmp_path) == {"checkpoint-2"}
-    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {"before", "within", "after"}
+    for _ in range(2):  # again, where that step's checkpoint lies already
+        stock = trainer(gpt2(), tmp_path, max_steps=2)
+        run = Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
+        run.train()
+        assert names(tmp_path) == {"checkpoint-2"}
+        assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {"before", "within", "after"}
 
 
 def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path) -> None:
@@ -273,3 +333,18 @@ def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None
     returned = [line.strip(" ,") for line in values[values.rindex("return (") :].splitlines()[1:-1]]
     assert returned[:2] == ["num_train_epochs", "num_update_steps_per_epoch"]
     assert returned[-1] == "max_steps"
+
+
+def test_a_process_may_write_its_part_before_the_first_one_has_the_folder_ready(tmp_path: Path) -> None:
+    """Nothing makes them wait in a hyperparameter search, where no FLOPs are summed over them before."""
+    run = trainer(bert(), tmp_path, save_steps=100)
+    part = tmp_path / SAVING / "checkpoint-0" / "rng_state_1.pth"
+
+    def wait_for_everyone() -> None:
+        if not part.exists():
+            part.parent.mkdir(parents=True)
+            part.write_bytes(b"")
+
+    run.accelerator.wait_for_everyone = wait_for_everyone
+    with _Save(run, str(tmp_path)).prepared():
+        assert part.exists()

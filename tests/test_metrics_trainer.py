@@ -10,6 +10,8 @@ import sklearn.metrics
 import torch
 from huggingface_hub import ModelCard
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForTokenClassification,
     EvalPrediction,
@@ -22,6 +24,8 @@ from transformers import (
     T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
+    WhisperConfig,
+    WhisperForCausalLM,
 )
 
 from hf_lora import LoRAConfig, LoRAModel, metrics
@@ -183,6 +187,36 @@ def test_what_a_seq2seq_trainer_generates_is_compared_as_text_and_its_perplexity
     assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-6)
     with pytest.raises(ConfigError, match="predict_with_generate=True"):
         run(texts).evaluate()
+
+
+def test_generated_tokens_are_not_compared_with_labels_that_stand_one_place_apart(tmp_path: Path) -> None:
+    model, tokenizer = t5_and_tokenizer()
+    model.generation_config.update(max_length=6, suppress_tokens=[0, 1, 2])  # both are padded to this length
+    ids = torch.randint(3, 32, (3, 5))
+    with torch.no_grad():
+        own = model.eval().generate(ids)[:, 1:]
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, own, strict=True)]
+    arguments = Seq2SeqTrainingArguments(output_dir=str(tmp_path), predict_with_generate=True, **OPTIONS)
+    run = Seq2SeqTrainer(
+        model=model, args=arguments, eval_dataset=rows, compute_metrics=metrics("accuracy"), processing_class=tokenizer
+    )
+    for measure in (run.evaluate, lambda: run.predict(rows)):
+        with pytest.raises(ConfigError, match="'accuracy' compares token by token.*'exact_match'"):
+            measure()
+
+
+@pytest.mark.parametrize(("cls", "config"), [(BartForCausalLM, BartConfig), (WhisperForCausalLM, WhisperConfig)])
+def test_the_perplexity_of_a_decoder_whose_loss_shifts_no_labels_is_exp_of_that_loss(cls, config, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = cls(
+        config(
+            vocab_size=32, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, is_decoder=True, is_encoder_decoder=False,
+        )
+    ).eval()  # fmt: skip
+    rows = [{"input_ids": (ids := torch.randint(3, 32, (6,))), "labels": ids} for _ in range(6)]
+    found = evaluating(model, metrics("perplexity"), rows, tmp_path).evaluate()
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
 
 
 def test_the_best_model_by_a_metric_is_there_at_the_end(tmp_path: Path) -> None:

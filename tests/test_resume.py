@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,3 +146,24 @@ def test_patience_runs_out_where_it_would_have_without_the_interruption(tmp_path
     assert second.state.global_step == stopped
     assert second.state.best_model_checkpoint == str(tmp_path / "parts" / f"checkpoint-{best}")
     same(weights(second.model), weights(straight.model))
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["moved", "another run's"])
+def test_the_best_of_a_run_whose_folder_has_moved_is_there_at_the_end(other: bool, tmp_path: Path) -> None:
+    changes = {
+        "max_steps": 8, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.2,
+    }  # fmt: skip
+    first = trainer(gpt2("x"), tmp_path / "there", **changes)
+    first.train()
+    best = f"checkpoint-{first.state.best_global_step}"
+    assert best != "checkpoint-8"
+    (tmp_path / "there").rename(tmp_path / "here")
+    state = tmp_path / "here" / best / "trainer_state.json"
+    if other:
+        state.write_text(json.dumps({**json.loads(state.read_text()), "best_metric": 9.0}))
+    again = trainer(gpt2("x", 8), tmp_path / "here", **changes)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == (None if other else str(tmp_path / "here" / best))
+    if not other:
+        same(weights(again.model), weights(first.model))

@@ -307,6 +307,14 @@ def test_what_is_asked_too_early_or_of_another_backend_is_an_error(base: Path) -
         search.hp_space(None)
 
 
+def test_trials_in_several_threads_are_an_error_before_they_share_a_model(base: Path, tmp_path: Path) -> None:
+    search = search_of(base)
+    with pytest.raises(ConfigError, match="leave out n_jobs"):
+        trainer(search, tmp_path, max_steps=20).hyperparameter_search(
+            hp_space=search.hp_space, backend="optuna", n_trials=4, n_jobs=2
+        )
+
+
 def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"hf-lora\[search\]"):

@@ -8,15 +8,20 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from hf_lora import LoRAConfig, add_lora
-from hf_lora.errors import AdapterStateError, ModelError
+from hf_lora.card.tasks import task_of
+from hf_lora.errors import AdapterStateError, MergeError, ModelError
+from hf_lora.evaluation.subject import Subject
+from hf_lora.hooks.sharded import saves_whole
 
 from .cases import move
+from .ranks import gpt2
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
@@ -43,6 +48,9 @@ def _rank(rank: int, folder: str) -> None:
     model.save_pretrained(f"{folder}/from_state_dict", is_main_process=main, state_dict=model.state_dict())
     if not main:
         model.save_pretrained(f"{folder}/nobody", is_main_process=False, state_dict={})
+    for merge in (model.merge_adapter, model.merge_and_unload):  # FSDP2 would compute with its own, unmerged tensors
+        with pytest.raises(MergeError, match="spread over processes"):
+            merge()
     with torch.no_grad():
         own.to_local().fill_(float("nan"))
     with pytest.raises(AdapterStateError, match="not finite"):  # in every process, so that none waits for another
@@ -93,3 +101,30 @@ def test_a_partitioned_adapter_is_not_read_into(tmp_path: Path) -> None:
     _partitioned(model.get_parameter("0.weight"))
     with pytest.raises(AdapterStateError, match=r"call engine\.load_checkpoint"):
         model.load_weights(tmp_path)
+
+
+def test_a_sharded_model_is_known_by_its_own_class() -> None:
+    torch.manual_seed(0)
+    model = gpt2()
+    task, subject = task_of(model, model.peft_config["default"]), Subject.of(model)
+    assert task is not None
+    assert subject.shifted
+    model.__class__ = type(f"FSDP{type(model).__name__}", (type(model),), {})  # as fully_shard does
+    assert task_of(model, model.peft_config["default"]) == task
+    assert Subject.of(model) == subject
+
+
+def test_the_trainer_s_save_writes_in_the_process_that_should_alone() -> None:
+    """Older versions of Trainer._save write in whichever process they are called."""
+    written: list[str] = []
+    model = gpt2()
+    for should_save in (False, True):
+        trainer = SimpleNamespace(
+            model=model,
+            accelerator=SimpleNamespace(is_fsdp2=True, unwrap_model=lambda wrapped, **_: wrapped),
+            is_deepspeed_enabled=False,
+            args=SimpleNamespace(should_save=should_save, push_to_hub=False),
+            _save=lambda folder, state_dict: written.append(folder),
+        )
+        saves_whole(lambda *_: None)(trainer, f"should_save={should_save}")
+    assert written == ["should_save=True"]

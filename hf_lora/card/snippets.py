@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import LoRAConfig
+from ..front import name_of
 from .tasks import Task
 
 __all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]
@@ -103,7 +104,7 @@ def _vllm_rank(subject: Subject) -> int | None:
     c = subject.config
     from transformers.models.auto import modeling_auto  # not above: importing it takes a quarter of a second
 
-    causal = type(subject.model).__name__ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    causal = name_of(subject.model) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     other = (
         *(c.use_dora, c.lora_bias, c.bias != "none", c.modules_to_save, c.rank_pattern, c.alpha_pattern),
         *(c.target_parameters, c.trainable_token_indices),

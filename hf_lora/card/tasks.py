@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import TASK_TYPES, LoRAConfig
+from ..front import name_of
 
 __all__ = ["Task", "task_of"]
 
@@ -94,7 +95,7 @@ def task_of(model: Any, config: LoRAConfig) -> Task | None:
     The class decides where Transformers knows it, because task types are few: people write SEQ_2_SEQ_LM for Whisper
     and CAUSAL_LM for vision-language models. Else the task type does.
     """
-    name = type(model).__name__
+    name = name_of(model)
     for mapping, task in _BY_MAPPING.items():
         if name in _classes(f"MODEL_FOR_{mapping}_MAPPING_NAMES"):
             return _hearing(task) if task.tags == (TEXT2TEXT,) and _hears(model) else task

@@ -48,12 +48,18 @@ class Metrics:
     def __repr__(self) -> str:
         return f"Metrics({', '.join(f'{name} ({source})' for name, source in self.sources.items())})"
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: Any, generates: bool = False) -> None:
         """Forget the batches so far, and take to a model whose outputs come next.
 
-        A Trainer's evaluation does it by itself. Raises ConfigError where a metric cannot be that model's.
+        generates: these are the tokens that it generates, not its logits. A Trainer's evaluation does it by itself.
+        Raises ConfigError where a metric cannot be that model's.
         """
         self._read.clear()
+        if generates and (ids := [name for name, measure in self._measures.items() if measure.kind == "classes"]):
+            raise ConfigError(  # generated tokens begin with the decoder's start token, labels do not: one place apart
+                f"{ids[0]!r} compares token by token, and with predict_with_generate=True the tokens are generated, "
+                "which stand at other places than the labels: measure 'exact_match' or 'rouge', or set it to False."
+            )
         found = UNKNOWN if model is None else Subject.of(model)
         self._subject = Subject(found.shifted if self._shift_labels is None else self._shift_labels, found.classes)
         for measure in self._measures.values():

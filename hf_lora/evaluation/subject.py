@@ -5,10 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..front import name_of
+
 __all__ = ["UNKNOWN", "Subject"]
 
-# XLNet's loss compares each position with the label at the same one, which no mapping tells.
-_ALIGNED = ("XLNetLMHeadModel",)
+# Their losses compare each position with the label at the same one (users shift labels), which no mapping tells.
+_ALIGNED = (
+    "BartForCausalLM",
+    "BigBirdPegasusForCausalLM",
+    "BlenderbotForCausalLM",
+    "BlenderbotSmallForCausalLM",
+    "CpmAntForCausalLM",
+    "MBartForCausalLM",
+    "MarianForCausalLM",
+    "MvpForCausalLM",
+    "PLBartForCausalLM",
+    "PegasusForCausalLM",
+    "ProphetNetForCausalLM",
+    "TrOCRForCausalLM",
+    "WhisperForCausalLM",
+    "XLNetLMHeadModel",
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,8 @@ class Subject:
         config = getattr(model, "config", None)
         if config is None:
             return UNKNOWN
-        shifted, name = _shifted(type(model).__name__, config), type(model).__name__
+        name = name_of(model)
+        shifted = _shifted(name, config)
         classes = getattr(config, "num_labels", None) if "Classification" in name else None
         return cls(shifted, classes)
 

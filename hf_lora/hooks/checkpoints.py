@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from .marks import MARK
 from .patches import answering
 from .unwrapped import lora_model
 
-__all__ = ["SAVING", "put_right", "saves_whole"]
+__all__ = ["BEGAN", "SAVING", "put_right", "saves_whole"]
 
 SAVING = "_saving"  # nobody takes it for a checkpoint, and what begins with "_" Transformers never uploads
 _REPLACED, _REMOVED = ".replaced", ".removed"
 _STATE = "trainer_state.json"
+BEGAN = "_hf_lora_began"  # a Trainer's: when its training did
+_APART = 2  # seconds; Transformers believes no times that are less than one second apart
 
 
 def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
@@ -84,8 +88,10 @@ class _Save:
         state.best_model_checkpoint = _moved(best, self.run, self.folder)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             state.best_model_checkpoint = best
+            if isinstance(error, (OSError, RuntimeError)):  # torch's, where a folder is not there
+                self._tell_if_taken(self.folder)
             if args.should_save:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -99,9 +105,10 @@ class _Save:
         state.best_model_checkpoint = best
         self._wait()
         if args.should_save:
+            self._tell_if_taken(written)
             if is_named:
                 state.save_to_json(os.fspath(written / _STATE))
-            _move(written, Path(self.run, self.name))
+            _move(written, Path(self.run, self.name), self._trainer.__dict__.get(BEGAN))
         self._wait()
         if args.local_process_index == 0 and written.is_dir():  # this machine's part, on a disk of its own
             _move(written, Path(self.run, self.name))
@@ -112,21 +119,36 @@ class _Save:
         if not self._trainer.args.should_save:
             return
         removed = Path(self.folder, _REMOVED)
-        removed.mkdir()
+        removed.mkdir(parents=True, exist_ok=True)
         for name in self._stand_ins:
             if not Path(self.folder, name).is_dir():
-                os.rename(Path(self.run, name), removed / name)
+                with suppress(FileNotFoundError):  # somebody removed it already
+                    os.rename(Path(self.run, name), removed / name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make_stand_ins(self) -> None:
-        """Make an empty folder of the same age for each other checkpoint of the run."""
-        os.makedirs(self.folder)
-        for path in Path(self.run).glob("checkpoint-*"):
-            if path.is_dir() and path.name != self.name:
-                stand_in, seen = Path(self.folder, path.name), path.stat()
-                stand_in.mkdir()
-                os.utime(stand_in, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-                self._stand_ins.append(path.name)
+        """Make an empty folder for each other checkpoint of the run, of the same order, and older than the new one.
+
+        By times as they are the new one may be taken for the oldest, and be removed: where they lie in the future, or
+        so close together that Transformers goes by the numbers, and the run's folder held higher ones.
+        """
+        os.makedirs(self.folder, exist_ok=True)  # another process may write there already
+        others = [path for path in _by_age(Path(self.run)) if path.name != self.name]
+        for age, path in enumerate(reversed(others), 1):
+            stand_in, then = Path(self.folder, path.name), time.time() - age * _APART
+            stand_in.mkdir()
+            os.utime(stand_in, (then, then))
+            self._stand_ins.append(path.name)
+
+    def _tell_if_taken(self, folder: str | Path) -> None:
+        """Raise AdapterFileError where a folder of the save is gone: the Trainer would tell of some file alone."""
+        from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
+
+        if self._trainer.args.should_save and not os.path.isdir(folder):
+            raise AdapterFileError(
+                f"{self.name} was not saved: its files in {self.folder} were removed meanwhile, perhaps by another "
+                "training with the same output_dir. Give each training its own."
+            )
 
     def _wait(self) -> None:
         self._trainer.accelerator.wait_for_everyone()
@@ -137,12 +159,27 @@ def _moved(path: str | None, source: str, target: str) -> str | None:
     return os.path.join(target, Path(path).name) if path and Path(path).parent == Path(source) else path
 
 
-def _move(written: Path, place: Path) -> None:
-    """Bring a folder's files onto the disk and give it its place, where an older one may lie."""
+def _by_age(run: Path) -> list[Path]:
+    """Return a run's checkpoints, the oldest first; by their numbers where times tell nothing, as Transformers does."""
+    found = []
+    for path in run.glob("checkpoint-*"):
+        with suppress(FileNotFoundError):
+            if path.is_dir():
+                found.append((path.stat().st_mtime, path))
+    found.sort()
+    if found and found[-1][0] - found[0][0] < 1:
+        found.sort(key=lambda each: int(match[1]) if (match := re.match(r"checkpoint-(\d+)", each[1].name)) else -1)
+    return [path for _, path in found]
+
+
+def _move(written: Path, place: Path, began: float | None = None) -> None:
+    """Bring a folder's files onto the disk and give it its place, where an older one may lie.
+
+    began: when the training did, so that what was written there since is told from what lay there.
+    """
     from ..disk import sync_directory, sync_tree  # not above: errors of ours that `import hf_lora` leaves alone
 
-    if not (place / _STATE).is_file():
-        _take_along(place, written)
+    _take_along(place, written, began if (place / _STATE).is_file() else 0)
     sync_tree(written)
     if os.path.lexists(place):
         aside = written.parent / _REPLACED
@@ -152,8 +189,14 @@ def _move(written: Path, place: Path) -> None:
     sync_directory(place.parent)
 
 
-def _take_along(place: Path, written: Path) -> None:
-    """Keep what a subclass of the Trainer wrote into a checkpoint's folder before it was saved."""
-    for path in place.iterdir() if place.is_dir() else ():
-        if not (target := written / path.name).exists():
-            shutil.copytree(path, target) if path.is_dir() else shutil.copy2(path, target)
+def _take_along(place: Path, written: Path, since: float | None) -> None:
+    """Keep what a subclass of the Trainer wrote into a checkpoint's folder before it was saved; links stay links."""
+    if since is None or not place.is_dir():
+        return
+    for path in place.iterdir():
+        if os.path.lexists(target := written / path.name) or path.lstat().st_mtime < since:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target, symlinks=True)
+        else:
+            shutil.copy2(path, target, follow_symlinks=False)

@@ -25,7 +25,8 @@ def prepares_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
         metrics = self.compute_metrics
         if not isinstance(metrics, Metrics):
             return original(self, dataloader, description, *args, **kwargs)
-        metrics.begin(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        generates = bool(getattr(self.args, "predict_with_generate", False))
+        metrics.begin(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), generates)
         if description != "Evaluation" or self.preprocess_logits_for_metrics is not None:
             return original(self, dataloader, description, *args, **kwargs)
         self.preprocess_logits_for_metrics = metrics.preprocess_logits_for_metrics

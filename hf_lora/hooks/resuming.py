@@ -6,12 +6,14 @@ import functools
 import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import put_right
+from .checkpoints import BEGAN, put_right
 from .marks import MARK
 from .patches import answering
 from .unwrapped import lora_model
@@ -29,12 +31,14 @@ def resumes_whole(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        model = lora_model(self) if resume_from_checkpoint else None
+        setattr(self, BEGAN, time.time())
+        model = lora_model(self) if resume_from_checkpoint and self.model is not None else None  # none yet in a search
         chosen = None if model is None else _chosen(self, model, resume_from_checkpoint)
         if chosen is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)
         plan = functools.partial(_planned, self.set_initial_training_values, _state_of(Path(chosen))["global_step"])
-        with answering(self, set_initial_training_values=plan):
+        load = functools.partial(_load_callback_state, self, self._load_callback_state)
+        with answering(self, set_initial_training_values=plan, _load_callback_state=load):
             return original(self, chosen, *args, **kwargs)
 
     setattr(train, MARK, original)
@@ -58,6 +62,20 @@ def tell_missing_best(args: Any, checkpoint: Path) -> None:
         f"this machine, so load_best_model_at_end can choose later ones only. To have it count, put it at {expected}.",
         stacklevel=3,
     )
+
+
+def _load_callback_state(trainer: Any, load: Callable[[], None]) -> None:
+    """Find the best checkpoint where the run's folder has moved; Transformers calls this once the state is read.
+
+    It knows the best one by its path of then only, and would end with the last weights where none is saved any more.
+    """
+    state = trainer.state
+    if not state.best_model_checkpoint and state.best_global_step:
+        here = os.path.join(trainer.args.output_dir, f"checkpoint-{state.best_global_step}")
+        with suppress(OSError, ValueError, LookupError):
+            if _state_of(Path(here))["best_metric"] == state.best_metric:  # and not another run's
+                state.best_model_checkpoint = here
+    load()
 
 
 def _planned(plan: Callable[..., tuple[Any, ...]], done: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -31,7 +31,8 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
         from ..saveable import gather
 
         adapters = [gather(target, name) for name in target.peft_config]
-        self._save(output_dir, state_dict={key: tensor for each in adapters for key, tensor in each.items()})
+        if self.args.should_save:  # older versions of Trainer._save leave that to their caller
+            self._save(output_dir, state_dict={key: tensor for each in adapters for key, tensor in each.items()})
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
