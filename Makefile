@@ -1,19 +1,21 @@
 # On a fresh machine: `make demo` sets up and runs the main job on real input, `make test` sets up and runs all tests.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core; a file's tests stay together, because they share what they set up.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test check bench clean
 demo: .venv/demo
 	$(BIN)/python -m hf_lora demo
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks

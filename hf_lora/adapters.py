@@ -38,8 +38,8 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
-    refuse_spread(model)
     modules = dict(base_modules(model))
+    refuse_spread(model, modules)
     config = settle_layers(model, config, modules)
     sites, targets, parameters = plan(model, config)
     groups = _build(modules, sites)
@@ -78,13 +78,13 @@ def load(
     Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
     """
     _check_new(state, name)
-    refuse_spread(model)
     if trainable and not INITS[config.init_lora_weights].trains:
         raise ConfigError(
             f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
             "such an adapter can be used but not trained on; load it with is_trainable=False."
         )
     modules = dict(base_modules(model))
+    refuse_spread(model, modules)
     config, tensors, places = fit_names(modules, config, tensors)
     # Dropout acts in training only: where it has no place, an adapter can be used all the same.
     found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)

@@ -6,6 +6,7 @@ whole shape as `ds_shape`. Older tensor parallel plans leave plain local pieces,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -47,29 +48,31 @@ def fill(tensor: Tensor, values: Tensor) -> None:
             tensor.copy_(values)
 
 
-def refuse_spread(model: nn.Module) -> None:
+def refuse_spread(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Raise ModelError where a model's weights are spread over processes already: adapters come before that.
 
+    modules: the model's own, by full name, without what adapters added, so that many of these cost nothing.
     Beside a piece of a weight, an adapter would have the wrong size, or be computed once per process and summed.
     """
-    name = type(model).__name__
-    for module in model.modules():
+    kind = type(model).__name__
+    for module in modules.values():
         if (getattr(module, "_tp_size", None) or 1) > 1:
             raise ModelError(
-                f"{name} was loaded with a tensor parallel plan: its layers are pieces, one a process, which cannot "
+                f"{kind} was loaded with a tensor parallel plan: its layers are pieces, one a process, which cannot "
                 "carry adapters. Load it without tp_plan or distributed_config, add the adapter, and spread it with "
                 "FSDP2 (TrainingArguments(fsdp=True)) or DeepSpeed; to serve it, merge_and_unload(), save it, and "
                 "load what was saved with the plan."
             )
-    spread = next((key for key, p in model.named_parameters() if is_spread(p)), None)
+    own = ((f"{name}.{key}", p) for name, m in modules.items() for key, p in m._parameters.items())
+    spread, parameter = next(((name, p) for name, p in own if is_spread(p)), (None, None))
     if spread is None:
         return
-    if hasattr(model.get_parameter(spread), "ds_id"):
+    if hasattr(parameter, "ds_id"):
         how, way = "DeepSpeed ZeRO-3", "load it before TrainingArguments(deepspeed=...) is made, or without zero.Init()"
     else:
         how, way = "fully_shard or a parallel plan", "load it without, or adapt it before fully_shard()"
     raise ModelError(
-        f"{name} is spread over processes already ({spread}, by {how}), and an adapter must be there before: {way}; "
+        f"{kind} is spread over processes already ({spread}, by {how}), and an adapter must be there before: {way}; "
         "the adapter is then spread with it."
     )
 
