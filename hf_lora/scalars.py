@@ -32,8 +32,9 @@ from .variants import LoRA
 __all__ = ["lora_scalars"]
 
 _Place = tuple[str, str, LoRALayer, LoRA]  # adapter name, group, the layer, its adapter
-# adapter -> the length of each row of the weight it adapts, (..., out); the base stays as it is while it has adapters
-_BASE_ROWS: WeakKeyDictionary[LoRA, Tensor] = WeakKeyDictionary()
+# adapter -> the shape of the weight it adapts, and the length of each of its rows, (..., out); the base stays as it is
+# while it has adapters
+_BASE_ROWS: WeakKeyDictionary[LoRA, tuple[torch.Size, Tensor]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -110,11 +111,12 @@ def _factors(adapter: LoRA) -> tuple[Tensor, Tensor]:
 
 
 def _base_rows(layer: LoRALayer, adapter: LoRA) -> Tensor | None:
-    """Return the length of each row of the adapted weight, computed once; None where the weight cannot be read."""
-    if adapter not in _BASE_ROWS:
-        weight = own_tensor(layer, adapter.parameter)
-        if weight is None or weight.is_meta or not is_plain(weight) or adapter.kind == "packed":
-            return None
-        rows = LF.row_norm(KINDS[adapter.kind].matrix(weight.detach()).float())
-        _BASE_ROWS[adapter] = rows.to("cpu", torch.float64)
-    return _BASE_ROWS[adapter]
+    """Return the length of each row of the adapted weight, computed once a shape; None where it cannot be read."""
+    weight = own_tensor(layer, adapter.parameter)
+    if weight is None or weight.is_meta or not is_plain(weight) or adapter.kind == "packed":
+        return None
+    shape, rows = _BASE_ROWS.get(adapter) or (None, None)
+    if rows is None or shape != weight.shape:  # a table may have been resized since
+        rows = LF.row_norm(KINDS[adapter.kind].matrix(weight.detach()).float()).to("cpu", torch.float64)
+        _BASE_ROWS[adapter] = weight.shape, rows
+    return rows
