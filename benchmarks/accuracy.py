@@ -3,7 +3,7 @@
 The demo's job (hf_lora/demo/data.py): the sentiment of words, a fifth of the entries held out, the same fifth for all.
 Every arm trains as many epochs, at the learning rate that was best among its own four on a fifth of the training
 entries, with seed 0; then with each seed (head, factors, order, dropout) on all training entries. The held-out entries
-are looked at once a seed and arm. Figures are shares of entries that are told rightly.
+are looked at once a seed and arm. LoRA+ is an arm of `--full`. Figures are shares of entries that are told rightly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .measure import Findings, Options, Row
 
 FULL, LORA, LORA_PLUS = "full fine-tuning", "LoRA", "LoRA+"
 ALLOWED, SHARE = 0.01, 0.01  # what LoRA may be behind, and what it has to stay below of the trained parameters
-CONFIG = LoRAConfig(r=8, lora_alpha=16, lora_dropout=0.05, task_type="SEQ_CLS")
+CONFIG = LoRAConfig(r=4, lora_alpha=8, lora_dropout=0.05, target_modules="all-linear", task_type="SEQ_CLS")
 TITLE = "MiniLM-L6, the sentiment of words"
 
 
@@ -61,7 +61,7 @@ class Contender:
 
 CONTENDERS = (
     Contender(FULL, (5e-5, 1e-4, 2e-4, 4e-4)),
-    Contender(LORA, (1e-3, 2e-3, 4e-3, 8e-3)),
+    Contender(LORA, (5e-4, 1e-3, 2e-3, 4e-3)),
     Contender(LORA_PLUS, (1e-4, 2e-4, 4e-4, 8e-4), ratio=16),
 )
 
@@ -86,7 +86,8 @@ def run(options: Options) -> Findings:
     job = Job(entries=200, epochs=1, seeds=(0,), rates=1) if options.scale == "smoke" else Job()
     data = job.data()
     print(f"\n{TITLE}: {len(data.train)} entries to train on, {len(data.held_out)} held out, {job.epochs:g} epoch(s)")
-    rows = [_measure(contender, job, data) for contender in CONTENDERS]
+    contenders = CONTENDERS[:2] if options.scale == "default" else CONTENDERS
+    rows = [_measure(contender, job, data) for contender in contenders]
     full = rows[0]
     for row in rows:
         row |= {"cell": TITLE, "ratio": round(row["accuracy"] / full["accuracy"], 6)}
