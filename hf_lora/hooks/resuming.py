@@ -70,6 +70,8 @@ def _load_callback_state(trainer: Any, load: Callable[[], None]) -> None:
     It knows the best one by its path of then only, and would end with the last weights where none is saved any more.
     """
     state = trainer.state
+    if state.best_model_checkpoint and not os.path.isdir(state.best_model_checkpoint):
+        state.best_model_checkpoint = None  # as later versions of Transformers do
     if not state.best_model_checkpoint and state.best_global_step:
         here = os.path.join(trainer.args.output_dir, f"checkpoint-{state.best_global_step}")
         with suppress(OSError, ValueError, LookupError):
