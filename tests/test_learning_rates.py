@@ -16,6 +16,7 @@ from hf_lora.errors import AdapterStateError, ConfigError
 
 from .small import bert as small_bert
 from .trainings import Rows, bert, gpt2, trainer, weights
+from .versions import OLDER
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
