@@ -260,7 +260,10 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.M
 def test_a_module_of_one_s_own_is_taken_by_its_path(tmp_path: Path) -> None:
     folder = tmp_path / "doubled"
     folder.mkdir()
-    source = (HOME / "mae" / "mae.py").read_text().replace('{"mae": float(', '{"doubled": 2 * float(')
+    source = (HOME / "mae" / "mae.py").read_text().replace('"mae"', '"doubled"')
+    source = source.replace("staticmethod(mean", "staticmethod(lambda *a, **k: 2 * mean").replace(
+        "_error)", "_error(*a, **k))"
+    )
     (folder / "doubled.py").write_text(source)
     compute = metrics(str(folder))
     assert compute(EvalPrediction(predictions=np.ones((2, 1)), label_ids=np.zeros(2))) == {"doubled": 2.0}

@@ -6,10 +6,13 @@ module's names for the module's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import datasets
 import evaluate
 
-__all__ = ["OfLabels", "OfTexts", "OfValues"]
+__all__ = ["OfCorrelations", "OfErrors", "OfLabels", "OfScores", "OfTexts", "OfValues"]
 
 _CITATION = """\
 @article{scikit-learn,
@@ -21,8 +24,14 @@ _CITATION = """\
 
 
 class _Described(evaluate.Metric):
-    """A metric described by its docstring. inputs: its options in words. url: where it is defined."""
+    """A metric described by its docstring.
 
+    inputs: its options in words. url: where it is defined. result, score: for forms that compute it themselves, the
+    name of the result and the function of references and predictions that gives it.
+    """
+
+    result = ""
+    score: Callable[..., Any]
     inputs = ""
     url = ""
     citation_text = _CITATION
@@ -35,7 +44,7 @@ class _Described(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__ or "",
             citation=self.citation_text,
-            inputs_description=self.inputs,
+            inputs_description=self.inputs.format(result=self.result),
             features=datasets.Features({"predictions": column, "references": column}),
             reference_urls=[self.url],
         )
@@ -53,6 +62,71 @@ class OfValues(_Described):
 
     dtype = "float"
     matrix = "multilist"
+
+
+class OfScores(OfLabels):
+    """A score of one class, or of several and then an average, by a function of scikit-learn's."""
+
+    inputs = """
+Args:
+    predictions (list of int): the predicted labels; lists of zeros and ones in the configuration "multilabel".
+    references (list of int): the true labels, likewise.
+    labels (list of int): the labels to count, where `average` is not "binary".
+    pos_label (int): the label that is the positive one, where `average` is "binary".
+    average (str or None): "binary", "micro", "macro", "weighted", or None for one score a label.
+    sample_weight (list of float): a weight for each sample.
+Returns:
+    {result} (float, or list of float where average is None)
+"""
+
+    def _compute(
+        self,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        labels: Sequence[int] | None = None,
+        pos_label: int = 1,
+        average: str | None = "binary",
+        sample_weight: Sequence[float] | None = None,
+    ) -> dict[str, float | list[float]]:
+        score = self.score(
+            references, predictions, labels=labels, pos_label=pos_label, average=average, sample_weight=sample_weight
+        )
+        return {self.result: score.tolist() if average is None else float(score)}
+
+
+class OfErrors(OfValues):
+    """A mean of what each number is off by, by a function of scikit-learn's."""
+
+    inputs = """
+Args:
+    predictions (list of float): the predicted numbers; lists of them in the configuration "multilist".
+    references (list of float): the true numbers, likewise.
+    sample_weight (list of float): a weight for each sample.
+Returns:
+    {result} (float)
+"""
+
+    def _compute(
+        self, predictions: Sequence[Any], references: Sequence[Any], sample_weight: Sequence[float] | None = None
+    ) -> dict[str, float]:
+        return {self.result: float(self.score(references, predictions, sample_weight=sample_weight))}
+
+
+class OfCorrelations(OfValues):
+    """A correlation of two columns of numbers, by a function of SciPy's."""
+
+    citation_text = "Virtanen et al. 2020, SciPy 1.0. Nature Methods 17, 261-272."
+    matrix = ""
+    inputs = """
+Args:
+    predictions (list of float): the predicted numbers.
+    references (list of float): the true numbers.
+Returns:
+    {result} (float)
+"""
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        return {self.result: float(self.score(references, predictions)[0])}
 
 
 class OfTexts(_Described):

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from sklearn.metrics import mean_squared_error
 
 from hf_lora.evaluation import form
 
 
-class Mse(form.OfValues):
+class Mse(form.OfErrors):
     """Mean squared error: the mean of (prediction - reference)^2; of several numbers a row, the mean of theirs."""
 
     url = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics.mean_squared_error.html"
-    inputs = """
-Args:
-    predictions (list of float): the predicted numbers; lists of them in the configuration "multilist".
-    references (list of float): the true numbers, likewise.
-    sample_weight (list of float): a weight for each sample.
-Returns:
-    mse (float)
-"""
-
-    def _compute(
-        self, predictions: Sequence[Any], references: Sequence[Any], sample_weight: Sequence[float] | None = None
-    ) -> dict[str, float]:
-        return {"mse": float(mean_squared_error(references, predictions, sample_weight=sample_weight))}
+    result = "mse"
+    score = staticmethod(mean_squared_error)
