@@ -97,10 +97,9 @@ def load(
         for site, values in found:
             adapter = groups[site.module][site.key][1]
             if isinstance(adapter, LoRA) and adapter.moves_base:
-                with brought_in(modules[site.module]):
-                    adapter.initialise(
-                        modules[site.module]
-                    )  # the product at birth, which the base lacks, is found again
+                layer = modules[site.module]
+                with brought_in(layer):  # the product at birth, which the base lacks, is found again
+                    adapter.initialise(layer)
             for attribute, tensor in values.items():  # the file's own, copied only to be moved or converted
                 own = getattr(adapter, attribute)
                 own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()

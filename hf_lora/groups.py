@@ -126,9 +126,10 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
 
     Groups are asked for what they started with: a schedule may have moved them since.
     """
-    rates, roles = rates_of(model), roles_of(model)
+    rates = rates_of(model)
     if not rates:
         return
+    roles = roles_of(model)
     found: dict[Part, set[float]] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:

@@ -12,7 +12,6 @@ All processes wait for each other after 1, 2 and 4. On machines with disks of th
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
@@ -22,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .marks import MARK
 from .patches import answering
-from .unwrapped import lora_model
+from .unwrapped import for_lora
 
 __all__ = ["BEGAN", "SAVING", "put_right", "saves_whole"]
 
@@ -38,11 +36,8 @@ _APART = 2  # seconds; Transformers believes no times that are less than one sec
 def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer._save_checkpoint for a LoRAModel."""
 
-    @functools.wraps(original)
-    def save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        if lora_model(self) is None:
-            original(self, model, trial)
-            return
+    @for_lora(original)
+    def save_checkpoint(target: Any, self: Any, model: Any, trial: Any) -> None:
         save = _Save(self, self._get_output_dir(trial=trial))
         pushed: list[str] = []
         with (
@@ -55,7 +50,6 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
             self._push_from_checkpoint(os.path.join(save.run, save.name))
         save.clear()
 
-    setattr(save_checkpoint, MARK, original)
     return save_checkpoint
 
 

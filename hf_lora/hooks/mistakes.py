@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AdapterStateError, ModelError
 from .marks import MARK
-from .unwrapped import lora_model
+from .unwrapped import for_lora
 
 __all__ = ["checks_start", "refuses_lora_models", "widen"]
 
@@ -21,19 +21,16 @@ def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
     (DeepSpeed, FSDP) keeps masters of its own or wants one dtype.
     """
 
-    @functools.wraps(original)
-    def inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        model = lora_model(self)
-        if model is not None:
-            from ..readiness import check_ready  # not above: it imports torch
+    @for_lora(original)
+    def inner_training_loop(target: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        from ..readiness import check_ready  # not above: it imports torch
 
-            check_ready(model)
-            if self.is_fsdp_enabled:
-                _check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
-            widen(self, model)
+        check_ready(target)
+        if self.is_fsdp_enabled:
+            _check_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
+        widen(self, target)
         return original(self, *args, **kwargs)
 
-    setattr(inner_training_loop, MARK, original)
     return inner_training_loop
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .marks import MARK
-from .unwrapped import lora_model
+from .unwrapped import for_lora
 
 __all__ = ["load_partitions", "loads_optimizer", "prepares", "saves_optimizer", "saves_whole", "stand_in"]
 
@@ -22,10 +22,9 @@ __all__ = ["load_partitions", "loads_optimizer", "prepares", "saves_optimizer", 
 def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer.save_model: under FSDP2 and DeepSpeed every process gathers the adapters, and one writes them."""
 
-    @functools.wraps(original)
-    def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        target = lora_model(self)
-        if target is None or not (_is_fsdp2(self) or self.is_deepspeed_enabled):
+    @for_lora(original)
+    def save_model(target: Any, self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not (_is_fsdp2(self) or self.is_deepspeed_enabled):
             original(self, output_dir, _internal_call=_internal_call)
             return
         from ..saveable import gather
@@ -36,38 +35,35 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    setattr(save_model, MARK, original)
     return save_model
 
 
 def saves_optimizer(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer._save_optimizer_and_scheduler: whole under FSDP2, without the frozen base under DeepSpeed."""
 
-    @functools.wraps(original)
-    def save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
-        if lora_model(self) is None or not (_is_fsdp2(self) or self.is_deepspeed_enabled):
-            original(self, output_dir)
+    @for_lora(original)
+    def save_optimizer_and_scheduler(target: Any, self: Any, output_dir: str) -> None:
+        if _is_fsdp2(self):
+            _save_whole(self, Path(output_dir))
         elif self.is_deepspeed_enabled:
             with _without_frozen(self.model_wrapped):
                 original(self, output_dir)
         else:
-            _save_whole(self, Path(output_dir))
+            original(self, output_dir)
 
-    setattr(save_optimizer_and_scheduler, MARK, original)
     return save_optimizer_and_scheduler
 
 
 def loads_optimizer(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer._load_optimizer_and_scheduler: FSDP2's shards are filled from what any number of processes wrote."""
 
-    @functools.wraps(original)
-    def load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        if checkpoint is None or lora_model(self) is None or not _is_fsdp2(self):
+    @for_lora(original)
+    def load_optimizer_and_scheduler(target: Any, self: Any, checkpoint: str | None) -> None:
+        if checkpoint is None or not _is_fsdp2(self):
             original(self, checkpoint)
         else:
             _load_whole(self, Path(checkpoint))
 
-    setattr(load_optimizer_and_scheduler, MARK, original)
     return load_optimizer_and_scheduler
 
 

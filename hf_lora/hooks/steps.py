@@ -5,12 +5,10 @@ Fused optimizers, its default, leave no other trace: they do not count as writin
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-from .marks import MARK
-from .unwrapped import lora_model
+from .unwrapped import for_lora
 
 __all__ = ["notes_steps"]
 
@@ -18,19 +16,17 @@ __all__ = ["notes_steps"]
 def notes_steps(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer._save: an adapter that training left at zero is found out there."""
 
-    @functools.wraps(original)
-    def save(self: Any, *args: Any, **kwargs: Any) -> None:
-        model = lora_model(self)
-        if model is not None and self.optimizer is not None:
+    @for_lora(original)
+    def save(target: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.optimizer is not None:
             from ..training import held_by
 
             held = held_by(self.optimizer)
-            for layer in model._lora.layers.values():
-                for name in model._lora.configs:
+            for layer in target._lora.layers.values():
+                for name in target._lora.configs:
                     for adapter in layer.carried(name).values():
                         if any(id(p) in held for p in adapter.parameters()):
                             adapter.note_steps(self.state.global_step)
         original(self, *args, **kwargs)
 
-    setattr(save, MARK, original)
     return save

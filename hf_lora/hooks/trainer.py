@@ -15,7 +15,7 @@ from .marks import MARK
 from .mistakes import widen
 from .pushing import Pushes
 from .resuming import tell_missing_best
-from .unwrapped import lora_model
+from .unwrapped import for_lora, lora_model
 
 __all__ = [
     "checks_base",
@@ -28,21 +28,6 @@ __all__ = [
 ]
 
 _STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
-
-
-def _for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function the method for Trainers of a LoRAModel, which it gets first; others keep their own."""
-
-    def decorate(ours: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            target = lora_model(self)
-            return original(self, *args, **kwargs) if target is None else ours(target, self, *args, **kwargs)
-
-        setattr(method, MARK, original)
-        return method
-
-    return decorate
 
 
 def resumes(original: Callable[..., None]) -> Callable[..., None]:
@@ -65,7 +50,7 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
 def loads_best(original: Callable[[Any], None]) -> Callable[[Any], None]:
     """Wrap Trainer._load_best_model: a LoRAModel's adapters are read back in place, whatever their names."""
 
-    @_for_lora(original)
+    @for_lora(original)
     def load_best_model(target: Any, self: Any) -> None:
         if self.is_deepspeed_enabled:  # its engine alone knows where the pieces are
             original(self)
@@ -78,7 +63,7 @@ def loads_best(original: Callable[[Any], None]) -> Callable[[Any], None]:
 def checks_base(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer.init_hf_repo: a base that nobody else can load is refused before anything is trained."""
 
-    @_for_lora(original)
+    @for_lora(original)
     def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
         from ..hub.calls import Subject, call
 
@@ -93,7 +78,7 @@ def checks_base(original: Callable[..., None]) -> Callable[..., None]:
 def writes_card(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer.create_model_card: ours knows the adapter, keeps what its owner wrote, and names no local path."""
 
-    @_for_lora(original)
+    @for_lora(original)
     def create_model_card(
         target: Any,
         self: Any,
@@ -121,7 +106,7 @@ def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
     Raises HubError where `blocking`.
     """
 
-    @_for_lora(original)
+    @for_lora(original)
     def push_to_hub(
         target: Any,
         self: Any,
@@ -153,7 +138,7 @@ def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
 def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer._push_from_checkpoint: in the background; a save that finds a push in flight waits for it."""
 
-    @_for_lora(original)
+    @for_lora(original)
     def push_from_checkpoint(target: Any, self: Any, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == "end":
             return
@@ -175,7 +160,7 @@ def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
 def finishes_pushes(original: Callable[[Any], None]) -> Callable[[Any], None]:
     """Wrap Trainer._finish_current_push: what was put off is pushed now, and what failed is told."""
 
-    @_for_lora(original)
+    @for_lora(original)
     def finish_current_push(target: Any, self: Any) -> None:
         queue = self.__dict__.get("_hf_lora_pushes")
         if queue is None:
