@@ -28,8 +28,8 @@ from transformers.models.auto import modeling_auto
 
 from hf_lora import LoRAConfig
 from hf_lora.errors import TargetError
-from hf_lora.plan import plan
-from hf_lora.structure import PRESETS, preset_targets
+
+from .peek import PRESETS, plan, preset_targets
 
 try:
     from transformers.initialization import no_init_weights

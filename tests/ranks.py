@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.shards import whole
+
+from .peek import whole
 
 Scenario = Callable[[Path], dict[str, Any]]
 SECONDS = 150  # for all that two processes do in one start

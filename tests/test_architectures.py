@@ -21,8 +21,9 @@ from transformers import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from hf_lora.errors import TargetError
-from hf_lora.structure import PRESETS
 from tests.architectures import TABLE, build, patterns, targets
+
+from .peek import PRESETS
 
 CHUNKS = 16
 TYPES = sorted(CONFIG_MAPPING.keys())

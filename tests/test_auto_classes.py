@@ -28,10 +28,11 @@ from transformers import (
     pipeline,
 )
 
-from hf_lora import LoRAConfig, LoRAModel, hooks
+from hf_lora import LoRAConfig, LoRAModel
 
 from .cases import move
 from .hub import Hub, hub
+from .peek import hooks
 
 __all__ = ["hub"]
 
@@ -145,7 +146,7 @@ for cls in (AutoModelForCausalLM, GPT2LMHeadModel):
 for bad, what in (({"lora_config": hf_lora.LoRAConfig()}, "lora_config"), ({"output_loading_info": True}, "every tensor of it")):
     with pytest.raises(hf_lora.errors.ModelError, match=what):
         BertForSequenceClassification.from_pretrained(root / "adapter", **bad)
-from hf_lora import hooks
+from tests.peek import hooks
 hooks.uninstall()
 for call in (lambda: pipeline("text-classification", model=str(root / "adapter")), lambda: AutoModelForCausalLM.from_pretrained(root / "gpt2_adapter")):
     with pytest.raises((OSError, ValueError)):
@@ -190,7 +191,7 @@ with pytest.raises(OSError):
     Auto.from_pretrained("me/nothing", token=token)
 with pytest.raises(hf_lora.errors.ModelError, match="revision"):
     Auto.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, revision="other", token=token)
-from hf_lora.sources import Source
+from tests.peek import Source
 asked, ask = [], Source.find
 Source.find = lambda source, file: (asked.append(source.name), ask(source, file))[1]
 assert type(AutoModel.from_pretrained("org/base")) is BertModel

@@ -20,17 +20,28 @@ from torch import nn
 from transformers.pipelines import SUPPORTED_TASKS
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
-from hf_lora.card import amend_card, frontmatter, sections, write_card
-from hf_lora.card.private import hub_id, is_private, public_name, public_setting
-from hf_lora.card.record import Record
-from hf_lora.card.tasks import _BY_MAPPING, TASKS
-from hf_lora.card.templates import template
-from hf_lora.facts import TrainingFacts
-from hf_lora.filenames import CARD_NAME
-from hf_lora.variants import FORMULAS, INITS, SCALINGS
-from hf_lora.variants.papers import PAPERS
 
 from .cases import PAIRS, adapted
+from .peek import (
+    _BY_MAPPING,
+    CARD_NAME,
+    FORMULAS,
+    INITS,
+    PAPERS,
+    SCALINGS,
+    TASKS,
+    Record,
+    TrainingFacts,
+    amend_card,
+    frontmatter,
+    hub_id,
+    is_private,
+    public_name,
+    public_setting,
+    sections,
+    template,
+    write_card,
+)
 
 ROOT = Path(__file__).parents[1]
 REPO = "me/tiny-lora"

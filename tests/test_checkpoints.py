@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterFileError
-from hf_lora.hooks.checkpoints import SAVING, _Save, put_right
 
+from .peek import SAVING, _Save, put_right
 from .trainings import StopsAt, bert, gpt2, trainer, weights
 
 pytestmark = [

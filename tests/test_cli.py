@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import hf_lora
-from hf_lora import cli
+
+from .peek import cli
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:

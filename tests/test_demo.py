@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 from sklearn.metrics import accuracy_score
 
-from hf_lora import LoRAError, cli, demo
-from hf_lora.demo.data import HELD_OUT, ratings, split
-from hf_lora.demo.results import RESULTS_NAME
+from hf_lora import LoRAError
+
+from .peek import HELD_OUT, RESULTS_NAME, cli, demo, ratings, split
 
 SMALL = demo.DemoOptions(epochs=1, seed=0, r=4, entries=1500)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_lora import dropout
-from hf_lora.dropout import Draw
+from .peek import Draw, dropout
 
 CPU = torch.device("cpu")
 every_p = pytest.mark.parametrize("p", [0.001, 0.05, 0.1, 0.3, 0.5, 0.7, 0.95])

@@ -12,7 +12,8 @@ from torch import nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ConfigError
-from hf_lora.expressions import may_hang
+
+from .peek import may_hang
 
 HANGS = [
     r"(.*a)+b",

@@ -17,10 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterFileError, ConfigError
-from hf_lora.formats.table import READERS
-from hf_lora.loading import open_adapter
 
 from .cases import move
+from .peek import READERS, open_adapter
 from .small import CLOSE, IDS, bert, gpt2
 
 COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-import hf_lora
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterNameError, AdapterStateError, ModelError
 
 from .cases import move
+from .peek import hooks
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
@@ -347,12 +347,12 @@ def test_after_import_the_auto_classes_take_a_lora_config(tmp_path) -> None:
 
 def test_hooks_can_be_taken_back_and_put_in_again(tmp_path) -> None:
     gpt2().save_pretrained(tmp_path)
-    hf_lora.hooks.uninstall()
+    hooks.uninstall()
     try:
         with pytest.raises(TypeError):
             GPT2LMHeadModel.from_pretrained(tmp_path, lora_config=LoRAConfig())
     finally:
-        hf_lora.hooks.install()
+        hooks.install()
     assert isinstance(GPT2LMHeadModel.from_pretrained(tmp_path, lora_config=LoRAConfig()), LoRAModel)
 
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import TargetError
-from hf_lora.kinds import KINDS
-from hf_lora.variants import LoRA
 
 from . import families
 from .families import FAMILIES
+from .peek import KINDS, LoRA
 
 PRESETS = ("auto", "attention", "all-linear")
 # Presets that must raise: nothing in the family is an attention, or (XLNet) it is made of raw 3-D parameters.

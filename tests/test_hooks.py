@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_lora import hooks
-from hf_lora.hooks.marks import MARK
+from .peek import MARK, hooks
 
 
 def _run(code: str) -> str:
@@ -74,7 +73,7 @@ def test_the_trainers_seams_take_what_the_hooks_pass_on() -> None:
 def test_the_models_card_is_asked_for_with_what_the_hook_knows() -> None:
     from transformers import Trainer
 
-    from hf_lora.facts import TrainingFacts
+    from .peek import TrainingFacts
 
     given = {"language", "license", "tags", "model_name", "tasks", "dataset_tags", "dataset", "dataset_args"}
     assert set(_parameters(Trainer.create_model_card)) == {"self", "finetuned_from", *given}
@@ -160,7 +159,7 @@ def test_the_pipeline_that_was_imported_before_is_patched_and_itself_again_when_
 def test_the_pipeline_has_what_its_hook_reads() -> None:
     from transformers import Pipeline, pipeline, pipelines
 
-    from hf_lora.hooks.pipelines import _COMPONENTS
+    from .peek import _COMPONENTS
 
     parameters = set(inspect.signature(pipeline).parameters)
     assert {"task", "model", "config", "revision", "token", "trust_remote_code", "device_map", "dtype"} <= parameters
@@ -177,8 +176,9 @@ def test_every_adapter_seam_of_a_transformers_model_is_overridden() -> None:
     from transformers import BertModel
     from transformers.integrations.peft import PeftAdapterMixin
 
-    from hf_lora.front import front_class
-    from hf_lora.model import LoRAModel
+    from hf_lora import LoRAModel
+
+    from .peek import front_class
 
     seams = {n for n, v in vars(PeftAdapterMixin).items() if inspect.isfunction(v) and not n.startswith("_")}
     front = front_class(LoRAModel, BertModel)

@@ -15,12 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterFileError, HubAccessError, HubError, HubNotFoundError
-from hf_lora.hub import fetch, fetch_range, file_size, is_repo_id, list_files
-from hf_lora.hub.calls import holds_token, redacted
-from hf_lora.sources import Source
 
 from .cases import move
 from .hub import Fault, Hub, corrupt, half, hub, reset, status  # noqa: F401 (hub is the fixture)
+from .peek import Source, fetch, fetch_range, file_size, holds_token, hub_calls, is_repo_id, list_files, redacted
 
 SMALL = {"small.json": b'{"a": 1}', "deep/w.safetensors": bytes(range(256)) * 40}
 TINY = {
@@ -191,7 +189,7 @@ def test_too_many_requests_and_a_broken_hub_are_errors_that_say_when_to_try_agai
 
 def test_an_unreachable_hub_is_an_error_that_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.close()
-    monkeypatch.setattr("hf_lora.hub.calls.WAITS", (1.0,))
+    monkeypatch.setattr(hub_calls, "WAITS", (1.0,))
     with pytest.raises(HubError, match=r"the connection to http://127.* failed"):
         fetch("me/x", "small.json")
     with pytest.raises(HubError, match=r"the connection to http://127.* failed"):
@@ -217,7 +215,7 @@ def offline(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.Monkey
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         elif request.param == "unreachable":
             hub.close()
-            monkeypatch.setattr("hf_lora.hub.calls.WAITS", ())  # a new TLS context for each try takes its time
+            monkeypatch.setattr(hub_calls, "WAITS", ())  # a new TLS context for each try takes its time
         elif request.param == "broken":
             hub.fail_next("", status(503), times=999)
         return {"local_files_only": True} if request.param == "local_files_only" else {}

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora, cli, config, hub
+from hf_lora import LoRAConfig, LoRAModel, add_lora, inspect_adapter
 from hf_lora.errors import AdapterFileError, LoRAError
-from hf_lora.inspection import inspect_adapter, suspicion
+
+from .peek import cli, config, hub, looking, suspicion
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -363,7 +364,7 @@ def test_an_adapter_of_the_hub_is_read_by_its_first_bytes(adapter: Path, monkeyp
     monkeypatch.setattr(hub, "fetch", fetch)
     monkeypatch.setattr(hub, "fetch_range", fetch_range)
     monkeypatch.setattr(hub, "list_files", list_files)
-    monkeypatch.setattr("hf_lora.inspection.looking._FIRST", 64)
+    monkeypatch.setattr(looking, "_FIRST", 64)
     seen = inspect_adapter("someone/adapter", revision="v2")
     assert seen.findings == ()
     assert seen.tensors == 16

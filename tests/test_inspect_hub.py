@@ -9,12 +9,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel
+from hf_lora import LoRAConfig, LoRAModel, inspect_adapter
 from hf_lora.errors import AdapterFileError, BaseMismatchError, HubError
-from hf_lora.formats.files import read_metadata
-from hf_lora.inspection import inspect_adapter
 
 from .hub import Hub, hub  # noqa: F401
+from .peek import looking, read_metadata
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -39,7 +38,7 @@ def test_of_a_file_on_the_hub_only_the_head_is_fetched(
     base.name_or_path = "someone/base"
     LoRAModel.from_model(base, LoRAConfig(r=16)).save_pretrained(tmp_path)
     hub.add("me/adapter", {**_files(tmp_path), "training_args.bin": b"x"})
-    monkeypatch.setattr("hf_lora.inspection.looking._FIRST", 256)
+    monkeypatch.setattr(looking, "_FIRST", 256)
     seen = inspect_adapter("me/adapter")
     assert [finding.code for finding in seen.findings] == ["secret"]
     assert seen.tensors == 4

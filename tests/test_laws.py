@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hf_lora import LoRAModel, add_lora
-from hf_lora.variants import Saved
 
 from .cases import KIND_CASES, PAIRS, adapted, config_of, example, move, network
+from .peek import Saved
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -196,7 +196,7 @@ def test_adapters_on_a_half_precision_base_are_float32_masters(kind: str, varian
 
 
 def test_every_row_of_the_kinds_table_has_a_case() -> None:
-    from hf_lora.kinds import KINDS
+    from .peek import KINDS
 
     seen = set()
     for kind in KIND_CASES:
@@ -211,7 +211,7 @@ def test_every_row_of_the_kinds_table_has_a_case() -> None:
 
 
 def test_every_row_of_the_variant_tables_has_a_case() -> None:
-    from hf_lora.variants import FORMULAS, INITS, SCALINGS
+    from .peek import FORMULAS, INITS, SCALINGS
 
     configs = [config_of("linear", variant) for variant in {v for _, v in PAIRS}]
     assert {c.formula for c in configs} == set(FORMULAS)

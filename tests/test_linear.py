@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from hf_lora import LoRAConfig, add_lora
-from hf_lora.linear import add_up, down, lora_linear
+
+from .peek import add_up, down, lora_linear
 
 IN, OUT, R, SCALING = 6, 10, 2, 1.5
 layouts = pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
@@ -207,7 +208,7 @@ def test_the_gradient_of_the_input_is_computed_only_where_something_wants_it() -
 
 
 def test_dropping_makes_no_tensor_of_the_inputs_size_beyond_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_lora import dropout
+    from .peek import dropout
 
     monkeypatch.setattr(dropout, "_CHUNK", {"cpu": 10 * IN})
     x, weight, bias, a, b = tensors(torch.randn(400, IN, dtype=torch.float64))

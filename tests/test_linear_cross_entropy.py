@@ -23,12 +23,9 @@ from transformers import Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ModelError
-from hf_lora.memory import chunked, lazy
-from hf_lora.memory.chunked import chunked_cross_entropy
-from hf_lora.memory.head import LazyHead
-from hf_lora.memory.lazy import LazyLogits
 
 from .families import HIDDEN, LENGTH, VOCAB, build, inputs
+from .peek import LazyHead, LazyLogits, chunked, chunked_cross_entropy, lazy
 
 ROWS = 14
 FAMILIES = ["gpt2", "llama", "qwen2", "gemma2", "gpt_oss", "falcon", "bert_mlm", "t5", "bart", "whisper"]

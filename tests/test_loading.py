@@ -31,6 +31,7 @@ from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, ModelError
 
 from .cases import move
+from .peek import hub_client
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 32}
@@ -214,7 +215,7 @@ def test_the_base_may_be_named_by_the_caller(adapter: Path, gpt2_lm: Path, tmp_p
 def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     """Let a folder be what a Hub id stands for, and return the id."""
     found = lambda file: folder / file if (folder / file).is_file() else None  # noqa: E731
-    monkeypatch.setattr("hf_lora.hub.fetch", lambda _, file, **__: found(file))
+    monkeypatch.setattr(hub_client, "fetch", lambda _, file, **__: found(file))
     return "someone/adapter"
 
 
@@ -232,7 +233,7 @@ def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the
         asked.append((name, kwargs.get("revision"), kwargs.get("subfolder")))
         raise OSError("no network")
 
-    monkeypatch.setattr("hf_lora.hub.fetch", fetch)
+    monkeypatch.setattr(hub_client, "fetch", fetch)
     monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", load)
     with pytest.raises(ModelError, match="no network"):
         LoRAModel.from_pretrained("someone/adapter", revision="v1", subfolder="a")

@@ -17,11 +17,11 @@ from transformers import (
     EvalPrediction,
 )
 
-from hf_lora import evaluation, metrics
+from hf_lora import metrics
 from hf_lora.errors import ConfigError, MissingExtraError
-from hf_lora.evaluation import SHIPPED, load
 
 from .hub import Hub, hub, status  # noqa: F401
+from .peek import SHIPPED, evaluation, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 HOME = Path(evaluation.__file__).parent / "shipped"

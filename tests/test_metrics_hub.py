@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hf_lora import evaluation, metrics
+from hf_lora import metrics
 from hf_lora.errors import ConfigError, HubError
 
 from .hub import Hub, hub, status  # noqa: F401 (hub is the fixture)
+from .peek import evaluation, origins
 
 HOME = Path(evaluation.__file__).parent / "shipped"
 SPACE = """
@@ -81,7 +82,7 @@ def test_an_unreachable_hub_costs_seconds_and_all_are_shipped(
         if how == "silent":
             listening.bind(("127.0.0.1", int(hub.endpoint.rpartition(":")[2])))
             listening.listen()
-            monkeypatch.setattr("hf_lora.evaluation.origins._TIMEOUT", 0.2)
+            monkeypatch.setattr(origins, "_TIMEOUT", 0.2)
         start = time.monotonic()
         compute = metrics("accuracy", "f1")
         assert time.monotonic() - start < 10

@@ -30,9 +30,8 @@ from transformers import (
 
 from hf_lora import LoRAConfig, LoRAModel, metrics
 from hf_lora.errors import ConfigError
-from hf_lora.evaluation import Metrics
-from hf_lora.hooks.cards import facts_of
 
+from .peek import Metrics, facts_of
 from .trainings import Rows, bert, gpt2, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")

@@ -14,12 +14,10 @@ from torch import nn
 from transformers import BertForMaskedLM, BertForSequenceClassification, ResNetConfig, Trainer
 from transformers import ResNetForImageClassification as ResNet
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora
+from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
 from hf_lora.errors import AdapterMismatchError, AdapterNameError, AdapterStateError, ConfigError, ModelError
-from hf_lora.hooks.mistakes import _check_fsdp
-from hf_lora.masters import widen_masters
-from hf_lora.readiness import check_ready
 
+from .peek import _check_fsdp, widen_masters
 from .small import IDS, bert, gpt2
 from .trainings import gpt2 as trained_gpt2
 from .trainings import trainer

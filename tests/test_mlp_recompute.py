@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import ModelError
-from hf_lora.memory.gated import gated
-from hf_lora.memory.mlp import RecomputingMLP, gated_form
 
 from .families import DECODER, HIDDEN, build, floats, inputs
+from .peek import RecomputingMLP, gated, gated_form, mlp
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "deepseek_v3", "qwen3_next"]
 Grads = dict[str, Tensor]
@@ -181,7 +180,7 @@ def test_a_compiled_mlp_takes_the_plain_forward_in_one_graph() -> None:
 def test_evaluation_takes_the_plain_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted()
     model.enable_mlp_recompute()
-    monkeypatch.setattr("hf_lora.memory.mlp.gated", None)
+    monkeypatch.setattr(mlp, "gated", None)
     model.eval()(**inputs("llama"))
     with torch.no_grad():
         model.train()(**inputs("llama"))

@@ -14,12 +14,11 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_lora import LoRAConfig, LoRAModel, adapters
+from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
-from hf_lora.formats import names as fitting
-from hf_lora.formats.renames import Today, todays_names
 
 from . import families
+from .peek import Today, adapters, fitting, todays_names
 from .versions import not_older
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -14,13 +14,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel, adapters, add_lora, targets
-from hf_lora import functional as LF
+from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import MergeError
-from hf_lora.formats.files import read_tensors
-from hf_lora.variants import LoRA
 
 from .cases import KIND_CASES, PAIRS, adapted, move
+from .peek import LF, LoRA, adapters, read_tensors, targets
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 LINEARS = ["c_attn", "c_fc", "c_proj"]

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora, provenance
-from hf_lora import fingerprint as fp
+from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, BaseMismatchError
-from hf_lora.formats.files import read_metadata
+
+from .peek import fp, provenance, read_metadata
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
@@ -360,7 +360,7 @@ def test_raw_expert_parameters_are_looked_at(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_read_are_not_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="hf_lora.provenance")
+    caplog.set_level("INFO", logger=provenance.__name__)
     _saved(tmp_path, _base())
     with torch.device("meta"):
         empty = _base(seed=1)

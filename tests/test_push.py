@@ -17,12 +17,12 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hf_lora import LoRAConfig, LoRAModel, cli
+from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
-from hf_lora.published import public_base
 
 from .cases import move
 from .hub import Fault, Hub, corrupt, hub, reset, status  # noqa: F401 (hub is the fixture)
+from .peek import cli, public_base
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 MADE = {".gitattributes"}  # what the Hub itself puts into a new repo

@@ -11,8 +11,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.t5.modeling_t5 import T5DenseActDense
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from hf_lora.reads import child_is_called, weight_is_read
-
+from .peek import child_is_called, weight_is_read
 from .versions import not_older
 
 

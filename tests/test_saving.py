@@ -25,10 +25,9 @@ from torch import nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError
-from hf_lora.formats.files import read_tensors, write_tensors
-from hf_lora.strict_json import read_json
 
 from .cases import adapted, move
+from .peek import disk, read_json, read_tensors, write_tensors
 from .trainings import bert, trainer
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
@@ -237,7 +236,7 @@ def test_a_directory_cut_off_before_its_first_weights_holds_no_adapter(tmp_path:
 def test_a_save_while_an_adapter_is_read_gives_the_old_one_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_lora import loading
+    from .peek import loading
 
     written = [model(2, alpha) for alpha in (4, 64)]
     written[0].save_pretrained(tmp_path)
@@ -318,7 +317,7 @@ def test_a_disk_that_refuses_is_a_clear_error_without_litter(
         return original(*args, **kwargs)
 
     if call == "write":
-        monkeypatch.setattr("hf_lora.disk.os.fdopen", lambda handle, mode: _Full(os.dup(handle), mode))
+        monkeypatch.setattr(disk.os, "fdopen", lambda handle, mode: _Full(os.dup(handle), mode))
     else:
         monkeypatch.setattr(os, call, full)
     with pytest.raises(AdapterFileError, match="No space left") as caught:

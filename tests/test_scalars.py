@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
-from hf_lora import functional as LF
-from hf_lora.kinds import KINDS
-from hf_lora.layer import own_tensor
-from hf_lora.scalars import lora_scalars
-from hf_lora.variants import LoRA
 
 from .cases import PAIRS, adapted
+from .peek import KINDS, LF, LoRA, lora_scalars, own_tensor
 from .trainings import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")

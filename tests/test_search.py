@@ -14,11 +14,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, Trainer, TrainingArguments
 
-from hf_lora import LoRAConfig, LoRAModel, LoRASearch, hooks
+from hf_lora import LoRAConfig, LoRAModel, LoRASearch
 from hf_lora.errors import ConfigError, LoRAError, MissingExtraError, ModelError
-from hf_lora.search import Range
-from hf_lora.space import LORA_NAMES, default_space
 
+from .peek import LORA_NAMES, Range, default_space, hooks
 from .trainings import Rows
 
 optuna = pytest.importorskip("optuna")

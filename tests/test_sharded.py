@@ -15,12 +15,10 @@ import torch
 from torch import nn
 
 from hf_lora import LoRAConfig, add_lora
-from hf_lora.card.tasks import task_of
 from hf_lora.errors import AdapterStateError, MergeError, ModelError
-from hf_lora.evaluation.subject import Subject
-from hf_lora.hooks.sharded import saves_whole
 
 from .cases import move
+from .peek import Subject, saves_whole, task_of
 from .ranks import gpt2
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")

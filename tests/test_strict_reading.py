@@ -13,11 +13,9 @@ from safetensors.torch import save, save_file
 
 from hf_lora import LoRAConfig
 from hf_lora.errors import AdapterFileError
-from hf_lora.formats.files import read_metadata, read_tensors
-from hf_lora.formats.safetensors_header import header_size, read_header
-from hf_lora.strict_json import read_json
 
 from .fuzz import joined
+from .peek import header_size, read_header, read_json, read_metadata, read_tensors
 
 
 def test_a_head_is_read_from_a_files_first_bytes_alone() -> None:

@@ -39,8 +39,8 @@ from transformers import (
 )
 
 from hf_lora.errors import TargetError
-from hf_lora.structure import preset_targets
 
+from .peek import preset_targets
 from .versions import not_older
 
 

@@ -12,12 +12,11 @@ import torch
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
-from hf_lora import LoRAConfig, LoRAModel, uploads
+from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import HubAccessError, HubError, ModelError
-from hf_lora.hooks.cards import facts_of
-from hf_lora.hooks.pushing import Pushes
 
 from .hub import Hub, hub, status
+from .peek import Pushes, facts_of, uploads
 from .test_auto_classes import _tokenizer
 from .trainings import Rows, bert, weights
 

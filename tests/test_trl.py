@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterStateError, ModelError, TargetError
 
+from .peek import hooked_trainer
 from .trainings import DEFAULTS, StopsAt, ending, weights
 
 trl = pytest.importorskip("trl")
@@ -192,7 +193,7 @@ def test_a_push_takes_the_adapter_its_card_and_the_tokenizer(
     def upload(folder: Path, message: str) -> None:
         pushed.update({path.name: path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()})
 
-    monkeypatch.setattr("hf_lora.hooks.trainer._uploader", lambda *args: upload)
+    monkeypatch.setattr(hooked_trainer, "_uploader", lambda *args: upload)
     model = llama(7)
     model.peft_config["default"].base_model_name_or_path = "org/base"
     run = make(model, tmp_path, max_steps=2)
