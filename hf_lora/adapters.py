@@ -17,7 +17,7 @@ from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names
 from .formats.peft import read_sites
 from .incoming import check_dtypes, check_same
-from .kinds import CONV1D, KINDS
+from .kinds.table import CONV1D, KINDS
 from .layer import LoRALayer, attach, base_modules, detach
 from .offload import brought_in
 from .plan import Site, plan, token_sites

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import ConfigError
-from .kinds import KINDS
+from .kinds.table import KINDS
 from .layer import LoRALayer, base_class
 from .rates import LearningRates, check_rate
 from .readiness import check_trains, states_of

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from . import functional as LF
 from .errors import MergeError
+from .maths import low_rank
 from .offload import is_elsewhere, rebind_forward
 from .state import AdapterState
 from .tying import is_alone, is_plain
@@ -89,7 +89,7 @@ class LoRALayer(nn.Module):
         return merged
 
     def _check_finite(self, parameter: str, merged: Tensor) -> None:
-        if merged.is_floating_point() and not LF.is_finite(merged):
+        if merged.is_floating_point() and not low_rank.is_finite(merged):
             raise MergeError(f"merging into {parameter} of a {type(self).__name__} gives values that are not finite.")
 
     def merge_losses(
@@ -114,7 +114,7 @@ class LoRALayer(nn.Module):
                 exact, merged = base, own
                 for adapter in chain:
                     exact, merged = adapter.effective(exact), adapter.effective(merged)
-                yield parameter, LF.squared_distance(merged, exact), LF.squared_distance(exact, base)
+                yield parameter, low_rank.squared_distance(merged, exact), low_rank.squared_distance(exact, base)
 
     def check_merge(self, names: tuple[str, ...], dtype: torch.dtype | None = None) -> None:
         """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
@@ -122,7 +122,7 @@ class LoRALayer(nn.Module):
             own = own_tensor(self, adapter.parameter)
             change = adapter.largest_change() if isinstance(adapter, LoRA) else math.inf
             told = own is not None and not own.is_meta and own.is_floating_point()
-            if not told or not LF.stays_finite(_widened(own, dtype), change):
+            if not told or not low_rank.stays_finite(_widened(own, dtype), change):
                 self.merged_values(names, dtype)
                 return
 

@@ -20,10 +20,10 @@ import huggingface_hub
 from torch import Tensor, nn
 
 from . import __version__
-from . import fingerprint as fp
 from .errors import AdapterFileError, BaseMismatchError
 from .front import base_of
 from .layer import LoRALayer, own_tensor
+from .maths import fingerprint as fp
 from .tying import is_plain
 from .variants import LoRA
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import AdapterStateError
-from .functional import is_finite
+from .maths.low_rank import is_finite
 from .shards import is_spread, whole
 from .variants import Adapter, LoRA
 

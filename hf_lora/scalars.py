@@ -22,9 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import functional as LF
-from .kinds import KINDS
+from .kinds.table import KINDS
 from .layer import LoRALayer, own_tensor
+from .maths import low_rank
 from .report import pattern_of
 from .tying import is_plain
 from .variants import LoRA
@@ -88,8 +88,8 @@ def _of_one_shape(places: list[_Place]) -> list[list[_Place]]:
 def _measured(places: list[_Place]) -> Iterator[dict[str, float]]:
     """Yield what is measured of each place; their factors have one shape."""
     a, b = (torch.stack(factors) for factors in zip(*(_factors(place[-1]) for place in places), strict=True))
-    values = LF.singular_values(a, b)
-    ranks, norms = LF.effective_rank(values), torch.linalg.vector_norm(values, dim=-1)
+    values = low_rank.singular_values(a, b)
+    ranks, norms = low_rank.effective_rank(values), torch.linalg.vector_norm(values, dim=-1)
     for (_, _, layer, adapter), rank, norm in zip(places, ranks, norms, strict=True):
         norm = abs(adapter.scaling) * norm
         found = {"norm": norm, "effective_rank": rank}
@@ -117,6 +117,6 @@ def _base_rows(layer: LoRALayer, adapter: LoRA) -> Tensor | None:
         return None
     shape, rows = _BASE_ROWS.get(adapter) or (None, None)
     if rows is None or shape != weight.shape:  # a table may have been resized since
-        rows = LF.row_norm(KINDS[adapter.kind].matrix(weight.detach()).float()).to("cpu", torch.float64)
+        rows = low_rank.row_norm(KINDS[adapter.kind].matrix(weight.detach()).float()).to("cpu", torch.float64)
         _BASE_ROWS[adapter] = weight.shape, rows
     return rows

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 
 from ..config import PRESETS, LoRAConfig
-from ..kinds import kind_of
+from ..kinds.table import kind_of
 from ..targets import listed_modules, match_names, parameter_names, saved_modules
 
 __all__ = ["lopsided", "missing_names"]

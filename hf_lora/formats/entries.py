@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..config import LoRAConfig
-from ..kinds import kind_of, weight_shape
+from ..kinds.table import kind_of, weight_shape
 from ..layer import own_tensor
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..disk import open_regular, remove, write_new
 from ..errors import AdapterFileError
 from ..filenames import NOTES_KEY
-from ..functional import is_finite
+from ..maths.low_rank import is_finite
 from .pickles import read_pickled
 from .safetensors_header import DTYPE_BYTES, Entry, Header, header_size, read_header, write_header
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import PRESETS, LoRAConfig
 from ..errors import AdapterMismatchError
-from ..kinds import kind_of
+from ..kinds.table import kind_of
 from ..targets import listed_modules, parameter_names
 from .coverage import lopsided
 from .doubled import warn_of_doubled_updates

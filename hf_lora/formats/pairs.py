@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config import LoRAConfig
 from ..errors import ConfigError
-from ..kinds import CONV, CONV1D, kind_of, weight_shape
+from ..kinds.table import CONV, CONV1D, kind_of, weight_shape
 from ..targets import as_endings
 from .peft import PREFIX
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from ..config import LoRAConfig
-from ..kinds import KINDS, kind_of
+from ..kinds.table import KINDS, kind_of
 from ..layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites
 from ..targets import match_names, parameter_names

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import functional as LF
-from ..kinds import Shape
+from ..kinds.kind import Shape
+from ..maths import low_rank
 from .lora import LoRA
 
 
@@ -32,7 +32,7 @@ class DoRA(LoRA):
     def initialise(self, layer: nn.Module) -> None:
         super().initialise(layer)
         with torch.no_grad():
-            self.magnitude.copy_(LF.row_norm(self._direction(self.matrix(layer))))
+            self.magnitude.copy_(low_rank.row_norm(self._direction(self.matrix(layer))))
 
     def _direction(self, matrix: Tensor) -> Tensor:
         delta = self.product()
@@ -40,12 +40,12 @@ class DoRA(LoRA):
 
     def effective(self, weight: Tensor) -> Tensor:
         v = self._direction(self._kind.matrix(weight))
-        scale = self.magnitude / LF.row_norm(v).detach()
+        scale = self.magnitude / low_rank.row_norm(v).detach()
         return self._kind.weight(scale.unsqueeze(-1) * v, self.shape).to(weight.dtype)
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            norm = LF.row_norm(self._direction(self.matrix(layer)))
+            norm = low_rank.row_norm(self._direction(self.matrix(layer)))
         scale = self.magnitude / norm
         bias = getattr(layer, "bias", None)
         base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)

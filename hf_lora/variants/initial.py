@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .. import functional as LF
 from ..errors import ConfigError
-from ..kinds import KINDS
+from ..kinds.table import KINDS
+from ..maths import low_rank
 
 if TYPE_CHECKING:
     from .lora import LoRA
@@ -76,7 +76,7 @@ def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor | None], None]:
         assert matrix is not None
         if matrix.is_meta:
             return
-        a, b = LF.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter)
+        a, b = low_rank.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter)
         with torch.no_grad():
             adapter.lora_A.copy_(a.reshape(adapter.lora_A.shape))
             adapter.lora_B.copy_(b.reshape(adapter.lora_B.shape))

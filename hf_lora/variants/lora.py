@@ -15,9 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import functional as LF
-from ..kinds import KINDS, Shape
-from ..linear import down
+from ..kinds.kind import Shape
+from ..kinds.table import KINDS
+from ..maths import low_rank
+from ..maths.linear import down
 from .adapter import Adapter
 from .initial import INITS, InitName
 
@@ -89,9 +90,9 @@ class LoRA(Adapter):
 
     def product(self) -> Tensor:
         """Return what is added to the (..., out, in) matrix, before scaling; float32 or wider."""
-        out = LF.product(*self._kind.flat(self.lora_A, self.lora_B))
+        out = low_rank.product(*self._kind.flat(self.lora_A, self.lora_B))
         if self.moves_base:
-            out = out - LF.product(*self._kind.flat(self.initial_A, self.initial_B))
+            out = out - low_rank.product(*self._kind.flat(self.initial_A, self.initial_B))
         return out
 
     def effective(self, weight: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class LoRA(Adapter):
         """
         a, b = self._kind.flat(self.lora_A, self.lora_B)
         with torch.no_grad():
-            LF.add_product_(self._kind.matrix(weight), b, a, self.scaling)
+            low_rank.add_product_(self._kind.matrix(weight), b, a, self.scaling)
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = self.add_low_rank(layer, x, y, *self.factors())

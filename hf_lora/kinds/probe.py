@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .kinds import PACKED, Kind, random_weight
+from .kind import Kind, random_weight
+from .table import PACKED
 
 __all__ = ["forward_factor"]
 

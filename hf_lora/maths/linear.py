@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ambient import ambient
+from .autocast import ambient
 from .dropout import Draw
 
 __all__ = ["add", "add_up", "down", "lora_linear"]

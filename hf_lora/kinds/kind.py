@@ -1,0 +1,83 @@
+"""Kind: how one type of base layer is read as an (out, in) matrix.
+
+A kind answers four questions for the formulas in `variants/`, which know nothing of layers:
+the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down` (x -> s) and `add_up`
+(s into y), and where the output channels are. Kinds hold no state; the layer and its tensors are passed in.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..maths import linear, low_rank
+
+__all__ = ["Kind", "Shape", "random_weight"]
+
+Shape = tuple[int, ...]
+
+
+class Kind:
+    """A weight that is its own (out, in) matrix: `nn.Linear`, and raw 2-D parameters."""
+
+    layer: ClassVar[type[nn.Module] | None] = nn.Linear
+    embeds: ClassVar[bool] = False  # the input is indices, not activations
+    transposed: ClassVar[bool] = False  # the weight is stored as (in, out)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight as its (..., out, in) matrix; a view where the layout allows."""
+        return weight
+
+    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
+        """Return an (..., out, in) matrix in the layout of a weight of that shape; undoes `matrix`."""
+        return matrix
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        """Return the shapes of A and B for a weight of that shape and rank r."""
+        out, in_ = shape
+        return (r, in_), (out, r)
+
+    def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A as (..., r, in) and B as (..., out, r), whose product is the matrix."""
+        return a, b
+
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
+        return low_rank.add_product(weight, b, a, scaling)
+
+    def linear(
+        self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
+    ) -> Tensor:
+        """Return the output of a plain linear layer and its adapter in one; p: how probably an element of x drops."""
+        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, self.transposed)
+
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
+        """Return s = A x. The small factor is cast to x's dtype; x never is."""
+        return F.linear(x, a.to(x.dtype))
+
+    def add_up(self, y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
+        """Return y + scaling * B s; y may be written."""
+        return linear.add_up(y, s, b, scaling)
+
+    def channels(self, vector: Tensor, y: Tensor) -> Tensor:
+        """Return an (out,) vector shaped to broadcast over an output y."""
+        return vector
+
+    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return what the kind believes the layer's forward to be, for probing subclasses."""
+        return F.linear(x, layer.weight, layer.bias)
+
+    def probe_input(self, layer: nn.Module) -> Tensor:
+        """Return a small float64 input for `expected`."""
+        return random_weight((2, layer.weight.shape[1]))
+
+    def check(self, layer: nn.Module, name: str, r: int) -> None:
+        """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""
+
+
+def random_weight(shape: Shape) -> Tensor:
+    """Return float64 noise, the same every time, for probing."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

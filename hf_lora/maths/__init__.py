@@ -1,0 +1,1 @@
+"""Tensors and numbers only: no layers, no configs, no names."""
