@@ -25,7 +25,10 @@ from .provenance import check, origin
 from .shards import fill, refuse_partitions, refuse_spread
 from .state import AdapterState
 from .targets import as_endings, parameter_names
-from .variants import FORMULAS, INITS, Adapter, LoRA
+from .variants.adapter import Adapter
+from .variants.initial import INITS
+from .variants.lora import LoRA
+from .variants.table import FORMULAS
 
 __all__ = ["add", "check_known", "check_together", "copy_in", "delete", "extend", "load", "remove_all", "select"]
 

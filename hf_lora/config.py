@@ -19,7 +19,8 @@ from .formats.commit import settled
 from .settings import TASK_TYPES, is_layers, is_names, problems_of
 from .strict_json import read_json
 from .structure import PRESETS
-from .variants import INITS, SCALINGS
+from .variants.initial import INITS
+from .variants.table import SCALINGS
 
 __all__ = ["PRESETS", "TASK_TYPES", "LoRAConfig"]
 

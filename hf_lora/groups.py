@@ -20,7 +20,9 @@ from .layer import LoRALayer, base_class
 from .rates import LearningRates, check_rate
 from .readiness import check_trains, states_of
 from .targets import is_saved
-from .variants import Adapter, LoRA, Saved
+from .variants.adapter import Adapter
+from .variants.copies import Saved
+from .variants.lora import LoRA
 
 __all__ = ["check_rates", "parameter_groups", "regroup"]
 

@@ -10,7 +10,10 @@ from torch import Tensor
 from .errors import AdapterMismatchError
 from .plan import Site
 from .state import AdapterState
-from .variants import INITS, Adapter, LoRA, Tokens
+from .variants.adapter import Adapter
+from .variants.copies import Tokens
+from .variants.initial import INITS
+from .variants.lora import LoRA
 
 __all__ = ["check_dtypes", "check_same"]
 

@@ -22,7 +22,8 @@ from .maths import low_rank
 from .offload import is_elsewhere, rebind_forward
 from .state import AdapterState
 from .tying import is_alone, is_plain
-from .variants import Adapter, LoRA
+from .variants.adapter import Adapter
+from .variants.lora import LoRA
 
 __all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach", "own_tensor"]
 

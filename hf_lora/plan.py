@@ -18,7 +18,10 @@ from .layer import base_class, base_modules, own_tensor
 from .offload import compute_device
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 from .targets import find_targets, match_names, saved_modules
-from .variants import FORMULAS, INITS, Adapter, InitName, Saved, Tokens
+from .variants.adapter import Adapter
+from .variants.copies import Saved, Tokens
+from .variants.initial import INITS, InitName
+from .variants.table import FORMULAS
 from .vocabulary import input_table
 
 __all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites", "token_sites"]

@@ -25,7 +25,7 @@ from .front import base_of
 from .layer import LoRALayer, own_tensor
 from .maths import fingerprint as fp
 from .tying import is_plain
-from .variants import LoRA
+from .variants.lora import LoRA
 
 if TYPE_CHECKING:
     from .state import AdapterState

@@ -14,7 +14,7 @@ from torch import nn
 
 from .errors import AdapterStateError
 from .layer import own_tensor
-from .variants import LoRA
+from .variants.lora import LoRA
 
 __all__ = ["REFERENCE", "Reference"]
 

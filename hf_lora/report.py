@@ -11,7 +11,8 @@ from torch import nn
 
 from .errors import AdapterNameError
 from .layer import base_modules
-from .variants import LoRA, Tokens
+from .variants.copies import Tokens
+from .variants.lora import LoRA
 
 __all__ = ["aligned", "pattern_of", "print_trainable", "targets_table", "trainable_counts"]
 

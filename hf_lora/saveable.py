@@ -10,7 +10,8 @@ from torch import Tensor
 from .errors import AdapterStateError
 from .maths.low_rank import is_finite
 from .shards import is_spread, whole
-from .variants import Adapter, LoRA
+from .variants.adapter import Adapter
+from .variants.lora import LoRA
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 

@@ -27,7 +27,7 @@ from .layer import LoRALayer, own_tensor
 from .maths import low_rank
 from .report import pattern_of
 from .tying import is_plain
-from .variants import LoRA
+from .variants.lora import LoRA
 
 __all__ = ["lora_scalars"]
 

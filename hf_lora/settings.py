@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .structure import PRESETS
-from .variants import INITS
+from .variants.initial import INITS
 
 if TYPE_CHECKING:
     from .config import LoRAConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import LoRAConfig
 from .errors import ConfigError
-from .variants import SCALINGS
+from .variants.table import SCALINGS
 
 __all__ = ["Range", "Space", "checked_space", "config_with", "default_space", "labels"]
 

@@ -25,7 +25,10 @@ from ..kinds.table import KINDS, kind_of
 from ..layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites
 from ..targets import match_names, parameter_names
-from ..variants import FORMULAS, Adapter, LoRA, Saved, Tokens
+from ..variants.adapter import Adapter
+from ..variants.copies import Saved, Tokens
+from ..variants.lora import LoRA
+from ..variants.table import FORMULAS
 from .coverage import missing_names
 from .keys import PREFIX, TOKENS, WRAP, split_key, unwrapped
 from .mismatch import mismatch, other_labels

@@ -102,7 +102,7 @@ def _write_card(
 
 
 def _disable_dropout(model: Any) -> None:
-    from ..variants import LoRA
+    from ..variants.lora import LoRA
 
     for module in model.modules():
         if isinstance(module, LoRA):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,18 @@ from ..errors import ConfigError
 from ..kinds.table import KINDS
 from ..maths import low_rank
 
-if TYPE_CHECKING:
-    from .lora import LoRA
-
 InitName = bool | str
+
+
+class Factors(Protocol):
+    """What an initialisation fills: a low-rank adapter's factors, and what it is told of the rest."""
+
+    kind: str
+    r: int
+    scaling: float
+    init: InitName
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,14 @@ class Init:
     such an adapter on would not be what PEFT does (mica: B stays as it is).
     """
 
-    fill: Callable[[LoRA, Tensor | None], None]
+    fill: Callable[[Factors, Tensor | None], None]
     moves_base: bool = False
     reads_weight: bool = False
     read_only: bool = False
     trains: bool = True
 
 
-def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> None:
+def _start_at_zero(adapter: Factors, fill_other: Callable[[Tensor], object]) -> None:
     embeds = KINDS[adapter.kind].embeds
     zero, other = (adapter.lora_A, adapter.lora_B) if embeds else (adapter.lora_B, adapter.lora_A)
     nn.init.zeros_(zero)
@@ -50,29 +58,29 @@ def _start_at_zero(adapter: LoRA, fill_other: Callable[[Tensor], object]) -> Non
         fill_other(other)
 
 
-def _kaiming(adapter: LoRA, _: Tensor | None) -> None:
+def _kaiming(adapter: Factors, _: Tensor | None) -> None:
     """A as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); B zero (microsoft/LoRA)."""
     _start_at_zero(adapter, lambda a: [nn.init.kaiming_uniform_(m, a=math.sqrt(5)) for m in _matrices(a, adapter)])
 
 
-def _gaussian(adapter: LoRA, _: Tensor | None) -> None:
+def _gaussian(adapter: Factors, _: Tensor | None) -> None:
     """A normal with standard deviation 1/r; B zero."""
     _start_at_zero(adapter, lambda a: nn.init.normal_(a, std=1 / adapter.r))
 
 
-def _random(adapter: LoRA, _: Tensor | None) -> None:
+def _random(adapter: Factors, _: Tensor | None) -> None:
     """Both factors random, so that a fresh adapter changes the output: for tests."""
     for factor in (adapter.lora_A, adapter.lora_B):
         for matrix in _matrices(factor, adapter):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
 
-def _matrices(factor: Tensor, adapter: LoRA) -> list[Tensor]:
+def _matrices(factor: Tensor, adapter: Factors) -> list[Tensor]:
     return list(factor) if adapter.kind.startswith("experts") else [factor]
 
 
-def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor | None], None]:
-    def fill(adapter: LoRA, matrix: Tensor | None) -> None:
+def _pissa(n_iter: int | None) -> Callable[[Factors, Tensor | None], None]:
+    def fill(adapter: Factors, matrix: Tensor | None) -> None:
         assert matrix is not None
         if matrix.is_meta:
             return
@@ -84,7 +92,7 @@ def _pissa(n_iter: int | None) -> Callable[[LoRA, Tensor | None], None]:
     return fill
 
 
-def _not_built(adapter: LoRA, _: Tensor | None) -> None:
+def _not_built(adapter: Factors, _: Tensor | None) -> None:
     """Refuse to start an adapter."""
     raise ConfigError(
         f"init_lora_weights={adapter.init!r} is not built here: such an adapter can be loaded, but not started. "
