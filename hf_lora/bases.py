@@ -15,12 +15,12 @@ from transformers.utils import logging
 
 from .config import TASK_TYPES, LoRAConfig
 from .errors import ConfigError, LoRAError, ModelError
+from .files.sources import HUB_KWARGS
 from .formats.contents import Contents
 from .formats.peft import PREFIX
 from .formats.spelling import plain_keys
 from .layer import base_modules
 from .plain import plainly
-from .sources import HUB_KWARGS
 from .targets import as_endings, match_names, saved_modules
 
 __all__ = ["head_modules", "load_base", "load_base_of"]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .disk import write_atomically
 from .errors import AdapterFileError, ConfigError
 from .expressions import may_hang
-from .filenames import CONFIG_NAME
-from .formats.commit import settled
+from .files.disk import write_atomically
+from .files.names import CONFIG_NAME
+from .files.strict_json import read_json
+from .files.transaction import settled
 from .settings import TASK_TYPES, is_layers, is_names, problems_of
-from .strict_json import read_json
 from .structure import PRESETS
 from .variants.initial import INITS
 from .variants.table import SCALINGS

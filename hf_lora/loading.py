@@ -7,12 +7,12 @@ from typing import Any
 
 from .config import LoRAConfig
 from .errors import AdapterFileError, ModelError
-from .filenames import CONFIG_NAME
-from .formats.commit import find_config
+from .files.names import CONFIG_NAME
+from .files.sources import Source
+from .files.strict_json import read_json
+from .files.transaction import find_config
 from .formats.contents import Candidate, Contents
 from .formats.table import READERS
-from .sources import Source
-from .strict_json import read_json
 
 __all__ = ["open_adapter"]
 

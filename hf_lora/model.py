@@ -12,6 +12,7 @@ from . import adapters, front
 from .bases import head_modules, load_base, load_base_of
 from .config import LoRAConfig
 from .errors import AdapterStateError, ModelError
+from .files.sources import HUB_KWARGS
 from .formats.contents import Contents
 from .given import as_config, check_plain, uncompiled
 from .learning import Learning
@@ -21,7 +22,6 @@ from .merging import Merging
 from .persistence import Persistence
 from .provenance import BASE_NOTE, commit_of
 from .report import print_trainable, targets_table, trainable_counts
-from .sources import HUB_KWARGS
 from .state import AdapterState
 from .switching import Switching
 from .vocabulary import keeps_size, make_room, with_new_rows

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from . import adapters
 from .errors import AdapterNameError
-from .filenames import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
-from .formats.commit import settled
+from .files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
+from .files.transaction import settled
 from .loading import open_adapter
 from .publish import push_adapter
 from .saving import adapter_state_dict, save_adapters

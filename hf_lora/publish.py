@@ -20,13 +20,13 @@ from torch import Tensor
 
 from .card import amend_card
 from .config import LoRAConfig
-from .disk import write_atomically
 from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
-from .filenames import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
+from .files.disk import write_atomically
+from .files.hub_calls import Subject, call, holds_token
+from .files.hub_files import fetch
+from .files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
+from .files.tensors import write_tensors
 from .formats.contents import Contents
-from .formats.files import write_tensors
-from .hub import fetch
-from .hub.calls import Subject, call, holds_token
 from .hub.commits import commit
 from .loading import open_adapter
 from .published import is_local_base, places_of, public_base

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from .errors import ModelError
-from .hub import is_repo_id
+from .files.hub_files import is_repo_id
 
 __all__ = ["is_local_base", "places_of", "public_base"]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .card import write_card
 from .config import LoRAConfig
-from .disk import locked
 from .errors import AdapterFileError, AdapterNameError, AdapterStateError
-from .filenames import CARD_NAME
-from .formats.commit import commit
+from .files.disk import locked
+from .files.names import CARD_NAME
+from .files.transaction import commit
 from .formats.peft import PREFIX, adapter_tensors
 from .provenance import BASE_NOTE, note_of
 from .published import places_of

@@ -18,9 +18,9 @@ from typing import Any
 
 import huggingface_hub
 
-from .disk import write_atomically
 from .errors import HubError
-from .filenames import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
+from .files.disk import write_atomically
+from .files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
 from .hub.commits import commit
 from .published import places_of
 

@@ -14,8 +14,8 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from ..config import LoRAConfig
-from ..disk import write_atomically
 from ..facts import TrainingFacts
+from ..files.disk import write_atomically
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata

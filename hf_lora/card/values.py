@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import LoRAConfig
 from ..facts import TrainingFacts
-from ..filenames import WEIGHTS_NAMES
+from ..files.names import WEIGHTS_NAMES
 from ..variants.papers import PAPERS
 from .measured import measured
 from .metadata import variants_of

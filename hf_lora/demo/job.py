@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from ..config import LoRAConfig
 from ..errors import AdapterFileError
-from ..filenames import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
+from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
 from ..model import LoRAModel
 from .card import describe
 from .data import LABELS, Split, base_directory, ratings, split

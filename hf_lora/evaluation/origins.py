@@ -19,7 +19,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from .. import __version__
 from ..errors import ConfigError, HubError, HubNotFoundError, MissingExtraError
-from ..hub.calls import FAILURES, Subject, as_hub_error
+from ..files.hub_calls import FAILURES, Subject, as_hub_error
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule

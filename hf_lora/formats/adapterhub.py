@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from ..config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
+from ..files.shards import find_weights
+from ..files.sources import Source
+from ..files.strict_json import read_json
+from ..files.tensors import read_tensors
 from ..layer import own_tensor
-from ..sources import Source
-from ..strict_json import read_json
 from .contents import Candidate, Contents
-from .files import read_tensors
 from .pairs import fit_pairs, fit_targets
 from .peft import PREFIX
-from .shards import find_weights
 
 __all__ = ["read_adapterhub"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import LoRAConfig
+from ..files.sources import Source
 from ..layer import base_modules
-from ..sources import Source
 
 __all__ = ["Candidate", "Contents", "Fit"]
 

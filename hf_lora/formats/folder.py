@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
-from ..filenames import CONFIG_NAME, WEIGHTS_NAMES
+from ..files.names import CONFIG_NAME, WEIGHTS_NAMES
+from ..files.shards import find_weights, read_weights
+from ..files.tensors import read_notes
 from .contents import Candidate, Contents, Fit
-from .files import read_notes
 from .pairs import fit_pairs, is_flags
-from .shards import find_weights, read_weights
 
 __all__ = ["read_folder"]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..config import PRESETS, LoRAConfig
 from ..errors import AdapterFileError, ConfigError
+from ..files.tensors import read_tensors
 from ..targets import listed_modules
 from .contents import Candidate, Contents
-from .files import read_tensors
 from .pairs import fit_pairs, fit_targets, is_flags, split_pairs
 from .peft import PREFIX
 

@@ -27,8 +27,8 @@ def facts_of(trainer: Any, **given: Any) -> TrainingFacts:
 def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | None = None) -> None:
     """Write or update the card of every adapter of a model, in the folder that they were saved to."""
     from ..card import write_card
-    from ..filenames import CARD_NAME, WEIGHTS_NAMES
-    from ..formats.files import read_tensors
+    from ..files.names import CARD_NAME, WEIGHTS_NAMES
+    from ..files.tensors import read_tensors
     from ..published import places_of
 
     for name, inner in places_of(list(model.peft_config)).items():

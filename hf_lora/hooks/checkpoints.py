@@ -171,7 +171,7 @@ def _move(written: Path, place: Path, began: float | None = None) -> None:
 
     began: when the training did, so that what was written there since is told from what lay there.
     """
-    from ..disk import sync_directory, sync_tree  # not above: errors of ours that `import hf_lora` leaves alone
+    from ..files.disk import sync_directory, sync_tree  # not above: errors of ours that `import hf_lora` leaves alone
 
     _take_along(place, written, began if (place / _STATE).is_file() else 0)
     sync_tree(written)

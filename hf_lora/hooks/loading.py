@@ -80,8 +80,8 @@ def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
     """
     if _theirs(name, kwargs):
         return False
-    from ..filenames import CONFIG_NAME  # not above: they import huggingface_hub
-    from ..sources import Source
+    from ..files.names import CONFIG_NAME  # not above: they import huggingface_hub
+    from ..files.sources import Source
 
     try:
         return (

@@ -85,8 +85,8 @@ def _class_of(pipelines: Any, task: str, name: str, options: Mapping[str, Any]) 
     from transformers import AutoConfig
 
     from ..config import LoRAConfig
-    from ..filenames import CONFIG_NAME
-    from ..sources import Source
+    from ..files.names import CONFIG_NAME
+    from ..files.sources import Source
 
     classes = pipelines.check_task(task)[1]["pt"]
     if len(classes) == 1:
@@ -125,7 +125,7 @@ def _component(
     """
     import transformers
 
-    from ..sources import Source
+    from ..files.sources import Source
 
     auto, file = _COMPONENTS[kind]
     hub = {key: options[key] for key in _HUB if key in options}

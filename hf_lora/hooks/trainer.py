@@ -65,7 +65,7 @@ def checks_base(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
-        from ..hub.calls import Subject, call
+        from ..files.hub_calls import Subject, call
 
         _check_bases(target)
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
@@ -196,7 +196,7 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..filenames import CARD_NAME
+    from ..files.names import CARD_NAME
     from ..published import places_of
     from ..uploads import Private, stage_adapters, stage_checkpoint, stage_logs
 

@@ -12,8 +12,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import HubAccessError, HubError
-from .calls import FAILURES, PATIENCE, WAITS, Subject, as_hub_error, call, wait_for
-from .reading import digest
+from ..files.hub_calls import FAILURES, PATIENCE, WAITS, Subject, as_hub_error, call, wait_for
+from ..files.hub_files import digest
 
 __all__ = ["commit"]
 

@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import hub
 from ..errors import AdapterFileError, ConfigError
-from ..filenames import CONFIG_NAME, WEIGHTS_NAME
-from ..formats.safetensors_header import Entry, header_size, read_header
-from ..sources import Source
+from ..files import hub_files
+from ..files.names import CONFIG_NAME, WEIGHTS_NAME
+from ..files.safetensors_header import Entry, header_size, read_header
+from ..files.sources import Source
 from .inspected import Inspection
 from .layout import Layout, layout_of
 from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layout
@@ -156,9 +156,9 @@ class _Place:
                 return {p.name: p.stat().st_size for p in sorted(inside) if p.is_file()}
         except OSError as error:
             raise AdapterFileError(f"{self.top} cannot be looked into: {error}") from None
-        if not hub.is_repo_id(self.source.name):
+        if not hub_files.is_repo_id(self.source.name):
             raise AdapterFileError(f"{self.source.missing}.")
-        every = hub.list_files(self.source.name, **self.source.hub)
+        every = hub_files.list_files(self.source.name, **self.source.hub)
         return {file: size for file, size in every.items() if "/" not in file}
 
     def below(self) -> list[str]:
@@ -202,7 +202,7 @@ class _Place:
 
     def _bytes(self, file: str, start: int, stop: int) -> bytes:
         if not self.source.is_local:
-            return hub.fetch_range(self.source.name, file, start, stop, **self.source.hub)
+            return hub_files.fetch_range(self.source.name, file, start, stop, **self.source.hub)
         try:
             with open(self.top if self.source.is_file else self.top / file, "rb") as content:
                 content.seek(start)

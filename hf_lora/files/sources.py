@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from . import hub
-from .errors import AdapterFileError
+from ..errors import AdapterFileError
+from . import hub_files
 
 __all__ = ["HUB_KWARGS", "Source"]
 
@@ -48,7 +48,7 @@ class Source:
     @property
     def missing(self) -> str:
         """Why nothing was found, for the error where an adapter is required."""
-        if self.is_local or hub.is_repo_id(self.name):
+        if self.is_local or hub_files.is_repo_id(self.name):
             where = f"the folder {self.hub['subfolder']} of {self.name}" if "subfolder" in self.hub else self.name
             return f"{where} holds no adapter"
         return f"{self.name!r} is neither a directory or file of this machine nor the id of a Hub repo (owner/name)"
@@ -62,6 +62,6 @@ class Source:
         if ".." in PureWindowsPath(file).parts or PurePosixPath(file).is_absolute() or PureWindowsPath(file).anchor:
             raise AdapterFileError(f"{self.name} names the file {file!r}, which does not lie inside it.")
         if not self.is_local:
-            return hub.fetch(self.name, file, **self.hub)
+            return hub_files.fetch(self.name, file, **self.hub)
         path = Path(self.name, self.hub.get("subfolder", ""), file)
         return path if path.is_file() else None

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import AdapterFileError
+from ..errors import AdapterFileError
 
 try:
     import fcntl

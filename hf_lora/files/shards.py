@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import AdapterFileError
-from ..sources import Source
-from ..strict_json import read_json
-from .files import read_tensors
+from .sources import Source
+from .strict_json import read_json
+from .tensors import read_tensors
 
 __all__ = ["find_weights", "read_weights"]
 

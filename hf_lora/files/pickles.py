@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..disk import open_regular
 from ..errors import AdapterFileError
+from .disk import open_regular
 
 __all__ = ["read_pickled"]
 

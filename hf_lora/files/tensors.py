@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..disk import open_regular, remove, write_new
 from ..errors import AdapterFileError
-from ..filenames import NOTES_KEY
 from ..maths.low_rank import is_finite
+from .disk import open_regular, remove, write_new
+from .names import NOTES_KEY
 from .pickles import read_pickled
 from .safetensors_header import DTYPE_BYTES, Entry, Header, header_size, read_header, write_header
 

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..errors import AdapterFileError
 from .disk import open_regular
-from .errors import AdapterFileError
 
 __all__ = ["MAX_BYTES", "parse_object", "read_json"]
 

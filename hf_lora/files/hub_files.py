@@ -20,8 +20,8 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
 from ..errors import HubError
-from ..filenames import CONFIG_NAME
-from .calls import FAILURES, Subject, call, cannot_connect
+from .hub_calls import FAILURES, Subject, call, cannot_connect
+from .names import CONFIG_NAME
 
 __all__ = ["digest", "fetch", "fetch_range", "file_size", "is_repo_id", "list_files"]
 

@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..disk import open_regular, remove, sweep, sync_directory, temporary, write_new
 from ..errors import AdapterFileError
-from ..filenames import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
-from ..sources import Source
-from .files import read_notes, write_tensors
+from .disk import open_regular, remove, sweep, sync_directory, temporary, write_new
+from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
+from .sources import Source
+from .tensors import read_notes, write_tensors
 
 __all__ = ["commit", "find_config", "settled"]
 

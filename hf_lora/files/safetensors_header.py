@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import AdapterFileError
-from ..strict_json import parse_object
+from .strict_json import parse_object
 
 __all__ = ["DTYPE_BYTES", "Entry", "Header", "header_size", "read_header", "write_header"]
 
