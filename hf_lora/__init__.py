@@ -19,7 +19,7 @@ from . import errors, hooks
 from .errors import LoRAError
 
 if TYPE_CHECKING:
-    from .config import LoRAConfig
+    from .config.lora_config import LoRAConfig
     from .evaluation import metrics
     from .groups import parameter_groups
     from .inspection import inspect_adapter
@@ -47,7 +47,7 @@ __all__ = [
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
 _LAZY = {
-    "LoRAConfig": "config",
+    "LoRAConfig": "config.lora_config",
     "LoRAModel": "model",
     "LoRASearch": "search",
     "add_lora": "model",

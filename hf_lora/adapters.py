@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .config import PRESETS, LoRAConfig
+from .config.keys import PRESETS
+from .config.lora_config import LoRAConfig
 from .depth import settle_layers
 from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names

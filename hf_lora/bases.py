@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from .config import TASK_TYPES, LoRAConfig
+from .config.keys import TASK_TYPES
+from .config.lora_config import LoRAConfig
 from .errors import ConfigError, LoRAError, ModelError
 from .files.sources import HUB_KWARGS
 from .formats.contents import Contents

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import TargetError
 from .targets import find_targets, layer_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import ConfigError, ModelError
 from .layer import LoRALayer
 from .switching import Switching

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterFileError, ModelError
 from .files.names import CONFIG_NAME
 from .files.sources import Source

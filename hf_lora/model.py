@@ -10,7 +10,7 @@ from torch import nn
 
 from . import adapters, front
 from .bases import head_modules, load_base, load_base_of
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError, ModelError
 from .files.sources import HUB_KWARGS
 from .formats.contents import Contents

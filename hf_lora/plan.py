@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import ConfigError, TargetError
 from .kinds.kind import Kind, Shape
 from .kinds.probe import forward_factor

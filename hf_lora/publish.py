@@ -19,7 +19,7 @@ from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
 from .card import amend_card
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from .files.disk import write_atomically
 from .files.hub_calls import Subject, call, holds_token

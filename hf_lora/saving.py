@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from .card import write_card
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterFileError, AdapterNameError, AdapterStateError
 from .files.disk import locked
 from .files.names import CARD_NAME

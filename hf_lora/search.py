@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import BestRun
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError, ConfigError, MissingExtraError, ModelError
 from .model import LoRAModel
 from .report import aligned, trainable_counts

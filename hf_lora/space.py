@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import ConfigError
 from .variants.table import SCALINGS
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError
 from .rates import LearningRates
 

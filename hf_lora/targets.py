@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import nn
 
-from .config import PRESETS, LoRAConfig
+from .config.keys import PRESETS
+from .config.lora_config import LoRAConfig
 from .errors import TargetError
 from .layer import base_modules
 from .structure import preset_targets

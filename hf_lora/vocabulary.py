@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config import LoRAConfig
+from .config.lora_config import LoRAConfig
 from .errors import ConfigError
 from .formats.keys import PREFIX
 from .layer import base_modules, own_tensor

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..facts import TrainingFacts
 from ..files.disk import write_atomically
 from . import sections

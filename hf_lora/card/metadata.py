@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..facts import TrainingFacts
 from ..variants.papers import PAPERS
 from .measured import measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..front import name_of
 from .tasks import Task
 

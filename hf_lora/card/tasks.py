@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import TASK_TYPES, LoRAConfig
+from ..config.keys import TASK_TYPES
+from ..config.lora_config import LoRAConfig
 from ..front import name_of
 
 __all__ = ["Task", "task_of"]

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import Tensor
 
 from .. import __version__
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..facts import TrainingFacts
 from ..files.names import WEIGHTS_NAMES
 from ..variants.papers import PAPERS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
 from ..model import LoRAModel

@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
 from ..files.shards import find_weights
 from ..files.sources import Source

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
-from ..config import PRESETS, LoRAConfig
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
 from ..targets import listed_modules, match_names, parameter_names, saved_modules
 

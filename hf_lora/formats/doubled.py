@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 
 __all__ = ["warn_of_doubled_updates"]
 

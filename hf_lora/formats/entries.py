@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of, weight_shape
 from ..layer import own_tensor
 from .keys import PREFIX, WRAP, split_key, unwrapped

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
 from ..files.names import CONFIG_NAME, WEIGHTS_NAMES
 from ..files.shards import find_weights, read_weights

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..config import PRESETS, LoRAConfig
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
 from ..files.tensors import read_tensors
 from ..targets import listed_modules

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..targets import as_endings, match_names, parameter_names, saved_modules
 from .entries import Entry, key_at, raw_owner

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..config import PRESETS, LoRAConfig
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..kinds.table import kind_of
 from ..targets import listed_modules, parameter_names

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
 from ..kinds.table import CONV, CONV1D, kind_of, weight_shape
 from ..targets import as_endings

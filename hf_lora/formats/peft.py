@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from ..config import LoRAConfig
+from ..config.lora_config import LoRAConfig
 from ..kinds.table import KINDS, kind_of
 from ..layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites

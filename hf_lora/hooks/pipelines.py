@@ -84,7 +84,7 @@ def _class_of(pipelines: Any, task: str, name: str, options: Mapping[str, Any]) 
     """Return the first of a task's auto classes that knows the base; None where none does."""
     from transformers import AutoConfig
 
-    from ..config import LoRAConfig
+    from ..config.lora_config import LoRAConfig
     from ..files.names import CONFIG_NAME
     from ..files.sources import Source
 

@@ -6,28 +6,19 @@ zero lora_B, a number that is not finite) is not found here.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..expressions import may_hang
+from ..config.expressions import may_hang
+from ..config.fields import Fields
+from ..config.keys import INERT, UNSUPPORTED
 from .layout import Layout, Target
 
-__all__ = ["KNOWN_KEYS", "NOT_BUILT", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
+__all__ = ["KNOWN_KEYS", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
 
-# The keys of PEFT's LoraConfig; those of NOT_BUILT change the maths in ways that hf_lora does not build.
-NOT_BUILT: dict[str, Any] = {
-    "alora_invocation_tokens": None, "arrow_config": None, "ensure_weight_tying": False, "kasa_config": None,
-    "layer_replication": None, "megatron_config": None, "monteclora_config": None, "use_bdlora": None,
-    "use_qalora": False, "velora_config": None,
-}  # fmt: skip
-_KEYS = """
-    alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules fan_in_fan_out
-    inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout
-    lora_ga_config megatron_core modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision
-    target_modules target_parameters task_type trainable_token_indices use_dora use_rslora
-"""
-KNOWN_KEYS = frozenset([*_KEYS.split(), *NOT_BUILT])
+KNOWN_KEYS = frozenset({f.name for f in dataclasses.fields(Fields)} - {"other"} | {"peft_type", *UNSUPPORTED, *INERT})
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _SECRET = re.compile(r"(^|/)(training_args\.bin|\.env|token|\.netrc|\.git-credentials)$")
@@ -82,8 +73,8 @@ def of_config(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("inference-mode", "inference_mode is false: saved by hand, or by a run that was cut off")
     if config.get("fan_in_fan_out") not in (None, True, False):
         yield Finding("setting", f"fan_in_fan_out is {config['fan_in_fan_out']!r}")
-    for key in NOT_BUILT.keys() & config.keys():
-        if config[key] is not None and config[key] != NOT_BUILT[key]:
+    for key in UNSUPPORTED.keys() & config.keys():
+        if config[key] is not None and config[key] != UNSUPPORTED[key]:
             yield Finding("not-built", f"{key}={_short(config[key])} asks for something that hf_lora does not build")
     unknown = sorted(k for k in config.keys() - KNOWN_KEYS if config[k] not in _EMPTY)
     if unknown:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 from torch import nn
 
+from ..config.keys import PRESETS, Preset
 from ..errors import TargetError
 from .attention import Block, find_blocks
 from .backbone import backbone, block_linears
 from .layers import Tree, is_convolution, is_linear
-
-Preset = Literal["auto", "attention", "all-linear"]
-PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
 def preset_targets(model: nn.Module, preset: Preset) -> tuple[str, ...]:

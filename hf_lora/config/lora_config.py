@@ -6,53 +6,28 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from .errors import AdapterFileError, ConfigError
+from ..errors import AdapterFileError, ConfigError
+from ..files.disk import write_atomically
+from ..files.names import CONFIG_NAME
+from ..files.strict_json import read_json
+from ..files.transaction import settled
+from ..variants.initial import INITS
+from ..variants.table import SCALINGS
 from .expressions import may_hang
-from .files.disk import write_atomically
-from .files.names import CONFIG_NAME
-from .files.strict_json import read_json
-from .files.transaction import settled
-from .settings import TASK_TYPES, is_layers, is_names, problems_of
-from .structure import PRESETS
-from .variants.initial import INITS
-from .variants.table import SCALINGS
+from .fields import Fields
+from .keys import INERT, PRESETS, UNSUPPORTED
+from .rules import is_layers, is_names, problems_of
 
-__all__ = ["PRESETS", "TASK_TYPES", "LoRAConfig"]
-
-Bias = Literal["none", "all", "lora_only"]
-
-# PEFT fields that change the maths and that hf_lora does not build: any other value is an error, never ignored.
-UNSUPPORTED: dict[str, Any] = {
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-    "ensure_weight_tying": False,
-    "kasa_config": None,
-    "layer_replication": None,
-    "megatron_config": None,
-    "monteclora_config": None,
-    "use_bdlora": None,
-    "use_qalora": False,
-    "velora_config": None,
-}
-# PEFT fields that say how an adapter was started or where it ran: kept and written back, without effect here.
-INERT: dict[str, Any] = {
-    "corda_config": None,
-    "eva_config": None,
-    "loftq_config": {},
-    "lora_ga_config": None,
-    "megatron_core": "megatron.core",
-    "peft_version": None,
-    "qalora_group_size": 16,
-}
+__all__ = ["LoRAConfig"]
 
 
 @dataclass
-class LoRAConfig:
+class LoRAConfig(Fields):
     """What an adapter is: its rank, its targets, its variant.
 
     Field names, defaults and meanings are PEFT's (`peft.LoraConfig`), so that `adapter_config.json` is the same file.
@@ -81,31 +56,6 @@ class LoRAConfig:
     ...
     hf_lora.errors.ConfigError: LoRAConfig: r=0, but the rank must be a positive integer; 8 is the usual start.
     """
-
-    r: int = 8
-    lora_alpha: float = 8
-    lora_dropout: float = 0.0
-    target_modules: str | Sequence[str] | None = None
-    exclude_modules: str | Sequence[str] | None = None
-    target_parameters: Sequence[str] | None = None
-    modules_to_save: Sequence[str] | None = None
-    bias: Bias = "none"
-    task_type: str | None = None
-    use_rslora: bool = False
-    use_dora: bool = False
-    init_lora_weights: bool | str = True
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
-    layers_to_transform: Sequence[int] | int | None = None
-    layers_pattern: Sequence[str] | str | None = None
-    trainable_token_indices: Sequence[int] | dict[str, Sequence[int]] | None = None
-    lora_bias: bool = False
-    fan_in_fan_out: bool = False
-    inference_mode: bool = False
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    auto_mapping: dict[str, Any] | None = None
-    other: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.target_modules is None and not self.target_parameters:

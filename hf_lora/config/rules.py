@@ -5,29 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .structure import PRESETS
-from .variants.initial import INITS
+from ..variants.initial import INITS
+from .fields import Fields
+from .keys import PRESETS, TASK_TYPES
 
-if TYPE_CHECKING:
-    from .config import LoRAConfig
+__all__ = ["is_layers", "is_names", "problems_of"]
 
-__all__ = ["TASK_TYPES", "is_layers", "is_names", "problems_of"]
-
-# PEFT's task types, and the class of Transformers that loads a base for each.
-TASK_TYPES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 _FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
 
 
-def problems_of(c: LoRAConfig) -> list[str]:
+def problems_of(c: Fields) -> list[str]:
     """Return what is wrong with a config, a sentence each, with what to do."""
     return [*_value_problems(c), *_combination_problems(c)]
 
@@ -37,7 +26,7 @@ def is_names(value: Any) -> bool:
     return isinstance(value, Sequence | set | frozenset) and all(isinstance(v, str) for v in value)
 
 
-def _value_problems(c: LoRAConfig) -> list[str]:
+def _value_problems(c: Fields) -> list[str]:
     found = []
     if not _is_int(c.r, 1):
         found.append(f"r={c.r!r}, but the rank must be a positive integer; 8 is the usual start.")
@@ -58,7 +47,7 @@ def _value_problems(c: LoRAConfig) -> list[str]:
 _MOVE_THE_BASE = ("olora", "corda", "loftq", "lora_ga")
 
 
-def _init_problem(c: LoRAConfig) -> list[str]:
+def _init_problem(c: Fields) -> list[str]:
     init = c.init_lora_weights
     if isinstance(init, bool | str) and init in INITS:
         if not INITS[init].read_only or c.other.get("init_lora_weights") == init:
@@ -73,7 +62,7 @@ def _init_problem(c: LoRAConfig) -> list[str]:
     return [f"init_lora_weights={init!r}; the choices are {known} and 'pissa_niter_N'."]
 
 
-def _name_problems(c: LoRAConfig) -> list[str]:
+def _name_problems(c: Fields) -> list[str]:
     found = []
     for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
         value = getattr(c, name)
@@ -88,7 +77,7 @@ def _name_problems(c: LoRAConfig) -> list[str]:
     return found
 
 
-def _pattern_problems(c: LoRAConfig) -> list[str]:
+def _pattern_problems(c: Fields) -> list[str]:
     found = []
     for name, fits, what in (("rank_pattern", _is_int, "integer"), ("alpha_pattern", _is_number, "number")):
         patterns = getattr(c, name)
@@ -100,7 +89,7 @@ def _pattern_problems(c: LoRAConfig) -> list[str]:
     return found
 
 
-def _index_problems(c: LoRAConfig) -> list[str]:
+def _index_problems(c: Fields) -> list[str]:
     found = []
     layers, tokens = c.layers_to_transform, c.trainable_token_indices
     if layers is not None and not is_layers(layers):
@@ -111,7 +100,7 @@ def _index_problems(c: LoRAConfig) -> list[str]:
     return found
 
 
-def _combination_problems(c: LoRAConfig) -> list[str]:
+def _combination_problems(c: Fields) -> list[str]:
     found = []
     regex = isinstance(c.target_modules, str) and c.target_modules not in PRESETS
     if regex and c.layers_to_transform is not None:

@@ -1,0 +1,1 @@
+"""LoRAConfig and its rules."""
