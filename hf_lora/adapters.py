@@ -19,12 +19,12 @@ from .formats.names import fit_names
 from .formats.peft import read_sites
 from .incoming import check_dtypes, check_same
 from .kinds.table import CONV1D, KINDS
-from .layer import LoRALayer, attach, base_modules, detach
-from .offload import brought_in
+from .layers.distributed import fill, refuse_partitions, refuse_spread
+from .layers.layer import LoRALayer, attach, base_modules, detach
+from .layers.offload import brought_in
+from .layers.state import AdapterState
 from .plan import Site, plan, token_sites
 from .provenance import check, origin
-from .shards import fill, refuse_partitions, refuse_spread
-from .state import AdapterState
 from .targets import as_endings, parameter_names
 from .variants.adapter import Adapter
 from .variants.initial import INITS

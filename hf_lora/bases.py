@@ -20,7 +20,7 @@ from .files.sources import HUB_KWARGS
 from .formats.contents import Contents
 from .formats.peft import PREFIX
 from .formats.spelling import plain_keys
-from .layer import base_modules
+from .layers.layer import base_modules
 from .plain import plainly
 from .targets import as_endings, match_names, saved_modules
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from .config.lora_config import LoRAConfig
 from .errors import ConfigError, ModelError
-from .layer import LoRALayer
+from .layers.layer import LoRALayer
 from .switching import Switching
 
 __all__ = ["as_config", "check_plain", "uncompiled"]

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from .errors import ConfigError
 from .kinds.table import KINDS
-from .layer import LoRALayer, base_class
-from .rates import LearningRates, check_rate
+from .layers.layer import LoRALayer, base_class
+from .layers.rates import LearningRates, check_rate
 from .readiness import check_trains, states_of
 from .targets import is_saved
 from .variants.adapter import Adapter

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from .errors import AdapterMismatchError
+from .layers.state import AdapterState
 from .plan import Site
-from .state import AdapterState
 from .variants.adapter import Adapter
 from .variants.copies import Tokens
 from .variants.initial import INITS

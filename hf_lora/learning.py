@@ -6,8 +6,8 @@ import warnings
 
 from torch import nn
 
-from .rates import LearningRates
-from .state import AdapterState
+from .layers.rates import LearningRates
+from .layers.state import AdapterState
 
 __all__ = ["Learning"]
 

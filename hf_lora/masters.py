@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .layer import LoRALayer
+from .layers.layer import LoRALayer
 
 __all__ = ["widen_masters"]
 

@@ -8,21 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from . import adapters, front
+from . import adapters
 from .bases import head_modules, load_base, load_base_of
 from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError, ModelError
 from .files.sources import HUB_KWARGS
 from .formats.contents import Contents
 from .given import as_config, check_plain, uncompiled
+from .layers import front
+from .layers.memory.switches import MemorySwitches
+from .layers.state import AdapterState
 from .learning import Learning
 from .loading import open_adapter
-from .memory.switches import MemorySwitches
 from .merging import Merging
 from .persistence import Persistence
 from .provenance import BASE_NOTE, commit_of
 from .report import print_trainable, targets_table, trainable_counts
-from .state import AdapterState
 from .switching import Switching
 from .vocabulary import keeps_size, make_room, with_new_rows
 

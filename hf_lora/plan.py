@@ -14,8 +14,8 @@ from .errors import ConfigError, TargetError
 from .kinds.kind import Kind, Shape
 from .kinds.probe import forward_factor
 from .kinds.table import KINDS, PACKED, kind_of, parameter_kind, weight_shape
-from .layer import base_class, base_modules, own_tensor
-from .offload import compute_device
+from .layers.layer import base_class, base_modules, own_tensor
+from .layers.offload import compute_device
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 from .targets import find_targets, match_names, saved_modules
 from .variants.adapter import Adapter

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import AdapterStateError
-from .layer import LoRALayer, base_modules
-from .state import AdapterState
+from .layers.layer import LoRALayer, base_modules
+from .layers.state import AdapterState
 
 __all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains"]
 

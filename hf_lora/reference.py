@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .errors import AdapterStateError
-from .layer import own_tensor
+from .layers.layer import own_tensor
 from .variants.lora import LoRA
 
 __all__ = ["REFERENCE", "Reference"]

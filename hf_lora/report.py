@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .errors import AdapterNameError
-from .layer import base_modules
+from .layers.layer import base_modules
 from .variants.copies import Tokens
 from .variants.lora import LoRA
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .errors import AdapterStateError
+from .layers.distributed import is_spread, whole
 from .maths.low_rank import is_finite
-from .shards import is_spread, whole
 from .variants.adapter import Adapter
 from .variants.lora import LoRA
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .kinds.table import KINDS
-from .layer import LoRALayer, own_tensor
+from .layers.layer import LoRALayer, own_tensor
+from .layers.tying import is_plain
 from .maths import low_rank
 from .report import pattern_of
-from .tying import is_plain
 from .variants.lora import LoRA
 
 __all__ = ["lora_scalars"]

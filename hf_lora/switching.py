@@ -12,8 +12,8 @@ from torch import nn
 
 from . import adapters
 from .errors import AdapterStateError
+from .layers.state import AdapterState
 from .readiness import why_nothing_trains
-from .state import AdapterState
 
 __all__ = ["Switching"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from .config.keys import PRESETS
 from .config.lora_config import LoRAConfig
 from .errors import TargetError
-from .layer import base_modules
+from .layers.layer import base_modules
 from .structure import preset_targets
 
 __all__ = [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .config.lora_config import LoRAConfig
 from .errors import ConfigError
 from .formats.keys import PREFIX
-from .layer import base_modules, own_tensor
+from .layers.layer import base_modules, own_tensor
 from .targets import listed_modules, saved_modules
 
 __all__ = ["input_table", "keeps_size", "make_room", "new_rows_noted", "with_new_rows"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.lora_config import LoRAConfig
-from ..front import name_of
+from ..layers.front import name_of
 from .tasks import Task
 
 __all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]

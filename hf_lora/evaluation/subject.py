@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..front import name_of
+from ..layers.front import name_of
 
 __all__ = ["UNKNOWN", "Subject"]
 

@@ -25,7 +25,7 @@ from ..files.shards import find_weights
 from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.tensors import read_tensors
-from ..layer import own_tensor
+from ..layers.layer import own_tensor
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets
 from .peft import PREFIX

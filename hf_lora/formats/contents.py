@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..files.sources import Source
-from ..layer import base_modules
+from ..layers.layer import base_modules
 
 __all__ = ["Candidate", "Contents", "Fit"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of, weight_shape
-from ..layer import own_tensor
+from ..layers.layer import own_tensor
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import KINDS, kind_of
-from ..layer import LoRALayer, own_tensor
+from ..layers.layer import LoRALayer, own_tensor
 from ..plan import Site, lora_site, mha_sites, tied_sites
 from ..targets import match_names, parameter_names
 from ..variants.adapter import Adapter

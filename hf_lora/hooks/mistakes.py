@@ -65,7 +65,7 @@ def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def inject_adapter(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..layer import LoRALayer
+        from ..layers.layer import LoRALayer
 
         if any(isinstance(module, LoRALayer) for module in model.modules()):
             raise ModelError(

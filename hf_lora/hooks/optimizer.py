@@ -87,7 +87,7 @@ def _note_start(trainer: Any) -> None:
 
 def _rates(trainer: Any) -> set[Any]:
     """Return the learning rates that were set on the LoRAModels in what is trained."""
-    if "hf_lora.layer" not in sys.modules:  # nobody made one
+    if "hf_lora.layers.layer" not in sys.modules:  # nobody made one
         return set()
     from ..readiness import states_of
 

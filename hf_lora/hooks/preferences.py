@@ -55,7 +55,7 @@ def _checking(original: Callable[..., None], prepare: Callable[[Any, dict[str, A
 def _check(model: Any, given: dict[str, Any]) -> None:
     """Raise ModelError or TargetError for what TRL would train without a word, but not as it is meant."""
     from ..errors import ModelError, TargetError
-    from ..layer import LoRALayer
+    from ..layers.layer import LoRALayer
 
     if given.get("peft_config") is not None:
         raise ModelError(

@@ -139,7 +139,7 @@ def _save_whole(trainer: Any, folder: Path) -> None:
     import torch
     from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-    from ..shards import whole
+    from ..layers.distributed import whole
 
     state = trainer.optimizer.state_dict()
     state["state"] = {
@@ -160,7 +160,7 @@ def _load_whole(trainer: Any, folder: Path) -> None:
     from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
     from ..errors import AdapterFileError
-    from ..shards import is_spread, spread_like
+    from ..layers.distributed import is_spread, spread_like
 
     paths = folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME
     missing = [path.name for path in paths if not path.is_file()]

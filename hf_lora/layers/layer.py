@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import MergeError
-from .maths import low_rank
+from ..errors import MergeError
+from ..maths import low_rank
+from ..variants.adapter import Adapter
+from ..variants.lora import LoRA
 from .offload import is_elsewhere, rebind_forward
 from .state import AdapterState
 from .tying import is_alone, is_plain
-from .variants.adapter import Adapter
-from .variants.lora import LoRA
 
 __all__ = ["LoRALayer", "attach", "base_class", "base_modules", "detach", "own_tensor"]
 

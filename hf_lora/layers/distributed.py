@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from .errors import AdapterStateError, ModelError
+from ..errors import AdapterStateError, ModelError
 
 __all__ = ["fill", "is_spread", "refuse_partitions", "refuse_spread", "spread_like", "whole"]
 

@@ -8,13 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .config.lora_config import LoRAConfig
-from .errors import AdapterStateError
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterStateError
 from .rates import LearningRates
 
 if TYPE_CHECKING:
+    from ..provenance import Origin
     from .layer import LoRALayer
-    from .provenance import Origin
 
 _ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ...errors import ModelError
 from ..layer import base_modules
+from ..specialising import Specialised, restore, specialise
 from .gated import gated
-from .special import Specialised, restore, specialise
 
 __all__ = ["disable_mlp_recompute", "enable_mlp_recompute", "gated_form"]
 

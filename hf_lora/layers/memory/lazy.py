@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from ..maths.autocast import Ambient, ambient
-from ..maths.cross_entropy import chunked_cross_entropy
+from ...maths.autocast import Ambient, ambient
+from ...maths.cross_entropy import chunked_cross_entropy
 
 __all__ = ["LazyLogits", "promise"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..offload import rebind_forward
+from .offload import rebind_forward
 
 __all__ = ["Specialised", "restore", "specialise"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..maths.autocast import ambient
+from ...maths.autocast import ambient
 
 __all__ = ["gated"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["LearningRates", "check_rate"]
 

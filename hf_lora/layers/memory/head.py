@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ...errors import ModelError
 from ..layer import LoRALayer
+from ..specialising import Specialised, restore, specialise
 from .lazy import promise
-from .special import Specialised, restore, specialise
 
 __all__ = ["LazyHead", "disable_linear_cross_entropy", "enable_linear_cross_entropy"]
 
