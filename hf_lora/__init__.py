@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .model import LoRAModel, add_lora
     from .readiness import check_ready
     from .search import LoRASearch
-    from .targets import resolve_targets
+    from .targets.names import resolve_targets
     from .training import check_optimizer
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ _LAZY = {
     "inspect_adapter": "inspection",
     "metrics": "evaluation",
     "parameter_groups": "groups",
-    "resolve_targets": "targets",
+    "resolve_targets": "targets.names",
 }
 
 

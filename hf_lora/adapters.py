@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .config.keys import PRESETS
 from .config.lora_config import LoRAConfig
-from .depth import settle_layers
 from .errors import AdapterNameError, AdapterStateError, ConfigError
 from .formats.names import fit_names
 from .formats.peft import read_sites
@@ -23,9 +22,10 @@ from .layers.distributed import fill, refuse_partitions, refuse_spread
 from .layers.layer import LoRALayer, attach, base_modules, detach
 from .layers.offload import brought_in
 from .layers.state import AdapterState
-from .plan import Site, plan, token_sites
 from .provenance import check, origin
-from .targets import as_endings, parameter_names
+from .targets.depth import settle_layers
+from .targets.names import as_endings, parameter_names
+from .targets.plan import Site, plan, token_sites
 from .variants.adapter import Adapter
 from .variants.initial import INITS
 from .variants.lora import LoRA

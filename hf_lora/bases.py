@@ -22,7 +22,7 @@ from .formats.peft import PREFIX
 from .formats.spelling import plain_keys
 from .layers.layer import base_modules
 from .plain import plainly
-from .targets import as_endings, match_names, saved_modules
+from .targets.names import as_endings, match_names, saved_modules
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 

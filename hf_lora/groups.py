@@ -19,7 +19,7 @@ from .kinds.table import KINDS
 from .layers.layer import LoRALayer, base_class
 from .layers.rates import LearningRates, check_rate
 from .readiness import check_trains, states_of
-from .targets import is_saved
+from .targets.names import is_saved
 from .variants.adapter import Adapter
 from .variants.copies import Saved
 from .variants.lora import LoRA

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import AdapterMismatchError
 from .layers.state import AdapterState
-from .plan import Site
+from .targets.plan import Site
 from .variants.adapter import Adapter
 from .variants.copies import Tokens
 from .variants.initial import INITS

@@ -18,21 +18,12 @@ from .config.lora_config import LoRAConfig
 from .errors import ConfigError
 from .formats.keys import PREFIX
 from .layers.layer import base_modules, own_tensor
-from .targets import listed_modules, saved_modules
+from .targets.names import input_table, listed_modules, saved_modules
 
-__all__ = ["input_table", "keeps_size", "make_room", "new_rows_noted", "with_new_rows"]
+__all__ = ["keeps_size", "make_room", "new_rows_noted", "with_new_rows"]
 
 _MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing
-
-
-def input_table(model: Any) -> nn.Module | None:
-    """Return the table that a model looks its tokens up in, None where it has none or does not say."""
-    try:
-        table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return table if isinstance(table, nn.Module) else None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
-from ..targets import listed_modules, match_names, parameter_names, saved_modules
+from ..targets.names import listed_modules, match_names, parameter_names, saved_modules
 
 __all__ = ["lopsided", "missing_names"]
 

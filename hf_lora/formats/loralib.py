@@ -18,7 +18,7 @@ from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
 from ..files.tensors import read_tensors
-from ..targets import listed_modules
+from ..targets.names import listed_modules
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets, is_flags, split_pairs
 from .peft import PREFIX

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
-from ..targets import as_endings, match_names, parameter_names, saved_modules
+from ..targets.names import as_endings, match_names, parameter_names, saved_modules
 from .entries import Entry, key_at, raw_owner
 from .experts import Pair, beside, stacked
 from .keys import PREFIX, WRAP

@@ -17,7 +17,7 @@ from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..kinds.table import kind_of
-from ..targets import listed_modules, parameter_names
+from ..targets.names import listed_modules, parameter_names
 from .coverage import lopsided
 from .doubled import warn_of_doubled_updates
 from .entries import Entry, entry_of, fits, has_place

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
 from ..kinds.table import CONV, CONV1D, kind_of, weight_shape
-from ..targets import as_endings
+from ..targets.names import as_endings
 from .peft import PREFIX
 
 __all__ = ["Pairs", "fit_pairs", "fit_targets", "is_flags", "split_pairs"]

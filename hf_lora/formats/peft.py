@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import KINDS, kind_of
 from ..layers.layer import LoRALayer, own_tensor
-from ..plan import Site, lora_site, mha_sites, tied_sites
-from ..targets import match_names, parameter_names
+from ..targets.names import match_names, parameter_names
+from ..targets.plan import Site, lora_site, mha_sites, tied_sites
 from ..variants.adapter import Adapter
 from ..variants.copies import Saved, Tokens
 from ..variants.lora import LoRA

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .layers import Projection, Tree
+from .tree import Projection, Tree
 from .words import is_experts, is_first_factor, is_indexer, is_output, is_side, letters, says_attention, words
 
 

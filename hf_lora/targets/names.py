@@ -1,7 +1,7 @@
 """Which modules a config names: PEFT's rules for lists and expressions, the structure's for presets.
 
 A list entry matches a module whose full name it is, or ends, on whole dotted words; a string is a regular expression
-for the whole name, unless it is one of the presets, which `structure` answers.
+for the whole name, unless it is one of the presets (`presets.py`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from .config.keys import PRESETS
-from .config.lora_config import LoRAConfig
-from .errors import TargetError
-from .layers.layer import base_modules
-from .structure import preset_targets
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
+from ..errors import TargetError
+from ..layers.layer import base_modules
+from .presets import preset_targets
 
 __all__ = [
     "as_endings",
     "find_targets",
+    "input_table",
     "is_saved",
     "layer_of",
     "listed_modules",
@@ -179,3 +181,12 @@ def _nothing(
         f"{hints + '. ' if hints else ''}Its linear layers end in {', '.join(linear[:20]) or 'nothing (it has none)'}; "
         "name some of them, or use 'auto'."
     )
+
+
+def input_table(model: Any) -> nn.Module | None:
+    """Return the table that a model looks its tokens up in, None where it has none or does not say."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return table if isinstance(table, nn.Module) else None

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from .config.lora_config import LoRAConfig
-from .errors import TargetError
-from .targets import find_targets, layer_of
+from ..config.lora_config import LoRAConfig
+from ..errors import TargetError
+from .names import find_targets, layer_of
 
 __all__ = ["settle_layers"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..reads import child_is_called
 from .attention import Block
-from .layers import Tree, is_convolution, is_linear, is_stacked
+from .reads import child_is_called
+from .tree import Tree, is_convolution, is_linear, is_stacked
 from .words import is_experts, is_head, is_indexer, is_layer, is_router, words
 
 

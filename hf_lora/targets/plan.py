@@ -9,20 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .config.lora_config import LoRAConfig
-from .errors import ConfigError, TargetError
-from .kinds.kind import Kind, Shape
-from .kinds.probe import forward_factor
-from .kinds.table import KINDS, PACKED, kind_of, parameter_kind, weight_shape
-from .layers.layer import base_class, base_modules, own_tensor
-from .layers.offload import compute_device
+from ..config.lora_config import LoRAConfig
+from ..errors import ConfigError, TargetError
+from ..kinds.kind import Kind, Shape
+from ..kinds.probe import forward_factor
+from ..kinds.table import KINDS, PACKED, kind_of, parameter_kind, weight_shape
+from ..layers.layer import base_class, base_modules, own_tensor
+from ..layers.offload import compute_device
+from ..variants.adapter import Adapter
+from ..variants.copies import Saved, Tokens
+from ..variants.initial import INITS, InitName
+from ..variants.table import FORMULAS
+from .names import find_targets, input_table, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
-from .targets import find_targets, match_names, saved_modules
-from .variants.adapter import Adapter
-from .variants.copies import Saved, Tokens
-from .variants.initial import INITS, InitName
-from .variants.table import FORMULAS
-from .vocabulary import input_table
 
 __all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
 

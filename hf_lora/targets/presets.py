@@ -12,7 +12,7 @@ from ..config.keys import PRESETS, Preset
 from ..errors import TargetError
 from .attention import Block, find_blocks
 from .backbone import backbone, block_linears
-from .layers import Tree, is_convolution, is_linear
+from .tree import Tree, is_convolution, is_linear
 
 
 def preset_targets(model: nn.Module, preset: Preset) -> tuple[str, ...]:
