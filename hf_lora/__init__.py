@@ -21,8 +21,8 @@ from .errors import LoRAError
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
     from .evaluation import metrics
+    from .formats.inspection import inspect_adapter
     from .groups import parameter_groups
-    from .inspection import inspect_adapter
     from .model import LoRAModel, add_lora
     from .readiness import check_ready
     from .search import LoRASearch
@@ -53,7 +53,7 @@ _LAZY = {
     "add_lora": "model",
     "check_optimizer": "training",
     "check_ready": "readiness",
-    "inspect_adapter": "inspection",
+    "inspect_adapter": "formats.inspection",
     "metrics": "evaluation",
     "parameter_groups": "groups",
     "resolve_targets": "targets.names",

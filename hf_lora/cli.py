@@ -103,7 +103,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from .inspection import inspect_adapter  # not above: it imports huggingface_hub
+    from .formats.inspection import inspect_adapter  # not above: it imports huggingface_hub
 
     given = {"revision": arguments.revision, "subfolder": arguments.subfolder}
     seen = inspect_adapter(arguments.adapter, **{key: value for key, value in given.items() if value is not None})

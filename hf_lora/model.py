@@ -14,12 +14,12 @@ from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError, ModelError
 from .files.sources import HUB_KWARGS
 from .formats.contents import Contents
+from .formats.opening import open_adapter
 from .given import as_config, check_plain, uncompiled
 from .layers import front
 from .layers.memory.switches import MemorySwitches
 from .layers.state import AdapterState
 from .learning import Learning
-from .loading import open_adapter
 from .merging import Merging
 from .persistence import Persistence
 from .provenance import BASE_NOTE, commit_of

@@ -14,8 +14,8 @@ from . import adapters
 from .errors import AdapterNameError
 from .files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from .files.transaction import settled
+from .formats.opening import open_adapter
 from .layers.state import AdapterState
-from .loading import open_adapter
 from .publish import push_adapter
 from .saving import adapter_state_dict, save_adapters
 

@@ -27,8 +27,8 @@ from .files.hub_files import fetch
 from .files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
 from .files.tensors import write_tensors
 from .formats.contents import Contents
+from .formats.opening import open_adapter
 from .hub.commits import commit
-from .loading import open_adapter
 from .published import is_local_base, places_of, public_base
 from .saving import save_adapters
 

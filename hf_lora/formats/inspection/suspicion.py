@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..config.expressions import may_hang
-from ..config.fields import Fields
-from ..config.keys import INERT, UNSUPPORTED
+from ...config.expressions import may_hang
+from ...config.fields import Fields
+from ...config.keys import INERT, UNSUPPORTED
 from .layout import Layout, Target
 
 __all__ = ["KNOWN_KEYS", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]

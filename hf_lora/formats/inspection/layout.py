@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..files.safetensors_header import Entry
+from ...files.safetensors_header import Entry
 
 __all__ = ["Adapted", "Layout", "Target", "layout_of"]
 

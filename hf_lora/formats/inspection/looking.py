@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterFileError, ConfigError
-from ..files import hub_files
-from ..files.names import CONFIG_NAME, WEIGHTS_NAME
-from ..files.safetensors_header import Entry, header_size, read_header
-from ..files.sources import Source
+from ...errors import AdapterFileError, ConfigError
+from ...files import hub_files
+from ...files.names import CONFIG_NAME, WEIGHTS_NAME
+from ...files.safetensors_header import Entry, header_size, read_header
+from ...files.sources import Source
 from .inspected import Inspection
 from .layout import Layout, layout_of
 from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layout

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .config.lora_config import LoRAConfig
-from .errors import AdapterFileError, ModelError
-from .files.names import CONFIG_NAME
-from .files.sources import Source
-from .files.strict_json import read_json
-from .files.transaction import find_config
-from .formats.contents import Candidate, Contents
-from .formats.table import READERS
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterFileError, ModelError
+from ..files.names import CONFIG_NAME
+from ..files.sources import Source
+from ..files.strict_json import read_json
+from ..files.transaction import find_config
+from .contents import Candidate, Contents
+from .table import READERS
 
 __all__ = ["open_adapter"]
 
