@@ -750,7 +750,7 @@ def test_a_built_wheel_holds_the_template(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel", reason="the build backend is not installed here")
     (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(built) as archive:
-        held = archive.read("hf_lora/model_cards/adapter.md").decode()
+        held = archive.read("hf_lora/hub/card/adapter.md").decode()
     assert sections.parts(held) == template()
 
 

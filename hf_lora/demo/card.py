@@ -8,8 +8,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ..card import amend_card, write_card
-from ..facts import TrainingFacts
+from ..hub.card.run import TrainingFacts
+from ..hub.card.writing import amend_card, write_card
 from ..model import LoRAModel
 from .data import LABELS
 from .results import DemoResults

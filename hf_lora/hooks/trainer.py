@@ -187,7 +187,7 @@ def _queue(trainer: Any) -> Pushes:
 
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
-    from ..uploads import Private, upload
+    from ..hub.uploads import Private, upload
 
     token, revision = token or trainer.args.hub_token, revision or trainer.args.hub_revision
     repo, private = trainer.hub_model_id, Private.of(token, trainer.args.output_dir)
@@ -197,8 +197,8 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
     from ..files.names import CARD_NAME
-    from ..published import places_of
-    from ..uploads import Private, stage_adapters, stage_checkpoint, stage_logs
+    from ..hub.places import places_of
+    from ..hub.uploads import Private, stage_adapters, stage_checkpoint, stage_logs
 
     _check_bases(model)
     output, names = Path(trainer.args.output_dir), list(model.peft_config)
@@ -226,7 +226,7 @@ def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Pa
 
 def _check_bases(model: Any) -> None:
     """Raise ModelError where an adapter's base is known by no public name."""
-    from ..published import public_base
+    from ..hub.places import public_base
 
     for name, config in model.peft_config.items():
         way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from ..published import is_local_base
+from .places import is_local_base
 
 __all__ = ["hub_id", "is_private", "public_name", "public_setting", "scrubbed"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.keys import TASK_TYPES
-from ..config.lora_config import LoRAConfig
-from ..layers.front import name_of
+from ...config.keys import TASK_TYPES
+from ...config.lora_config import LoRAConfig
+from ...layers.front import name_of
 
 __all__ = ["Task", "task_of"]
 

@@ -13,12 +13,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..config.lora_config import LoRAConfig
-from ..facts import TrainingFacts
-from ..variants.papers import PAPERS
+from ...config.lora_config import LoRAConfig
+from ...variants.papers import PAPERS
+from ..privacy import hub_id, is_private, public_name, scrubbed
 from .measured import measured
-from .private import hub_id, is_private, public_name, scrubbed
 from .record import Record, value_digest
+from .run import TrainingFacts
 from .tasks import Task
 
 __all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "variants_of"]

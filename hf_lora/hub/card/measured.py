@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..facts import TrainingFacts
-from .private import is_private
+from ..privacy import is_private
+from .run import TrainingFacts
 
 __all__ = ["Measured", "measured"]
 

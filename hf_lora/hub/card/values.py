@@ -14,14 +14,14 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 from torch import Tensor
 
-from .. import __version__
-from ..config.lora_config import LoRAConfig
-from ..facts import TrainingFacts
-from ..files.names import WEIGHTS_NAMES
-from ..variants.papers import PAPERS
+from ... import __version__
+from ...config.lora_config import LoRAConfig
+from ...files.names import WEIGHTS_NAMES
+from ...variants.papers import PAPERS
+from ..privacy import is_private, public_name, public_setting
 from .measured import measured
 from .metadata import variants_of
-from .private import is_private, public_name, public_setting
+from .run import TrainingFacts
 from .snippets import Subject, snippets
 
 __all__ = ["KEPT", "fill", "values"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .errors import ModelError
-from .files.hub_files import is_repo_id
+from ..errors import ModelError
+from ..files.hub_files import is_repo_id
 
 __all__ = ["is_local_base", "places_of", "public_base"]
 

@@ -13,14 +13,14 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from ..config.lora_config import LoRAConfig
-from ..facts import TrainingFacts
-from ..files.disk import write_atomically
+from ...config.lora_config import LoRAConfig
+from ...files.disk import write_atomically
+from ..privacy import hub_id
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata
-from .private import hub_id
 from .record import Record
+from .run import TrainingFacts
 from .snippets import Subject
 from .tasks import task_of
 from .templates import template

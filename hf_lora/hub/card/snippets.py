@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.lora_config import LoRAConfig
-from ..layers.front import name_of
+from ...config.lora_config import LoRAConfig
+from ...layers.front import name_of
 from .tasks import Task
 
 __all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]

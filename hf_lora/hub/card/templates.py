@@ -15,7 +15,7 @@ _NAME = "adapter.md"
 @cache
 def template() -> dict[str, str]:
     """Return the template's parts by name, in their order."""
-    package = Path(__file__).parents[1]
-    places = (package / "model_cards" / _NAME, package.parent / "model_cards" / "templates" / _NAME)
+    here = Path(__file__)
+    places = (here.parent / _NAME, here.parents[3] / "model_cards" / "templates" / _NAME)
     found = next(place for place in places if place.is_file())
     return parts(found.read_text(encoding="utf-8"))

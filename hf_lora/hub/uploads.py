@@ -18,11 +18,11 @@ from typing import Any
 
 import huggingface_hub
 
-from .errors import HubError
-from .files.disk import write_atomically
-from .files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
-from .hub.commits import commit
-from .published import places_of
+from ..errors import HubError
+from ..files.disk import write_atomically
+from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
+from .commits import commit
+from .places import places_of
 
 __all__ = [
     "Private",

@@ -1,0 +1,1 @@
+"""The model card beside an adapter: what it is, what it was trained on, how to load it."""
