@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .evaluation import metrics
     from .formats.inspection import inspect_adapter
     from .groups import parameter_groups
-    from .model import LoRAModel, add_lora
+    from .model.lora_model import LoRAModel, add_lora
     from .readiness import check_ready
     from .search import LoRASearch
     from .targets.names import resolve_targets
@@ -48,9 +48,9 @@ __all__ = [
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
 _LAZY = {
     "LoRAConfig": "config.lora_config",
-    "LoRAModel": "model",
+    "LoRAModel": "model.lora_model",
     "LoRASearch": "search",
-    "add_lora": "model",
+    "add_lora": "model.lora_model",
     "check_optimizer": "training",
     "check_ready": "readiness",
     "inspect_adapter": "formats.inspection",

@@ -77,7 +77,7 @@ def _add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from .publish import push_folder  # not above: it imports torch
+    from .model.publishing import push_folder  # not above: it imports torch
 
     url = push_folder(
         arguments.directory, arguments.repo, private=arguments.private or None, revision=arguments.revision,

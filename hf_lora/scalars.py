@@ -26,7 +26,7 @@ from .kinds.table import KINDS
 from .layers.layer import LoRALayer, own_tensor
 from .layers.tying import is_plain
 from .maths import low_rank
-from .report import pattern_of
+from .model.report import pattern_of
 from .variants.lora import LoRA
 
 __all__ = ["lora_scalars"]

@@ -14,8 +14,8 @@ from transformers.trainer_utils import BestRun
 
 from .config.lora_config import LoRAConfig
 from .errors import AdapterStateError, ConfigError, MissingExtraError, ModelError
-from .model import LoRAModel
-from .report import aligned, trainable_counts
+from .model.lora_model import LoRAModel
+from .model.report import aligned, trainable_counts
 from .space import LORA_NAMES, Range, Space, checked_space, config_with, default_space, labels
 
 __all__ = ["LoRASearch", "Range"]

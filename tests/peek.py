@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 PLACES = {
-    "adapters": "hf_lora.adapters",
+    "adapters": "hf_lora.model.adapters",
     "frontmatter": "hf_lora.hub.card.frontmatter",
     "hub_id": "hf_lora.hub.privacy:hub_id",
     "is_private": "hf_lora.hub.privacy:is_private",
@@ -87,7 +87,7 @@ PLACES = {
     "RecomputingMLP": "hf_lora.layers.memory.mlp:RecomputingMLP",
     "gated_form": "hf_lora.layers.memory.mlp:gated_form",
     "plan": "hf_lora.targets.plan:plan",
-    "provenance": "hf_lora.provenance",
+    "provenance": "hf_lora.model.provenance",
     "public_base": "hf_lora.hub.places:public_base",
     "child_is_called": "hf_lora.targets.reads:child_is_called",
     "weight_is_read": "hf_lora.targets.reads:weight_is_read",

@@ -10,7 +10,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from ..hub.card.run import TrainingFacts
 from ..hub.card.writing import amend_card, write_card
-from ..model import LoRAModel
+from ..model.lora_model import LoRAModel
 from .data import LABELS
 from .results import DemoResults
 

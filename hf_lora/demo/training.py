@@ -20,7 +20,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from ..evaluation import metrics
-from ..model import LoRAModel
+from ..model.lora_model import LoRAModel
 from .data import Split, base_directory, encode
 from .results import DemoOptions, Scores
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..plain import is_plain, plainly
+from ..model.without_adapters import is_plain, plainly
 from .marks import MARK
 
 __all__ = ["finds_adapters", "is_adapter", "load_adapter", "takes_lora_config"]
@@ -29,7 +29,9 @@ def takes_lora_config(original: classmethod) -> classmethod:
     def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         lora_config = kwargs.pop("lora_config", None)
         if lora_config is not None:
-            from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+            from ..model.lora_model import (
+                LoRAModel,  # not above: it imports torch, which `import hf_lora` leaves alone
+            )
 
             return LoRAModel.from_pretrained(
                 pretrained_model_name_or_path, lora_config, *args, auto_class=cls, **kwargs
@@ -97,7 +99,7 @@ def load_adapter(cls: type | None, name: str, kwargs: Mapping[str, Any]) -> Any:
     `revision` and `subfolder` are the adapter's, and `adapter_kwargs` are for it alone. A directory that holds a whole
     model with the adapter beside it is its own base, as with PEFT. Raises LoRAError.
     """
-    from ..model import LoRAModel
+    from ..model.lora_model import LoRAModel
 
     kwargs = dict(kwargs)
     own = kwargs.pop("adapter_kwargs", None) or {}

@@ -32,7 +32,7 @@ def _checking(original: Callable[..., None], prepare: Callable[[Any, dict[str, A
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+        from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
 
         given = signature.bind(self, *args, **kwargs).arguments
         model = given.get("model")

@@ -16,7 +16,9 @@ def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..vocabulary import new_rows_noted  # not above: it imports torch, which `import hf_lora` leaves alone
+        from ..model.vocabulary import (
+            new_rows_noted,  # not above: it imports torch, which `import hf_lora` leaves alone
+        )
 
         with new_rows_noted(self):
             return original(self, *args, **kwargs)

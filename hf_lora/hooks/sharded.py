@@ -27,7 +27,7 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
         if not (_is_fsdp2(self) or self.is_deepspeed_enabled):
             original(self, output_dir, _internal_call=_internal_call)
             return
-        from ..saveable import gather
+        from ..model.saved_tensors import gather
 
         adapters = [gather(target, name) for name in target.peft_config]
         if self.args.should_save:  # older versions of Trainer._save leave that to their caller
@@ -76,7 +76,7 @@ def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+        from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
 
         with ExitStack() as stack:
             for model in args if getattr(self, "is_fsdp2", False) else ():
@@ -98,7 +98,7 @@ def stand_in(*args: Any, **kwargs: Any) -> Any:
 
 def load_partitions(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
     """Call transformers' deepspeed_load_checkpoint; a LoRAModel's checkpoint need not hold its base."""
-    from ..model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
+    from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
 
     strict = load_module_strict and not isinstance(deepspeed_engine.module, LoRAModel)
     getattr(load_partitions, MARK)(deepspeed_engine, checkpoint_path, load_module_strict=strict)

@@ -13,7 +13,7 @@ from ..errors import AdapterStateError
 from .rates import LearningRates
 
 if TYPE_CHECKING:
-    from ..provenance import Origin
+    from ..model.provenance import Origin
     from .layer import LoRALayer
 
 _ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)

@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from .config.keys import TASK_TYPES
-from .config.lora_config import LoRAConfig
-from .errors import ConfigError, LoRAError, ModelError
-from .files.sources import HUB_KWARGS
-from .formats.contents import Contents
-from .formats.peft import PREFIX
-from .formats.spelling import plain_keys
-from .layers.layer import base_modules
-from .plain import plainly
-from .targets.names import as_endings, match_names, saved_modules
+from ..config.keys import TASK_TYPES
+from ..config.lora_config import LoRAConfig
+from ..errors import ConfigError, LoRAError, ModelError
+from ..files.sources import HUB_KWARGS
+from ..formats.contents import Contents
+from ..formats.peft import PREFIX
+from ..formats.spelling import plain_keys
+from ..layers.layer import base_modules
+from ..targets.names import as_endings, match_names, saved_modules
+from .without_adapters import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 

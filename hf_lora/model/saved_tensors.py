@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import AdapterStateError
-from .layers.distributed import is_spread, whole
-from .maths.low_rank import is_finite
-from .variants.adapter import Adapter
-from .variants.lora import LoRA
+from ..errors import AdapterStateError
+from ..layers.distributed import is_spread, whole
+from ..maths.low_rank import is_finite
+from ..variants.adapter import Adapter
+from ..variants.lora import LoRA
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 

@@ -6,8 +6,8 @@ import warnings
 
 from torch import nn
 
-from .layers.rates import LearningRates
-from .layers.state import AdapterState
+from ..layers.rates import LearningRates
+from ..layers.state import AdapterState
 
 __all__ = ["Learning"]
 

@@ -10,13 +10,13 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 
+from ..errors import AdapterNameError
+from ..files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
+from ..files.transaction import settled
+from ..formats.opening import open_adapter
+from ..layers.state import AdapterState
 from . import adapters
-from .errors import AdapterNameError
-from .files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
-from .files.transaction import settled
-from .formats.opening import open_adapter
-from .layers.state import AdapterState
-from .publish import push_adapter
+from .publishing import push_adapter
 from .saving import adapter_state_dict, save_adapters
 
 __all__ = ["Persistence"]

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub
 from torch import Tensor, nn
 
-from . import __version__
-from .errors import AdapterFileError, BaseMismatchError
-from .layers.front import base_of
-from .layers.layer import LoRALayer, own_tensor
-from .layers.tying import is_plain
-from .maths import fingerprint as fp
-from .variants.lora import LoRA
+from .. import __version__
+from ..errors import AdapterFileError, BaseMismatchError
+from ..layers.front import base_of
+from ..layers.layer import LoRALayer, own_tensor
+from ..layers.tying import is_plain
+from ..maths import fingerprint as fp
+from ..variants.lora import LoRA
 
 if TYPE_CHECKING:
-    from .layers.state import AdapterState
+    from ..layers.state import AdapterState
 
 __all__ = ["BASE_NOTE", "Origin", "adapted", "check", "commit_of", "hub_id", "note_of", "observe", "origin"]
 

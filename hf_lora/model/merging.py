@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import AdapterStateError, MergeError
+from ..layers import front
+from ..layers.distributed import is_spread
+from ..layers.state import AdapterState
+from ..layers.tying import shared_memory, tied_groups, untie
 from .adapters import check_known, check_together, remove_all
-from .errors import AdapterStateError, MergeError
-from .layers import front
-from .layers.distributed import is_spread
-from .layers.state import AdapterState
-from .layers.tying import shared_memory, tied_groups, untie
 
 __all__ = ["MergeReport", "Merging", "merge", "merge_for_good", "merge_losses", "unmerge"]
 

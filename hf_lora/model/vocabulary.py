@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config.lora_config import LoRAConfig
-from .errors import ConfigError
-from .formats.keys import PREFIX
-from .layers.layer import base_modules, own_tensor
-from .targets.names import input_table, listed_modules, saved_modules
+from ..config.lora_config import LoRAConfig
+from ..errors import ConfigError
+from ..formats.keys import PREFIX
+from ..layers.layer import base_modules, own_tensor
+from ..targets.names import input_table, listed_modules, saved_modules
 
 __all__ = ["keeps_size", "make_room", "new_rows_noted", "with_new_rows"]
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from .errors import AdapterMismatchError
-from .layers.state import AdapterState
-from .targets.plan import Site
-from .variants.adapter import Adapter
-from .variants.copies import Tokens
-from .variants.initial import INITS
-from .variants.lora import LoRA
+from ..errors import AdapterMismatchError
+from ..layers.state import AdapterState
+from ..targets.plan import Site
+from ..variants.adapter import Adapter
+from ..variants.copies import Tokens
+from ..variants.initial import INITS
+from ..variants.lora import LoRA
 
 __all__ = ["check_dtypes", "check_same"]
 

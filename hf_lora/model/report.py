@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from .errors import AdapterNameError
-from .layers.layer import base_modules
-from .variants.copies import Tokens
-from .variants.lora import LoRA
+from ..errors import AdapterNameError
+from ..layers.layer import base_modules
+from ..variants.copies import Tokens
+from ..variants.lora import LoRA
 
 __all__ = ["aligned", "pattern_of", "print_trainable", "targets_table", "trainable_counts"]
 

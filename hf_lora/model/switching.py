@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import AdapterStateError
+from ..layers.state import AdapterState
+from ..readiness import why_nothing_trains
 from . import adapters
-from .errors import AdapterStateError
-from .layers.state import AdapterState
-from .readiness import why_nothing_trains
 
 __all__ = ["Switching"]
 

@@ -11,25 +11,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .config.keys import PRESETS
-from .config.lora_config import LoRAConfig
-from .errors import AdapterNameError, AdapterStateError, ConfigError
-from .formats.names import fit_names
-from .formats.peft import read_sites
-from .incoming import check_dtypes, check_same
-from .kinds.table import CONV1D, KINDS
-from .layers.distributed import fill, refuse_partitions, refuse_spread
-from .layers.layer import LoRALayer, attach, base_modules, detach
-from .layers.offload import brought_in
-from .layers.state import AdapterState
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterNameError, AdapterStateError, ConfigError
+from ..formats.names import fit_names
+from ..formats.peft import read_sites
+from ..kinds.table import CONV1D, KINDS
+from ..layers.distributed import fill, refuse_partitions, refuse_spread
+from ..layers.layer import LoRALayer, attach, base_modules, detach
+from ..layers.offload import brought_in
+from ..layers.state import AdapterState
+from ..targets.depth import settle_layers
+from ..targets.names import as_endings, parameter_names
+from ..targets.plan import Site, plan, token_sites
+from ..variants.adapter import Adapter
+from ..variants.initial import INITS
+from ..variants.lora import LoRA
+from ..variants.table import FORMULAS
+from .file_checks import check_dtypes, check_same
 from .provenance import check, origin
-from .targets.depth import settle_layers
-from .targets.names import as_endings, parameter_names
-from .targets.plan import Site, plan, token_sites
-from .variants.adapter import Adapter
-from .variants.initial import INITS
-from .variants.lora import LoRA
-from .variants.table import FORMULAS
 
 __all__ = ["add", "check_known", "check_together", "copy_in", "delete", "extend", "load", "remove_all", "select"]
 

@@ -11,16 +11,16 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
-from .config.lora_config import LoRAConfig
-from .errors import AdapterFileError, AdapterNameError, AdapterStateError
-from .files.disk import locked
-from .files.names import CARD_NAME
-from .files.transaction import commit
-from .formats.peft import PREFIX, adapter_tensors
-from .hub.card.writing import write_card
-from .hub.places import places_of
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
+from ..files.disk import locked
+from ..files.names import CARD_NAME
+from ..files.transaction import commit
+from ..formats.peft import PREFIX, adapter_tensors
+from ..hub.card.writing import write_card
+from ..hub.places import places_of
 from .provenance import BASE_NOTE, note_of
-from .saveable import check, count, gather, is_sharded
+from .saved_tensors import check, count, gather, is_sharded
 
 __all__ = ["adapter_state_dict", "save_adapters"]
 

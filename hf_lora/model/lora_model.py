@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterStateError, ModelError
+from ..files.sources import HUB_KWARGS
+from ..formats.contents import Contents
+from ..formats.opening import open_adapter
+from ..layers import front
+from ..layers.memory.switches import MemorySwitches
+from ..layers.state import AdapterState
 from . import adapters
+from .arguments import as_config, check_plain, uncompiled
 from .bases import head_modules, load_base, load_base_of
-from .config.lora_config import LoRAConfig
-from .errors import AdapterStateError, ModelError
-from .files.sources import HUB_KWARGS
-from .formats.contents import Contents
-from .formats.opening import open_adapter
-from .given import as_config, check_plain, uncompiled
-from .layers import front
-from .layers.memory.switches import MemorySwitches
-from .layers.state import AdapterState
 from .learning import Learning
 from .merging import Merging
 from .persistence import Persistence

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .config.lora_config import LoRAConfig
-from .errors import ConfigError, ModelError
-from .layers.layer import LoRALayer
+from ..config.lora_config import LoRAConfig
+from ..errors import ConfigError, ModelError
+from ..layers.layer import LoRALayer
 from .switching import Switching
 
 __all__ = ["as_config", "check_plain", "uncompiled"]

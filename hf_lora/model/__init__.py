@@ -1,0 +1,1 @@
+"""LoRAModel: a model with adapters, and what it does: adding, loading, saving, publishing, merging."""
