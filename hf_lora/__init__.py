@@ -20,14 +20,14 @@ from .errors import LoRAError
 
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
-    from .evaluation import metrics
     from .formats.inspection import inspect_adapter
-    from .groups import parameter_groups
     from .model.lora_model import LoRAModel, add_lora
-    from .readiness import check_ready
-    from .search import LoRASearch
     from .targets.names import resolve_targets
-    from .training import check_optimizer
+    from .training.groups import parameter_groups
+    from .training.metrics import metrics
+    from .training.optimizer import check_optimizer
+    from .training.ready import check_ready
+    from .training.search import LoRASearch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,13 +49,13 @@ __all__ = [
 _LAZY = {
     "LoRAConfig": "config.lora_config",
     "LoRAModel": "model.lora_model",
-    "LoRASearch": "search",
+    "LoRASearch": "training.search",
     "add_lora": "model.lora_model",
-    "check_optimizer": "training",
-    "check_ready": "readiness",
+    "check_optimizer": "training.optimizer",
+    "check_ready": "training.ready",
     "inspect_adapter": "formats.inspection",
-    "metrics": "evaluation",
-    "parameter_groups": "groups",
+    "metrics": "training.metrics",
+    "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",
 }
 

@@ -14,7 +14,7 @@ def facts_of(trainer: Any, **given: Any) -> TrainingFacts:
     """Return what a Trainer knows of its run, and what its user says of it (`create_model_card`'s arguments)."""
     from transformers.modelcard import extract_hyperparameters_from_trainer
 
-    from ..evaluation import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
+    from ..training.metrics import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
 
     found = {key: _plain(value) for key, value in extract_hyperparameters_from_trainer(trainer).items()}
     if trainer.args.bf16:

@@ -29,9 +29,7 @@ def takes_lora_config(original: classmethod) -> classmethod:
     def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         lora_config = kwargs.pop("lora_config", None)
         if lora_config is not None:
-            from ..model.lora_model import (
-                LoRAModel,  # not above: it imports torch, which `import hf_lora` leaves alone
-            )
+            from ..model.lora_model import LoRAModel
 
             return LoRAModel.from_pretrained(
                 pretrained_model_name_or_path, lora_config, *args, auto_class=cls, **kwargs

@@ -20,7 +20,7 @@ def prepares_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def evaluation_loop(self: Any, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        from ..evaluation import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
+        from ..training.metrics import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
 
         metrics = self.compute_metrics
         if not isinstance(metrics, Metrics):

@@ -23,7 +23,7 @@ def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @for_lora(original)
     def inner_training_loop(target: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..readiness import check_ready  # not above: it imports torch
+        from ..training.ready import check_ready  # not above: it imports torch
 
         check_ready(target)
         if self.is_fsdp_enabled:
@@ -36,7 +36,7 @@ def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def widen(trainer: Any, model: Any) -> None:
     """Make half-precision masters float32 with a warning, except where an engine sees to their dtype."""
-    from ..masters import widen_masters
+    from ..training.precision import widen_masters
 
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (count := widen_masters(model)):
         warnings.warn(

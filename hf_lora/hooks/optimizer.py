@@ -68,7 +68,7 @@ def _settle_around(trainer: Any, fresh: bool, decays: bool = True) -> None:
     rates, model, optimizer = _rates(trainer), trainer.model, trainer.optimizer
     if not any(rates) or (len(rates) > 1 and not fresh):  # several that differ: whoever built it grouped for each
         return
-    from ..groups import check_rates, regroup
+    from ..training.groups import check_rates, regroup
 
     if _is_out_of_sight(trainer, model):
         raise _cannot_tell_apart(" and ".join(map(str, rates)), optimizer)
@@ -89,7 +89,7 @@ def _rates(trainer: Any) -> set[Any]:
     """Return the learning rates that were set on the LoRAModels in what is trained."""
     if "hf_lora.layers.layer" not in sys.modules:  # nobody made one
         return set()
-    from ..readiness import states_of
+    from ..training.ready import states_of
 
     return {state.rates for state in states_of(trainer.model)}
 
@@ -103,8 +103,8 @@ def _cannot_tell_apart(rates: Any, optimizer: Any) -> ConfigError:
 
 def _settle(trainer: Any, model: Any, fresh: bool, decays: bool = True) -> None:
     """Group a fresh optimizer, check any, and see to it that it is checked again when adapters were switched."""
-    from ..groups import regroup  # not above: they import torch, which `import hf_lora` leaves alone
-    from ..training import check_optimizer
+    from ..training.groups import regroup  # not above: they import torch, which `import hf_lora` leaves alone
+    from ..training.optimizer import check_optimizer
 
     watch = trainer.__dict__.get("_hf_lora_watch")
     if _is_out_of_sight(trainer, model):
@@ -128,7 +128,7 @@ def _is_out_of_sight(trainer: Any, model: Any) -> bool:
     """
     from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-    from ..training import held_by
+    from ..training.optimizer import held_by
 
     optimizer = trainer.optimizer
     if isinstance(getattr(optimizer, "optimizer", optimizer), LayerWiseDummyOptimizer):
@@ -146,7 +146,7 @@ class _Watch:
         self.seen: tuple[object, ...] = ()
 
     def __call__(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        from ..training import check_optimizer
+        from ..training.optimizer import check_optimizer
 
         state = self.model._lora
         now = (state.selected, state.enabled, state.merged, len(state.configs), state.rates)

@@ -73,7 +73,7 @@ def _check(model: Any, given: dict[str, Any]) -> None:
 def _add_reference(model: Any, given: dict[str, Any]) -> None:
     """Give DPO its ref_model where there is none; raises AdapterStateError, ModelError."""
     from ..errors import ModelError
-    from ..reference import Reference
+    from ..training.reference import Reference
 
     args = given.get("args")
     if given.get("ref_model") is not None or getattr(args, "precompute_ref_log_probs", False):

@@ -16,9 +16,7 @@ def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..model.vocabulary import (
-            new_rows_noted,  # not above: it imports torch, which `import hf_lora` leaves alone
-        )
+        from ..model.vocabulary import new_rows_noted
 
         with new_rows_noted(self):
             return original(self, *args, **kwargs)

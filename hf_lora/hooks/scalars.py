@@ -29,7 +29,7 @@ def reports_scalars(original: Callable[..., None]) -> Callable[..., None]:
         if model is None:
             original(self, logs, *args, **kwargs)
             return
-        from ..scalars import lora_scalars  # not above: it imports torch, which `import hf_lora` leaves alone
+        from ..training.trackers import lora_scalars  # not above: it imports torch, which `import hf_lora` leaves alone
 
         with _told(trackers, lora_scalars(model)):
             original(self, logs, *args, **kwargs)

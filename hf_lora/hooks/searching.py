@@ -18,7 +18,7 @@ def checks_drawn(original: Callable[..., None]) -> Callable[..., None]:
     def hp_search_setup(self: Any, trial: Any) -> None:
         original(self, trial)
         if self.model_init is not None:
-            from ..search import LoRASearch  # not above: it imports torch, which `import hf_lora` leaves alone
+            from ..training.search import LoRASearch  # not above: it imports torch, which `import hf_lora` leaves alone
 
             search = getattr(self.model_init, "__self__", None)
             drawn = trial is None or (self.hp_search_backend is not None and hasattr(trial, "suggest_categorical"))

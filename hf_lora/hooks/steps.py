@@ -19,7 +19,7 @@ def notes_steps(original: Callable[..., None]) -> Callable[..., None]:
     @for_lora(original)
     def save(target: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         if self.optimizer is not None:
-            from ..training import held_by
+            from ..training.optimizer import held_by
 
             held = held_by(self.optimizer)
             for layer in target._lora.layers.values():

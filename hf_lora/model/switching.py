@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import AdapterStateError
 from ..layers.state import AdapterState
-from ..readiness import why_nothing_trains
+from ..training.ready import why_nothing_trains
 from . import adapters
 
 __all__ = ["Switching"]

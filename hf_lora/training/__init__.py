@@ -1,0 +1,1 @@
+"""What a training loop needs: readiness, parameter groups, a reference, metrics, searches, trackers."""
