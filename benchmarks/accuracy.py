@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hf_lora.cli_.demo.data import Split, base_directory, encode, ratings, split
+from hf_lora.cli_.demo.training import quiet_loading
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -29,8 +31,6 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.demo.data import Split, base_directory, encode, ratings, split
-from hf_lora.demo.training import quiet_loading
 
 from .measure import Findings, Options, Row
 

@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors, hooks
+from ._version import __version__ as __version__
 from .errors import LoRAError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .training.ready import check_ready
     from .training.search import LoRASearch
 
-__version__ = "0.1.0"
 __all__ = [
     "LoRAConfig",
     "LoRAError",

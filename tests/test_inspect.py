@@ -327,7 +327,7 @@ def test_the_command_starts_without_torch_and_reads_the_head_only(adapter: Path)
     size = 8 + struct.unpack("<Q", raw[:8])[0]
     raw[size:] = b"\xff" * (len(raw) - size)  # NaNs, which nobody looks at
     (adapter / WEIGHTS).write_bytes(raw)
-    code = f"import sys; from hf_lora import cli; status = cli.main(['inspect', {str(adapter)!r}]); assert 'torch' not in sys.modules; sys.exit(status)"
+    code = f"import sys; from hf_lora.cli import main as cli; status = cli.main(['inspect', {str(adapter)!r}]); assert 'torch' not in sys.modules; sys.exit(status)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing suspicious" in done.stdout

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub
 from torch import Tensor, nn
 
-from .. import __version__
+from .._version import __version__
 from ..errors import AdapterFileError, BaseMismatchError
 from ..layers.front import base_of
 from ..layers.layer import LoRALayer, own_tensor

@@ -14,7 +14,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 from torch import Tensor
 
-from ... import __version__
+from ..._version import __version__
 from ...config.lora_config import LoRAConfig
 from ...files.names import WEIGHTS_NAMES
 from ...variants.papers import PAPERS

@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from ... import __version__
+from ..._version import __version__
 from ...errors import ConfigError, HubError, HubNotFoundError, MissingExtraError
 from ...files.hub_calls import FAILURES, Subject, as_hub_error
 

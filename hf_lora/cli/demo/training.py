@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from ..model.lora_model import LoRAModel
-from ..training.metrics import metrics
+from ...model.lora_model import LoRAModel
+from ...training.metrics import metrics
 from .data import Split, base_directory, encode
 from .results import DemoOptions, Scores
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterFileError
+from ...errors import AdapterFileError
 
 __all__ = ["RESULTS_NAME", "DemoOptions", "DemoResults", "Scores"]
 

@@ -8,9 +8,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ..hub.card.run import TrainingFacts
-from ..hub.card.writing import amend_card, write_card
-from ..model.lora_model import LoRAModel
+from ...hub.card.run import TrainingFacts
+from ...hub.card.writing import amend_card, write_card
+from ...model.lora_model import LoRAModel
 from .data import LABELS
 from .results import DemoResults
 

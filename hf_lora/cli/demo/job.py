@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..config.lora_config import LoRAConfig
-from ..errors import AdapterFileError
-from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
-from ..model.lora_model import LoRAModel
+from ...config.lora_config import LoRAConfig
+from ...errors import AdapterFileError
+from ...files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
+from ...model.lora_model import LoRAModel
 from .card import describe
 from .data import LABELS, Split, base_directory, ratings, split
 from .results import RESULTS_NAME, DemoOptions, DemoResults

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import MissingExtraError
+from ...errors import MissingExtraError
 
 __all__ = ["LABELS", "Rated", "Split", "base_directory", "encode", "ratings", "split"]
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..model.lora_model import LoRAModel
+from ...model.lora_model import LoRAModel
 from .job import open_split
 from .results import DemoResults, Scores
 from .training import build_trainer, one_thread, quiet_loading, scores

@@ -1,0 +1,1 @@
+"""The hf-lora command: one file a command."""
