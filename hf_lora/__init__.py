@@ -15,8 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors, hooks
-from ._version import __version__ as __version__
+from . import errors, integrations
+from ._version import __version__  # noqa: F401
 from .errors import LoRAError
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-hooks.install()
+integrations.install()

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError
+from ..maths.fingerprint import Fingerprint
 from .rates import LearningRates
-
-if TYPE_CHECKING:
-    from ..model.provenance import Origin
-    from .layer import LoRALayer
 
 _ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
 
 _OPEN: list[tuple[int, tuple[str, ...]]] = []  # the routes of all blocks that run now, in any thread
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of an adapter's base.
+
+    note: what its file says, written again as it is; None for an adapter that trains on the base that is here.
+    seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
+    """
+
+    note: Mapping[str, Any] | None = None
+    seen: Fingerprint | None = None
 
 
 @dataclass
@@ -30,7 +39,7 @@ class AdapterState:
     """
 
     configs: dict[str, LoRAConfig] = field(default_factory=dict)
-    layers: dict[str, LoRALayer] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)  # full name -> LoRALayer
     origins: dict[str, Origin] = field(default_factory=dict)
     commit: str | None = None
     trainable: set[str] = field(default_factory=set)

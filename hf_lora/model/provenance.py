@@ -12,9 +12,8 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 from torch import Tensor, nn
@@ -23,14 +22,12 @@ from .._version import __version__
 from ..errors import AdapterFileError, BaseMismatchError
 from ..layers.front import base_of
 from ..layers.layer import LoRALayer, own_tensor
+from ..layers.state import AdapterState, Origin
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
 from ..variants.lora import LoRA
 
-if TYPE_CHECKING:
-    from ..layers.state import AdapterState
-
-__all__ = ["BASE_NOTE", "Origin", "adapted", "check", "commit_of", "hub_id", "note_of", "observe", "origin"]
+__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "hub_id", "note_of", "observe", "origin"]
 
 _LOG = logging.getLogger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
@@ -39,18 +36,6 @@ _MOST = 1024  # weights that are looked at: a mixture of single experts has tens
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Weights = Iterable[tuple[str, str]]  # (module, parameter)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What is known of an adapter's base.
-
-    note: what its file says, written again as it is; None for an adapter that trains on the base that is here.
-    seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
-    """
-
-    note: Mapping[str, Any] | None = None
-    seen: fp.Fingerprint | None = None
 
 
 def observe(modules: Mapping[str, nn.Module], weights: Weights) -> fp.Fingerprint:

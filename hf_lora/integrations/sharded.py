@@ -91,7 +91,7 @@ def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def stand_in(*args: Any, **kwargs: Any) -> Any:
     """Stand in for transformers' deepspeed_load_checkpoint."""
-    from hf_lora.hooks.sharded import load_partitions
+    from hf_lora.integrations.sharded import load_partitions
 
     return load_partitions(*args, **kwargs)
 

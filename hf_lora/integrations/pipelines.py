@@ -30,7 +30,7 @@ _HUB = ("token", "local_files_only", "cache_dir", "force_download", "trust_remot
 
 def stand_in(*args: Any, **kwargs: Any) -> Any:
     """Do what `transformers.pipeline` does now; runs with the globals of `transformers.pipelines`."""
-    from hf_lora.hooks.pipelines import call_pipeline
+    from hf_lora.integrations.pipelines import call_pipeline
 
     return call_pipeline(*args, **kwargs)
 
