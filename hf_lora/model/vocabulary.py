@@ -1,7 +1,7 @@
 """New rows of the vocabulary: tokens that were added and resized for are trained and saved, and only they.
 
-Which rows are new is noted when the model is resized (`integrations/resizing.py`), so that nobody has to ask the Hub how
-large the base's vocabulary was, and the whole embedding need not be saved to be sure.
+Which rows are new is noted when the model is resized (`integrations/resizing.py`), so that nobody has to ask the Hub
+how large the base's vocabulary was, and the whole embedding need not be saved to be sure.
 """
 
 from __future__ import annotations
