@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hf_lora.cli_.demo.data import Split, base_directory, encode, ratings, split
-from hf_lora.cli_.demo.training import quiet_loading
+from hf_lora.cli.demo.data import Split, base_directory, encode, ratings, split
+from hf_lora.cli.demo.training import quiet_loading
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,

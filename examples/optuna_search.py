@@ -11,7 +11,7 @@ import argparse
 from importlib import resources
 
 import optuna
-from hf_lora.train_.search import Range
+from hf_lora.training.search import Range
 from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
