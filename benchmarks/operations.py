@@ -17,7 +17,7 @@ from typing import Any
 
 import peft
 import torch
-from hf_lora.model_ import provenance
+from hf_lora.model import provenance
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
