@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hf_lora.cli.demo.data import Split, base_directory, encode, ratings, split
-from hf_lora.cli.demo.training import quiet_loading
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -31,6 +29,8 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.cli.demo.data import Split, base_directory, encode, ratings, split
+from hf_lora.cli.demo.training import quiet_loading
 
 from .measure import Findings, Options, Row
 

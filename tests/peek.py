@@ -9,7 +9,8 @@ import importlib
 from typing import Any
 
 PLACES = {
-    "adapters": "hf_lora.model.adapters",
+    "adding": "hf_lora.model.adding",
+    "selecting": "hf_lora.model.selecting",
     "frontmatter": "hf_lora.hub.card.frontmatter",
     "hub_id": "hf_lora.hub.privacy:hub_id",
     "is_private": "hf_lora.hub.privacy:is_private",
@@ -53,7 +54,7 @@ PLACES = {
     "header_size": "hf_lora.files.safetensors_header:header_size",
     "read_header": "hf_lora.files.safetensors_header:read_header",
     "READERS": "hf_lora.formats.table:READERS",
-    "front_class": "hf_lora.layers.front:front_class",
+    "refined": "hf_lora.layers.specialising:refined",
     "LF": "hf_lora.maths.low_rank",
     "hooks": "hf_lora.integrations",
     "facts_of": "hf_lora.integrations.cards:facts_of",

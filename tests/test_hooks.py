@@ -178,10 +178,10 @@ def test_every_adapter_seam_of_a_transformers_model_is_overridden() -> None:
 
     from hf_lora import LoRAModel
 
-    from .peek import front_class
+    from .peek import refined
 
     seams = {n for n, v in vars(PeftAdapterMixin).items() if inspect.isfunction(v) and not n.startswith("_")}
-    front = front_class(LoRAModel, BertModel)
+    front = refined(LoRAModel, BertModel)
     left = [n for n in seams - {"enable_peft_hotswap"} if not getattr(front, n).__module__.startswith("hf_lora.")]
     assert not left
 

@@ -494,7 +494,7 @@ def test_adapters_on_the_head_come_and_go_while_it_is_lazy(tmp_path: Path) -> No
     assert same(lazily, (again[0], {n.replace("again", "head"): g for n, g in again[1].items()}))
     model.delete_adapter(["head", "again"])
     assert isinstance(model.lm_head, LazyHead)
-    assert model.lm_head._plain is nn.Linear
+    assert model.lm_head._lora_made.base is nn.Linear
     LoRAModel.from_pretrained(tmp_path, base_model=model, adapter_name="third", is_trainable=True)
     assert torch.allclose(step(model, "gpt2")[0], lazily[0])
     assert type(model.unload().lm_head) is nn.Linear

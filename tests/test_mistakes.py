@@ -338,13 +338,13 @@ def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> N
     trainer(model, tmp_path / "run", max_steps=2).train()
 
 
-def test_a_merged_adapter_is_refused_by_train_and_disabled_ones_are_no_hindrance_to_it() -> None:
+def test_train_is_no_hindrance_to_merged_and_disabled_adapters_and_check_ready_refuses_them() -> None:
     model = trained_gpt2()
     with model.adapters_disabled():
         model.train()
     model.merge_adapter()
-    with pytest.raises(AdapterStateError, match=r"merged.*unmerge_adapter"):
-        model.train()
+    with pytest.raises(AdapterStateError, match="unmerge_adapter"):
+        check_ready(model.train())
 
 
 def test_weights_that_train_and_are_offloaded_are_refused() -> None:

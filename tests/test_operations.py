@@ -18,7 +18,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import MergeError
 
 from .cases import KIND_CASES, PAIRS, adapted, move
-from .peek import LF, LoRA, adapters, read_tensors, targets
+from .peek import LF, LoRA, adding, read_tensors, targets
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 LINEARS = ["c_attn", "c_fc", "c_proj"]
@@ -71,7 +71,7 @@ def test_a_loaded_adapter_holds_the_files_own_tensors_and_initialises_none(
     started = []
     monkeypatch.setattr(LoRA, "initialise", lambda *_: started.append(1))
     tensors = read_tensors(adapter / "adapter_model.safetensors")
-    adapters.load(model, model._lora, LoRAConfig.from_pretrained(adapter), tensors, "b", trainable=True)
+    adding.load(model, model._lora, LoRAConfig.from_pretrained(adapter), tensors, "b", trainable=True)
     model.set_adapter("b")
     assert not started
     assert {p.data_ptr() for p in factors(model, "b").values()} == {t.data_ptr() for t in tensors.values()}

@@ -100,7 +100,7 @@ def test_a_teacher_that_was_frozen_by_hand_is_no_hindrance_to_its_student(how: s
 def test_an_adapter_loaded_for_inference_is_named_as_the_cause() -> None:
     model = gpt2()
     optimizer = _adamw(model)
-    model._lora.trainable.clear()
+    model._lora.records["default"].trainable = False
     model.requires_grad_(False)
     with pytest.raises(AdapterStateError, match=r"\['default'\] were loaded for inference.*is_trainable=True"):
         check_optimizer(model, optimizer)

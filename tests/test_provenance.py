@@ -240,7 +240,7 @@ def test_load_adapter_checks_as_well_and_leaves_the_adapters_that_are_there(tmp_
     with pytest.raises(BaseMismatchError):
         model.load_adapter(tmp_path, "second")
     assert list(model.peft_config) == ["default"]
-    assert "second" not in model._lora.origins
+    assert "second" not in model._lora.records
     model.load_adapter(tmp_path, "second", check_base=False)
     assert model.active_adapters() == ["second"]
 
@@ -282,7 +282,7 @@ def test_other_adapters_merging_and_unloading_leave_the_base_the_same(tmp_path: 
     model.unmerge_adapter()
     model.load_adapter(tmp_path, "two")
     model.delete_adapter(["one", "other"])
-    assert set(model._lora.origins) == {"two"}
+    assert set(model._lora.records) == {"two"}
     _load(tmp_path, model.unload())
 
 

@@ -255,7 +255,7 @@ def test_accelerates_hook_still_reads_the_flag_that_is_kept_for_it() -> None:
     cpu_offload(model, torch.device("cpu"))
     model = LoRAModel.from_model(model, LoRAConfig(r=2, modules_to_save=["ln_f"]))
     norm = model.transformer.ln_f
-    for base, flag in ((type(norm._hf_hook), False), (type(norm._hf_hook)._lora_base, True)):
+    for base, flag in ((type(norm._hf_hook), False), (type(norm._hf_hook)._lora_made.base, True)):
         norm._hf_hook.__class__ = base
         model(IDS)
         assert norm._parameters["weight"].requires_grad is flag, "accelerate reads it elsewhere: offload.py can go"

@@ -136,7 +136,9 @@ def _read_safetensors(path: Path) -> tuple[Header, Tensor]:
     """Return a file's head and its numbers' bytes, read in one piece."""
     with open_regular(path) as file:
         header = _read_head(file, path)
-        data = torch.empty(max((entry.end for entry in header.tensors.values()), default=0), dtype=torch.uint8)
+        data = torch.empty(
+            max((entry.end for entry in header.tensors.values()), default=0), dtype=torch.uint8, device="cpu"
+        )
         try:
             count = file.readinto(data.numpy().data) if len(data) else 0  # type: ignore[attr-defined]
         except OSError as error:
@@ -158,7 +160,7 @@ def _split(header: Header, data: Tensor) -> dict[str, Tensor]:
         own = whole[entry.begin : entry.end]
         if entry.begin % DTYPE_BYTES[entry.dtype]:  # where files of several dtypes are packed carelessly
             own = own.clone()
-        tensors[name] = torch.empty(0, dtype=_DTYPES[entry.dtype]).set_(own).view(entry.shape)
+        tensors[name] = torch.empty(0, dtype=_DTYPES[entry.dtype], device="cpu").set_(own).view(entry.shape)
     return tensors
 
 

@@ -22,12 +22,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AdapterFileError
-from .disk import open_regular, remove, sweep, sync_directory, temporary, write_new
-from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
+from .disk import locked, open_regular, remove, sweep, sync_directory, temporary, write_new
+from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from .sources import Source
 from .tensors import read_notes, write_tensors
 
-__all__ = ["commit", "find_config", "settled"]
+__all__ = ["commit", "find_config", "settled", "withdraw"]
 
 _CONFIG_NOTE = "config_sha256"
 # What other formats and versions leave in a folder; beside new weights it would be another adapter's.
@@ -63,6 +63,16 @@ def commit(directory: Path, config: bytes, tensors: Mapping[str, Tensor], notes:
         if _OLDER.fullmatch(name):
             remove(directory / name)
     sync_directory(directory)
+
+
+def withdraw(directory: Path) -> None:
+    """Remove the adapter that a directory holds at its top, if it does; other files stay."""
+    if settled(directory) is None:
+        return
+    with locked(directory):
+        for name in (PENDING_NAME, CONFIG_NAME, *WEIGHTS_NAMES):  # without a config it is no adapter any more
+            remove(directory / name)
+        sync_directory(directory)
 
 
 def find_config(source: Source) -> Path | None:

@@ -149,7 +149,7 @@ class _Watch:
         from ..training.optimizer import check_optimizer
 
         state = self.model._lora
-        now = (state.selected, state.enabled, state.merged, len(state.configs), state.rates)
+        now = (state.selected, state.is_off, state.merged, len(state.configs), state.rates)
         if now != self.seen and not _is_out_of_sight(self.trainer, self.model):
             check_optimizer(self.model, optimizer)
             self.check_same_rates()

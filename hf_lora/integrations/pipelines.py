@@ -104,7 +104,9 @@ def _class_of(pipelines: Any, task: str, name: str, options: Mapping[str, Any]) 
 
 def _task_of(pipelines: Any, model: Any) -> str:
     """Return the first task whose models are of this model's class, which its adapter has chosen."""
-    cls, config = type(model)._lora_base, type(model.config)
+    from ..layers.specialising import base_of
+
+    cls, config = base_of(type(model)), type(model.config)
     for task, known in pipelines.SUPPORTED_TASKS.items():
         for mapping in (auto._model_mapping for auto in known["pt"] if config in auto._model_mapping):
             found = mapping[config]

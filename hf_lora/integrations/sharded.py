@@ -81,7 +81,7 @@ def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
         with ExitStack() as stack:
             for model in args if getattr(self, "is_fsdp2", False) else ():
                 if isinstance(model, LoRAModel):
-                    stack.enter_context(model._lora.set_aside())
+                    stack.enter_context(model._lora.routed(()))
                     _make_distinct(model)
             return original(self, *args, **kwargs)
 

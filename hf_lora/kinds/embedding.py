@@ -25,7 +25,7 @@ class EmbeddingKind(Conv1DKind):
         return F.embedding(x, layer.weight, layer.padding_idx)
 
     def probe_input(self, layer: nn.Module) -> Tensor:
-        return torch.arange(layer.weight.shape[0])[None]
+        return torch.arange(layer.weight.shape[0], device="cpu")[None]
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         if layer.max_norm is not None:

@@ -80,4 +80,4 @@ class Kind:
 
 def random_weight(shape: Shape) -> Tensor:
     """Return float64 noise, the same every time, for probing."""
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(0), device="cpu")

@@ -43,7 +43,7 @@ def _probe(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
     probe._parameters["weight"] = nn.Parameter(random_weight(small))
     if module._parameters.get("bias") is not None:
         probe._parameters["bias"] = nn.Parameter(random_weight(kind.factor_shapes(small, 1)[1][:1]))
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # whatever the default device is
         x = kind.probe_input(probe)
         got, want = cls.forward(probe, x), kind.expected(probe, x)
         if not isinstance(got, Tensor) or got.shape != want.shape:
@@ -52,6 +52,6 @@ def _probe(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
         if not torch.allclose(got, factor * want, rtol=1e-6, atol=1e-9):
             return None
         if kind.embeds:  # the scale as the base's own dtype rounds it
-            probe._parameters["weight"] = nn.Parameter(torch.ones(small, dtype=weight.dtype))
+            probe._parameters["weight"] = nn.Parameter(torch.ones(small, dtype=weight.dtype, device="cpu"))
             factor = float(cls.forward(probe, x).abs().max()) * (1.0 if factor > 0 else -1.0)
     return round(factor, 12)

@@ -1,52 +1,54 @@
-"""Accelerate's dispatch hooks: where an offloaded layer computes, and which forward its hook calls.
-
-`accelerate.hooks.add_hook_to_module` puts a `forward` on the instance and keeps the one it found as `_old_forward`,
-bound to the class of that moment; a class changed afterwards would be silently ignored, so it is bound again.
-"""
+"""Accelerate's dispatch hooks: where an offloaded layer computes, and what its hook leaves as it is."""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .specialising import Specialised, refine, restore
 
-def rebind_forward(module: nn.Module, adapted: bool = True) -> None:
-    """Make the hook of a dispatched module, if it has one, call the forward of the module's present class.
+__all__ = ["KeepsFlags", "brought_in", "compute_device", "is_elsewhere", "keep_flags"]
 
-    adapted: whether the module carries adapters. The hook then reads a parameter as its readers do, with the adapter
-    inside; that this one trains must not be taken for the base's own flag when the parameter is put away.
+
+class KeepsFlags(Specialised):
+    """A dispatch hook that keeps the requires_grad of a module's own parameters when it moves them.
+
+    It reads a parameter as its readers do, with the adapter inside; that this one trains must not be taken for the
+    base's own flag when the parameter is put away. Checkpointing cuts a recomputed forward off, so that not every
+    pre_forward is followed by a post_forward.
     """
-    if "_old_forward" not in module.__dict__:
-        return
-    module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
-    if (hook := module.__dict__.get("_hf_hook")) is not None:
-        base: type[Any] = getattr(type(hook), "_lora_base", type(hook))
-        hook.__class__ = _keeping(base) if adapted else base  # type: ignore[arg-type]
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Bring the module's parameters in."""
+        with _flags_kept(module):
+            return super().pre_forward(module, *args, **kwargs)  # type: ignore[misc]
+
+    def post_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Put the module's parameters away."""
+        with _flags_kept(module):
+            return super().post_forward(module, *args, **kwargs)  # type: ignore[misc]
 
 
-@cache
-def _keeping(base: type[Any]) -> type[Any]:
-    """Return a hook's class that keeps the requires_grad of a module's own parameters when it moves them."""
+def keep_flags(module: nn.Module, adapted: bool) -> None:
+    """Have the dispatch hook of a module, if it has one, keep flags while the module carries adapters."""
+    hook = module.__dict__.get("_hf_hook")
+    if hook is not None and isinstance(hook, KeepsFlags) != adapted:
+        if adapted:
+            refine(hook, KeepsFlags)
+        else:
+            restore(hook)
 
-    def keeping(method: str) -> Any:
-        def moves(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            flags = {name: p.requires_grad for name, p in module._parameters.items() if p is not None}
-            result = getattr(base, method)(self, module, *args, **kwargs)
-            for name, flag in flags.items():
-                module._parameters[name].requires_grad_(flag)  # type: ignore[union-attr]
-            return result
 
-        return moves
-
-    # Checkpointing cuts a recomputed forward off, so that not every pre_forward is followed by a post_forward.
-    moving = {method: keeping(method) for method in ("pre_forward", "post_forward")}
-    return type(base.__name__, (base,), {**moving, "_lora_base": base, "__module__": base.__module__})
+@contextmanager
+def _flags_kept(module: nn.Module) -> Iterator[None]:
+    flags = {name: p.requires_grad for name, p in module._parameters.items() if p is not None}
+    yield
+    for name, flag in flags.items():
+        module._parameters[name].requires_grad_(flag)  # type: ignore[union-attr]
 
 
 def compute_device(module: nn.Module, tensor: Tensor) -> torch.device:

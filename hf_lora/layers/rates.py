@@ -9,6 +9,7 @@ at different sizes and see inputs of different sizes; a ratio well above 1 (the 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields
 
 from ..errors import ConfigError
@@ -33,6 +34,18 @@ class LearningRates:
         ]
         if problems:
             raise ConfigError(" ".join(problems))
+
+    @classmethod
+    def given(cls, ratio: float | None, embedding: float | None, head: float | None) -> LearningRates:
+        """Return the rates that a caller of `set_learning_rates` gives, with a warning where they are odd."""
+        rates = cls(ratio, embedding, head)
+        if ratio is not None and ratio < 1:
+            warnings.warn(
+                f"loraplus_lr_ratio={ratio:g} trains B more slowly than A, the opposite of LoRA+; the ratio is B's "
+                "learning rate divided by A's.",
+                stacklevel=3,
+            )
+        return rates
 
     def __bool__(self) -> bool:
         return any(getattr(self, f.name) is not None for f in fields(self))

@@ -1,51 +1,102 @@
-"""Specialised: a module whose class is refined in place by a mixin, under its own name, until it is given back."""
+"""The one machine that specialises classes: an object stays what and where it is, only its class is refined in place.
+
+`refine(model, LoRAModel)` makes a GPT2LMHeadModel an instance of a class of (LoRAModel, GPT2LMHeadModel), made once.
+Layers, models, output heads, MLPs and the hooks of offloaded modules are all specialised so. Such a class is in no
+module, so that copies and pickles name what it was made of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
-
-from .offload import rebind_forward
-
-__all__ = ["Specialised", "restore", "specialise"]
+__all__ = ["Specialised", "base_of", "name_of", "plain", "refine", "refined", "restore"]
 
 
-class Specialised(nn.Module):
-    """Base of the mixins: what makes a specialised module copy and pickle."""
+class Made(NamedTuple):
+    """What a specialised class was made of: the mixin, the class it refines, and what the mixin was told besides."""
 
-    _special: type[nn.Module]
-    _plain: type[nn.Module]
+    mixin: type[Specialised]
+    base: type
+    key: tuple[Any, ...] = ()
+
+
+class Specialised:
+    """What every mixin begins with: objects of specialised classes copy and pickle.
+
+    _lora_prefix: what a specialised class's name has before its base's. A model's has none: Transformers looks up
+    losses, recorders, pipelines and `config.architectures` by a class's name.
+    """
+
+    _lora_prefix = ""
+    _lora_made: Made
+
+    @classmethod
+    def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
+        """Return further attributes of the class that refines a base; key: what `refine` was told besides."""
+        return {}
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = super().__reduce_ex__(protocol)
-        make, args, *rest = reduced
-        args = tuple(self._plain if a is type(self) else a for a in args)
-        return _rebuild, (self._special, make, args), *rest
-
-
-def specialise(module: nn.Module, mixin: type[nn.Module]) -> None:
-    """Make a module an instance of its class refined by a mixin, in place."""
-    module.__class__ = _refined(mixin, type(module))  # type: ignore[arg-type]
-    rebind_forward(module)
-
-
-def restore(module: nn.Module) -> None:
-    """Give a specialised module back the class that it had before."""
-    assert isinstance(module, Specialised)
-    module.__class__ = module._plain  # type: ignore[assignment]
-    rebind_forward(module)
+        return _rebuild, (_recipe(type(self)),), *reduced[2:]
 
 
 @cache
-def _refined(mixin: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (mixin, base), {**names, "_special": mixin, "_plain": base})
+def refined(mixin: type[Specialised], base: type, *key: Any) -> type:
+    """Return the one class that refines a base by a mixin."""
+    names = {"__module__": base.__module__, "__doc__": base.__doc__, "_lora_made": Made(mixin, base, key)}
+    names["__qualname__"] = mixin._lora_prefix + (base.__name__ if mixin._lora_prefix else base.__qualname__)
+    return type(mixin._lora_prefix + base.__name__, (mixin, base), {**names, **mixin._lora_content(base, *key)})
 
 
-def _rebuild(mixin: type[nn.Module], make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
-    module = make(*args)
-    specialise(module, mixin)
-    return module
+def refine(target: Any, mixin: type[Specialised], *key: Any) -> None:
+    """Specialise an object by a mixin, in place; one that is specialised by it on top is specialised anew."""
+    cls = type(target)
+    made = cls.__dict__.get("_lora_made")
+    base = made.base if made is not None and made.mixin is mixin else cls
+    _become(target, refined(mixin, base, *key))  # type: ignore[arg-type]
+
+
+def restore(target: Any) -> None:
+    """Give an object back the class that it had before it was last specialised."""
+    _become(target, type(target)._lora_made.base)
+
+
+def plain(cls: type) -> type:
+    """Return the class behind the topmost specialised one, whatever others made of it since (fully_shard)."""
+    return next((c.__dict__["_lora_made"].base for c in cls.__mro__ if "_lora_made" in c.__dict__), cls)
+
+
+def base_of(cls: type) -> type:
+    """Return the class behind all specialised ones; any other class is its own."""
+    base = plain(cls)
+    return base if base is cls else base_of(base)
+
+
+def name_of(target: object) -> str:
+    """Return the name of an object's own class, by which Transformers' tables know it: fully_shard puts FSDP before."""
+    return base_of(type(target)).__name__
+
+
+def _become(target: Any, cls: type) -> None:
+    target.__class__ = cls
+    if "_old_forward" in target.__dict__:  # accelerate's hook calls the forward of the class of then: bind it again
+        target.__dict__["_old_forward"] = types.MethodType(cls.forward, target)  # type: ignore[attr-defined]
+
+
+def _recipe(cls: type) -> Any:
+    made = cls.__dict__.get("_lora_made")
+    return cls if made is None else (made.mixin, _recipe(made.base), made.key)
+
+
+def _rebuild(recipe: Any) -> Any:
+    cls = _class_of(recipe)
+    return cls.__new__(cls)  # type: ignore[call-overload]
+
+
+def _class_of(recipe: Any) -> type:
+    if isinstance(recipe, type):
+        return recipe
+    mixin, base, key = recipe
+    return refined(mixin, _class_of(base), *key)

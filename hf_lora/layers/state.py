@@ -1,7 +1,12 @@
-"""The one object that says which adapters a model has and which of them a forward uses; all its layers share it."""
+"""The state that all layers of a model share: a record an adapter, and the route that a forward takes.
+
+A route is a value that never changes: the names of the adapters that act, in order; one without names is off. A model
+has one for everybody. A block (`routed`) has one of its own in its thread or task, whatever others do meanwhile.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,9 +18,13 @@ from ..errors import AdapterStateError
 from ..maths.fingerprint import Fingerprint
 from .rates import LearningRates
 
-_ROUTES: ContextVar[dict[int, tuple[str, ...]]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
+__all__ = ["CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
 
-_OPEN: list[tuple[int, tuple[str, ...]]] = []  # the routes of all blocks that run now, in any thread
+Route = tuple[str, ...]
+OFF: Route = ()
+CHANGES = threading.RLock()  # held while a model's layers, records or common route change
+
+_ROUTES: ContextVar[Mapping[int, Route]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
 
 
 @dataclass(frozen=True)
@@ -31,94 +40,105 @@ class Origin:
 
 
 @dataclass
-class AdapterState:
-    """Adapters by name, and the ones in use.
+class Record:
+    """One adapter of a model: its config, where it comes from, and whether it trains when it is selected."""
 
-    active: what a forward adds, in order; empty while disabled or merged. Layers read nothing else, so switching
-    costs no walk over them. origins: what is known of the base that each was trained on; commit: the base's on the Hub.
+    config: LoRAConfig
+    origin: Origin = field(default_factory=Origin)
+    trainable: bool = False
+
+
+@dataclass
+class AdapterState:
+    """The adapters of a model, and which of them act.
+
+    layers: the adapted ones (LoRALayer) by full name. selected: what `set_adapter` chose. default: the route outside
+    of blocks, which is what is selected, or off. merged: what is inside the weights, so that no route adds it again.
+    thawed: the parameters that required gradients before; commit: the base's on the Hub; rates: learning rates.
     """
 
-    configs: dict[str, LoRAConfig] = field(default_factory=dict)
-    layers: dict[str, Any] = field(default_factory=dict)  # full name -> LoRALayer
-    origins: dict[str, Origin] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
-    trainable: set[str] = field(default_factory=set)
-    selected: tuple[str, ...] = ()
-    merged: tuple[str, ...] = ()
-    enabled: bool = True
+    selected: Route = OFF
+    default: Route = OFF
+    merged: Route = OFF
     thawed: tuple[str, ...] = ()
-    active: tuple[str, ...] = ()
     rates: LearningRates = field(default_factory=LearningRates)
+    blocks: list[Route] = field(default_factory=list)  # of every thread and task, while they run
+    is_routed: bool = False  # some block runs: only then a forward looks for one of its own
 
-    def select(self, names: tuple[str, ...]) -> None:
-        """Choose the adapters that a forward uses while enabled."""
-        self.selected = names
-        self._route()
+    @property
+    def configs(self) -> dict[str, LoRAConfig]:
+        """The adapters' configs by name."""
+        return {name: record.config for name, record in self.records.items()}
+
+    @property
+    def trainable(self) -> set[str]:
+        """The names of the adapters that train when they are selected."""
+        return {name for name, record in self.records.items() if record.trainable}
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the selected adapters are switched off."""
+        return self.selected != self.default
+
+    @property
+    def route(self) -> Route:
+        """The route of a forward here and now; layers read nothing else, so switching costs no walk over them."""
+        if self.is_routed:
+            own = _ROUTES.get().get(id(self))
+            if own is not None:
+                return own
+        return OFF if self.merged else self.default
+
+    def select(self, names: Route) -> None:
+        """Choose the adapters that act while they are not switched off."""
+        self.selected, self.default = names, OFF if self.is_off else names
 
     def enable(self, enabled: bool) -> None:
-        """Switch all adapters on or off."""
-        self.enabled = enabled
-        self._route()
-
-    def note_merged(self, names: tuple[str, ...]) -> None:
-        """Record which adapters are inside the weights now."""
-        self.merged = names
-        self._route()
+        """Switch the selected adapters on or off, for everybody outside of a block."""
+        self.default = self.selected if enabled else OFF
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Let every reader see the base's own tensors inside a `with` block."""
-        active, self.active = self.active, ()
+    def routed(self, route: Route) -> Iterator[None]:
+        """Take this route inside a `with` block: in this thread (or task) alone."""
+        with CHANGES:
+            self.blocks.append(route)
+            self.is_routed = True
+        token = _ROUTES.set({**_ROUTES.get(), id(self): route})
         try:
             yield
         finally:
-            self.active = active
+            try:
+                _ROUTES.reset(token)
+            finally:
+                with CHANGES:
+                    self.blocks.remove(route)
+                    self.is_routed = bool(self.blocks)
 
-    @contextmanager
-    def routed(self, names: tuple[str, ...]) -> Iterator[None]:
-        """Let forwards use these adapters inside a `with` block: in this thread (or task) alone."""
-        if type(self) is AdapterState:  # a model that is never routed pays nothing for it
-            self.__class__ = _RoutedState
-        token, entry = _ROUTES.set({**_ROUTES.get(), id(self): names}), (id(self), names)
-        _OPEN.append(entry)
-        try:
-            yield
-        finally:
-            _OPEN.remove(entry)
-            _ROUTES.reset(token)
-
-    def refuse_inside(self, what: str, names: tuple[str, ...] | None = None) -> None:
-        """Raise AdapterStateError where a `routed` block of any thread uses one of these adapters (any unless given).
+    def refuse_inside(self, what: str, name: str | None = None) -> None:
+        """Raise AdapterStateError where a block of any thread or task uses an adapter, or runs at all unless named.
 
         What changes the weights or takes an adapter away would compute with both, or with neither, in there.
         """
-        used = {name for key, block in tuple(_OPEN) if key == id(self) for name in block}
-        if used if names is None else used & {*names}:
-            raise AdapterStateError(
-                f"{what}: a block of adapters_active() uses {sorted(used)} in this thread or another; end it first."
-            )
+        used = [route for route in tuple(self.blocks) if name is None or name in route]
+        if used:
+            names = sorted({each for route in used for each in route})
+            block = f"adapters_active() uses {names}" if names else "adapters_disabled() runs"
+            raise AdapterStateError(f"{what}: a block of {block} in this thread or another; end it first.")
 
     def refuse_in_own_block(self, what: str, instead: str) -> None:
-        """Raise AdapterStateError where this thread (or task) is in a `routed` block, whose choice would stand."""
+        """Raise AdapterStateError where this thread (or task) is in a block, whose route would stand."""
         if id(self) in _ROUTES.get():
             raise AdapterStateError(f"{what} would change nothing inside a block of adapters_active(); {instead}.")
 
-    def _route(self) -> None:
-        self.__dict__["active"] = self.selected if self.enabled and not self.merged else ()
+    def refuse_while_merged(self, what: str) -> None:
+        """Raise AdapterStateError while adapters are inside the weights."""
+        if self.merged:
+            raise AdapterStateError(
+                f"{what}: {list(self.merged)} are merged into the weights; call unmerge_adapter() first."
+            )
 
-
-class _RoutedState(AdapterState):
-    """A state that looks for the running context's own route before the common one."""
-
-    @property
-    def active(self) -> tuple[str, ...]:
-        route = _ROUTES.get().get(id(self))
-        return self.__dict__["active"] if route is None else route
-
-    @active.setter
-    def active(self, names: tuple[str, ...]) -> None:
-        routes = _ROUTES.get()
-        if id(self) in routes:
-            routes[id(self)] = names
-        else:
-            self.__dict__["active"] = names
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "blocks": [], "is_routed": False}  # a copy is in nobody's block

@@ -36,8 +36,8 @@ class Draw:
         self._keeps = p > 0.5  # then the kept positions are the fewer ones, and drawn instead
         rate = -math.log(p) if self._keeps else -math.log1p(-p)
         sizes = [(part.stop - part.start) * width * rate for part in self._slices()]
-        self._counts = torch.poisson(torch.tensor(sizes, dtype=torch.float64)).long().tolist()
-        self._seed = int(torch.randint(1 << 62, ()))
+        self._counts = torch.poisson(torch.tensor(sizes, dtype=torch.float64, device="cpu")).long().tolist()
+        self._seed = int(torch.randint(1 << 62, (), device="cpu"))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x with its dropped elements zero, as a new contiguous tensor; differentiable.
@@ -85,7 +85,7 @@ class Draw:
 
     def _scratch(self, x: Tensor | None) -> Tensor:
         """Return memory for one chunk of x, which all of them share in turn."""
-        return torch.empty(0) if x is None else x.new_empty(min(self._chunk, self._rows), self._width)
+        return torch.empty(0, device="cpu") if x is None else x.new_empty(min(self._chunk, self._rows), self._width)
 
     def _dropped(self, part: Tensor, positions: Tensor, scratch: Tensor) -> Tensor:
         copy = scratch[: part.shape[0]].copy_(part)

@@ -79,8 +79,8 @@ def fingerprint(weights: Sequence[Tensor | None]) -> Fingerprint:
 
     One transfer for all weights of a device, dtype and row length; the weights are left as they are.
     """
-    projections = torch.zeros(len(weights), ROWS, dtype=torch.float64)
-    squares, grids = torch.zeros(len(weights), dtype=torch.float64), [UNREAD] * len(weights)
+    projections = torch.zeros(len(weights), ROWS, dtype=torch.float64, device="cpu")
+    squares, grids = torch.zeros(len(weights), dtype=torch.float64, device="cpu"), [UNREAD] * len(weights)
     groups: dict[tuple[torch.device, torch.dtype, torch.Size], dict[int, Tensor]] = defaultdict(dict)
     with torch.no_grad():
         for i, weight in enumerate(weights):
@@ -112,8 +112,10 @@ def compare(mine: Fingerprint, theirs: Fingerprint) -> Difference | None:
     found = (mine.projections[chosen] - theirs.projections[chosen]).square().sum(1)
     sizes = torch.maximum(mine.squares[chosen], theirs.squares[chosen])
     letters = [(mine.grids[i], theirs.grids[i]) for i in chosen]
-    between = torch.tensor([0.0 if a == b else max(ROUNDING[a], ROUNDING[b]) for a, b in letters]).double()
-    grid = torch.tensor([max(ROUNDING[a], ROUNDING[b]) for a, b in letters]).double()
+    between = torch.tensor(
+        [0.0 if a == b else max(ROUNDING[a], ROUNDING[b]) for a, b in letters], device="cpu"
+    ).double()
+    grid = torch.tensor([max(ROUNDING[a], ROUNDING[b]) for a, b in letters], device="cpu").double()
     exact, outliers = _beyond(found, _noise(sizes, between))
     coarse, coarse_outliers = _beyond(found, _noise(sizes, grid))
     relative = (found.clamp_min(1e-300) / sizes.clamp_min(1e-300)).sqrt()
@@ -149,7 +151,9 @@ def decode(value: object) -> Fingerprint:
     grids, raw = value["grids"], base64.b64decode(value["data"], validate=True)
     if len(raw) != 4 * (ROWS + 1) * len(grids) or set(grids) - {*ROUNDING, UNREAD}:
         raise ValueError(f"it holds {len(raw)} bytes for {len(grids)} weights")
-    numbers = torch.tensor(struct.unpack(f"<{len(raw) // 4}f", raw), dtype=torch.float64).view(-1, ROWS + 1)
+    numbers = torch.tensor(struct.unpack(f"<{len(raw) // 4}f", raw), dtype=torch.float64, device="cpu").view(
+        -1, ROWS + 1
+    )
     if not torch.isfinite(numbers).all() or (numbers[:, ROWS] < 0).any():
         raise ValueError("it holds numbers that no weights have")
     return Fingerprint(numbers[:, :ROWS].contiguous(), numbers[:, ROWS].contiguous(), grids)
@@ -167,7 +171,7 @@ def _rows(weight: Tensor) -> Tensor:
 
 def _signs(length: int) -> Tensor:
     """Return (ROWS, length) signs, float64: a hash of the place, so the same on every machine and in every version."""
-    h = torch.arange(ROWS).view(-1, 1) * LENGTH + torch.arange(length)
+    h = torch.arange(ROWS, device="cpu").view(-1, 1) * LENGTH + torch.arange(length, device="cpu")
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF  # the product wraps beyond 64 bits, its low half is right
     return (1 - 2 * ((h ^ (h >> 16)) & 1)).double()

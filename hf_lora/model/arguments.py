@@ -10,7 +10,7 @@ from torch import nn
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, ModelError
 from ..layers.layer import LoRALayer
-from .switching import Switching
+from ..layers.specialising import Specialised
 
 __all__ = ["as_config", "check_plain", "uncompiled"]
 
@@ -57,7 +57,7 @@ def check_plain(model: nn.Module) -> None:
     kind = type(model).__name__
     if named := [name for name, m in model.named_modules() if _is_pefts(m)]:
         raise ModelError(_of_peft(model, named))
-    inside = [name for name, m in model.named_modules() if isinstance(m, Switching)]
+    inside = [name for name, m in model.named_modules() if is_lora_model(m)]
     if inside:
         raise ModelError(
             f"this {kind} holds a LoRAModel at {inside[0]!r}, whose adapters a second one around it would freeze. Give "
@@ -76,6 +76,11 @@ def check_plain(model: nn.Module) -> None:
             f"{name or 'this model'} ({kind}) is wrapped by {whose}, which would not know of an adapter added now, and "
             f"whose name would stand in the saved file; {instead}."
         )
+
+
+def is_lora_model(module: nn.Module) -> bool:
+    """Return whether a module is a LoRAModel: specialised, with adapters, and no layer."""
+    return isinstance(module, Specialised) and "_lora" in module.__dict__ and not isinstance(module, LoRALayer)
 
 
 def _wrapped(model: nn.Module) -> Iterator[tuple[str, str, str]]:

@@ -1,36 +1,32 @@
-"""LoRAModel: a Transformers model with adapters, through the seams that every Transformers model already has."""
+"""LoRAModel: a Transformers model with adapters, through the seams that every Transformers model already has.
+
+Each method is one line over a function of this room, of `layers/memory` or of `report.py`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from huggingface_hub import ModelCardData
+from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterStateError, ModelError
-from ..files.sources import HUB_KWARGS
-from ..formats.contents import Contents
-from ..formats.opening import open_adapter
-from ..layers import front
-from ..layers.memory.switches import MemorySwitches
+from ..layers.memory import head, mlp
+from ..layers.rates import LearningRates
+from ..layers.specialising import Specialised, base_of
 from ..layers.state import AdapterState
-from . import adapters
-from .arguments import as_config, check_plain, uncompiled
-from .bases import head_modules, load_base, load_base_of
-from .learning import Learning
-from .merging import Merging
-from .persistence import Persistence
-from .provenance import BASE_NOTE, commit_of
-from .report import print_trainable, targets_table, trainable_counts
-from .switching import Switching
-from .vocabulary import keeps_size, make_room, with_new_rows
+from . import creating, loading, merging, publishing, report, saving, selecting, vocabulary
+from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
 
 
-class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Module):
+class LoRAModel(Specialised, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
     Made by `from_pretrained` or `from_model`, never by calling it. Only adapters (and what is saved with them)
@@ -46,6 +42,11 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
     """
 
     _lora: AdapterState
+
+    @classmethod
+    def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
+        """Return what a Transformers model does besides, where it rewrites weights by itself."""
+        return vocabulary.overridden(base)
 
     @classmethod
     def from_pretrained(
@@ -78,68 +79,11 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
         Parameters that the base newly initialises (a classification head) are trained and saved with the adapter.
         Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError, BaseMismatchError.
         """
-        name = os.fspath(pretrained_model_name_or_path)
-        auto_class = auto_class or (front.base_of(cls) if cls is not LoRAModel else None)
-        found = open_adapter(name, kwargs, lora_config=lora_config, ignore_unknown=ignore_unknown)
-        if found is not None:
-            return cls._from_adapter(
-                found, adapter_name, bool(is_trainable), base_model, auto_class, check_base, kwargs
-            )
-        if base_model is not None:
-            raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
-        config = as_config(lora_config)
-        model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
-        return cls._from_base(model, config, adapter_name, new, name, kwargs)
-
-    @classmethod
-    def _from_base(
-        cls,
-        model: nn.Module,
-        config: LoRAConfig,
-        adapter_name: str,
-        new: Collection[str],
-        name: str,
-        kwargs: Mapping[str, Any],
-    ) -> LoRAModel:
-        revision = kwargs.get("revision") or config.revision
-        config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
-        result = cls.from_model(model, config, adapter_name)
-        result._lora.commit = commit_of(name, kwargs)
-        return result
-
-    @classmethod
-    def _from_adapter(
-        cls,
-        files: Contents,
-        adapter_name: str,
-        trainable: bool,
-        base_model: nn.Module | str | None,
-        auto_class: type | str | None,
-        check_base: bool,
-        kwargs: dict[str, Any],
-    ) -> LoRAModel:
-        if isinstance(base_model, nn.Module):
-            if idle := kwargs.keys() - set(HUB_KWARGS):
-                raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
-            model: nn.Module = uncompiled(base_model)
-        else:
-            model = load_base_of(files, base_model, auto_class, kwargs)
-            make_room(model, files.config, files.tensors)
-        files = files.onto(model)
-        fresh = not isinstance(model, LoRAModel)
-        result = _enter(model)
-        try:
-            with result._own_head():
-                noted = files.notes.get(BASE_NOTE)
-                adapters.load(
-                    model, result._lora, files.config, files.tensors, adapter_name, trainable, noted, check_base
-                )
-        except BaseException:
-            if fresh:
-                result.unload()
-            raise
-        adapters.select(result._lora, [adapter_name])
-        return result
+        name, own = os.fspath(pretrained_model_name_or_path), None if cls is LoRAModel else base_of(cls)
+        return creating.from_pretrained(
+            LoRAModel, name, lora_config, model_args, adapter_name, bool(is_trainable), base_model, auto_class or own,
+            check_base, ignore_unknown, kwargs,
+        )  # fmt: skip
 
     @classmethod
     def from_model(
@@ -151,19 +95,7 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
         a further adapter. Of `torch.compile(model)` the model itself is returned, compiled in place.
         Raises ModelError, TargetError, ConfigError, AdapterNameError with the model unchanged.
         """
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
-        config, model = as_config(lora_config), uncompiled(model)
-        config = config.copy(modules_to_save=head_modules(model, config, ()))
-        fresh = not isinstance(model, LoRAModel)
-        result = _enter(model)
-        try:
-            result.add_adapter(config, adapter_name)
-        except BaseException:
-            if fresh:
-                result.unload()
-            raise
-        return result
+        return creating.from_model(LoRAModel, model, lora_config, adapter_name)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
@@ -177,11 +109,7 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
 
         Where the vocabulary was resized before, its new rows train and are saved along.
         """
-        with self._own_head():
-            config = with_new_rows(self, as_config(adapter_config))
-            config = adapters.add(self, self._lora, config, adapter_name)
-        config.base_model_name_or_path = getattr(self, "name_or_path", None) or config.base_model_name_or_path
-        adapters.select(self._lora, [adapter_name])
+        creating.add_fresh(self, adapter_config, adapter_name)
 
     def load_adapter(
         self,
@@ -200,69 +128,210 @@ class LoRAModel(Switching, Merging, Persistence, Learning, MemorySwitches, nn.Mo
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
-        if unknown := kwargs.keys() - set(HUB_KWARGS):
-            raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
-        files = open_adapter(os.fspath(peft_model_id), kwargs, True, lora_config, ignore_unknown)
-        assert files is not None
-        files = files.onto(self)
-        with self._own_head():
-            noted = files.notes.get(BASE_NOTE)
-            adapters.load(self, self._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base)
-        adapters.select(self._lora, [adapter_name])
+        files = creating.opened(os.fspath(peft_model_id), lora_config, ignore_unknown, kwargs)
+        creating.add_saved(self, files, adapter_name, is_trainable, check_base)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""
-        with self._own_head():
-            for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
-                adapters.delete(self._lora, name)
+        with head.own_head(self):
+            selecting.delete(self._lora, adapter_names)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Use these adapters, summed where there are several, and no other."""
+        selecting.select(self._lora, adapter_name)
+
+    def active_adapters(self) -> list[str]:
+        """Return the names of the adapters in use (while enabled)."""
+        return list(self._lora.selected)
+
+    def disable_adapters(self) -> None:
+        """Compute as the base alone, bit for bit. Raises AdapterStateError while merged, and inside adapters_active."""
+        selecting.disable(self._lora)
+
+    def enable_adapters(self) -> None:
+        """Use the active adapters again."""
+        self._lora.enable(True)
+
+    def adapters_disabled(self) -> AbstractContextManager[None]:
+        """Compute as the base alone inside a `with` block, in this thread (or asyncio task) only."""
+        return selecting.disabled(self._lora)
+
+    def adapters_active(self, adapter_names: str | Sequence[str]) -> AbstractContextManager[None]:
+        """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.
+
+        For inference; a training step would need the same adapters in its backward pass, which may run in another
+        thread: there set_adapter() is the way. Raises AdapterStateError in training mode and while merged.
+        """
+        return selecting.active(self, self._lora, adapter_names)
+
+    # --- merging ------------------------------------------------------------------------------------------------
+
+    def merge_adapter(self, adapter_names: str | Sequence[str] | None = None, *, verify: float | None = None) -> None:
+        """Put adapters (the active ones unless named) into the weights; `unmerge_adapter` restores every bit.
+
+        Keeps the base's own tensors, so that the adapted weights are held twice while merged.
+        verify: the largest share of the adapters' effect that may be lost to rounding (`merge_report`). Raises
+        MergeError above it, with nothing merged.
+        """
+        merging.merge(self, adapter_names, verify)
+
+    def unmerge_adapter(self) -> None:
+        """Take merged adapters out of the weights."""
+        merging.unmerge(self._lora)
+
+    def merge_report(self, adapter_names: str | Sequence[str] | None = None) -> MergeReport:
+        """Return how much of the adapters' effect (the active ones' unless named) merging would lose to rounding.
+
+        Nothing is changed. Takes about as long as two merges, one weight at a time.
+        """
+        return merging.merge_report(self._lora, adapter_names)
+
+    def merge_and_unload(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        verify: float | None = None,
+    ) -> Any:
+        """Put adapters into the weights for good and return the plain model, the same object.
+
+        dtype: torch.float32 (or float64), which the whole model becomes before merging, so that a half-precision one
+            loses nothing of the adapter. verify: as for `merge_adapter`.
+
+        Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
+        that a saved and reloaded model is the same. Weights whose memory is theirs alone are written in place, so a
+        state dict of the base taken before changes with them. Raises MergeError with the model unchanged.
+        """
+        return merging.merge_and_unload(self, adapter_names, dtype, verify)
+
+    def unload(self) -> Any:
+        """Remove every adapter and return the plain model, the same object, as it was before."""
+        return merging.unload(self)
+
+    # --- files and the Hub --------------------------------------------------------------------------------------
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return one adapter's tensors (the active one's unless named) under PEFT's names, without their prefix."""
+        return saving.adapter_state_dict(self, adapter_name, state_dict)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        adapter_name: str | None = None,
+        card_data: ModelCardData | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write adapter_config.json, adapter_model.safetensors and README.md, and nothing of the base.
+
+        With several adapters each goes into a folder of its name ("default" to the top), unless one is named.
+        card_data: metadata for the card (license, language, datasets, eval_results ...), added to what is known.
+        kwargs: what Transformers passes when it saves a model; sharding and formats of base weights do not apply.
+        In a distributed run call it in every process, `is_main_process` in one of them: tensors that `fully_shard`
+        spread are gathered. Whenever the process dies, the directory holds the old adapter or the new one.
+        Raises TypeError for other kwargs; AdapterStateError where there is nothing to save, while adapters are merged,
+        and where tensors are empty, partial, not finite, or untouched by their training; AdapterFileError where the
+        disk refuses.
+        """
+        publishing.save_pretrained(
+            self, Path(save_directory), is_main_process, state_dict, push_to_hub, adapter_name, card_data, kwargs
+        )
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload every adapter (never the base) to the Hub in one commit, and return the commit's URL.
+
+        The repo is made where needed; what its owner wrote into the card stays.
+        kwargs: commit_message, commit_description, private, token, revision (a branch, made where needed), create_pr,
+        tags, card_data; tokenizer (or processing_class) is uploaded along; adapter_name: only this one; base_model: the
+        base's Hub id, where it was loaded from a local path, which is never published.
+        Raises ModelError, AdapterStateError, HubError, with everything here unchanged.
+        """
+        return publishing.push_adapter(self, repo_id, **kwargs)
+
+    def load_weights(self, directory: str | os.PathLike[str]) -> None:
+        """Copy saved adapters into the ones of the same names that are here, in place: for resuming.
+
+        A directory written with one adapter holds it at its top, whatever its name; with several, each in a folder.
+        Raises AdapterFileError where the directory does not hold every adapter of this model.
+        """
+        loading.load_weights(self, Path(directory))
+
+    def missing_weights(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Return the files that `load_weights` would miss in a directory, by their paths in it; nothing is read."""
+        return loading.missing_weights(self, Path(directory))
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def set_learning_rates(
+        self,
+        *,
+        loraplus_lr_ratio: float | None = None,
+        loraplus_lr_embedding: float | None = None,
+        head_learning_rate: float | None = None,
+    ) -> None:
+        """Give parameters learning rates of their own, in optimizers that are built from now on.
+
+        The stock Trainer's own optimizer, whatever `optim=` says, and `hf_lora.parameter_groups` follow them; an
+        optimizer that does not is an error when training starts. What is left out goes back to the common rate.
+        loraplus_lr_ratio: LoRA+. B's rate divided by A's, which is the optimizer's; 16 is the paper's choice, with a
+            smaller rate for A than usual. DoRA's lengths and biases outside of `lora_bias` are not B.
+        loraplus_lr_embedding: the rate of both factors on embeddings. LoRA+'s argument is about wide inputs, which
+            indices are not, so the ratio leaves them alone; left out they train at the common rate (PEFT: 1e-6).
+        head_learning_rate: the rate of what trains in full: `modules_to_save`, new heads, parameters of the base whose
+            requires_grad was switched on. Biases from `bias=` and token rows keep the common rate.
+        Raises ConfigError where one is not a positive, finite number. A ratio below 1, the opposite of LoRA+, warns.
+
+        >>> from hf_lora import LoRAConfig, add_lora, parameter_groups
+        >>> model = add_lora(nn.Sequential(nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
+        >>> model.set_learning_rates(loraplus_lr_ratio=16)
+        >>> [group["lr"] for group in parameter_groups(model, 0.001)]
+        [0.001, 0.016]
+        """
+        self._lora.rates = LearningRates.given(loraplus_lr_ratio, loraplus_lr_embedding, head_learning_rate)
+
+    def enable_mlp_recompute(self) -> None:
+        """Keep less of every gated MLP for backward: its input, gate and up, not the activation and the product.
+
+        For modules that compute down(act(gate(x)) * up(x)) (the Llama line, Phi-3, GLM, ...); others are left alone.
+        Outputs and gradients keep their bits. Raises ModelError where there is no such module.
+        """
+        mlp.enable_mlp_recompute(self)
+
+    def disable_mlp_recompute(self) -> None:
+        """Keep everything for backward again."""
+        mlp.disable_mlp_recompute(self)
+
+    def enable_linear_cross_entropy(self) -> None:
+        """Compute the loss over the vocabulary a few rows at a time, so that a step never holds all its logits.
+
+        In training, `outputs.logits` is then computed when it is first looked at; a loss that is not
+        `F.cross_entropy` of the logits (cast, sliced, scaled or capped) looks at them, and saves nothing. Gradients are
+        the same up to rounding. They are taken in forward, so they cannot be differentiated again. Compiled models
+        and evaluation compute logits as ever. Raises ModelError where the model has no output layer.
+        """
+        head.enable_linear_cross_entropy(self)
+
+    def disable_linear_cross_entropy(self) -> None:
+        """Compute all logits at once again."""
+        head.disable_linear_cross_entropy(self)
 
     # --- looking ------------------------------------------------------------------------------------------------
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return (trainable, all) parameter counts."""
-        return trainable_counts(self)
+        return report.trainable_counts(self)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train."""
-        print_trainable(self)
+        report.print_trainable(self)
 
     def targets_report(self, adapter_name: str | None = None) -> str:
         """Return a table of what an adapter (the active one unless named) adapts: where, how many of how many."""
-        return targets_table(self, adapter_name)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        rest = super().__reduce_ex__(protocol)[2:]
-        return _rebuild, (front.base_of(type(self)),), *rest
-
-
-class _PretrainedLoRAModel(LoRAModel):
-    """What a front does besides where its base is a Transformers model, which rewrites weights by itself."""
-
-    def tie_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Tie the base's own parameters, as the model's class does; adapters stay where they are."""
-        with self._lora.set_aside():
-            return super().tie_weights(*args, **kwargs)  # type: ignore[misc]
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Resize the vocabulary, as the model's class does; rows that are new train with the trainable adapters.
-
-        Raises AdapterStateError while merged, and where an embedding or the output layer carries an adapter and the
-        size would change: it would be lost with the module that is replaced. Resize before adding the adapter.
-        """
-        self._refuse_while_merged("resize_token_embeddings")
-        for table in (self.get_input_embeddings(), self.get_output_embeddings()):  # type: ignore[operator]
-            for name, layer in self._lora.layers.items():
-                if layer is table and keeps_size(self, *args, **kwargs):
-                    return self.get_input_embeddings()  # type: ignore[operator]
-                if layer is table:
-                    raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
-        with self._own_head():
-            table = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
-            for name in sorted(self._lora.trainable):
-                config = self._lora.configs[name]
-                adapters.extend(self, self._lora, with_new_rows(self, config), name)
-            adapters.select(self._lora, self._lora.selected)
-        return table
+        return report.targets_table(self, adapter_name)
 
 
 def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:
@@ -273,27 +342,3 @@ def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_n
     ['0.adapters.default.weight.lora_A', '0.adapters.default.weight.lora_B']
     """
     return LoRAModel.from_model(module, lora_config, adapter_name)
-
-
-def _enter(model: nn.Module) -> LoRAModel:
-    """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
-    if isinstance(model, LoRAModel):
-        return model
-    check_plain(model)
-    thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
-    front.enter(model, _mixin(type(model)))
-    assert isinstance(model, LoRAModel)
-    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):  # switched on before: now it matters
-        model.enable_input_require_grads()  # type: ignore[operator]
-    return model
-
-
-def _mixin(base: type[nn.Module]) -> type[LoRAModel]:
-    return _PretrainedLoRAModel if hasattr(base, "tie_weights") else LoRAModel
-
-
-def _rebuild(base: type[nn.Module]) -> Any:
-    return front.rebuild(_mixin(base), base)

@@ -19,15 +19,16 @@ import huggingface_hub
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, BaseMismatchError
-from ..layers.front import base_of
 from ..layers.layer import LoRALayer, own_tensor
-from ..layers.state import AdapterState, Origin
+from ..layers.specialising import base_of
+from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
 from ..variants.lora import LoRA
 
-__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "hub_id", "note_of", "observe", "origin"]
+__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "hub_id", "note_of", "observe"]
 
 _LOG = logging.getLogger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
@@ -82,22 +83,13 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
     )
 
 
-def origin(layers: Mapping[str, LoRALayer], name: str, note: object = None) -> Origin:
-    """Return what is known of the base of an adapter that was just attached.
-
-    note: what its file said, {} where that is nothing; None for one that trains on the base that is here.
-    """
-    if note is None:
-        return Origin(seen=observe(layers, adapted(layers, name)))
-    return Origin(note=note if isinstance(note, Mapping) else {})
-
-
-def note_of(model: nn.Module, state: AdapterState, name: str) -> dict[str, Any]:
+def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig | None = None) -> dict[str, Any]:
     """Return what an adapter's file says of its base, as JSON; empty where that is not known.
 
     Of a trained adapter that is the base as it is now, for a loaded one what its own file said.
+    config: as it is written, the adapter's own unless given.
     """
-    origin = state.origins.get(name, Origin())
+    origin = state.records[name].origin
     if origin.note is not None:
         return dict(origin.note)
     weights = adapted(state.layers, name)
@@ -105,8 +97,8 @@ def note_of(model: nn.Module, state: AdapterState, name: str) -> dict[str, Any]:
     if origin.seen is not None and origin.seen.read > found.read and len(origin.seen.grids) == len(found.grids):
         found = origin.seen
     note: dict[str, Any] = {"format": FORMAT, "hf_lora": __version__, **_identity(model)}
-    named = state.configs[name].base_model_name_or_path
-    note |= {"id": hub_id(named), "revision": state.configs[name].revision}
+    written = config or state.configs[name]
+    note |= {"id": hub_id(written.base_model_name_or_path), "revision": written.revision}
     if found.read:
         note |= {"fingerprint": fp.encode(found), "names": _names(weights)}
     return {key: value for key, value in note.items() if value is not None}

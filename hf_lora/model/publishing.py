@@ -9,8 +9,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import huggingface_hub
 from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
 from ..files.hub_calls import Subject, call, holds_token
@@ -32,7 +30,7 @@ from ..hub.commits import commit
 from ..hub.places import is_local_base, places_of, public_base
 from .saving import save_adapters
 
-__all__ = ["push_adapter", "push_folder"]
+__all__ = ["push_adapter", "push_folder", "save_pretrained"]
 
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0], CARD_NAME)
 # What tokenizers and processors are made of; a folder's other files stay where they are.
@@ -43,7 +41,39 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "video_preprocessor_config.json", "vocab.bpe",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
+_FOR_PUSHING = (
+    "base_model", "commit_description", "commit_message", "create_pr", "private", "repo_id", "revision", "tags",
+    "token",
+)  # fmt: skip
+# What Transformers, accelerate and others pass when they save any model: of no meaning for an adapter's three files.
+_OF_A_BASE = (
+    "distributed_checkpoint", "max_shard_size", "safe_serialization", "save_function", "save_original_format",
+    "save_peft_format", "use_temp_dir", "variant",
+)  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def save_pretrained(
+    model: Any,
+    directory: Path,
+    is_main_process: bool,
+    state_dict: Mapping[str, Tensor] | None,
+    push_to_hub: bool,
+    adapter_name: str | None,
+    card_data: ModelCardData | None,
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Write a model's adapters into a directory, and push them where that is asked (`LoRAModel.save_pretrained`)."""
+    if unknown := kwargs.keys() - {*_FOR_PUSHING, *_OF_A_BASE}:
+        raise TypeError(
+            f"save_pretrained() got unexpected keyword arguments: {', '.join(sorted(unknown))}. One adapter of "
+            "several is chosen by adapter_name=."
+        )
+    save_adapters(model, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data)
+    if is_main_process and push_to_hub:
+        given = {k: v for k, v in kwargs.items() if k in _FOR_PUSHING and k != "repo_id"}
+        repo = kwargs.get("repo_id") or directory.resolve().name
+        model.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, card_data=card_data, **given)
 
 
 def push_adapter(
@@ -81,8 +111,7 @@ def push_adapter(
         there = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
         known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
         data = _with_tags(card_data, tags)
-        with _named(configs, bases):
-            save_adapters(model, folder, adapter_name, state_dict, card_data=data, repo_id=known)
+        save_adapters(model, folder, adapter_name, state_dict, card_data=data, repo_id=known, bases=bases)
         files = _files_of(folder, places, there)
         files |= _saved_by(processing_class if tokenizer is None else tokenizer, Path(temporary, "tokenizer"))
         _refuse_secrets(files, local, token)
@@ -143,19 +172,6 @@ def _with_tags(card_data: ModelCardData | None, tags: Sequence[str] | None) -> M
     data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
     data.tags = [*(data.tags or ()), *tags]
     return data
-
-
-@contextmanager
-def _named(configs: Mapping[str, LoRAConfig], bases: Mapping[str, str]) -> Iterator[None]:
-    """Let configs name these bases inside a `with` block."""
-    before = {name: config.base_model_name_or_path for name, config in configs.items()}
-    try:
-        for name, config in configs.items():
-            config.base_model_name_or_path = bases[name]
-        yield
-    finally:
-        for name, config in configs.items():
-            config.base_model_name_or_path = before[name]
 
 
 def _full_id(repo_id: str, token: str | bool | None) -> str:

@@ -15,10 +15,11 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
 from ..files.disk import locked
 from ..files.names import CARD_NAME
-from ..files.transaction import commit
+from ..files.transaction import commit, withdraw
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
 from ..hub.places import places_of
+from ..layers.specialising import base_of
 from .provenance import BASE_NOTE, note_of
 from .saved_tensors import check, count, gather, is_sharded
 
@@ -46,20 +47,20 @@ def save_adapters(
     write: bool = True,
     card_data: ModelCardData | None = None,
     repo_id: str | None = None,
+    bases: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model's adapters into a directory: one at its top, several into folders of their names.
 
     Each folder holds the old adapter or the new one, whenever the process dies. Nothing is written where one of them
     is not fit to be saved.
     write: False takes part in gathering tensors that are spread over processes, checks them, and writes nothing.
-    card_data, repo_id: for the model cards (`card.write_card`).
+    card_data, repo_id: for the model cards (`card.write_card`). bases: the name of each adapter's base as it is
+    written, where it is not the config's own.
+    Where all of them go into folders, an adapter that an earlier save left at the top is removed: it would be loaded.
     Raises AdapterStateError, AdapterNameError, and AdapterFileError where the disk refuses.
     """
     state = model._lora
-    if state.merged:
-        raise AdapterStateError(
-            f"{list(state.merged)} are merged into the weights; call unmerge_adapter() to save them."
-        )
+    state.refuse_while_merged("saving")
     names = [_name(model, adapter_name)] if adapter_name is not None or len(state.configs) == 1 else list(state.configs)
     if not names:
         raise AdapterStateError("the model has no adapter to save.")
@@ -70,20 +71,23 @@ def save_adapters(
         return
     contents = {name: _tensors(model, name, state_dict) for name in names}
     for name, tensors in contents.items() if write else ():
-        _save_one(model, name, folders[name], tensors, card_data, repo_id)
+        config = state.configs[name].copy(**({"base_model_name_or_path": bases[name]} if bases else {}))
+        _save_one(model, name, config, folders[name], tensors, card_data, repo_id)
+    if write and directory not in folders.values():
+        withdraw(directory)
 
 
 def _save_one(
     model: Any,
     name: str,
+    config: LoRAConfig,
     directory: Path,
     tensors: Mapping[str, Tensor],
     card_data: ModelCardData | None,
     repo_id: str | None,
 ) -> None:
-    config: LoRAConfig = model._lora.configs[name]
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
-    notes = _notes(model, name, tensors)
+    notes = _notes(model, name, config, tensors)
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
     is_new = not directory.is_dir()
@@ -140,17 +144,17 @@ def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:
     """Return the base's class, which PEFT writes where no task type says it."""
     if config.task_type is not None or getattr(model, "config", None) is None:
         return None
-    base = type(model)._lora_base
+    base = base_of(type(model))
     return {"base_model_class": base.__name__, "parent_library": base.__module__}
 
 
-def _notes(model: Any, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _notes(model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what an adapter's file says besides its tensors: how many there are, its base, the labels of its head."""
     config = getattr(model, "config", None)
     labels = getattr(config, "id2label", None)
     has_head = getattr(model, "num_labels", None) is not None and "Classification" in type(model).__name__
     notes: dict[str, Any] = {"tensors": len(tensors)}
-    if base := note_of(model, model._lora, name):
+    if base := note_of(model, model._lora, name, adapter):
         notes[BASE_NOTE] = base
     if labels and has_head:
         notes["id2label"] = {str(k): v for k, v in labels.items()}

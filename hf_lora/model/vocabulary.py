@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ConfigError
+from ..errors import AdapterStateError, ConfigError
 from ..formats.keys import PREFIX
 from ..layers.layer import base_modules, own_tensor
+from ..layers.memory.head import own_head
+from ..layers.state import CHANGES, OFF, AdapterState
 from ..targets.names import input_table, listed_modules, saved_modules
+from .adding import extend
+from .selecting import select
 
-__all__ = ["keeps_size", "make_room", "new_rows_noted", "with_new_rows"]
+__all__ = ["make_room", "new_rows_noted", "overridden", "with_new_rows"]
 
 _MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing
@@ -109,3 +113,41 @@ def keeps_size(
 def _rows(table: nn.Module | None) -> int:
     weight: Tensor | None = None if table is None else own_tensor(table, "weight")
     return 0 if weight is None else weight.shape[0]
+
+
+def overridden(base: type) -> dict[str, Any]:
+    """Return the methods of a Transformers model's class as a LoRAModel has them, where the class has them."""
+    if not hasattr(base, "tie_weights"):
+        return {}
+
+    def tie_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Tie the base's own parameters, as the model's class does; adapters stay where they are."""
+        with self._lora.routed(OFF):
+            return base.tie_weights(self, *args, **kwargs)
+
+    def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Resize the vocabulary, as the model's class does; rows that are new train with the trainable adapters.
+
+        Raises AdapterStateError while merged, and where an embedding or the output layer carries an adapter and the
+        size would change: it would be lost with the module that is replaced. Resize before adding the adapter.
+        """
+        return _resize(self, base.resize_token_embeddings, *args, **kwargs)  # type: ignore[attr-defined]
+
+    return {"tie_weights": tie_weights, "resize_token_embeddings": resize_token_embeddings}
+
+
+def _resize(model: Any, resize: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    state: AdapterState = model._lora
+    state.refuse_while_merged("resize_token_embeddings")
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for name, layer in state.layers.items():
+            if layer is table and keeps_size(model, *args, **kwargs):
+                return model.get_input_embeddings()
+            if layer is table:
+                raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
+    with own_head(model), CHANGES:
+        table = resize(model, *args, **kwargs)
+        for name in sorted(state.trainable):
+            extend(model, state, with_new_rows(model, state.configs[name]), name)
+        select(state, state.selected)
+    return table

@@ -14,8 +14,9 @@ from ..errors import ConfigError, TargetError
 from ..kinds.kind import Kind, Shape
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS, PACKED, kind_of, parameter_kind, weight_shape
-from ..layers.layer import base_class, base_modules, own_tensor
+from ..layers.layer import base_modules, own_tensor
 from ..layers.offload import compute_device
+from ..layers.specialising import base_of
 from ..variants.adapter import Adapter
 from ..variants.copies import Saved, Tokens
 from ..variants.initial import INITS, InitName
@@ -194,7 +195,7 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, flo
             "would not follow. Name it in exclude_modules."
         )
     read = owner is not None and bool(child) and kind is not PACKED and weight_is_read(owner, child)
-    factor = None if read else forward_factor(kind, layer, base_class(layer))
+    factor = None if read else forward_factor(kind, layer, base_of(type(layer)))
     return kind, factor is not None, 1.0 if factor is None else factor
 
 
@@ -292,4 +293,4 @@ def _input_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> str
 def _tensors(layer: nn.Module) -> Iterator[Tensor]:
     yield from layer.parameters()
     yield from layer.buffers()
-    yield torch.empty(0)
+    yield torch.empty(0, device="cpu")

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..kinds.table import KINDS
-from ..layers.layer import LoRALayer, base_class
+from ..layers.layer import LoRALayer
 from ..layers.rates import LearningRates, check_rate
+from ..layers.specialising import base_of
 from ..targets.names import is_saved
 from ..variants.adapter import Adapter
 from ..variants.copies import Saved
@@ -186,7 +187,7 @@ def _roles(layer: LoRALayer, adapter: Adapter, head: bool) -> Iterator[tuple[Ten
 
 
 def _decays(layer: nn.Module, parameter: str, dimensions: int) -> bool:
-    return dimensions > 1 and "bias" not in parameter and "norm" not in base_class(layer).__name__.lower()
+    return dimensions > 1 and "bias" not in parameter and "norm" not in base_of(type(layer)).__name__.lower()
 
 
 def rates_of(model: nn.Module) -> LearningRates:

@@ -88,7 +88,7 @@ def _idle(state: AdapterState) -> Iterator[str]:
             f"{wanted} would not train: {list(state.merged)} are merged into the weights; call unmerge_adapter(), or "
             "merge_and_unload() to train the merged weights themselves."
         )
-    elif wanted and not state.enabled:
+    elif wanted and state.is_off:
         yield f"{wanted} would not train: adapters are disabled; call enable_adapters() first."
 
 
@@ -135,7 +135,7 @@ def _lost_averages(model: nn.Module, state: AdapterState) -> Iterator[str]:
         name
         for name, module in base_modules(model)
         if isinstance(module, _BatchNorm) and module.track_running_stats and module.momentum != 0
-        and not any("saved_running_mean" in module.carried(n) for n in state.active if isinstance(module, LoRALayer))
+        and not any("saved_running_mean" in module.carried(n) for n in state.route if isinstance(module, LoRALayer))
     ]  # fmt: skip
     if names:
         yield (

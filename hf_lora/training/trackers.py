@@ -62,7 +62,7 @@ def lora_scalars(model: Any) -> dict[str, float]:
 
 def _places(state: Any) -> Iterator[_Place]:
     """Yield where LoRA factors are that train now and lie whole in this process."""
-    names = [name for name in state.active if name in state.trainable]
+    names = [name for name in state.route if name in state.trainable]
     for module, layer in state.layers.items():
         for name in names:
             for adapter in layer.carried(name).values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, ClassVar
 
@@ -16,8 +17,16 @@ class Adapter(nn.Module):
     fuses: whether a plain linear layer and this adapter compute as one (`linear`).
     """
 
+    low_rank: ClassVar[bool] = False  # a product of factors is added to the parameter
     exclusive: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
+
+    @property
+    def changes_bias(self) -> bool:
+        """Whether the layer's bias changes as well (`effective_bias`)."""
+        return False
+
+    moves_base: bool = False  # its factors start as a part of the weight, whose product at birth is subtracted
 
     def __init__(self, parameter: str) -> None:
         super().__init__()
@@ -76,6 +85,26 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
+    def effective_bias(self, bias: Tensor) -> Tensor:
+        """Return the bias that this adapter makes of the layer's, new, of the same dtype."""
+        raise NotImplementedError
+
+    def acts_beside(self, other: Adapter) -> bool:
+        """Tell whether this adapter and another's on the same parameter, both active, have a defined meaning."""
+        return not (self.exclusive or other.exclusive)
+
+    def largest_change(self) -> float:
+        """Return what no entry of a weight changes by more than, infinity where that is not known."""
+        return math.inf
+
+    def adds_to(self, weight: Tensor) -> bool:
+        """Tell whether `add_to` can make a weight the one this adapter stands for, in place."""
+        return False
+
+    def add_to(self, weight: Tensor) -> None:
+        """Make a weight the one that this adapter stands for, in place."""
+        raise NotImplementedError
+
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return the output of a layer whose forward is a plain linear one, with this adapter, in one step.
 
@@ -95,3 +124,9 @@ class Adapter(nn.Module):
 def _version(tensor: Tensor) -> int:
     """Return how often a tensor was written in place; one made in inference mode does not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """Return a module's own parameter or buffer, without adapters."""
+    found = layer._parameters.get(name)
+    return found if found is not None else layer._buffers.get(name)

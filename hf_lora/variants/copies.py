@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter
+from .adapter import Adapter, own_tensor
 
 
 class Saved(Adapter):
@@ -30,7 +30,7 @@ class Saved(Adapter):
 
     def initialise(self, layer: nn.Module) -> None:
         with torch.no_grad():
-            self.value.copy_(getattr(layer, self.parameter))
+            self.value.copy_(own_tensor(layer, self.parameter))
 
     def effective(self, weight: Tensor) -> Tensor:
         return self.value if self.value.dtype == weight.dtype else self.value.to(weight.dtype)
@@ -50,7 +50,10 @@ class Tokens(Adapter):
 
     def initialise(self, layer: nn.Module) -> None:
         with torch.no_grad():
-            self.value.copy_(getattr(layer, self.parameter)[self.rows])
+            self.value.copy_(own_tensor(layer, self.parameter)[self.rows])
 
     def effective(self, weight: Tensor) -> Tensor:
         return weight.index_copy(0, self.rows, self.value.to(weight.dtype))
+
+    def acts_beside(self, other: Adapter) -> bool:
+        return not isinstance(other, Tokens) or set(self.rows.tolist()).isdisjoint(other.rows.tolist())

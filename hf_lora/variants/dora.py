@@ -32,7 +32,7 @@ class DoRA(LoRA):
     def initialise(self, layer: nn.Module) -> None:
         super().initialise(layer)
         with torch.no_grad():
-            self.magnitude.copy_(low_rank.row_norm(self._direction(self.matrix(layer))))
+            self.magnitude.copy_(low_rank.row_norm(self._direction(self.own_matrix(layer))))
 
     def _direction(self, matrix: Tensor) -> Tensor:
         delta = self.product()

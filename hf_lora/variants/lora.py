@@ -19,7 +19,7 @@ from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
 from ..maths.linear import down
-from .adapter import Adapter
+from .adapter import Adapter, own_tensor
 from .initial import INITS, InitName
 
 
@@ -29,6 +29,7 @@ class LoRA(Adapter):
     lora_A: (..., r, in), lora_B: (..., out, r), in the shapes of the parameter's kind; lora_bias: (out,) or None.
     """
 
+    low_rank: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -77,7 +78,7 @@ class LoRA(Adapter):
 
     def initialise(self, layer: nn.Module) -> None:
         init = INITS[self.init]
-        init.fill(self, self.matrix(layer) if init.reads_weight else None)
+        init.fill(self, self.own_matrix(layer) if init.reads_weight else None)
         if self.moves_base:
             self.initial_A.copy_(self.lora_A.detach())
             self.initial_B.copy_(self.lora_B.detach())
@@ -87,6 +88,12 @@ class LoRA(Adapter):
     def matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's weight as this adapter's kind reads it, detached."""
         return self._kind.matrix(getattr(layer, self.parameter).detach())
+
+    def own_matrix(self, layer: nn.Module) -> Tensor:
+        """Return the layer's own weight, without adapters, as this adapter's kind reads it, detached."""
+        own = own_tensor(layer, self.parameter)
+        assert own is not None
+        return self._kind.matrix(own.detach())
 
     def product(self) -> Tensor:
         """Return what is added to the (..., out, in) matrix, before scaling; float32 or wider."""
@@ -110,6 +117,13 @@ class LoRA(Adapter):
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self.factors()
         return self._kind.linear(layer, x, self._bias(layer), a, b, self.scaling, self._p())
+
+    @property
+    def changes_bias(self) -> bool:
+        return self.lora_bias is not None
+
+    def adds_to(self, weight: Tensor) -> bool:
+        return self.adds and weight.dtype == self.lora_A.dtype
 
     @property
     def adds(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.lora_config import LoRAConfig
-from ...layers.front import name_of
+from ...layers.specialising import base_of, name_of
 from .tasks import Task
 
 __all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]
@@ -36,7 +36,7 @@ class Subject:
     @property
     def is_transformers(self) -> bool:
         """Whether the base has a `from_pretrained`."""
-        return hasattr(type(self.model)._lora_base, "from_pretrained")
+        return hasattr(base_of(type(self.model)), "from_pretrained")
 
 
 def snippets(subject: Subject) -> dict[str, str | None]:
@@ -123,4 +123,4 @@ def _labels(subject: Subject) -> str:
 
 
 def _base_class(subject: Subject) -> str:
-    return str(type(subject.model)._lora_base.__name__)
+    return str(base_of(type(subject.model)).__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config.keys import TASK_TYPES
 from ...config.lora_config import LoRAConfig
-from ...layers.front import name_of
+from ...layers.specialising import name_of
 
 __all__ = ["Task", "task_of"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..._version import __version__
 from ...config.lora_config import LoRAConfig
 from ...files.names import WEIGHTS_NAMES
+from ...layers.specialising import base_of
 from ...variants.papers import PAPERS
 from ..privacy import is_private, public_name, public_setting
 from .measured import measured
@@ -70,7 +71,7 @@ def _about(subject: Subject, tensors: Mapping[str, Tensor]) -> str:
     base = (
         f"[{subject.base}](https://huggingface.co/{subject.base})" if subject.base else "a base that is not named here"
     )
-    what = f"`{type(subject.model)._lora_base.__name__}`"
+    what = f"`{base_of(type(subject.model)).__name__}`"
     task = f" ({subject.task.tag})" if subject.task and subject.task.tag else ""
     count, every = _counts(subject.model, tensors)
     share = f", {count / every:.2%} of the model's {every:,d}" if count < every else ""  # the base may be elsewhere

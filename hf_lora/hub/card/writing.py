@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...config.lora_config import LoRAConfig
 from ...files.disk import write_atomically
+from ...layers.specialising import base_of
 from ..privacy import hub_id
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
@@ -51,7 +52,7 @@ def write_card(
     text, there, body = found
     record = Record.read(body)
     task = task_of(model, config)
-    own = own_metadata(config, task, hasattr(type(model)._lora_base, "from_pretrained"))
+    own = own_metadata(config, task, hasattr(base_of(type(model)), "from_pretrained"))
     new, noted = merged(there, own, given_metadata(facts, card_data, task), record)
     repo, name = hub_id(repo_id) or noted.repo, model_name(facts, card_data) or noted.name
     noted = Record(noted.keys, noted.tags, repo, name)

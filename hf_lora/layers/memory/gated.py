@@ -111,7 +111,7 @@ class _Kept:
         self.output: Any = None
 
     def hold(self, tensors: tuple[Tensor, ...]) -> None:
-        self.output = _Keep.apply(torch.empty(0, requires_grad=True), *tensors)
+        self.output = _Keep.apply(torch.empty(0, requires_grad=True, device="cpu"), *tensors)
 
     def unpack(self) -> Tensor:
         return self.remake(*self.output.grad_fn.saved_tensors)
@@ -121,7 +121,7 @@ class _Keep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        return torch.empty(0)
+        return torch.empty(0, device="cpu")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from ...errors import ModelError
 from ..layer import LoRALayer
-from ..specialising import Specialised, restore, specialise
+from ..specialising import Specialised, refine, restore
 from .lazy import promise
 
-__all__ = ["LazyHead", "disable_linear_cross_entropy", "enable_linear_cross_entropy"]
+__all__ = ["LazyHead", "disable_linear_cross_entropy", "enable_linear_cross_entropy", "own_head"]
 
 
-class LazyHead(Specialised):
+class LazyHead(Specialised, nn.Module):
     """An output layer that gives `LazyLogits` in a training step; everywhere else it is what it was."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +42,7 @@ def enable_linear_cross_entropy(model: nn.Module) -> None:
             "loss is computed. Load the model with a device_map that keeps it on a device."
         )
     if not isinstance(head, LazyHead):
-        specialise(head, LazyHead)
+        refine(head, LazyHead)
 
 
 def disable_linear_cross_entropy(model: nn.Module) -> bool:
@@ -53,6 +54,17 @@ def disable_linear_cross_entropy(model: nn.Module) -> bool:
     return True
 
 
+@contextmanager
+def own_head(model: nn.Module) -> Iterator[None]:
+    """Give the output layer its own class inside a `with` block, where adapters come or go."""
+    was_lazy = disable_linear_cross_entropy(model)
+    try:
+        yield
+    finally:
+        if was_lazy:
+            enable_linear_cross_entropy(model)
+
+
 def _output_layer(model: nn.Module) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
 
@@ -61,14 +73,13 @@ def _as_now(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[
     """Return a layer's forward with the adapters that are active now, whenever it is called."""
     if not isinstance(layer, LoRALayer):
         return forward
-    state, active = layer._lora, layer._lora.active
+    state, route = layer._lora, layer._lora.route
 
     def then(hidden: Tensor) -> Tensor:
-        before, state.active = state.active, active
-        try:
+        if state.route == route:
             return forward(hidden)
-        finally:
-            state.active = before
+        with state.routed(route):
+            return forward(hidden)
 
     return then
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import ModelError
 from ..layer import base_modules
-from ..specialising import Specialised, restore, specialise
+from ..specialising import Specialised, refine, restore
 from .gated import gated
 
 __all__ = ["disable_mlp_recompute", "enable_mlp_recompute", "gated_form"]
@@ -44,7 +44,7 @@ class GatedForm:
         return mlp.get_submodule(self.down)(mlp.get_submodule(self.act)(gate) * up)
 
 
-class RecomputingMLP(Specialised):
+class RecomputingMLP(Specialised, nn.Module):
     """A gated MLP whose training step saves its input, gate and up; everywhere else it is what it was."""
 
     _gated: GatedForm
@@ -63,7 +63,7 @@ def enable_mlp_recompute(model: nn.Module) -> None:
     for mlp, form in found:
         if form is not None:
             mlp.__dict__["_gated"] = form
-            specialise(mlp, RecomputingMLP)
+            refine(mlp, RecomputingMLP)
     if not any(isinstance(m, RecomputingMLP) for m in model.modules()):
         raise ModelError(
             f"enable_mlp_recompute: {type(model).__name__} has no gated MLP, that is no module that computes "
@@ -100,14 +100,16 @@ def gated_form(module: nn.Module) -> GatedForm | None:
 
 def _computes(module: nn.Module, form: GatedForm) -> bool:
     """Return whether a module's own forward, in training, gives what the formula gives, on a small copy."""
-    source = torch.Generator().manual_seed(0)
+    source = torch.Generator("cpu").manual_seed(0)
     halves = 2 if len(form.split) == 1 else 1
     small = {name: _random_linear(3, 5 * halves, source) for name in form.split}
     small[form.down] = _random_linear(5, 3, source)
     probe = copy.copy(module)
     probe.__dict__.update(_modules={**module._modules, **small}, training=True)
-    x = torch.tensor([[0.1], [1.0], [5.0], [50.0]]) * torch.randn(2, 4, 3, dtype=torch.float64, generator=source)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    x = torch.tensor([[0.1], [1.0], [5.0], [50.0]], device="cpu") * torch.randn(
+        2, 4, 3, dtype=torch.float64, generator=source, device="cpu"
+    )
+    with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         try:
             got = type(module).forward(probe, x)
         except Exception:  # a forward of somebody's own may raise anything on children it was not made for
@@ -123,6 +125,6 @@ def _computes(module: nn.Module, form: GatedForm) -> bool:
 
 def _random_linear(inner: int, outer: int, source: torch.Generator) -> nn.Linear:
     layer = nn.Linear(inner, outer, device="meta")
-    layer.weight = nn.Parameter(torch.randn(outer, inner, dtype=torch.float64, generator=source))
-    layer.bias = nn.Parameter(torch.randn(outer, dtype=torch.float64, generator=source))
+    layer.weight = nn.Parameter(torch.randn(outer, inner, dtype=torch.float64, generator=source, device="cpu"))
+    layer.bias = nn.Parameter(torch.randn(outer, dtype=torch.float64, generator=source, device="cpu"))
     return layer

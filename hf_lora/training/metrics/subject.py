@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...layers.front import name_of
+from ...layers.specialising import name_of
 
 __all__ = ["UNKNOWN", "Subject"]
 

@@ -1,0 +1,145 @@
+"""Merging in one layer: its parameters with adapters inside, what rounding takes of them, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MergeError
+from ..maths import low_rank
+from ..variants.adapter import Adapter, own_tensor
+from .layer import LoRALayer
+from .state import Route
+from .tying import is_alone, is_plain
+
+__all__ = ["check_merge", "forget_originals", "merge_for_good", "merge_losses", "merged_values", "swap_back", "swap_in"]
+
+
+def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return every adapted parameter with the named adapters inside, new tensors of the base's dtype.
+
+    dtype: widen the base's floating-point tensors to this first.
+    Raises MergeError where the values cannot be had or are not finite; the layer is left unchanged.
+    """
+    values: dict[str, Tensor] = {}
+    for adapter in _named(layer, names):
+        values[adapter.parameter] = _merge_one(layer, adapter, values, dtype)
+        if adapter.changes_bias:
+            values["bias"] = _merge_bias(layer, adapter, values, dtype)
+    return values
+
+
+def merge_losses(
+    layer: LoRALayer, names: Route, half_only: bool, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, float, float]]:
+    """Yield (parameter, sum of squares of what rounding to its dtype loses, that of what the adapters change).
+
+    dtype: what the parameters are widened to first. Three tensors of a parameter's size are made, not more.
+    """
+    chains: dict[str, list[Adapter]] = {}
+    for adapter in _named(layer, names):
+        chains.setdefault(adapter.parameter, []).append(adapter)
+    for parameter, chain in chains.items():
+        own = own_tensor(layer, parameter)
+        if own is None or own.is_meta or not own.is_floating_point() or not is_plain(own):
+            continue
+        own = _widened(own, dtype)
+        if half_only and own.itemsize > 2:
+            continue
+        with torch.no_grad():
+            base = own.to(torch.float64 if own.itemsize > 2 else torch.float32)
+            exact, merged = base, own
+            for adapter in chain:
+                exact, merged = adapter.effective(exact), adapter.effective(merged)
+            yield parameter, low_rank.squared_distance(merged, exact), low_rank.squared_distance(exact, base)
+
+
+def check_merge(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> None:
+    """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
+    for adapter in _named(layer, names):
+        own = own_tensor(layer, adapter.parameter)
+        told = own is not None and not own.is_meta and own.is_floating_point()
+        if not told or not low_rank.stays_finite(_widened(own, dtype), adapter.largest_change()):  # type: ignore[arg-type]
+            merged_values(layer, names, dtype)
+            return
+
+
+def merge_for_good(layer: LoRALayer, names: Route, shared: Collection[int]) -> None:
+    """Put the named adapters into the parameters and forget the base's own values.
+
+    shared: the memory that other parameters lie in (`tying.shared_memory`). What is a parameter's alone is written
+    in place, where it is of the factors' dtype; anything else is replaced by a new one.
+    """
+    adapters = [(adapter, own_tensor(layer, adapter.parameter)) for adapter in _named(layer, names)]
+    if all(own is not None and adapter.adds_to(own) and is_alone(own, shared) for adapter, own in adapters):
+        for adapter, own in adapters:
+            adapter.add_to(own)  # type: ignore[arg-type]
+    else:
+        swap_in(layer, merged_values(layer, names))
+        forget_originals(layer)
+
+
+def swap_in(layer: LoRALayer, values: dict[str, Tensor]) -> None:
+    """Put merged values in the place of the base's own tensors, which are kept untouched for `swap_back`."""
+    for parameter, value in values.items():
+        own = own_tensor(layer, parameter)
+        assert own is not None
+        layer._originals[parameter] = own
+        _put(layer, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
+
+
+def swap_back(layer: LoRALayer) -> None:
+    """Put the base's own tensors back: the same objects, hence the same bits, and tied again where they were."""
+    for parameter, own in layer._originals.items():
+        _put(layer, parameter, own)
+    layer._originals.clear()
+
+
+def forget_originals(layer: LoRALayer) -> None:
+    """Let go of the base's own tensors, so that what is merged stays."""
+    layer._originals.clear()
+
+
+def _named(layer: LoRALayer, names: Route) -> list[Adapter]:
+    return [adapter for name in names for adapter in layer.carried(name).values()]
+
+
+def _merge_one(layer: LoRALayer, adapter: Adapter, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    parameter = adapter.parameter
+    value = values.get(parameter, own_tensor(layer, parameter))
+    if value is None or value.is_meta:
+        raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
+    value = _widened(value, dtype)
+    with torch.no_grad():
+        merged = adapter.effective(value)
+    _check_finite(layer, parameter, merged)
+    own = {id(tensor) for tensor in adapter.tensors().values()}  # a copy that was trained is its own effective value
+    return merged.detach().clone() if id(merged) in own else merged.contiguous()
+
+
+def _merge_bias(layer: LoRALayer, adapter: Adapter, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    bias = values.get("bias", own_tensor(layer, "bias"))
+    if bias is None:
+        raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
+    with torch.no_grad():
+        merged = adapter.effective_bias(_widened(bias, dtype))
+    _check_finite(layer, "bias", merged)
+    return merged
+
+
+def _check_finite(layer: LoRALayer, parameter: str, merged: Tensor) -> None:
+    if merged.is_floating_point() and not low_rank.is_finite(merged):
+        raise MergeError(f"merging into {parameter} of a {type(layer).__name__} gives values that are not finite.")
+
+
+def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() and is_plain(tensor) else tensor
+
+
+def _put(layer: nn.Module, name: str, value: Tensor) -> None:
+    if name in layer._parameters:
+        layer._parameters[name] = value  # type: ignore[assignment]
+    else:
+        layer._buffers[name] = value

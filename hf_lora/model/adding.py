@@ -1,0 +1,245 @@
+"""Adding adapters to any module: fresh ones, and those of a file.
+
+Everything that can fail is done before the first layer is touched: sites are planned, adapters built and filled, and
+only then attached. What another thread computes meanwhile stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterNameError, AdapterStateError, ConfigError
+from ..formats.names import fit_names
+from ..formats.peft import read_sites
+from ..kinds.table import CONV1D, KINDS
+from ..layers.distributed import fill, refuse_partitions, refuse_spread
+from ..layers.layer import LoRALayer, attach, base_modules
+from ..layers.offload import brought_in
+from ..layers.state import CHANGES, AdapterState, Origin, Record
+from ..targets.depth import settle_layers
+from ..targets.names import as_endings, parameter_names
+from ..targets.plan import Site, plan, token_sites
+from ..variants.adapter import Adapter
+from ..variants.initial import INITS
+from ..variants.table import FORMULAS
+from . import provenance
+from .file_checks import check_dtypes, check_same
+from .selecting import check_known, remove, require_grad
+
+__all__ = ["add", "copy_in", "extend", "load", "remove_all"]
+
+Groups = dict[str, dict[str, tuple[Site, Adapter]]]
+
+
+def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> LoRAConfig:
+    """Attach a fresh, trainable adapter and return its config with the targets written out.
+
+    Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
+    """
+    with CHANGES:
+        _check_new(state, name)
+        modules = dict(base_modules(model))
+        refuse_spread(model, modules)
+        config = settle_layers(model, config, modules)
+        sites, targets, parameters = plan(model, config)
+        groups = _build(modules, sites)
+        _check_own(state, modules, groups)
+        _initialise(modules, groups)
+        resolved = _resolved(config, modules, sites, targets, parameters)
+        seen = provenance.observe(modules, _weights(groups))
+        _attach(state, modules, groups, name, Record(resolved, Origin(seen=seen), trainable=True))
+        return resolved
+
+
+def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> None:
+    """Attach the trained token rows that a config has and the adapter of that name has not; nothing else changes."""
+    record = state.records[name]
+    if config.trainable_token_indices == record.config.trainable_token_indices:
+        return
+    with CHANGES:
+        modules = dict(base_modules(model))
+        groups = _build(modules, token_sites(model, config, modules))
+        _initialise(modules, groups)
+        _attach(state, modules, groups, name, Record(config, record.origin, trainable=True))
+
+
+def load(
+    model: nn.Module,
+    state: AdapterState,
+    config: LoRAConfig,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    trainable: bool,
+    base: object = None,
+    check_base: bool = True,
+) -> None:
+    """Attach an adapter whose tensors come from a file in PEFT's layout; it takes them over.
+
+    base: what the file says of the base the adapter was trained on, checked unless `check_base` is False.
+    Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
+    """
+    if trainable and not INITS[config.init_lora_weights].trains:
+        raise ConfigError(
+            f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
+            "such an adapter can be used but not trained on; load it with is_trainable=False."
+        )
+    with CHANGES:
+        _check_new(state, name)
+        modules = dict(base_modules(model))
+        refuse_spread(model, modules)
+        config, tensors, places = fit_names(modules, config, tensors)
+        # Dropout acts in training only: where it has no place, an adapter can be used all the same.
+        found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
+        if check_base:
+            provenance.check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.role in FORMULAS))
+        groups = _build(modules, [site for site, _ in found])
+        _check_own(state, modules, groups)
+        check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
+        for site, values in found:
+            _take_over(modules[site.module], groups[site.module][site.key][1], values)
+        moves = trainable and (base is None or not check_base)  # it trains on this base from now on
+        note = base if isinstance(base, Mapping) else {}
+        origin = Origin(seen=provenance.observe(modules, _weights(groups))) if moves else Origin(note=note)
+        _attach(state, modules, groups, name, Record(config, origin, trainable))
+
+
+def copy_in(
+    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str
+) -> None:
+    """Copy a file's tensors into an adapter that is already there, in place, so that optimizers go on holding it.
+
+    Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
+    """
+    check_known(state, [name])
+    refuse_partitions(model)
+    modules = dict(base_modules(model))
+    config, tensors, places = fit_names(modules, config, tensors)
+    found = read_sites(modules, config.copy(lora_dropout=0.0), tensors, places)
+    targets = []
+    for site, values in found:
+        layer = state.layers.get(site.module)
+        adapter = None if layer is None else layer.carried(name).get(site.key)
+        if adapter is None:
+            raise AdapterStateError(
+                f"the file adapts {site.module}.{site.parameter}, the adapter {name!r} on the model does not; "
+                "load it under another name."
+            )
+        targets.append((site, adapter, values))
+    check_same(state, name, targets)
+    check_dtypes(targets)
+    with torch.no_grad():
+        for _, adapter, values in targets:
+            for attribute, tensor in values.items():
+                fill(getattr(adapter, attribute), tensor)
+            adapter.restart()
+
+
+def remove_all(model: nn.Module, state: AdapterState) -> None:
+    """Take every adapter away and give the base's parameters their old requires_grad."""
+    with CHANGES:
+        for name in list(state.records):
+            remove(state, name)
+        state.layers.clear()
+        thawed = set(state.thawed)
+        for name, parameter in model.named_parameters():
+            if name in thawed:
+                parameter.requires_grad_(True)
+
+
+def _build(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
+    groups: Groups = {}
+    for site in sites:
+        adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
+        groups.setdefault(site.module, {})[site.key] = (site, adapter)
+    return groups
+
+
+def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
+    for module, group in groups.items():
+        with brought_in(modules[module]):
+            for site, adapter in group.values():
+                if not site.shares:
+                    adapter.initialise(modules[module])
+
+
+def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor]) -> None:
+    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted."""
+    if adapter.moves_base:
+        with brought_in(layer):  # the product at birth, which the base lacks, is found again
+            adapter.initialise(layer)
+    for attribute, tensor in values.items():
+        own = getattr(adapter, attribute)
+        own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
+
+
+def _weights(groups: Groups) -> list[tuple[str, str]]:
+    """Return (module, parameter) of every weight that a product is added to."""
+    return [(n, a.parameter) for n, group in groups.items() for _, a in group.values() if a.low_rank]
+
+
+def _check_own(state: AdapterState, modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following."""
+    foreign = [n for n in names if isinstance(layer := modules[n], LoRALayer) and layer._lora is not state]
+    if foreign:
+        raise AdapterStateError(
+            f"{foreign[0]} carries an adapter of another LoRAModel, which goes on choosing what acts there; leave it "
+            "out of target_modules (exclude_modules), or unload() the other one first."
+        )
+
+
+def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Groups, name: str, record: Record) -> None:
+    before, layers = state.records.get(name), dict(state.layers)  # others may walk over the present ones
+    try:
+        for module, group in groups.items():
+            for _, adapter in group.values():
+                adapter.begin()
+            behind = {key for key, (site, _) in group.items() if site.behind}
+            layer = attach(modules[module], state, name, {key: adapter for key, (_, adapter) in group.items()}, behind)
+            layers[module] = layer
+            require_grad(layer, name, False)
+    except BaseException:
+        state.layers = layers
+        if before is None:
+            remove(state, name)
+        raise
+    state.layers = layers
+    state.records = {**state.records, name: record}
+
+
+def _check_new(state: AdapterState, name: str) -> None:
+    if not isinstance(name, str) or not name or "." in name:
+        raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
+    if name in state.records:
+        raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
+    if name in dir(nn.ModuleDict):
+        raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
+    state.refuse_while_merged("adding an adapter")
+
+
+def _resolved(
+    config: LoRAConfig,
+    modules: Mapping[str, nn.Module],
+    sites: list[Site],
+    targets: Collection[str],
+    parameters: Collection[str],
+) -> LoRAConfig:
+    """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
+    changes: dict[str, object] = {
+        "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
+    }
+    rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
+    if isinstance(rows, Mapping):
+        changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}
+    elif rows is not None:
+        changes["trainable_token_indices"] = list(dict.fromkeys(rows))
+    if config.target_modules in PRESETS:
+        endings = as_endings(targets, list(modules))
+        changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}
+        if parameters:
+            changes["target_parameters"] = as_endings(parameters, parameter_names(modules))
+    return config.copy(**changes)

@@ -1,0 +1,150 @@
+"""Making a model a LoRAModel: of a base and a config, of an adapter and its base; and giving its own class back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..config.lora_config import LoRAConfig
+from ..errors import ModelError
+from ..files.sources import HUB_KWARGS
+from ..formats.contents import Contents
+from ..formats.opening import open_adapter
+from ..layers.memory.head import disable_linear_cross_entropy, own_head
+from ..layers.memory.mlp import disable_mlp_recompute
+from ..layers.specialising import Specialised, refine, restore
+from ..layers.state import CHANGES, AdapterState
+from . import adding
+from .arguments import as_config, check_plain, uncompiled
+from .bases import head_modules, load_base, load_base_of
+from .provenance import BASE_NOTE, commit_of
+from .selecting import select
+from .vocabulary import make_room, with_new_rows
+
+__all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave", "opened"]
+
+
+def from_pretrained(
+    mixin: type[Specialised],
+    name: str,
+    lora_config: LoRAConfig | None,
+    model_args: tuple[Any, ...],
+    adapter_name: str,
+    is_trainable: bool,
+    base_model: nn.Module | str | None,
+    auto_class: type | str | None,
+    check_base: bool,
+    ignore_unknown: bool,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Load a base with a fresh adapter, or an adapter with the base it names (`LoRAModel.from_pretrained`).
+
+    mixin: LoRAModel.
+    """
+    found = open_adapter(name, kwargs, lora_config=lora_config, ignore_unknown=ignore_unknown)
+    if found is not None:
+        model = _base_for(found, base_model, auto_class, kwargs)
+        return _entered(mixin, model, lambda: add_saved(model, found, adapter_name, is_trainable, check_base))
+    if base_model is not None:
+        raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
+    config = as_config(lora_config)
+    model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
+    revision = kwargs.get("revision") or config.revision
+    config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
+    result = from_model(mixin, model, config, adapter_name)
+    result._lora.commit = commit_of(name, kwargs)
+    return result
+
+
+def from_model(mixin: type[Specialised], model: nn.Module, lora_config: LoRAConfig | None, adapter_name: str) -> Any:
+    """Add a fresh adapter to a model, in place, and return the same object (`LoRAModel.from_model`)."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
+    config, model = as_config(lora_config), uncompiled(model)
+    config = config.copy(modules_to_save=head_modules(model, config, ()))
+    return _entered(mixin, model, lambda: add_fresh(model, config, adapter_name))
+
+
+def opened(name: str, lora_config: LoRAConfig | None, ignore_unknown: bool, kwargs: dict[str, Any]) -> Contents:
+    """Read an adapter's files for `LoRAModel.load_adapter`; kwargs: where on the Hub they lie.
+
+    Raises TypeError for other kwargs, AdapterFileError where there is no adapter.
+    """
+    if unknown := kwargs.keys() - set(HUB_KWARGS):
+        raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
+    files = open_adapter(name, kwargs, True, lora_config, ignore_unknown)
+    assert files is not None
+    return files
+
+
+def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
+    """Add a fresh adapter to a LoRAModel and select it."""
+    with own_head(model), CHANGES:
+        config = with_new_rows(model, as_config(lora_config))
+        base = getattr(model, "name_or_path", None) or config.base_model_name_or_path
+        adding.add(model, model._lora, config.copy(base_model_name_or_path=base), adapter_name)
+        select(model._lora, adapter_name)
+
+
+def add_saved(model: Any, files: Contents, adapter_name: str, is_trainable: bool, check_base: bool) -> None:
+    """Add an adapter that was read from files to a LoRAModel and select it."""
+    files = files.onto(model)
+    with own_head(model), CHANGES:
+        noted = files.notes.get(BASE_NOTE)
+        adding.load(
+            model, model._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base
+        )  # fmt: skip
+        select(model._lora, adapter_name)
+
+
+def leave(model: Any) -> Any:
+    """Give a LoRAModel back the class and the parameters' flags that it had before, without its adapters."""
+    disable_mlp_recompute(model)
+    disable_linear_cross_entropy(model)
+    with CHANGES:
+        adding.remove_all(model, model._lora)
+        del model.__dict__["_lora"]
+        model.__dict__.pop("_hf_peft_config_loaded", None)
+        restore(model)
+    return model
+
+
+def _base_for(
+    files: Contents, base_model: nn.Module | str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]
+) -> nn.Module:
+    """Return the module to load an adapter into: the caller's, or the base that the adapter names."""
+    if isinstance(base_model, nn.Module):
+        if idle := kwargs.keys() - set(HUB_KWARGS):
+            raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
+        return uncompiled(base_model)
+    model = load_base_of(files, base_model, auto_class, dict(kwargs))
+    make_room(model, files.config, files.tensors)
+    return model
+
+
+def _entered(mixin: type[Specialised], model: nn.Module, add: Callable[[], None]) -> Any:
+    """Return a model as a LoRAModel to which an adapter was added; what was none before is none where that fails."""
+    fresh = not isinstance(model, mixin)
+    if fresh:
+        _enter(mixin, model)
+    try:
+        add()
+    except BaseException:
+        if fresh:
+            leave(model)
+        raise
+    return model
+
+
+def _enter(mixin: type[Specialised], model: Any) -> None:
+    """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
+    check_plain(model)
+    thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
+    refine(model, mixin)
+    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):  # switched on before: now it matters
+        model.enable_input_require_grads()

@@ -1,0 +1,145 @@
+"""Which adapters of a model act: selected for everybody, in a block of one thread or task, switched off, or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..errors import AdapterNameError, AdapterStateError
+from ..layers.layer import LoRALayer, detach
+from ..layers.state import CHANGES, OFF, AdapterState, Route
+from ..variants.adapter import Adapter
+
+__all__ = [
+    "active",
+    "check_known",
+    "check_together",
+    "delete",
+    "disable",
+    "disabled",
+    "names_of",
+    "remove",
+    "require_grad",
+    "select",
+]
+
+
+def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:
+    """Return the names that a caller gives, one or several, each once and in order.
+
+    Raises AdapterNameError where the model has no adapter of one of these names.
+    """
+    names = tuple(dict.fromkeys([given] if isinstance(given, str) else given))
+    check_known(state, names)
+    return names
+
+
+def check_known(state: AdapterState, names: Sequence[str]) -> None:
+    """Raise AdapterNameError where the model has no adapter of one of these names."""
+    if unknown := [n for n in names if n not in state.records]:
+        raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.records)}.")
+
+
+def select(state: AdapterState, given: str | Sequence[str]) -> None:
+    """Choose which adapters a forward uses; of the trainable ones only these require gradients.
+
+    Raises AdapterNameError for an unknown name, AdapterStateError while merged, or where two of them cannot act at
+    once on one parameter.
+    """
+    with CHANGES:
+        names = names_of(state, given)
+        state.refuse_while_merged("set_adapter")
+        check_together(state, names)
+        changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
+        state.select(names)
+        for layer in state.layers.values() if changed & state.trainable else ():
+            for name in changed & state.trainable:
+                require_grad(layer, name, name in names)
+
+
+def check_together(state: AdapterState, names: Sequence[str]) -> None:
+    """Raise AdapterStateError where two of these adapters cannot act at once on one parameter."""
+    for module, layer in state.layers.items() if len(names) > 1 else ():
+        owners: dict[str, list[tuple[str, Adapter]]] = {}
+        for name in names:
+            for adapter in layer.carried(name).values():
+                owners.setdefault(adapter.parameter, []).append((name, adapter))
+        for parameter, held in owners.items():
+            _check_beside(names, f"{module}.{parameter}", held)
+
+
+def _check_beside(names: Sequence[str], place: str, held: Sequence[tuple[str, Adapter]]) -> None:
+    for index, (name, adapter) in enumerate(held):
+        for other_name, other in held[index + 1 :]:
+            if name != other_name and not adapter.acts_beside(other):
+                what = f"{type(adapter).__name__} of {name!r} and {type(other).__name__} of {other_name!r}"
+                raise AdapterStateError(
+                    f"{list(names)} cannot be active at once: {place} would have {what}, whose combination has no "
+                    "meaning. Activate one of them."
+                )
+
+
+def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
+    """Switch requires_grad of an adapter's floating-point parameters in a layer."""
+    for adapter in layer.carried(name).values():
+        for parameter in adapter.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(wanted)
+
+
+def disable(state: AdapterState) -> None:
+    """Switch the adapters off for everybody. Raises AdapterStateError while merged, and inside a block of one's own."""
+    state.refuse_while_merged("disable_adapters")
+    state.refuse_in_own_block("disable_adapters", "use `with model.adapters_disabled()`")
+    state.enable(False)
+
+
+@contextmanager
+def disabled(state: AdapterState) -> Iterator[None]:
+    """Take the route without adapters inside a `with` block. Raises AdapterStateError while merged."""
+    state.refuse_while_merged("adapters_disabled")
+    with state.routed(OFF):
+        yield
+
+
+@contextmanager
+def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) -> Iterator[None]:
+    """Take the route of these adapters inside a `with` block.
+
+    Raises AdapterNameError, and AdapterStateError while merged, in training, and where they cannot act at once.
+    """
+    state.refuse_while_merged("adapters_active")
+    names = names_of(state, given)
+    check_together(state, names)
+    if model.training and torch.is_grad_enabled():
+        raise AdapterStateError("adapters_active() is for inference: call eval(), or set_adapter() to train.")
+    with state.routed(names):
+        yield
+
+
+def delete(state: AdapterState, given: str | Sequence[str]) -> None:
+    """Remove adapters; layers that carried no other get their own class back, and the rest of the selected ones stays.
+
+    Raises AdapterNameError for an unknown name, AdapterStateError while merged or in use by a block; nothing is
+    removed then.
+    """
+    with CHANGES:
+        names = names_of(state, given)
+        state.refuse_while_merged("delete_adapter")
+        for name in names:
+            state.refuse_inside("delete_adapter", name)
+        select(state, [n for n in state.selected if n not in names])
+        for name in names:
+            remove(state, name)
+
+
+def remove(state: AdapterState, name: str) -> None:
+    """Take an adapter off its layers and out of the state, whatever uses it."""
+    for layer in state.layers.values():
+        if isinstance(layer, LoRALayer) and name in layer.adapters:
+            detach(layer, name)
+    state.layers = {n: layer for n, layer in state.layers.items() if isinstance(layer, LoRALayer)}
+    state.records = {n: record for n, record in state.records.items() if n != name}
