@@ -1,0 +1,115 @@
+"""The README is short, its links lead somewhere, its commands are there, and its code runs as pasted, in order."""
+
+# ruff: noqa: F811 (tests take the imported fixture by its name)
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
+
+from hf_lora import LoRAModel
+
+from .hub import Hub, hub  # noqa: F401 (hub is the fixture)
+from .peek import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(language: str) -> list[str]:
+    return [code for named, code in BLOCK.findall(README) if named == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_at_most_70_lines_of_120_columns() -> None:
+    assert len(README.splitlines()) <= 70
+    assert max(map(len, README.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(BLOCK.sub("", page.read_text("utf-8"))):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_python_block_of_a_page_is_python(page: Path) -> None:
+    for language, code in BLOCK.findall(page.read_text("utf-8")):
+        if language == "python":
+            ast.parse(code)
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(README) if "://" not in link}
+    assert not [page.name for page in PAGES[1:] if page.resolve() not in linked]
+
+
+def test_every_command_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = re.findall(r"(?m)(?:^|`)make ([a-z]+)", "\n".join(page.read_text("utf-8") for page in PAGES))
+    assert {"demo", "test"} <= set(named) <= targets
+    commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    used = re.findall(r"(?m)(?:^|`)hf-lora ([a-z]+)", "\n".join(page.read_text("utf-8") for page in PAGES))
+    assert {"push", "inspect"} <= set(used) <= set(commands)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT 0.21 asks for it
+def test_the_python_blocks_run_in_order_as_they_stand(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("bert-base-uncased", small_bert(tmp_path / "bert"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # PEFT looks at it each time
+    names: dict[str, Any] = {"__name__": "readme"}
+    for number, code in enumerate(blocks("python")):
+        exec(compile(code, f"README.md, block {number}", "exec"), names)
+    assert Path("merged/model.safetensors").is_file()
+    assert "adapter_model.safetensors" in hub.files("me/my-adapter")
+    trained, by_peft = LoRAModel.from_pretrained("my-adapter"), names["model"]
+    assert trained.get_adapter_state_dict().keys() == by_peft.get_adapter_state_dict().keys()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        with trained.adapters_disabled():
+            base = trained(input_ids=ids).logits
+        logits = trained(input_ids=ids).logits
+        assert not torch.equal(logits, base)
+        torch.testing.assert_close(by_peft(input_ids=ids).logits, logits)
+
+
+def small_bert(folder: Path) -> Path:
+    """Write a BERT of two layers and its tokenizer under the names that bert-base-uncased has."""
+    found = re.findall(r"[a-z]+", "\n".join(blocks("python")).lower())
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(found))]
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
+    size = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    BertForPreTraining(BertConfig(**size, vocab_size=len(words))).save_pretrained(folder)
+    return folder
