@@ -56,9 +56,9 @@ def by_step(run: Path) -> list[Path]:
 
 
 def is_half(path: Path) -> bool:
-    """Return whether a checkpoint is not marked as whole, and a save of this version wrote it.
+    """Return whether a checkpoint lacks the mark of a whole one and should have it.
 
-    Without any mark that is so where an older one of its run has one: earlier versions, and PEFT, leave none.
+    Earlier versions and PEFT write no marks, so one without any is half only where an older one of its run has one.
     """
     if (path / COMPLETE).exists() or (path / INCOMPLETE).exists():
         return not (path / COMPLETE).exists()
@@ -173,9 +173,9 @@ def _complete(place: Path, token: str) -> None:
     if not _holds(place, token):
         raise FileNotFoundError(place / INCOMPLETE)
     sync_tree(place)
+    sync_directory(place.parent)
     os.rename(place / INCOMPLETE, place / COMPLETE)
     sync_directory(place)
-    sync_directory(place.parent)
 
 
 def _holds(place: Path, token: str) -> bool:
