@@ -6,27 +6,30 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterFileError
 
-from .peek import SAVING, _Save, put_right
+from .peek import disk
 from .trainings import StopsAt, bert, gpt2, trainer, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),  # the steps are too quick for it
 ]
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 STATE = {"training_args.bin", "trainer_state.json"}
 RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+MARK = "_COMPLETE"
 
 
 def names(folder: Path) -> set[str]:
@@ -68,7 +71,7 @@ def test_checkpoints_hold_no_weight_of_the_base(make: Any, folders: list[str], t
             kept += len(list(file.keys()))
     assert kept == len(trained)
     everything = {path.name for path in checkpoint.rglob("*") if path.is_file()}
-    assert everything == ADAPTER | STATE | RESUMING
+    assert everything == ADAPTER | STATE | RESUMING | {MARK}
 
 
 class Watches(TrainerCallback):
@@ -79,7 +82,7 @@ class Watches(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seen.append(names(Path(args.output_dir)))
-        assert names(Path(args.output_dir, f"checkpoint-{state.global_step}")) == ADAPTER | STATE | RESUMING
+        assert names(Path(args.output_dir, f"checkpoint-{state.global_step}")) == ADAPTER | STATE | RESUMING | {MARK}
 
 
 def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: P
 def test_what_is_kept_of_the_model_alone_is_resumed_with_a_word_on_what_starts_anew(tmp_path: Path) -> None:
     first = trainer(gpt2(seed=7), tmp_path, [StopsAt(4)], save_only_model=True)
     first.train()
-    assert names(tmp_path / "checkpoint-4") == ADAPTER | STATE
+    assert names(tmp_path / "checkpoint-4") == ADAPTER | STATE | {MARK}
     again = trainer(gpt2(seed=8), tmp_path, save_only_model=True, max_steps=4)
     with pytest.warns(UserWarning, match="the optimizer, the learning-rate schedule, random numbers start anew"):
         again.train(resume_from_checkpoint=True)
@@ -120,15 +123,121 @@ def test_what_is_kept_of_the_model_alone_is_resumed_with_a_word_on_what_starts_a
 def test_half_a_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     first = trainer(gpt2(seed=7), tmp_path, max_steps=4)
     first.train()
-    for step, missing in {5: "adapter_model.safetensors", 6: "trainer_state.json", 7: "optimizer.pt"}.items():
+    for step, missing in {5: "adapter_model.safetensors", 6: "trainer_state.json", 7: "optimizer.pt", 9: MARK}.items():
         shutil.copytree(tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{step}")
         (tmp_path / f"checkpoint-{step}" / missing).unlink()
     (tmp_path / "checkpoint-8").mkdir()
     again = trainer(gpt2(seed=8), tmp_path, max_steps=4)
-    with pytest.warns(UserWarning, match=r"checkpoint-7 lacks optimizer\*; checkpoint-6 lacks trainer_state.json"):
+    told = r"9 lacks _COMPLETE; checkpoint-8 .*; checkpoint-7 lacks optimizer\*; checkpoint-6 lacks trainer_state.json"
+    with pytest.warns(UserWarning, match=told):
         again.train(resume_from_checkpoint=True)
     assert same(again.model, first.model)
-    assert (tmp_path / "checkpoint-8").is_dir(), "nothing of the user's is removed"
+    assert {f"checkpoint-{step}" for step in range(5, 10)} <= names(tmp_path), "nothing of the user's is removed"
+
+
+def begun(checkpoint: Path) -> Path:
+    """Make a checkpoint what a killed save leaves, right before its end."""
+    (checkpoint / MARK).rename(checkpoint / "_INCOMPLETE")
+    return checkpoint
+
+
+class AtStep(TrainerCallback):
+    """Does something to a run's folder before the training, or before a step."""
+
+    def __init__(self, step: int, does: Callable[[Path], Any]) -> None:
+        self.step, self.does = step, does
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.does(Path(args.output_dir))
+
+
+def test_half_a_checkpoint_is_cleared_when_a_training_is_resumed_and_nobody_asks(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path)
+    first.train()
+    begun(tmp_path / "checkpoint-6")
+    seen: list[set[str]] = []
+    again = trainer(gpt2(seed=8), tmp_path, [AtStep(4, lambda run: seen.append(names(run)))])
+    again.train(resume_from_checkpoint=True)
+    assert seen == [{"checkpoint-2", "checkpoint-4"}]
+    assert same(again.model, first.model)
+    assert names(tmp_path / "checkpoint-6") == ADAPTER | STATE | RESUMING | {MARK}
+
+
+def test_half_a_checkpoint_is_cleared_at_the_next_save(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, max_steps=2).train()
+
+    def half(run: Path) -> None:
+        begun(shutil.copytree(run / "checkpoint-2", run / "checkpoint-9"))
+
+    trainer(gpt2(), tmp_path, [AtStep(3, half)], save_total_limit=2).train(resume_from_checkpoint=True)
+    assert names(tmp_path) == {"checkpoint-4", "checkpoint-6"}
+
+
+def test_half_a_checkpoint_never_counts_for_the_limit(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, max_steps=2).train()
+
+    def unmarked(run: Path) -> None:
+        shutil.copytree(run / "checkpoint-2", run / "checkpoint-9")
+        (run / "checkpoint-9" / MARK).unlink()
+
+    trainer(gpt2(), tmp_path, [AtStep(3, unmarked)], save_total_limit=2, max_steps=4).train(resume_from_checkpoint=True)
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_half_a_checkpoint_that_is_named_is_an_error_and_the_next_try_finds_the_one_before(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, max_steps=4).train()
+    begun(tmp_path / "checkpoint-4")
+    again = trainer(gpt2(), tmp_path, max_steps=4)
+    with pytest.raises(AdapterFileError, match="interrupted, so it is removed.*True for the last whole one"):
+        again.train(resume_from_checkpoint=get_last_checkpoint(tmp_path))
+    again.train(resume_from_checkpoint=get_last_checkpoint(tmp_path))
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_where_only_half_a_checkpoint_is_there_it_is_said_that_training_starts_anew(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, max_steps=2).train()
+    begun(tmp_path / "checkpoint-2")
+    again = trainer(gpt2(), tmp_path, max_steps=2)
+    with pytest.raises(AdapterFileError, match="no checkpoint in .* is whole: checkpoint-2 .* starts anew"):
+        again.train(resume_from_checkpoint=True)
+    assert get_last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("steps", [2, 4], ids=["all", "all but the last, which is half"])
+def test_a_run_of_an_earlier_version_has_no_marks_and_is_resumed(steps: int, tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path)
+    first.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (tmp_path / name / MARK).unlink()
+    if steps == 2:
+        (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+    again = trainer(gpt2(seed=8), tmp_path, save_total_limit=3)
+    with pytest.warns(UserWarning, match="checkpoint-4 lacks optimizer") if steps == 2 else nullcontext():
+        again.train(resume_from_checkpoint=True)
+    assert same(again.model, first.model)
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    older = trainer(gpt2(seed=8), tmp_path, max_steps=2)
+    older.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert older.state.global_step == 2
+
+
+def test_without_its_mark_the_last_one_is_not_taken_and_alone_it_is(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path / "run", max_steps=4).train()
+    last = tmp_path / "run" / "checkpoint-4"
+    (last / MARK).unlink()
+    again = trainer(gpt2(), tmp_path / "run", [StopsAt(3, save=False)], max_steps=4)
+    with pytest.warns(UserWarning, match="resuming from .*checkpoint-2; .* checkpoint-4 lacks _COMPLETE"):
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    with pytest.raises(AdapterFileError, match="it lacks _COMPLETE.*If you know that it is whole, make a file"):
+        again.train(resume_from_checkpoint=str(last))
+    shutil.copytree(last, tmp_path / "alone" / last.name)
+    (last / MARK).touch()
+    for place in (last, tmp_path / "alone" / last.name):
+        again.train(resume_from_checkpoint=str(place))
+        assert again.state.global_step == 4
 
 
 @pytest.mark.parametrize(
@@ -160,20 +269,74 @@ def test_no_checkpoint_and_no_folder_are_transformers_own_errors(tmp_path: Path)
         run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
-def test_a_save_that_fails_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trainer(gpt2(), tmp_path, [StopsAt(4)])
-    save = run._save_rng_state
+@pytest.mark.parametrize(
+    ("limit", "older"), [(1, False), (None, False), (None, True)], ids=["a limit of 1", "no limit", "over an older one"]
+)
+@pytest.mark.parametrize("where", ["written", "brought onto the disk"])
+def test_a_save_that_fails_leaves_the_run_as_it_was(
+    where: str, limit: int | None, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(gpt2(), tmp_path, [StopsAt(4)], save_total_limit=limit)
+    if older:
+        trainer(gpt2(), tmp_path, save_steps=4, max_steps=4).train()
+        before = (tmp_path / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns
+    owner, name = (run, "_save_rng_state") if where == "written" else (disk, "sync_tree")
+    does = getattr(owner, name)
 
-    def fail(folder: str) -> None:
-        save(folder)
+    def fail(folder: Any) -> None:
+        does(folder)
         if run.state.global_step == 4:
+            assert (tmp_path / "checkpoint-2" / MARK).is_file(), "no whole one is left"
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(run, "_save_rng_state", fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(OSError, match="No space left"):
         run.train()
+    assert names(tmp_path) == {"checkpoint-2"} | ({"checkpoint-4"} if older else set())
+    if older:
+        assert (tmp_path / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns == before
+        assert MARK in names(tmp_path / "checkpoint-4")
+    assert run.args.save_total_limit == limit
+
+
+def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_never_in_another_one(
+    tmp_path: Path,
+) -> None:
+    trainer(gpt2(), tmp_path / "a").train()
+    elsewhere = trainer(gpt2(), tmp_path / "b", save_total_limit=1)
+    elsewhere.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+    again = trainer(gpt2(), tmp_path / "a", save_total_limit=1, max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))  # not the last one
+    assert names(tmp_path / "a") == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    trainer(gpt2(), tmp_path / "a", save_total_limit=1).train(resume_from_checkpoint=True)
+    assert names(tmp_path / "a") == {"checkpoint-6"}
+
+
+def test_the_trainer_s_own_file_holds_the_limit_that_was_given(tmp_path: Path) -> None:
+    trainer(gpt2(), tmp_path, save_total_limit=1).train()
+    assert torch.load(tmp_path / "checkpoint-6" / "training_args.bin", weights_only=False).save_total_limit == 1
+
+
+def test_a_checkpoint_is_whole_when_it_is_pushed(tmp_path: Path) -> None:
+    run = trainer(gpt2(), tmp_path, max_steps=2)
+    pushed: list[set[str]] = []
+    run._push_from_checkpoint = lambda folder: pushed.append(names(Path(folder)))
+    run._finish_current_push = lambda: None
+    run.args.push_to_hub = True
+    run.train()
+    assert pushed == [ADAPTER | STATE | RESUMING | {MARK}]
+
+
+def test_what_an_earlier_version_moved_aside_when_it_was_killed_is_back(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path, max_steps=2)
+    first.train()
+    aside = tmp_path / "_saving" / ".replaced"
+    aside.mkdir(parents=True)
+    os.rename(tmp_path / "checkpoint-2", aside / "checkpoint-2")
+    again = trainer(gpt2(seed=8), tmp_path, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert same(again.model, first.model)
     assert names(tmp_path) == {"checkpoint-2"}
-    assert run._get_output_dir(None) == str(tmp_path)
 
 
 def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_step(tmp_path: Path) -> None:
@@ -182,21 +345,7 @@ def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_step(tmp_path: Path
     (tmp_path / "checkpoint-2" / "theirs").touch()
     trainer(bert("a"), tmp_path, max_steps=2).train()
     assert names(tmp_path) == {"checkpoint-2"}
-    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING
-
-
-def test_killed_between_the_old_one_and_the_new_the_old_one_is_put_back(tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path, max_steps=2)
-    first.train()
-    aside = tmp_path / SAVING / ".replaced"
-    aside.mkdir(parents=True)
-    os.rename(tmp_path / "checkpoint-2", aside / "checkpoint-2")
-    again = trainer(gpt2(seed=8), tmp_path, max_steps=2)
-    again.train(resume_from_checkpoint=True)
-    assert same(again.model, first.model)
-    assert names(tmp_path) == {"checkpoint-2"}
-    put_right(tmp_path)
-    assert names(tmp_path) == {"checkpoint-2"}
+    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {MARK}
 
 
 def test_the_limit_never_takes_the_new_checkpoint_for_an_old_one_beside_another_run_s(tmp_path: Path) -> None:
@@ -230,11 +379,13 @@ def test_an_old_checkpoint_that_somebody_removes_meanwhile_is_no_error(tmp_path:
     assert names(tmp_path) == {"checkpoint-6"}
 
 
-def test_another_training_in_the_same_folder_is_told(tmp_path: Path) -> None:
-    run = disturbed(tmp_path, lambda run: trainer(gpt2(), run, max_steps=2).train())
+@pytest.mark.parametrize("steps", [2, 4])
+def test_another_training_in_the_same_folder_is_told(steps: int, tmp_path: Path) -> None:
+    run = disturbed(tmp_path, lambda run: trainer(gpt2(), run, max_steps=steps).train())
     with pytest.raises(AdapterFileError, match="another training with the same output_dir"):
         run.train()
-    assert names(tmp_path) == {"checkpoint-2"}
+    assert names(tmp_path) == {f"checkpoint-{step}" for step in range(2, steps + 1, 2)}
+    assert all(MARK in names(path) for path in tmp_path.iterdir()), "the other one's stay"
 
 
 class Links(Trainer):
@@ -279,7 +430,7 @@ def test_what_a_subclass_writes_into_a_checkpoint_stays(tmp_path: Path) -> None:
         run = Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
         run.train()
         assert names(tmp_path) == {"checkpoint-2"}
-        assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {"before", "within", "after"}
+        assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {MARK, "before", "within", "after"}
 
 
 def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path) -> None:
@@ -299,7 +450,7 @@ def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path)
     assert names(tmp_path) == {"run-0", "run-1"}
     for trial in tmp_path.iterdir():
         assert names(trial) == {"checkpoint-2", "checkpoint-4"}
-        assert names(trial / "checkpoint-4") == ADAPTER | STATE | RESUMING
+        assert names(trial / "checkpoint-4") == ADAPTER | STATE | RESUMING | {MARK}
 
 
 def test_a_stock_model_s_checkpoints_are_left_to_transformers(tmp_path: Path) -> None:
@@ -317,7 +468,7 @@ def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None
 
     saving = source("_save_checkpoint")
     order = [
-        "self._get_output_dir(trial=trial)",
+        "self._get_output_dir(trial=trial)",  # and checkpoint-{self.state.global_step} in it
         "self.save_model(output_dir",
         "self.state.save_to_json(",
         "_push_from_checkpoint(",
@@ -325,6 +476,8 @@ def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None
     found = [saving.index(call) for call in order]
     assert found == sorted(found)
     assert saving.index("rotate_checkpoints(") > found[-1]
+    rotating = source("_rotate_checkpoints") if hasattr(Trainer, "_rotate_checkpoints") else saving
+    assert "self.args.save_total_limit" in rotating
     assert list(inspect.signature(Trainer.train).parameters)[:2] == ["self", "resume_from_checkpoint"]
     training = source("_inner_training_loop")
     assert "self.set_initial_training_values(" in training
@@ -333,18 +486,3 @@ def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None
     returned = [line.strip(" ,") for line in values[values.rindex("return (") :].splitlines()[1:-1]]
     assert returned[:2] == ["num_train_epochs", "num_update_steps_per_epoch"]
     assert returned[-1] == "max_steps"
-
-
-def test_a_process_may_write_its_part_before_the_first_one_has_the_folder_ready(tmp_path: Path) -> None:
-    """Nothing makes them wait in a hyperparameter search, where no FLOPs are summed over them before."""
-    run = trainer(bert(), tmp_path, save_steps=100)
-    part = tmp_path / SAVING / "checkpoint-0" / "rng_state_1.pth"
-
-    def wait_for_everyone() -> None:
-        if not part.exists():
-            part.parent.mkdir(parents=True)
-            part.write_bytes(b"")
-
-    run.accelerator.wait_for_everyone = wait_for_everyone
-    with _Save(run, str(tmp_path)).prepared():
-        assert part.exists()

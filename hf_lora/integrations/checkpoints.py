@@ -1,21 +1,21 @@
-"""A Trainer's checkpoint of a LoRAModel is there whole or not at all: written aside, moved into place in one step.
+"""A Trainer's checkpoint of a LoRAModel is whole once it holds `_COMPLETE`, and that comes last.
 
-    1. what a killed save left is put right (`put_right`)
-    2. the Trainer writes run/_saving/checkpoint-N; empty stand-ins for the run's other checkpoints lie beside it, so
-       that its own rules say which of them is the best and which are too many
-    3. every process has written, and the files are brought onto the disk
-    4. run/_saving/checkpoint-N is renamed to run/checkpoint-N: from here on it is there
-    5. it is pushed; the checkpoints that were too many are moved aside, each in one step, and deleted
+    1. what a killed save left is cleared (`clear`)
+    2. run/checkpoint-N begins as a folder with `_INCOMPLETE`; an older one of its name waits in run/_saving
+    3. the Trainer writes into it, and removes no other checkpoint
+    4. every process has written, the files are on the disk: `_INCOMPLETE` is renamed to `_COMPLETE`
+    5. it is pushed; the checkpoints that are too many are removed, each in one step (`rotate`)
 
-All processes wait for each other after 1, 2 and 4. On machines with disks of their own each moves its part.
+All processes wait for each other after 2 and before 4.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,13 +24,13 @@ from typing import Any
 from .patches import answering
 from .unwrapped import for_lora
 
-__all__ = ["BEGAN", "SAVING", "put_right", "saves_whole"]
+__all__ = ["BEGAN", "COMPLETE", "by_step", "clear", "is_half", "rotate", "saves_whole"]
 
-SAVING = "_saving"  # nobody takes it for a checkpoint, and what begins with "_" Transformers never uploads
-_REPLACED, _REMOVED = ".replaced", ".removed"
-_STATE = "trainer_state.json"
+COMPLETE, INCOMPLETE = "_COMPLETE", "_INCOMPLETE"
 BEGAN = "_hf_lora_began"  # a Trainer's: when its training did
-_APART = 2  # seconds; Transformers believes no times that are less than one second apart
+_ASIDE, _REPLACED = "_saving", ".replaced"  # what begins with "_" Transformers never uploads
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"
 
 
 def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
@@ -38,159 +38,160 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def save_checkpoint(target: Any, self: Any, model: Any, trial: Any) -> None:
-        save = _Save(self, self._get_output_dir(trial=trial))
+        place = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         pushed: list[str] = []
-        with (
-            save.prepared(),
-            answering(self, _get_output_dir=lambda trial=None: save.folder, _push_from_checkpoint=pushed.append),
-        ):
+        with _whole(self, place), _rotating_later(self), answering(self, _push_from_checkpoint=pushed.append):
             original(self, model, trial)
-        save.publish()
-        for _ in pushed:
-            self._push_from_checkpoint(os.path.join(save.run, save.name))
-        save.clear()
+        for folder in pushed:
+            self._push_from_checkpoint(folder)
+        if self.args.should_save:
+            rotate(place, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     return save_checkpoint
 
 
-def put_right(run: Path) -> None:
-    """Finish what a killed save left in a run's folder: a checkpoint it had moved aside is back, the rest is gone."""
-    for aside in (run / SAVING / _REPLACED).glob("*"):
+def by_step(run: Path) -> list[Path]:
+    """Return a run's checkpoints, the last one first."""
+    return sorted((path for path in run.glob("checkpoint-*") if _step(path) >= 0), key=_step, reverse=True)
+
+
+def is_half(path: Path) -> bool:
+    """Return whether a checkpoint lacks the mark of a whole one and should have it.
+
+    Earlier versions and PEFT write no marks, so one without any is half only where an older one of its run has one.
+    """
+    if (path / COMPLETE).exists() or (path / INCOMPLETE).exists():
+        return not (path / COMPLETE).exists()
+    return any(_step(other) < _step(path) and (other / COMPLETE).exists() for other in by_step(path.parent))
+
+
+def clear(run: Path) -> list[str]:
+    """Remove the checkpoints that a killed save began, put back what they were to replace; return the names gone."""
+    begun = [path for path in by_step(run) if (path / INCOMPLETE).exists() and is_half(path)]
+    for path in begun:
+        _remove(path)
+    for aside in (run / _ASIDE / _REPLACED).glob("*"):
         if not os.path.lexists(run / aside.name):
             os.rename(aside, run / aside.name)
-    shutil.rmtree(run / SAVING, ignore_errors=True)
+    shutil.rmtree(run / _ASIDE, ignore_errors=True)
+    return [path.name for path in begun if not path.exists()]
 
 
-class _Save:
-    """One checkpoint on its way. run: the folder that it goes to; folder: the one that it is written in."""
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints beside the newest and the best one, down to the limit.
 
-    def __init__(self, trainer: Any, run: str) -> None:
-        self.run, self.folder = run, os.path.join(run, SAVING)
-        self.name = f"checkpoint-{trainer.state.global_step}"
-        self._trainer, self._stand_ins = trainer, []  # type: tuple[Any, list[str]]
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Have the folder ready inside a `with` block; a save that fails leaves everything as it was."""
-        args, state = self._trainer.args, self._trainer.state
-        if args.local_process_index == 0:  # of every machine, which may have a disk of its own
-            put_right(Path(self.run))
-        self._wait()
-        if args.should_save:
-            self._make_stand_ins()
-        best = state.best_model_checkpoint
-        state.best_model_checkpoint = _moved(best, self.run, self.folder)
-        try:
-            yield
-        except BaseException as error:
-            state.best_model_checkpoint = best
-            if isinstance(error, (OSError, RuntimeError)):  # torch's, where a folder is not there
-                self._tell_if_taken(self.folder)
-            if args.should_save:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-
-    def publish(self) -> None:
-        """Move the checkpoint into its place, once every process has written its part."""
-        args, state = self._trainer.args, self._trainer.state
-        written = Path(self.folder, self.name)
-        best = _moved(state.best_model_checkpoint, self.folder, self.run)
-        is_named = best != state.best_model_checkpoint
-        state.best_model_checkpoint = best
-        self._wait()
-        if args.should_save:
-            self._tell_if_taken(written)
-            if is_named:
-                state.save_to_json(os.fspath(written / _STATE))
-            _move(written, Path(self.run, self.name), self._trainer.__dict__.get(BEGAN))
-        self._wait()
-        if args.local_process_index == 0 and written.is_dir():  # this machine's part, on a disk of its own
-            _move(written, Path(self.run, self.name))
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def clear(self) -> None:
-        """Remove the checkpoints whose stand-ins are gone, and the folder."""
-        if not self._trainer.args.should_save:
-            return
-        removed = Path(self.folder, _REMOVED)
-        removed.mkdir(parents=True, exist_ok=True)
-        for name in self._stand_ins:
-            if not Path(self.folder, name).is_dir():
-                with suppress(FileNotFoundError):  # somebody removed it already
-                    os.rename(Path(self.run, name), removed / name)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _make_stand_ins(self) -> None:
-        """Make an empty folder for each other checkpoint of the run, of the same order, and older than the new one.
-
-        By times as they are the new one may be taken for the oldest, and be removed: where they lie in the future, or
-        so close together that Transformers goes by the numbers, and the run's folder held higher ones.
-        """
-        os.makedirs(self.folder, exist_ok=True)  # another process may write there already
-        others = [path for path in _by_age(Path(self.run)) if path.name != self.name]
-        for age, path in enumerate(reversed(others), 1):
-            stand_in, then = Path(self.folder, path.name), time.time() - age * _APART
-            stand_in.mkdir()
-            os.utime(stand_in, (then, then))
-            self._stand_ins.append(path.name)
-
-    def _tell_if_taken(self, folder: str | Path) -> None:
-        """Raise AdapterFileError where a folder of the save is gone: the Trainer would tell of some file alone."""
-        from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
-
-        if self._trainer.args.should_save and not os.path.isdir(folder):
-            raise AdapterFileError(
-                f"{self.name} was not saved: its files in {self.folder} were removed meanwhile, perhaps by another "
-                "training with the same output_dir. Give each training its own."
-            )
-
-    def _wait(self) -> None:
-        self._trainer.accelerator.wait_for_everyone()
-
-
-def _moved(path: str | None, source: str, target: str) -> str | None:
-    """Return where a checkpoint in the folder `source` lies in `target`; other paths, and None, as they are."""
-    return os.path.join(target, Path(path).name) if path and Path(path).parent == Path(source) else path
-
-
-def _by_age(run: Path) -> list[Path]:
-    """Return a run's checkpoints, the oldest first; by their numbers where times tell nothing, as Transformers does."""
-    found = []
-    for path in run.glob("checkpoint-*"):
-        with suppress(FileNotFoundError):
-            if path.is_dir():
-                found.append((path.stat().st_mtime, path))
-    found.sort()
-    if found and found[-1][0] - found[0][0] < 1:
-        found.sort(key=lambda each: int(match[1]) if (match := re.match(r"checkpoint-(\d+)", each[1].name)) else -1)
-    return [path for _, path in found]
-
-
-def _move(written: Path, place: Path, began: float | None = None) -> None:
-    """Bring a folder's files onto the disk and give it its place, where an older one may lie.
-
-    began: when the training did, so that what was written there since is told from what lay there.
+    As Transformers does, but by step, and half ones go first, so that a whole one never makes room for them.
     """
+    kept = {path.resolve() for path in (newest, Path(best or newest))}
+    found = by_step(newest.parent)
+    others = [path for path in found if path.resolve() not in kept]
+    others.sort(key=lambda path: (not is_half(path), _step(path)))
+    excess = len(found) - max(limit, len(kept)) if limit and limit > 0 else 0
+    for path in others[: max(excess, 0)]:
+        _remove(path)
+    shutil.rmtree(newest.parent / _ASIDE, ignore_errors=True)
+
+
+@contextmanager
+def _whole(trainer: Any, place: Path) -> Iterator[None]:
+    """Have a checkpoint whole at the end of a `with` block, or, where it raises, everything as it was.
+
+    Raises AdapterFileError where the folder is no longer the one that was begun.
+    """
+    saves, state, wait = trainer.args.should_save, trainer.state, trainer.accelerator.wait_for_everyone
+    best, token, begun = state.best_model_checkpoint, secrets.token_hex(8), False
+    try:
+        if saves:
+            clear(place.parent)
+            _begin(place, token, trainer.__dict__.get(BEGAN, math.inf))
+            begun = True
+        wait()
+        yield
+        wait()
+        if saves:
+            _complete(place, token)
+    except BaseException as error:
+        state.best_model_checkpoint = best
+        is_taken = begun and not _holds(place, token)
+        if saves and not is_taken:
+            clear(place.parent)
+        if is_taken and isinstance(error, (OSError, RuntimeError)):  # torch's, where a folder is not there
+            from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
+
+            raise AdapterFileError(
+                f"{place.name} was not saved: its files in {place} were removed meanwhile, perhaps by another "
+                "training with the same output_dir. Give each training its own."
+            ) from error
+        raise
+
+
+@contextmanager
+def _rotating_later(trainer: Any) -> Iterator[None]:
+    """Keep a Trainer from removing checkpoints in a `with` block; its training_args.bin holds the limit as it is."""
+    args, save, limit = trainer.args, trainer.save_model, trainer.args.save_total_limit
+
+    def save_model(*given: Any, **named: Any) -> None:
+        save(*given, **named)
+        args.save_total_limit = None
+
+    try:
+        with answering(trainer, save_model=save_model):
+            yield
+    finally:
+        args.save_total_limit = limit
+
+
+def _begin(place: Path, token: str, began: float) -> None:
+    """Put a new folder, marked as incomplete, in a checkpoint's place; what lay there is moved aside.
+
+    began: when the training did. What a subclass of the Trainer wrote into the folder since then comes along.
+    """
+    from ..files.disk import sync_directory  # not above: errors of ours that `import hf_lora` leaves alone
+
+    aside, since = place.parent / _ASIDE, began if (place / _STATE).is_file() else 0
+
+    def old(folder: str, names: list[str]) -> list[str]:
+        marks = (COMPLETE, INCOMPLETE)
+        return [n for n in names if Path(folder) == place and (n in marks or (place / n).lstat().st_mtime < since)]
+
+    fresh = aside / place.name
+    fresh.mkdir(parents=True)
+    (fresh / INCOMPLETE).write_text(token, encoding="ascii")
+    if place.is_dir():
+        shutil.copytree(place, fresh, symlinks=True, ignore=old, dirs_exist_ok=True)
+    sync_directory(fresh)
+    if os.path.lexists(place):
+        (aside / _REPLACED).mkdir()
+        os.rename(place, aside / _REPLACED / place.name)
+    os.rename(fresh, place)
+
+
+def _complete(place: Path, token: str) -> None:
+    """Bring a checkpoint onto the disk and mark it as whole. Raises OSError."""
     from ..files.disk import sync_directory, sync_tree  # not above: errors of ours that `import hf_lora` leaves alone
 
-    _take_along(place, written, began if (place / _STATE).is_file() else 0)
-    sync_tree(written)
-    if os.path.lexists(place):
-        aside = written.parent / _REPLACED
-        aside.mkdir()
-        os.rename(place, aside / place.name)
-    os.rename(written, place)
+    if not _holds(place, token):
+        raise FileNotFoundError(place / INCOMPLETE)
+    sync_tree(place)
     sync_directory(place.parent)
+    os.rename(place / INCOMPLETE, place / COMPLETE)
+    sync_directory(place)
 
 
-def _take_along(place: Path, written: Path, since: float | None) -> None:
-    """Keep what a subclass of the Trainer wrote into a checkpoint's folder before it was saved; links stay links."""
-    if since is None or not place.is_dir():
-        return
-    for path in place.iterdir():
-        if os.path.lexists(target := written / path.name) or path.lstat().st_mtime < since:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, target, symlinks=True)
-        else:
-            shutil.copy2(path, target, follow_symlinks=False)
+def _holds(place: Path, token: str) -> bool:
+    """Return whether a folder is the one that was begun with a token, and not another training's."""
+    with suppress(OSError):
+        return (place / INCOMPLETE).read_text(encoding="ascii") == token
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint in one step: a kill leaves no part of it in its place."""
+    (aside := path.parent / _ASIDE).mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):  # somebody removed it already
+        os.rename(path, aside / secrets.token_hex(4))
+
+
+def _step(path: Path) -> int:
+    """Return a checkpoint's step by its name, -1 where it is none."""
+    return int(match[1]) if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir() else -1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable
@@ -13,15 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import BEGAN, put_right
+from .checkpoints import BEGAN, COMPLETE, by_step, clear, is_half, rotate
 from .marks import MARK
 from .patches import answering
 from .unwrapped import lora_model
 
 __all__ = ["resumes_whole", "tell_missing_best"]
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
+_CLEARED = f"{COMPLETE} (its save was interrupted, so it is removed)"
 # What a Trainer reads besides weights and state, by how its names begin (FSDP's optimizer is a folder); all or nothing.
 _STARTS_ANEW = {"optimizer": "the optimizer", "scheduler": "the learning-rate schedule", "rng_state": "random numbers"}
 
@@ -32,12 +31,12 @@ def resumes_whole(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         setattr(self, BEGAN, time.time())
-        model = lora_model(self) if resume_from_checkpoint and self.model is not None else None  # none yet in a search
+        model = None if self.model is None else lora_model(self)  # none yet in a search
         chosen = None if model is None else _chosen(self, model, resume_from_checkpoint)
         if chosen is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)
         plan = functools.partial(_planned, self.set_initial_training_values, _state_of(Path(chosen))["global_step"])
-        load = functools.partial(_load_callback_state, self, self._load_callback_state)
+        load = functools.partial(_load_callback_state, self, self._load_callback_state, Path(chosen))
         with answering(self, set_initial_training_values=plan, _load_callback_state=load):
             return original(self, chosen, *args, **kwargs)
 
@@ -64,7 +63,7 @@ def tell_missing_best(args: Any, checkpoint: Path) -> None:
     )
 
 
-def _load_callback_state(trainer: Any, load: Callable[[], None]) -> None:
+def _load_callback_state(trainer: Any, load: Callable[[], None], chosen: Path) -> None:
     """Find the best checkpoint where the run's folder has moved; Transformers calls this once the state is read.
 
     It knows the best one by its path of then only, and would end with the last weights where none is saved any more.
@@ -77,7 +76,16 @@ def _load_callback_state(trainer: Any, load: Callable[[], None]) -> None:
         with suppress(OSError, ValueError, LookupError):
             if _state_of(Path(here))["best_metric"] == state.best_metric:  # and not another run's
                 state.best_model_checkpoint = here
+    _rotate_last(trainer, chosen)
     load()
+
+
+def _rotate_last(trainer: Any, chosen: Path) -> None:
+    """Remove what the run's last save, killed right after its checkpoint was whole, had no time to."""
+    args = trainer.args
+    is_last = [chosen.resolve()] == [path.resolve() for path in by_step(Path(args.output_dir))[:1]]
+    if args.should_save and is_last and (chosen / COMPLETE).exists():
+        rotate(chosen, args.save_total_limit, trainer.state.best_model_checkpoint)
 
 
 def _planned(plan: Callable[..., tuple[Any, ...]], done: int, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -96,42 +104,41 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
 def _chosen(trainer: Any, model: Any, given: Any) -> str | None:
     """Return the checkpoint to resume from: the one that is named, or for True the last whole one of the run.
 
-    Raises AdapterFileError where it is not whole, or none is. None where there is none: Transformers says so.
+    What a killed save left in the run's folder is cleared. Raises AdapterFileError where the one that is named is not
+    whole, or none is. None where there is none: Transformers says so.
     """
     from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
 
+    run = Path(trainer.args.output_dir)
+    partial = {name: [_CLEARED] for name in (clear(run) if trainer.args.should_save else ())}
+    if not given:
+        return None
+    trainer.accelerator.wait_for_everyone()
     if not isinstance(given, bool):
-        if lacking := _lacking(trainer, model, Path(given)):
+        path = Path(given)
+        is_cleared = path.name in partial and path.absolute().parent == run.absolute()
+        if lacking := partial[path.name] if is_cleared else _lacking(trainer, model, path):
+            mark = f" If you know that it is whole, make a file {COMPLETE} in it." if lacking == [COMPLETE] else ""
             raise AdapterFileError(
                 f"{given} is not a whole checkpoint: it lacks {', '.join(lacking)}. Resume from another one, or pass "
-                "resume_from_checkpoint=True for the last whole one."
+                f"resume_from_checkpoint=True for the last whole one.{mark}"
             )
-        _tell_what_starts_anew(trainer, Path(given))
+        _tell_what_starts_anew(trainer, path)
         return os.fspath(given)
-    run = Path(trainer.args.output_dir)
-    if trainer.args.local_process_index == 0:
-        put_right(run)
-    trainer.accelerator.wait_for_everyone()
-    partial: dict[str, list[str]] = {}
-    for path in _by_step(run):
-        lacking = _lacking(trainer, model, path)
-        if not lacking:
-            if partial:
-                warnings.warn(f"resuming from {path}; what came later is not whole: {_told(partial)}.", stacklevel=4)
+    passed: dict[str, list[str]] = {}
+    for path in by_step(run):
+        if not (lacking := _lacking(trainer, model, path)):
+            if passed:
+                warnings.warn(f"resuming from {path}; what came later is not whole: {_told(passed)}.", stacklevel=4)
             _tell_what_starts_anew(trainer, path)
             return os.fspath(path)
-        partial[path.name] = lacking
-    if partial:
+        passed[path.name] = lacking
+    if partial or passed:
         raise AdapterFileError(
-            f"no checkpoint in {run} is whole: {_told(partial)}. Without resume_from_checkpoint training starts anew."
+            f"no checkpoint in {run} is whole: {_told({**partial, **passed})}. Without resume_from_checkpoint training "
+            "starts anew."
         )
     return None
-
-
-def _by_step(run: Path) -> list[Path]:
-    """Return a run's checkpoints, the last one first."""
-    found = [(int(match[1]), path) for path in run.glob("*") if (match := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
 def _lacking(trainer: Any, model: Any, checkpoint: Path) -> list[str]:
@@ -144,7 +151,8 @@ def _lacking(trainer: Any, model: Any, checkpoint: Path) -> list[str]:
     except (OSError, ValueError, LookupError, TypeError):
         lacking.append(_STATE)
     absent = _absent(trainer, checkpoint)
-    return lacking if len(absent) == len(_STARTS_ANEW) else lacking + [f"{name}*" for name in absent]
+    lacking += [] if len(absent) == len(_STARTS_ANEW) else [f"{name}*" for name in absent]
+    return lacking + ([COMPLETE] if is_half(checkpoint) else [])
 
 
 def _absent(trainer: Any, checkpoint: Path) -> list[str]:
