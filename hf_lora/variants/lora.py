@@ -184,8 +184,13 @@ class LoRA(Adapter):
     def add_to(self, weight: Tensor) -> None:
         """Make a weight the one that this adapter stands for, in place. weight: contiguous."""
         with torch.no_grad():
-            a, b = self._kind.flat(*self.factors())
-            low_rank.add_product_(self._kind.matrix(weight), b, a, self.scaling)
+            a, b = self.factors()
+            matrix = self._kind.matrix(weight)
+            if matrix.data_ptr() == weight.data_ptr():
+                a, b = self._kind.flat(a, b)
+                low_rank.add_product_(matrix, b, a, self.scaling)
+            else:  # a kind whose matrix is no view of the weight
+                weight.copy_(self._kind.merge(weight, a, b, self.scaling))
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = self.add_low_rank(layer, x, y, *self._added())

@@ -75,8 +75,9 @@ def _about(subject: Subject, tensors: Mapping[str, Tensor]) -> str:
     task = f" ({subject.task.tag})" if subject.task and subject.task.tag else ""
     count, every = _counts(subject.model, tensors)
     share = f", {count / every:.2%} of the model's {every:,d}" if count < every else ""  # the base may be elsewhere
+    paper = papers_of(subject.config)[LORA.name].link
     return (
-        f"A low-rank adapter ([LoRA]({papers_of(subject.config)[LORA.name].link})) for {base} as {what}{task}. It holds what was trained, "
+        f"A low-rank adapter ([LoRA]({paper})) for {base} as {what}{task}. It holds what was trained, "
         f"{count:,d} parameters{share}; everything else comes from the base."
     )
 
