@@ -96,6 +96,7 @@ PLACES = {
     "child_is_called": "hf_lora.targets.reads:child_is_called",
     "weight_is_read": "hf_lora.targets.reads:weight_is_read",
     "lora_scalars": "hf_lora.training.trackers:lora_scalars",
+    "Reference": "hf_lora.training.reference:Reference",
     "Range": "hf_lora.training.search:Range",
     "whole": "hf_lora.layers.distributed:whole",
     "Source": "hf_lora.files.sources:Source",

@@ -23,7 +23,7 @@ from hf_lora.errors import ConfigError, TargetError
 
 from . import test_laws
 from .cases import KIND_CASES, LAYER, VARIANTS, KindCase, Named, adapted, config_of, example, network
-from .peek import ADAPTERS, FORMULAS, KINDS, PAPERS, Kind, LoRA, Row, Stored, lora_scalars, write_card
+from .peek import ADAPTERS, FORMULAS, KINDS, PAPERS, Kind, LoRA, Reference, Row, Stored, lora_scalars, write_card
 
 PACKAGE = Path(hf_lora.__file__).parent
 
@@ -269,6 +269,19 @@ def test_a_quantised_library_is_one_class_and_one_row(tmp_path: Path) -> None:
     for refused in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
         with pytest.raises(TargetError, match="quantised|plain matrix"):
             add_lora(nn.Sequential(Quantised(6, 10)), LoRAConfig(target_modules=["0"], **refused))
+
+
+@pytest.mark.parametrize("layer", [lambda: Quantised(6, 10), lambda: nn.Linear(6, 10)], ids=["quantised", "bias"])
+def test_a_fresh_adapter_on_a_quantised_layer_or_with_a_bias_is_its_own_reference(layer: Callable[[], Any]) -> None:
+    base = nn.Sequential(layer())
+    base.config = None  # type: ignore[assignment]
+    model = add_lora(base, LoRAConfig(r=2, target_modules=["0"], lora_bias=isinstance(base[0], nn.Linear)))
+    Reference(model)
+    with torch.no_grad():
+        *_, last = (p for p in model.parameters() if p.requires_grad)
+        last.fill_(0.5)
+    with pytest.raises(hf_lora.errors.AdapterStateError, match="changed the base before"):
+        Reference(model)
 
 
 # --- nobody else knows --------------------------------------------------------------------------------------------

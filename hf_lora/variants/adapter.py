@@ -33,7 +33,6 @@ class Adapter(nn.Module):
     """One named adapter's share of one parameter.
 
     role: the name of its row in `ADAPTERS`. parameter: the name of the adapted parameter in its layer.
-    low_rank: whether it is a low-rank product on a weight.
     exclusive: whether a second active adapter on the same parameter would have no defined meaning.
     fuses: whether a plain linear layer and this adapter compute as one (`linear`).
     moves_base: whether it started as a part of the weight, so that the product at birth is subtracted.
@@ -41,7 +40,6 @@ class Adapter(nn.Module):
     """
 
     role: ClassVar[str]
-    low_rank: ClassVar[bool] = False
     exclusive: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
     vanishing: ClassVar[tuple[str, ...]] = ()
@@ -93,6 +91,11 @@ class Adapter(nn.Module):
     def row(self) -> Row:
         """What is known of such adapters."""
         return ADAPTERS[self.role]
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it is a low-rank product on a weight."""
+        return self.row.low_rank
 
     def described(self) -> tuple[str, str]:
         """Return (what it is, the shape of what it stands for), for a report."""

@@ -36,7 +36,6 @@ class LoRA(Adapter):
     """
 
     role: ClassVar[str] = "lora"
-    low_rank: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
     # Of a product the factor that starts at zero is written first: A is what users initialise anew.
     vanishing: ClassVar[tuple[str, ...]] = ("lora_B", "lora_A")
