@@ -206,6 +206,11 @@ def test_a_toys_switch_is_checked_and_excludes_another_formula() -> None:
         LoRAConfig(use_dora=True, other={"use_gate": True})
 
 
+def test_a_key_without_a_name_asks_for_no_formula() -> None:
+    with pytest.raises(ConfigError, match="unknown key =True"):
+        LoRAConfig.from_dict({"peft_type": "LORA", "": True})
+
+
 def test_a_toy_refuses_where_it_says_so() -> None:
     with pytest.raises(TargetError, match=r"three dimensions.*set use_gate=False"):
         add_lora(network("conv3d"), config_of("conv3d", "gated"))

@@ -17,7 +17,7 @@ from ..files.names import CONFIG_NAME
 from ..files.strict_json import read_json
 from ..files.transaction import settled
 from ..variants.initial import INITS
-from ..variants.table import FORMULAS, formula_of, scaling_of
+from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
 from .fields import Fields
 from .keys import INERT, PRESETS, UNSUPPORTED
@@ -136,7 +136,7 @@ class LoRAConfig(Fields):
             keys = ", ".join(sorted(map(str, values)))[:200]
             raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {keys}.")
         names = {f.name for f in dataclasses.fields(cls)} - {"other"}
-        kept = {*INERT, *(row.switch for row in FORMULAS.values())}
+        kept = {*INERT, *switches()}
         mine, other, problems = {}, {}, []
         for key, value in values.items():
             if key in names:

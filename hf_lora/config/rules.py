@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..variants.initial import INITS
-from ..variants.table import FORMULAS, formula_of, is_on
+from ..variants.table import formula_of, is_on, switches
 from .fields import Fields
 from .keys import PRESETS, TASK_TYPES
 
@@ -40,7 +40,7 @@ def _value_problems(c: Fields) -> list[str]:
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
     found += _init_problem(c)
-    flags = {name: is_on(c, name) for name in (*_FLAGS, *_switches())}
+    flags = {name: is_on(c, name) for name in (*_FLAGS, *switches())}
     found += [
         f"{name}={value!r}, but it is True or False." for name, value in flags.items() if not isinstance(value, bool)
     ]
@@ -113,7 +113,7 @@ def _combination_problems(c: Fields) -> list[str]:
         found.append("layers_pattern has no effect without layers_to_transform; give the layers' numbers as well.")
     if c.target_modules is not None and not c.target_modules and not (c.target_parameters or c.trainable_token_indices):
         found.append("target_modules is empty, so there is nothing to train; name layers, or use 'auto'.")
-    if len(on := [name for name in _switches() if is_on(c, name) is True]) > 1:
+    if len(on := [name for name in switches() if is_on(c, name) is True]) > 1:
         found.append(f"{' and '.join(f'{name}=True' for name in on)} exclude each other: choose one formula.")
     if c.lora_bias and (why := (formula := formula_of(c)).no_bias):
         found.append(f"lora_bias=True and {formula.switch}=True exclude each other: {why}.")
@@ -122,11 +122,6 @@ def _combination_problems(c: Fields) -> list[str]:
     if c.lora_bias and c.bias != "none":
         found.append(f"lora_bias=True and bias={c.bias!r} would train the same biases twice; choose one.")
     return found
-
-
-def _switches() -> list[str]:
-    """Return the keys that ask for a formula."""
-    return [row.switch for row in FORMULAS.values() if row.switch]
 
 
 def _regex_problem(name: str, pattern: str) -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "formula_of",
     "is_on",
     "scaling_of",
+    "switches",
 ]
 
 _PRODUCT = (
@@ -118,6 +119,11 @@ def formula_of(config: Any) -> Row:
 def scaling_of(config: Any) -> Scaling:
     """Return the scaling that a config asks for. config: a LoRAConfig, or what an adapter_config.json holds."""
     return _chosen(SCALINGS, config)
+
+
+def switches() -> list[str]:
+    """Return the keys of a config that ask for a formula."""
+    return [row.switch for row in FORMULAS.values() if row.switch]
 
 
 def is_on(config: Any, switch: str) -> Any:

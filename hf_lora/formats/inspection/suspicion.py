@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ...config.expressions import may_hang
 from ...config.fields import Fields
 from ...config.keys import INERT, UNSUPPORTED
-from ...variants.table import FORMULAS
+from ...variants.table import FORMULAS, switches
 from .layout import Layout, Target
 
 __all__ = ["KNOWN_KEYS", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
@@ -77,7 +77,7 @@ def of_config(config: Mapping[str, Any]) -> Iterator[Finding]:
     for key in UNSUPPORTED.keys() & config.keys():
         if config[key] is not None and config[key] != UNSUPPORTED[key]:
             yield Finding("not-built", f"{key}={_short(config[key])} asks for something that hf_lora does not build")
-    known = KNOWN_KEYS | {row.switch for row in FORMULAS.values()}
+    known = KNOWN_KEYS | {*switches()}
     unknown = sorted(k for k in config.keys() - known if config[k] not in _EMPTY)
     if unknown:
         yield Finding("unknown-keys", f"keys that no LoRA of PEFT's has: {_some(unknown)}")
