@@ -110,6 +110,7 @@ def test_variants_are_told_by_name(settings: dict[str, Any], variant: str, scali
     seen = inspect_adapter(tmp_path)
     assert seen.variant == variant
     assert seen.scaling == pytest.approx(scaling)
+    assert sum(target.parameters for target in seen.targets) == seen.parameters
     assert seen.findings == ()
 
 

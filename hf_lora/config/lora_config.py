@@ -17,7 +17,7 @@ from ..files.names import CONFIG_NAME
 from ..files.strict_json import read_json
 from ..files.transaction import settled
 from ..variants.initial import INITS
-from ..variants.table import SCALINGS
+from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
 from .fields import Fields
 from .keys import INERT, PRESETS, UNSUPPORTED
@@ -45,7 +45,8 @@ class LoRAConfig(Fields):
         last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.
-    other: further keys of an adapter_config.json, kept and written back.
+    other: further keys of an adapter_config.json, kept and written back; among them the switches of formulas that PEFT
+        does not have.
 
     Raises ConfigError, with every problem it found.
 
@@ -77,8 +78,8 @@ class LoRAConfig(Fields):
 
     @property
     def formula(self) -> str:
-        """The row of `variants.FORMULAS` that this config asks for."""
-        return "dora" if self.use_dora else "lora"
+        """The name of the row of `variants.table.FORMULAS` that this config asks for."""
+        return formula_of(self).name
 
     def rank_of(self, name: str) -> int:
         """Return the rank of the module of that full name."""
@@ -86,7 +87,7 @@ class LoRAConfig(Fields):
 
     def scaling_of(self, name: str) -> float:
         """Return the factor on B A for the module of that full name."""
-        return SCALINGS["rslora" if self.use_rslora else "lora"](self.alpha_of(name), self.rank_of(name))
+        return scaling_of(self).of(self.alpha_of(name), self.rank_of(name))
 
     def alpha_of(self, name: str) -> float:
         """Return the lora_alpha of the module of that full name."""
@@ -135,20 +136,21 @@ class LoRAConfig(Fields):
             keys = ", ".join(sorted(map(str, values)))[:200]
             raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {keys}.")
         names = {f.name for f in dataclasses.fields(cls)} - {"other"}
+        kept = {*INERT, *switches()}
         mine, other, problems = {}, {}, []
         for key, value in values.items():
             if key in names:
                 mine[key] = value
             elif key in UNSUPPORTED and value != UNSUPPORTED[key] and value is not None:
                 problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
-            elif key not in UNSUPPORTED and key not in INERT and key != "peft_type" and value not in _EMPTY:
+            elif key not in UNSUPPORTED and key not in kept and key != "peft_type" and value not in _EMPTY:
                 if not ignore_unknown:
                     problems.append(
                         f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
                         "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
                     )
                 other[key] = value
-            elif key in INERT:
+            elif key in kept:
                 other[key] = value
         problems += [
             f"the expression {pattern!r} could take for ever on a long name; write it without a repeat in a repeat."

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..variants.initial import INITS
+from ..variants.table import formula_of, is_on, switches
 from .fields import Fields
 from .keys import PRESETS, TASK_TYPES
 
 __all__ = ["is_layers", "is_names", "problems_of"]
 
-_FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode")
+_FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode")
 
 
 def problems_of(c: Fields) -> list[str]:
@@ -39,7 +40,10 @@ def _value_problems(c: Fields) -> list[str]:
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
     found += _init_problem(c)
-    found += [f"{n}={getattr(c, n)!r}, but it is True or False." for n in _FLAGS if not isinstance(getattr(c, n), bool)]
+    flags = {name: is_on(c, name) for name in (*_FLAGS, *switches())}
+    found += [
+        f"{name}={value!r}, but it is True or False." for name, value in flags.items() if not isinstance(value, bool)
+    ]
     return [*found, *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
 
 
@@ -109,8 +113,10 @@ def _combination_problems(c: Fields) -> list[str]:
         found.append("layers_pattern has no effect without layers_to_transform; give the layers' numbers as well.")
     if c.target_modules is not None and not c.target_modules and not (c.target_parameters or c.trainable_token_indices):
         found.append("target_modules is empty, so there is nothing to train; name layers, or use 'auto'.")
-    if c.lora_bias and c.use_dora:
-        found.append("lora_bias=True and use_dora=True exclude each other: DoRA's length has no place for a bias.")
+    if len(on := [name for name in switches() if is_on(c, name) is True]) > 1:
+        found.append(f"{' and '.join(f'{name}=True' for name in on)} exclude each other: choose one formula.")
+    if c.lora_bias and (why := (formula := formula_of(c)).no_bias):
+        found.append(f"lora_bias=True and {formula.switch}=True exclude each other: {why}.")
     if c.lora_bias and c.init_lora_weights not in (True, False):
         found.append(f"lora_bias=True goes with init_lora_weights=True or False, not {c.init_lora_weights!r}.")
     if c.lora_bias and c.bias != "none":

@@ -26,6 +26,7 @@ from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.tensors import read_tensors
 from ..layers.layer import own_tensor
+from ..variants.table import FORMULAS
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets
 from .peft import PREFIX
@@ -39,7 +40,7 @@ HEAD_WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")
 PLAIN: dict[str, tuple[Any, str]] = {
     "composition_mode": ("add", "it scales outputs as (IA)3 does and is no LoRA"),
     "use_gating": (False, "its gate weighs the adapter by the input, which no pair of factors can"),
-    "use_dora": (False, "its DoRA leaves the scaling out of the norm, another formula than the paper's and PEFT's"),
+    **{row.switch: (False, row.elsewhere["AdapterHub"]) for row in FORMULAS.values() if "AdapterHub" in row.elsewhere},
     "vera_d": (None, "it is a VeRA, whose factors are shared and frozen"),
     "vera_b": (None, "it is a VeRA, whose factors are shared and frozen"),
 }

@@ -16,6 +16,7 @@ from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
 from ..targets.names import listed_modules, match_names, parameter_names, saved_modules
+from ..variants.table import ADAPTERS
 
 __all__ = ["lopsided", "missing_names"]
 
@@ -32,12 +33,12 @@ def missing_names(
     raw = match_names(config.target_parameters or (), parameter_names(modules))
     missing = [n for n in [*wanted, *_not_excluded(config, raw)] if n not in names]
     if config.target_modules is None or config.target_modules in PRESETS:
-        adapted = [module for module, _, role in held if role not in ("saved", "tokens")]
+        adapted = [module for module, _, role in held if ADAPTERS[role].low_rank]
         layers = [n for n, m in modules.items() if kind_of(m) is not None]
         missing += [n for n in lopsided(config, adapted, layers) if n not in names]
     missing += _tokenless(config, modules, held) + _unbiased(config, modules, held)
     return missing + _unsaved(
-        config, modules, {(module, parameter) for module, parameter, role in held if role == "saved"}
+        config, modules, {(module, parameter) for module, parameter, role in held if ADAPTERS[role].whole}
     )
 
 
@@ -45,7 +46,7 @@ def _tokenless(
     config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
 ) -> list[str]:
     """Return the tables whose rows a config trains and a file does not hold; one of several tied ones is enough."""
-    tables = [module for module, _, role in held if role == "tokens"]
+    tables = [module for module, _, role in held if ADAPTERS[role].of_rows]
     wanted = config.trainable_token_indices or ()
     if not isinstance(wanted, Mapping):
         return ["the rows in trainable_token_indices"] if wanted and not tables else []
@@ -60,7 +61,7 @@ def _unbiased(
     """Return the biases that a file lacks although it holds those of layers that are alike but for their numbers."""
     if config.bias == "none":
         return []
-    owners = [module for module, parameter, role in held if role == "saved" and parameter == "bias"]
+    owners = [module for module, parameter, role in held if ADAPTERS[role].whole and parameter == "bias"]
     names = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
     return [_full(n, "bias") for n in lopsided(config, owners, names)]
 

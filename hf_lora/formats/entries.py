@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..kinds.table import kind_of, weight_shape
+from ..kinds.table import kind_of
 from ..layers.layer import own_tensor
+from ..variants.table import SAVED, TOKENS
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
@@ -29,9 +30,19 @@ class Entry:
     tensor: Tensor
 
     @property
+    def is_saved(self) -> bool:
+        """Whether it is a whole parameter."""
+        return self.attribute == SAVED.name
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it is rows of a table."""
+        return self.attribute == TOKENS.name
+
+    @property
     def weight(self) -> str:
         """The full name of the parameter that it stands for, as long as that is a layer's."""
-        return f"{self.path}.{self.leaf if self.attribute == 'saved' else 'weight'}".lstrip(".")
+        return f"{self.path}.{self.leaf if self.is_saved else 'weight'}".lstrip(".")
 
 
 def entry_of(key: str, tensor: Tensor) -> Entry:
@@ -51,7 +62,7 @@ def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry
     if today.steps:
         return all(_parameter(modules, name) is not None for name in today.names)
     path, _, leaf = today.names[0].rpartition(".")
-    if entry.attribute == "saved":
+    if entry.is_saved:
         return path in modules and own_tensor(modules[path], leaf) is not None
     return (leaf == "weight" and place_of(key_at(entry, path), modules, config) is not None) or bool(
         raw_owner(modules, entry, today)
@@ -74,14 +85,14 @@ def fits(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> bool:
     layer = modules.get(path)
     if layer is None or today.steps:
         return True
-    if entry.attribute == "saved":
+    if entry.is_saved:
         own = own_tensor(layer, leaf)
         return own is None or own.shape == entry.tensor.shape
     kind = kind_of(layer)
     if kind is None or entry.attribute not in ("lora_A", "lora_B") or entry.tensor.ndim < 2:
         return True
     first = entry.attribute == "lora_A"
-    a, b = kind.factor_shapes(weight_shape(kind, layer), entry.tensor.shape[0 if first else 1])
+    a, b = kind.factor_shapes(kind.weight_shape(layer), entry.tensor.shape[0 if first else 1])
     return tuple(entry.tensor.shape) == (a if first else b)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..errors import AdapterMismatchError
+from ..variants.table import ADAPTERS, SAVED
 from .keys import split_key, unwrapped
 
 __all__ = ["mismatch", "other_labels"]
@@ -32,7 +33,9 @@ def other_labels(model: nn.Module, role: str, own: Sequence[int], found: Sequenc
     own, found: the shapes of a parameter in the model and in the file.
     """
     labels = getattr(getattr(model, "config", None), "num_labels", None)
-    if role != "saved" or not own or not found or own[0] != labels or found[0] == labels or own[1:] != found[1:]:
+    if not ADAPTERS[role].whole or not own or not found:
+        return ""
+    if own[0] != labels or found[0] == labels or own[1:] != found[1:]:
         return ""
     return (
         f" (a head for {found[0]} labels, where the model has num_labels={labels}: load the base with "
@@ -45,6 +48,6 @@ def _nearest(key: str, modules: Mapping[str, nn.Module]) -> str:
     path, leaf, attribute = split_key(key)
     path, _ = unwrapped(path)
     if path in modules:
-        return f" ({path or type(modules['']).__name__} has no {leaf})" if attribute == "saved" else ""
+        return f" ({path or type(modules['']).__name__} has no {leaf})" if attribute == SAVED.name else ""
     near = difflib.get_close_matches(path, [n for n in modules if n], n=2, cutoff=0.6)
     return f" (nearest: {', '.join(near)})" if near else ""

@@ -71,7 +71,7 @@ def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, move: Move, res
     """Put one tensor at its new name."""
     entry, (name,) = move.entry, move.today.names
     path, _, leaf = name.rpartition(".")
-    if entry.attribute == "saved":
+    if entry.is_saved:
         _put(result.tensors, key_at(entry, path) if leaf == entry.leaf else PREFIX + name, entry.tensor)
         if not (entry.wraps or (config.bias != "none" and "bias" in leaf)):
             result.saved[path] = None
@@ -81,7 +81,7 @@ def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, move: Move, res
     if place is None and raw_owner(modules, entry, move.today):
         result.raw[name][entry.attribute] = entry.tensor
         result.sites[name] = _strength(config, entry.path)
-    elif entry.attribute == "tokens":
+    elif entry.is_rows:
         result.tables[entry.path] = path
         _put(result.tensors, key, entry.tensor)
     elif place is not None and match_names(config.target_parameters or (), [f"{place[0]}.{place[1]}"]):
@@ -216,7 +216,7 @@ def _split(
             entry.key,
             entry.path,
             entry.wraps,
-            leaf if entry.attribute == "saved" else entry.leaf,
+            leaf if entry.is_saved else entry.leaf,
             entry.attribute,
             piece.clone(),
         )

@@ -168,7 +168,7 @@ def _missing(
     """Return what the file should hold besides: of a rewritten part what the list names, else layers like its own."""
     layers = [n for n, m in modules.items() if n and kind_of(m) is not None]
     held = {today_name.rpartition(".")[0] for m in moves for today_name in m.today.names}
-    adapted = [n for m in moves if m.entry.attribute != "saved" for n in _adapted(m)]
+    adapted = [n for m in moves if not m.entry.is_saved for n in _adapted(m)]
     if rewrite is None or old.target_modules is None or old.target_modules in PRESETS:
         return lopsided(old, adapted, [*layers, *parameter_names(modules)])
     before, after = rewrite

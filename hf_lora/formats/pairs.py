@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
-from ..kinds.table import CONV, CONV1D, kind_of, weight_shape
+from ..kinds.table import kind_of
 from ..targets.names import as_endings
+from ..variants.table import LORA
 from .peft import PREFIX
 
 __all__ = ["Pairs", "fit_pairs", "fit_targets", "is_flags", "split_pairs"]
@@ -93,10 +94,10 @@ def fit_pairs(
     for name, (a, b) in pairs.items():
         layer = modules.get(name)
         kind = None if layer is None else kind_of(layer)
-        r, shape = b.shape[1], () if kind is None or layer is None else weight_shape(kind, layer)
+        r, shape = b.shape[1], () if kind is None or layer is None else kind.weight_shape(layer)
         out = kind.factor_shapes(shape, 1)[1][0] if kind is not None else None
-        leaves = (_A, _B) if kind is None or not kind.embeds else (".lora_embedding_A", ".lora_embedding_B")
-        if kind is CONV:
+        leaves = [f".{stored.key_on(kind is not None and kind.embeds)}" for stored in LORA.tensors[:2]]
+        if kind is not None and kind.convolves:
             if _is_unfolded(a, b, shape):
                 r //= shape[-1]
                 a, b = unfolded(a, b, shape)
@@ -113,7 +114,7 @@ def fit_pairs(
             "and value, as in loralib's example. If they are others, say so by enable_lora.",
             stacklevel=2,
         )
-    transposed = any(n in modules and kind_of(modules[n]) is CONV1D for n in pairs)
+    transposed = any(kind.fan_in_fan_out for n in pairs if n in modules and (kind := kind_of(modules[n])))
     config = config.copy(fan_in_fan_out=config.fan_in_fan_out or transposed)
     return Pairs(_with_sizes(config, sizes), result, ranks)
 

@@ -2,7 +2,7 @@
 
     base_model.model.<layer>.lora_A.weight              (r, in)          and lora_B.weight, lora_B.bias
     base_model.model.<embedding>.lora_embedding_A       (r, entries)     and lora_embedding_B
-    base_model.model.<layer>.lora_magnitude_vector      (out,); (1, out, 1, ...) of a convolution
+    base_model.model.<layer>.<key of its row>           what a formula has besides
     base_model.model.<embedding>.token_adapter.trainable_tokens_delta
     base_model.model.<embedding>.token_adapter.base_layer.weight    the base's own table, where it was resized
     base_model.model.<module>.<parameter>               saved whole
@@ -16,28 +16,25 @@ A is (experts * r, in) and B is (out, r * experts).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..kinds.table import KINDS, kind_of
+from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, lora_site, mha_sites, tied_sites
-from ..variants.adapter import Adapter
-from ..variants.copies import Saved, Tokens
-from ..variants.lora import LoRA
-from ..variants.table import FORMULAS
+from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .coverage import missing_names
-from .keys import PREFIX, TOKENS, WRAP, split_key, unwrapped
+from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, other_labels
 
 __all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
 
-_TABLE = f".{TOKENS.partition('.')[0]}.{WRAP}."
+_TABLE = f".{ROWS_KEY.partition('.')[0]}.{WRAP}."
 
-Place = tuple[str, str, str]  # module, parameter, the adapter's attribute (or "saved", "tokens")
+Place = tuple[str, str, str]  # module, parameter, the adapter's attribute (or the role of a copy)
 Places = Mapping[str, "Place | None"]
 
 
@@ -50,22 +47,22 @@ def adapter_tensors(
     """
     adapters = {module: layer.carried(name) for module, layer in layers.items()}
     sites = [(module, key, a) for module, group in adapters.items() for key, a in group.items()]
-    wraps = Counter(module for module, _, a in sites if isinstance(a, LoRA))
+    wraps = Counter(module for module, _, a in sites if a.low_rank)
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for module, key, adapter in sites:
         if id(adapter) in seen:  # a tied table's adapter is saved once
             continue
         seen.add(id(adapter))
-        outer = [a.parameter for a in adapters[module].values() if isinstance(a, LoRA)]
-        depth = len(outer) - 1 - outer.index(adapter.parameter) if isinstance(adapter, LoRA) else wraps[module]
+        outer = [a.parameter for a in adapters[module].values() if a.low_rank]
+        depth = len(outer) - 1 - outer.index(adapter.parameter) if adapter.low_rank else wraps[module]
         path = ".".join([_wrapped(module, wraps), *[WRAP] * depth]).strip(".")
         path = path.removeprefix("_orig_mod.")  # of torch.compile: other tools know the plain model's names
-        values = {attribute: tensor.detach() for attribute, tensor in _own_tensors(adapter)}
+        values = {attribute: tensor.detach() for attribute, tensor in adapter.tensors().items()}
         if state_dict is not None:
             at = f"{module}.adapters.{name}.{key}".lstrip(".")
             values = {attribute: state_dict[f"{at}.{attribute}"] for attribute in values}
-        for leaf, tensor in _leaves(adapter, values):
+        for leaf, tensor in adapter.to_file(values):
             result[f"{PREFIX}{path}.{leaf}" if path else PREFIX + leaf] = tensor
     return result
 
@@ -78,26 +75,6 @@ def _wrapped(module: str, wraps: Mapping[str, int]) -> str:
         if i + 1 < len(words):
             path += [WRAP] * wraps[".".join(words[: i + 1])]
     return ".".join(path)
-
-
-def _leaves(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """Yield (PEFT's name below the layer, PEFT's tensor) for everything an adapter holds, by attribute."""
-    if isinstance(adapter, Tokens):
-        yield TOKENS, values["value"]
-    elif isinstance(adapter, Saved):
-        yield adapter.parameter, values["value"]
-    elif isinstance(adapter, LoRA):
-        a, b = values["lora_A"], values["lora_B"]
-        if adapter.kind.startswith("experts"):
-            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
-        embeds = KINDS[adapter.kind].embeds
-        yield ("lora_embedding_A" if embeds else "lora_A.weight"), a
-        yield ("lora_embedding_B" if embeds else "lora_B.weight"), b
-        if "lora_bias" in values:
-            yield "lora_B.bias", values["lora_bias"]
-        if "magnitude" in values:
-            m = values["magnitude"]
-            yield "lora_magnitude_vector", m.reshape(1, -1, *(1 for _ in b.shape[2:])) if b.ndim > 2 else m
 
 
 def read_sites(
@@ -120,14 +97,14 @@ def read_sites(
     if problems or unexpected:
         raise mismatch(modules, unexpected, problems, len(tensors))
     saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
-    tied = [t for site, _ in saved_first if site.role == "tokens" for t in tied_sites(modules, site)]
+    tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site)]
     return [*saved_first, *((site, {}) for site in tied)]
 
 
 def _rank(modules: Mapping[str, nn.Module], site: Site) -> tuple[bool, int]:
     """Return what sites are sorted by: saved ones first, then an owner's parameters in its own order, as PEFT nests."""
     owned = list(modules[site.module]._parameters)
-    return site.role in FORMULAS, owned.index(site.parameter) if site.parameter in owned else 0
+    return site.row.low_rank, owned.index(site.parameter) if site.parameter in owned else 0
 
 
 def _group(
@@ -143,28 +120,29 @@ def _group(
             unexpected.append(key)
             continue
         module, parameter, attribute = place
-        if attribute == "saved" and _is_copy(modules[module], parameter, key, tensor, config):
+        if attribute == SAVED.name and _is_copy(modules[module], parameter, key, tensor, config):
             continue
         if _TABLE in key:  # another base's rows, which nothing here would take
             unexpected.append(key)
             continue
         if keys.setdefault(place, key) != key:
             problems.append(f"{keys[place]} and {key} are two tensors for one place")
-        role = attribute if attribute in ("saved", "tokens") else config.formula
-        parts.setdefault((module, parameter, role), {})["value" if role == attribute else attribute] = tensor
+        role = attribute if attribute in COPIES else config.formula
+        own = ADAPTERS[role].tensors[0].attribute if role == attribute else attribute
+        parts.setdefault((module, parameter, role), {})[own] = tensor
     return parts, unexpected, problems
 
 
 def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> Place | None:
-    """Return (module, parameter, the adapter's attribute, "saved" or "tokens") of a key, None without a place."""
+    """Return (module, parameter, the adapter's attribute, or a copy's role) of a key, None without a place."""
     path, leaf, attribute = split_key(key.replace(_TABLE, f".{WRAP}."))
     module, depth = unwrapped(path)
     layer = modules.get(module)
     if layer is None:
         return None
-    if attribute == "saved":
+    if attribute == SAVED.name:
         return (module, leaf, attribute) if own_tensor(layer, leaf) is not None else None
-    if attribute == "tokens":
+    if attribute == TOKENS.name:
         return module, "weight", attribute
     parameter = _parameter(layer, module, depth, config)
     return None if parameter is None else (module, parameter, attribute)
@@ -201,16 +179,17 @@ def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) ->
 
 
 def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, parameter: str, role: str) -> Site:
-    if role == "saved":
-        return Site(module, parameter, "saved")
-    if role == "tokens":
+    row = ADAPTERS[role]
+    if row.whole:
+        return Site(parameter, role, module=module)
+    if row.of_rows:
         wanted = config.trainable_token_indices
         rows = (
             wanted
             if not isinstance(wanted, Mapping)
             else next((v for k, v in wanted.items() if match_names([k], [module])), ())
         )
-        return Site(module, "weight", "tokens", rows=tuple(rows or ()))
+        return Site("weight", role, module=module, rows=tuple(rows or ()))
     owner = module.rpartition(".")[0]
     if isinstance(modules.get(owner), nn.MultiheadAttention):
         return next(s for s in mha_sites(modules, owner, config) if s.module == module)
@@ -225,13 +204,7 @@ def _fit(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a file's tensors in the shapes of the site's adapter, and what does not fit."""
     layer = modules[site.module]
-    if site.kind.startswith("experts") and {"lora_A", "lora_B"} <= values.keys():
-        experts, a, b = site.shape[0], values["lora_A"], values["lora_B"]
-        if a.ndim == 2 and b.ndim == 2 and a.shape[0] % experts == 0 and b.shape[1] % experts == 0:
-            b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
-            values = {**values, "lora_A": a.reshape(experts, -1, a.shape[1]), "lora_B": b}
-    if "magnitude" in values:
-        values = {**values, "magnitude": values["magnitude"].reshape(-1)}
+    values = site.row.adapter.from_file(site, values)
     wanted = site.shapes(layer)
     where = f"{site.module}.{site.parameter}"
     trouble = [f"missing {k} of {where}" for k in wanted if k not in values]
@@ -243,15 +216,10 @@ def _fit(
         if k in values and tuple(values[k].shape) != shape
     ]
     table = own_tensor(layer, site.parameter)
-    if site.role == "tokens" and not all(0 <= row < len(table) for row in site.rows):  # type: ignore[arg-type]
+    if site.row.of_rows and not all(0 <= row < len(table) for row in site.rows):  # type: ignore[arg-type]
         count = max(site.rows) + 1
         trouble.append(f"{where} has no rows {count - 1}; call model.resize_token_embeddings({count}) first")
     return values, trouble
-
-
-def _own_tensors(adapter: Adapter) -> Iterable[tuple[str, Tensor]]:
-    yield from [(k, v) for k, v in adapter._parameters.items() if v is not None]
-    yield from [(k, v) for k, v in adapter._buffers.items() if v is not None and k == "value"]
 
 
 def _resize(site: Site, modules: Mapping[str, nn.Module], attribute: str, tensor: Tensor) -> str:
@@ -259,10 +227,13 @@ def _resize(site: Site, modules: Mapping[str, nn.Module], attribute: str, tensor
     layer, model = modules[site.module], modules[""]
     table, embeds = layer._parameters.get("weight"), isinstance(layer, nn.Embedding)
     is_head = layer is getattr(model, "get_output_embeddings", lambda: None)()
-    of_rows = {"value", "lora_A"} if embeds else {"value", "lora_B", "lora_bias", "magnitude"}
-    if table is None or not (embeds or is_head) or site.role == "tokens" or attribute not in of_rows or not tensor.ndim:
+    stored = site.row.stored.get(attribute)
+    if stored is None or table is None or not (embeds or is_head) or not tensor.ndim:
         return ""
-    rows, own = tensor.shape[-1 if attribute == "lora_A" else 0], table.shape[0]
+    along = stored.inputs if embeds else stored.outputs  # a table's entries are its inputs, a head's its outputs
+    if along is None:
+        return ""
+    rows, own = tensor.shape[along], table.shape[0]
     if rows == own:
         return ""
     return f" (another vocabulary: the model has {own} rows; call model.resize_token_embeddings({rows}) first)"

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
-from .keys import PREFIX
+from ..variants.row import Stored
+from .keys import PREFIX, stored_tensors
 
 __all__ = ["plain_keys"]
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_NAMED = re.compile(
-    r"(?P<before>(?:^|.*\.)(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta))"
-    r"\.(?P<name>(?!weight$|bias$)[^.]+)(?P<after>\.weight|\.bias)?"
-)
 
 
 def plain_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -29,8 +27,9 @@ def plain_keys(keys: Iterable[str]) -> dict[str, str]:
     {'module.base_model.model.fc.lora_A.default.weight': 'base_model.model.fc.lora_A.weight', \
 'fc.lora_B.default.weight': 'base_model.model.fc.lora_B.weight'}
     """
+    pattern = _named(stored_tensors())
     bare = {key: _unwrapped(key) for key in keys}
-    named = {key: _NAMED.fullmatch(name) for key, name in bare.items()}
+    named = {key: pattern.fullmatch(name) for key, name in bare.items()}
     adapters = {found["name"] for found in named.values() if found} | {"default"}
     result = {}
     for key, name in bare.items():
@@ -40,6 +39,15 @@ def plain_keys(keys: Iterable[str]) -> dict[str, str]:
         if "original_module" not in words:
             result[key] = PREFIX + ".".join(_without_saved(words, adapters))
     return result
+
+
+@cache
+def _named(stored: tuple[tuple[str, Stored], ...]) -> re.Pattern[str]:
+    """Return what a key with an adapter's name inside looks like."""
+    stems = "|".join(re.escape(stem.rpartition(".")[2]) for _, each in stored for stem in each.stems)
+    return re.compile(
+        rf"(?P<before>(?:^|.*\.)(?:{stems}))\.(?P<name>(?!weight$|bias$)[^.]+)(?P<after>\.weight|\.bias)?"
+    )
 
 
 def _unwrapped(key: str) -> str:

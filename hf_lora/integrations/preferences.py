@@ -102,8 +102,8 @@ def _write_card(
 
 
 def _disable_dropout(model: Any) -> None:
-    from ..variants.lora import LoRA
+    from ..variants.adapter import Adapter
 
     for module in model.modules():
-        if isinstance(module, LoRA):
-            module.dropout = 0.0
+        if isinstance(module, Adapter):
+            module.drop_nothing()

@@ -17,6 +17,8 @@ class Conv1DKind(Kind):
 
     layer = Conv1D
     transposed = True
+    is_matrix = True
+    fan_in_fan_out = True
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.mT

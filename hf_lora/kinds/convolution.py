@@ -16,6 +16,10 @@ class ConvKind(Kind):
     """A convolution: A has the base's kernel, B is 1x1. Flattened, (out, in * kernel)."""
 
     layer = nn.modules.conv._ConvNd
+    convolves = True
+
+    def knows_forward(self, cls: type[nn.Module]) -> bool:
+        return cls.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
@@ -41,6 +45,9 @@ class ConvKind(Kind):
 
     def channels(self, vector: Tensor, y: Tensor) -> Tensor:
         return vector.reshape(-1, *(1 for _ in y.shape[2:]))
+
+    def vector_to_file(self, vector: Tensor, shape: Shape) -> Tensor:
+        return vector.reshape(1, -1, *(1 for _ in shape[2:]))
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         return layer._conv_forward(x, layer.weight, layer.bias)

@@ -17,6 +17,8 @@ class EmbeddingKind(Conv1DKind):
 
     layer = nn.Embedding
     embeds = True
+    is_matrix = False
+    fan_in_fan_out = False
 
     def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         return F.embedding(x, a.mT, layer.padding_idx, sparse=layer.sparse)

@@ -1,8 +1,9 @@
 """Kind: how one type of base layer is read as an (out, in) matrix.
 
-A kind answers four questions for the formulas in `variants/`, which know nothing of layers:
-the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down` (x -> s) and `add_up`
-(s into y), and where the output channels are. Kinds hold no state; the layer and its tensors are passed in.
+A kind says which layers and parameters are its own, and answers four questions for the formulas in `variants/`, which
+know nothing of layers: the matrix behind a weight (and back), the shapes of A and B, the two half-steps `down`
+(x -> s) and `add_up` (s into y), and where the output channels are. What differs elsewhere (files, starts, merging)
+asks a kind's attributes, never its name. Kinds hold no state; the layer and its tensors are passed in.
 """
 
 from __future__ import annotations
@@ -21,11 +22,44 @@ Shape = tuple[int, ...]
 
 
 class Kind:
-    """A weight that is its own (out, in) matrix: `nn.Linear`, and raw 2-D parameters."""
+    """A weight that is its own (out, in) matrix.
 
-    layer: ClassVar[type[nn.Module] | None] = nn.Linear
-    embeds: ClassVar[bool] = False  # the input is indices, not activations
-    transposed: ClassVar[bool] = False  # the weight is stored as (in, out)
+    layer: the class whose instances are of this kind.
+    embeds: the input is indices, not activations. transposed: the weight is stored as (in, out).
+    stacked: the weight is a stack of matrices. convolves: it is a convolution's.
+    is_matrix: it is one matrix of numbers, which a start can take factors out of.
+    is_quantised: its numbers are packed, and can be neither read nor merged into.
+    fan_in_fan_out: it is what PEFT's configs mean by that word.
+    """
+
+    layer: ClassVar[type[nn.Module] | None] = None
+    embeds: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
+    stacked: ClassVar[bool] = False
+    convolves: ClassVar[bool] = False
+    is_matrix: ClassVar[bool] = False
+    is_quantised: ClassVar[bool] = False
+    fan_in_fan_out: ClassVar[bool] = False
+
+    def claims(self, module: nn.Module) -> bool:
+        """Return whether a layer's weight is of this kind; the table's rows are asked in their order."""
+        return (
+            self.layer is not None and isinstance(module, self.layer) and module._parameters.get("weight") is not None
+        )
+
+    def claims_parameter(self, owner: nn.Module, parameter: Tensor) -> bool:
+        """Return whether a raw floating-point parameter is of this kind."""
+        return False
+
+    def knows_forward(self, cls: type[nn.Module]) -> bool:
+        """Return whether a class's forward is the one that `expected` computes, so that it need not be tried."""
+        return self.layer is not None and cls.forward is self.layer.forward
+
+    def weight_shape(self, module: nn.Module) -> Shape:
+        """Return the shape of the weight that is adapted: the stored one."""
+        weight = module._parameters["weight"]
+        assert weight is not None
+        return tuple(weight.shape)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as its (..., out, in) matrix; a view where the layout allows."""
@@ -73,6 +107,18 @@ class Kind:
     def probe_input(self, layer: nn.Module) -> Tensor:
         """Return a small float64 input for `expected`."""
         return random_weight((2, layer.weight.shape[1]))
+
+    def to_file(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B as PEFT's files hold them."""
+        return a, b
+
+    def from_file(self, a: Tensor, b: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Return A and B for a weight of that shape from what a file holds; as they are where they can be no such."""
+        return a, b
+
+    def vector_to_file(self, vector: Tensor, shape: Shape) -> Tensor:
+        """Return an (out,) vector as PEFT's files hold it for a weight of that shape."""
+        return vector
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""

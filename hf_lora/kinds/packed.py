@@ -7,30 +7,31 @@ from torch import Tensor, nn
 from ..errors import TargetError
 from .kind import Kind, Shape
 
-__all__ = ["PackedKind", "is_packed"]
+__all__ = ["PackedKind"]
 
 
 class PackedKind(Kind):
     """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""
 
-    layer = None
+    is_quantised = True
 
-    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
-        out, in_ = shape
-        return (r, in_), (out, r)
+    def claims(self, module: nn.Module) -> bool:
+        if not isinstance(module, nn.Linear):
+            return isinstance(getattr(module, "qweight", None), Tensor) and hasattr(module, "in_features")
+        weight = module._parameters.get("weight")
+        if weight is None:
+            return False
+        plain = weight.is_floating_point() and weight.element_size() >= 2
+        return not plain or tuple(weight.shape) != (module.out_features, module.in_features)
+
+    def knows_forward(self, cls: type[nn.Module]) -> bool:
+        return True
+
+    def weight_shape(self, module: nn.Module) -> Shape:
+        return int(module.out_features), int(module.in_features)
 
     def matrix(self, weight: Tensor) -> Tensor:
         raise TargetError("its weight is packed (quantised) and cannot be read as a matrix; load the base in float.")
 
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         raise TargetError("its weight is packed (quantised) and cannot be merged into; load the base in float.")
-
-
-def is_packed(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Linear):
-        return isinstance(getattr(module, "qweight", None), Tensor) and hasattr(module, "in_features")
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return False
-    plain = weight.is_floating_point() and weight.element_size() >= 2
-    return not plain or tuple(weight.shape) != (module.out_features, module.in_features)

@@ -6,10 +6,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .kind import Kind, random_weight
-from .table import PACKED
 
 __all__ = ["forward_factor"]
 
@@ -21,10 +19,7 @@ def forward_factor(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float
     (Falcon's linear, Gemma's scaled embedding) is probed: a copy with small random weights is called, so that an
     adapter is added behind the forward only where that gives exactly what the adapted weight would have given.
     """
-    if kind is PACKED:
-        return 1.0
-    standard = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.") or c is Conv1D)
-    if cls.forward is standard.forward:
+    if kind.knows_forward(cls):
         return 1.0
     try:
         return _probe(kind, module, cls)

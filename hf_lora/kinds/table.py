@@ -12,29 +12,32 @@ from .conv1d import Conv1DKind
 from .convolution import ConvKind
 from .embedding import EmbeddingKind
 from .experts import ExpertsKind, TransposedExpertsKind
-from .kind import Kind, Shape
-from .packed import PackedKind, is_packed
+from .kind import Kind
+from .linear import LinearKind
+from .packed import PackedKind
 
-LINEAR, CONV1D, EMBEDDING, CONV = Kind(), Conv1DKind(), EmbeddingKind(), ConvKind()
-EXPERTS, TRANSPOSED_EXPERTS, PACKED = ExpertsKind(), TransposedExpertsKind(), PackedKind()
+__all__ = ["KINDS", "kind_of", "name_of", "parameter_kind"]
+
+# In the order in which they are asked whether a layer is theirs: a quantised layer may be a linear one by its class.
 KINDS: dict[str, Kind] = {
-    "linear": LINEAR,
-    "conv1d": CONV1D,
-    "embedding": EMBEDDING,
-    "conv": CONV,
-    "experts": EXPERTS,
-    "experts_t": TRANSPOSED_EXPERTS,
-    "packed": PACKED,
+    "packed": PackedKind(),
+    "linear": LinearKind(),
+    "conv1d": Conv1DKind(),
+    "embedding": EmbeddingKind(),
+    "conv": ConvKind(),
+    "experts": ExpertsKind(),
+    "experts_t": TransposedExpertsKind(),
 }
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a layer whose `weight` can carry an adapter, or None."""
-    if is_packed(module):
-        return PACKED
-    if module._parameters.get("weight") is None:
-        return None
-    return next((k for k in KINDS.values() if k.layer is not None and isinstance(module, k.layer)), None)
+    return next((kind for kind in KINDS.values() if kind.claims(module)), None)
+
+
+def name_of(kind: Kind) -> str:
+    """Return the name of a kind's row."""
+    return next(name for name, row in KINDS.items() if row is kind)
 
 
 def parameter_kind(owner: nn.Module, parameter: Tensor, name: str) -> Kind:
@@ -44,15 +47,7 @@ def parameter_kind(owner: nn.Module, parameter: Tensor, name: str) -> Kind:
     """
     if not parameter.is_floating_point() or parameter.element_size() < 2:
         raise TargetError(f"{name} holds {parameter.dtype}: a packed parameter cannot be adapted.")
-    if parameter.ndim == 2:
-        return LINEAR
-    if parameter.ndim == 3:
-        return TRANSPOSED_EXPERTS if getattr(owner, "is_transposed", False) else EXPERTS
-    raise TargetError(f"{name} has shape {tuple(parameter.shape)}; only 2-D and 3-D parameters can be adapted.")
-
-
-def weight_shape(kind: Kind, module: nn.Module) -> Shape:
-    """Return the shape of the weight a kind adapts: the stored one, or (out, in) of a packed layer."""
-    if kind is PACKED:
-        return (int(module.out_features), int(module.in_features))
-    return tuple(module._parameters["weight"].shape)
+    kind = next((kind for kind in KINDS.values() if kind.claims_parameter(owner, parameter)), None)
+    if kind is None:
+        raise TargetError(f"{name} has shape {tuple(parameter.shape)}; only 2-D and 3-D parameters can be adapted.")
+    return kind

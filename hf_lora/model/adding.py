@@ -16,7 +16,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError, ConfigError
 from ..formats.names import fit_names
 from ..formats.peft import read_sites
-from ..kinds.table import CONV1D, KINDS
+from ..kinds.table import KINDS
 from ..layers.distributed import fill, refuse_partitions, refuse_spread
 from ..layers.layer import LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
@@ -26,7 +26,6 @@ from ..targets.names import as_endings, parameter_names
 from ..targets.plan import Site, plan, token_sites
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
-from ..variants.table import FORMULAS
 from . import provenance
 from .file_checks import check_dtypes, check_same
 from .selecting import check_known, remove, require_grad
@@ -96,7 +95,7 @@ def load(
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         if check_base:
-            provenance.check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.role in FORMULAS))
+            provenance.check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.row.low_rank))
         groups = _build(modules, [site for site, _ in found])
         _check_own(state, modules, groups)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
@@ -230,7 +229,7 @@ def _resolved(
 ) -> LoRAConfig:
     """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
     changes: dict[str, object] = {
-        "fan_in_fan_out": any(s.role in FORMULAS and KINDS[s.kind] is CONV1D for s in sites),
+        "fan_in_fan_out": any(s.row.low_rank and KINDS[s.kind].fan_in_fan_out for s in sites),
     }
     rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
     if isinstance(rows, Mapping):

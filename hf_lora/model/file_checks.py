@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -11,9 +10,6 @@ from ..errors import AdapterMismatchError
 from ..layers.state import AdapterState
 from ..targets.plan import Site
 from ..variants.adapter import Adapter
-from ..variants.copies import Tokens
-from ..variants.initial import INITS
-from ..variants.lora import LoRA
 
 __all__ = ["check_dtypes", "check_same"]
 
@@ -59,14 +55,4 @@ def _changes(site: Site, adapter: Adapter, values: Mapping[str, Tensor]) -> list
     found = {attribute: tuple(tensor.shape) for attribute, tensor in values.items()}
     if found != sizes:
         return [f"{where} is {found} in the file, {sizes} on the model"]
-    rows = adapter.get_buffer("rows").tolist() if isinstance(adapter, Tokens) else list(site.rows)
-    if rows != list(site.rows):
-        return [f"{where}: the file holds the rows {list(site.rows)[:8]}, the model trains {rows[:8]}"]
-    if not isinstance(adapter, LoRA):
-        return []
-    problems = []
-    if not math.isclose(adapter.scaling, site.scaling, rel_tol=1e-6):
-        problems.append(f"{where} is scaled by {site.scaling:g} in the file, by {adapter.scaling:g} on the model")
-    if adapter.init != site.init and (adapter.moves_base or INITS[site.init].moves_base):
-        problems.append(f"{where} started as init_lora_weights={site.init!r}, the model's as {adapter.init!r}")
-    return problems
+    return [f"{where}{difference}" for difference in adapter.conflicts(site)]

@@ -278,7 +278,7 @@ class LoRAModel(Specialised, nn.Module):
         The stock Trainer's own optimizer, whatever `optim=` says, and `hf_lora.parameter_groups` follow them; an
         optimizer that does not is an error when training starts. What is left out goes back to the common rate.
         loraplus_lr_ratio: LoRA+. B's rate divided by A's, which is the optimizer's; 16 is the paper's choice, with a
-            smaller rate for A than usual. DoRA's lengths and biases outside of `lora_bias` are not B.
+            smaller rate for A than usual. Lengths of rows and biases outside of `lora_bias` are not B.
         loraplus_lr_embedding: the rate of both factors on embeddings. LoRA+'s argument is about wide inputs, which
             indices are not, so the ratio leaves them alone; left out they train at the common rate (PEFT: 1e-6).
         head_learning_rate: the rate of what trains in full: `modules_to_save`, new heads, parameters of the base whose

@@ -26,7 +26,6 @@ from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
-from ..variants.lora import LoRA
 
 __all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "hub_id", "note_of", "observe"]
 
@@ -107,7 +106,7 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
 def adapted(layers: Mapping[str, LoRALayer], name: str) -> list[tuple[str, str]]:
     """Return (module, parameter) of every weight that the adapter of a name adds a product to."""
     carried = [(module, a) for module, layer in layers.items() for a in layer.carried(name).values()]
-    return sorted({(module, a.parameter) for module, a in carried if isinstance(a, LoRA)})
+    return sorted({(module, a.parameter) for module, a in carried if a.low_rank})
 
 
 def hub_id(name: str | None) -> str | None:

@@ -7,12 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from ..errors import AdapterNameError
 from ..layers.layer import base_modules
-from ..variants.copies import Tokens
-from ..variants.lora import LoRA
 
 __all__ = ["aligned", "pattern_of", "print_trainable", "targets_table", "trainable_counts"]
 
@@ -47,7 +43,7 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for module, layer in state.layers.items():
         for adapter in layer.carried(name).values():
-            kind, shape = _description(adapter)
+            kind, shape = adapter.described()
             row = rows[pattern_of(module, adapter.parameter), kind, shape]
             row[0] += 1
             row[1] += sum(p.numel() for p in adapter.parameters())
@@ -76,10 +72,3 @@ def aligned(lines: Sequence[tuple[str, ...]]) -> str:
 def pattern_of(module: str, parameter: str) -> str:
     """Return a parameter's full name with "*" for each layer's number: parameters that share it are one group."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{module}.{parameter}")[1:]
-
-
-def _description(adapter: nn.Module) -> tuple[str, str]:
-    if isinstance(adapter, LoRA):
-        return f"{adapter.kind}, r={adapter.r}", " x ".join(map(str, adapter.shape))
-    value = adapter.value
-    return ("tokens" if isinstance(adapter, Tokens) else "saved"), " x ".join(map(str, value.shape)) or "1"  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from ..errors import AdapterStateError
 from ..layers.distributed import is_spread, whole
 from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
-from ..variants.lora import LoRA
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 
@@ -85,16 +84,16 @@ def _problem(tensor: Tensor, shape: tuple[int, ...]) -> str:
 def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the zero factors of an adapter whose every product is zero, though it was written to; else nothing."""
     held = list(_held(model, name))
-    writes = [_writes(adapter, tensors.get(f"{prefix}.lora_B")) for prefix, adapter in held]
+    writes = [_writes(adapter, prefix, tensors) for prefix, adapter in held]
     if max(writes, default=0) < _WRITES:
         return []
-    factors = [(count, a) for count, (_, a) in zip(writes, held, strict=True) if isinstance(a, LoRA)]
-    if not any(count or a.lora_B.requires_grad for count, a in factors):
+    factors = [(count, a) for count, (_, a) in zip(writes, held, strict=True) if a.vanishing]
+    if not any(count or a.get_parameter(a.vanishing[0]).requires_grad for count, a in factors):
         return []  # frozen on purpose, while a head or token rows train
     zero = []
     for prefix, adapter in held:
-        if isinstance(adapter, LoRA):
-            keys = [f"{prefix}.{factor}" for factor in ("lora_B", "lora_A")]
+        if adapter.vanishing:
+            keys = [f"{prefix}.{factor}" for factor in adapter.vanishing]
             found = next((key for key in keys if not tensors[key].any()), None)
             if found is None or adapter.moves_base:
                 return []
@@ -102,9 +101,10 @@ def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str
     return zero
 
 
-def _writes(adapter: Adapter, b: Tensor | None) -> int:
-    """Return how often an adapter was written; where its B is zero, that B was: A is what users initialise anew."""
-    return adapter.writes(("lora_B",) if b is not None and not b.any() else None)
+def _writes(adapter: Adapter, prefix: str, tensors: Mapping[str, Tensor]) -> int:
+    """Return how often an adapter was written; where what training writes first is zero, how often that was."""
+    first = adapter.vanishing[:1]
+    return adapter.writes(first if first and not tensors[f"{prefix}.{first[0]}"].any() else None)
 
 
 def _held(model: Any, name: str) -> Iterator[tuple[str, Adapter]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,69 +12,42 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, TargetError
 from ..kinds.kind import Kind, Shape
 from ..kinds.probe import forward_factor
-from ..kinds.table import KINDS, PACKED, kind_of, parameter_kind, weight_shape
+from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
 from ..layers.layer import base_modules, own_tensor
 from ..layers.offload import compute_device
 from ..layers.specialising import base_of
 from ..variants.adapter import Adapter
-from ..variants.copies import Saved, Tokens
 from ..variants.initial import INITS, InitName
-from ..variants.table import FORMULAS
+from ..variants.spec import Spec
+from ..variants.table import SAVED, TOKENS
 from .names import find_targets, input_table, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 
 __all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
 
-Role = Literal["saved", "tokens", "lora", "dora"]
-
 
 @dataclass(frozen=True)
-class Site:
-    """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward."""
+class Site(Spec):
+    """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward.
 
-    module: str
-    parameter: str
-    role: Role
-    kind: str = ""
-    shape: Shape = ()
-    r: int = 0
-    scaling: float = 1.0
-    dropout: float = 0.0
-    factor: float = 1.0
-    bias: bool = False
-    init: InitName = True
+    shares: the module whose adapter this site shares (tied embeddings).
+    """
+
+    module: str = ""
     behind: bool = False
-    rows: tuple[int, ...] = ()
-    shares: str = ""  # the module whose adapter this site shares (tied embeddings)
-
-    @property
-    def key(self) -> str:
-        """The adapter's key in its layer."""
-        return self.parameter if self.role in FORMULAS else f"{self.role}_{self.parameter}"
+    shares: str = ""
 
     def shapes(self, layer: nn.Module) -> dict[str, Shape]:
         """Return the shapes of what the adapter holds, by attribute."""
-        if self.role in FORMULAS:
-            return FORMULAS[self.role].shapes(self.kind, self.shape, self.r, self.bias)
-        own = own_tensor(layer, self.parameter)
-        assert own is not None
-        return {"value": (len(self.rows), own.shape[1]) if self.role == "tokens" else tuple(own.shape)}
+        shapes: dict[str, Shape] = self.row.adapter.shapes(self, own_tensor(layer, self.parameter))
+        return shapes
 
     def build(self, layer: nn.Module) -> Adapter:
         """Make the empty adapter on the device where the layer computes."""
         own = own_tensor(layer, self.parameter)
         device = compute_device(layer, own if own is not None else next(_tensors(layer)))
-        if self.role == "saved":
-            assert own is not None
-            return Saved(self.parameter, own, buffer=self.parameter in layer._buffers, device=device)
-        if self.role == "tokens":
-            assert own is not None
-            return Tokens(self.parameter, own, self.rows, device=device)
-        dtype = torch.float64 if own is not None and own.dtype == torch.float64 else torch.float32
-        return FORMULAS[self.role](
-            self.parameter, self.kind, self.shape, self.r, self.scaling, dropout=self.dropout, factor=self.factor,
-            bias=self.bias, init=self.init, device=device, dtype=dtype,
-        )  # fmt: skip
+        adapter: Adapter = self.row.adapter.build(self, own, buffer=self.parameter in layer._buffers, device=device)
+        return adapter
 
 
 def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], list[str]]:
@@ -131,9 +103,9 @@ def lora_site(
     site = Site(
         module=name,
         parameter=parameter or "weight",
-        role=config.formula,  # type: ignore[arg-type]
-        kind=next(key for key, row in KINDS.items() if row is kind),
-        shape=tuple(layer._parameters[parameter].shape) if parameter else weight_shape(kind, layer),  # type: ignore[union-attr]
+        role=config.formula,
+        kind=name_of(kind),
+        shape=tuple(layer._parameters[parameter].shape) if parameter else kind.weight_shape(layer),  # type: ignore[union-attr]
         r=rank,
         scaling=config.scaling_of(target or full),
         dropout=0.0 if kind.embeds else config.lora_dropout,  # indices have no features to drop
@@ -168,7 +140,7 @@ def saved_sites(module: nn.Module, name: str) -> list[Site]:
         persistent = {k for k in child._buffers if k not in child._non_persistent_buffers_set}
         for key, value in (*child._parameters.items(), *child._buffers.items()):
             if value is not None and (key in child._parameters or key in persistent):
-                found.append(Site(full, key, "saved"))
+                found.append(Site(key, SAVED.name, module=full))
     return found
 
 
@@ -194,7 +166,7 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, flo
             f"{name}: the model rescales this weight in place between training and evaluation, which an adapter "
             "would not follow. Name it in exclude_modules."
         )
-    read = owner is not None and bool(child) and kind is not PACKED and weight_is_read(owner, child)
+    read = owner is not None and bool(child) and not kind.is_quantised and weight_is_read(owner, child)
     factor = None if read else forward_factor(kind, layer, base_of(type(layer)))
     return kind, factor is not None, 1.0 if factor is None else factor
 
@@ -217,10 +189,9 @@ def _check(site: Site, name: str, raw: bool) -> None:
         raise TargetError(f"{name}: lora_bias=True cannot act on a weight that is read; set lora_bias=False.")
     if site.bias and KINDS[site.kind].embeds:
         raise TargetError(f"{name} is an embedding, which has no bias; set lora_bias=False or exclude it.")
-    if site.role == "dora" and (raw or KINDS[site.kind] is PACKED):
-        what = "a raw parameter, for which no published layout of DoRA exists" if raw else "packed (quantised)"
-        raise TargetError(f"{name} is {what}; set use_dora=False or name it in exclude_modules.")
-    if INITS[site.init].reads_weight and site.kind not in ("linear", "conv1d"):
+    if what := site.row.adapter.refusal(site, raw):
+        raise TargetError(f"{name} is {what}; set {site.row.switch}=False or name it in exclude_modules.")
+    if INITS[site.init].reads_weight and not KINDS[site.kind].is_matrix:
         raise TargetError(
             f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "
             f"{site.kind!r} does not have. Use init_lora_weights=True or name the layer in exclude_modules."
@@ -230,7 +201,7 @@ def _check(site: Site, name: str, raw: bool) -> None:
 def _idle_tables(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:
     """Say which embeddings nothing calls, because the model calls others tied to them (T5's and BART's `shared`)."""
     found = []
-    for name in dict.fromkeys(s.module for s in sites if s.role != "tokens" and s.parameter == "weight"):
+    for name in dict.fromkeys(s.module for s in sites if not s.row.of_rows and s.parameter == "weight"):
         table, (owner, _, child) = modules[name], name.rpartition(".")
         if isinstance(table, nn.Embedding) and owner in modules and not is_named_in_a_call(modules[owner], child):
             weight = table._parameters["weight"]
@@ -248,11 +219,11 @@ def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: lis
     if config.bias == "all":
         found = [(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None and "bias" in p]
     elif config.bias == "lora_only":
-        layers = dict.fromkeys(s.module for s in sites if s.role in FORMULAS and s.parameter == "weight")
+        layers = dict.fromkeys(s.module for s in sites if s.row.low_rank and s.parameter == "weight")
         found = [(n, "bias") for n in layers if modules[n]._parameters.get("bias") is not None]
     else:
         return []
-    return [Site(n, p, "saved") for n, p in found if (n, p) not in taken]
+    return [Site(p, SAVED.name, module=n) for n, p in found if (n, p) not in taken]
 
 
 def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[Site]:
@@ -274,7 +245,7 @@ def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.M
             if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
                 raise ConfigError(f"trainable_token_indices {bad} are outside {name}'s {table.shape[0]} rows.")
             unique = tuple(dict.fromkeys(int(i) for i in rows))
-            site = Site(name, "weight", "tokens", rows=unique)
+            site = Site("weight", TOKENS.name, module=name, rows=unique)
             sites += [site, *tied_sites(modules, site)]
     return sites
 

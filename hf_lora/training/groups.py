@@ -1,7 +1,7 @@
 """Parameter groups: which learning rate each parameter that trains gets, and whether it is decayed.
 
-Weight decay falls on weights: factors, copies of weights and what trains of the base, but not on biases, norms, DoRA's
-lengths and other vectors, whatever their names are.
+Weight decay falls on weights: factors, copies of weights and what trains of the base, but not on biases, norms and the
+vectors that a formula has besides, whatever their names are.
 """
 
 from __future__ import annotations
@@ -9,25 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
-from ..kinds.table import KINDS
 from ..layers.layer import LoRALayer
 from ..layers.rates import LearningRates, check_rate
 from ..layers.specialising import base_of
 from ..targets.names import is_saved
 from ..variants.adapter import Adapter
-from ..variants.copies import Saved
-from ..variants.lora import LoRA
+from ..variants.row import Part
 from .ready import check_trains, states_of
 
 __all__ = ["check_rates", "parameter_groups", "regroup"]
-
-Part = Literal["A", "B", "embedding", "head", "other"]
 
 _SETTINGS: dict[Part, str] = {
     "B": "loraplus_lr_ratio",
@@ -52,8 +48,8 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     """Return the groups to build an optimizer of, for a training loop of one's own: params, lr, weight_decay.
 
     Every parameter that requires a gradient is in one of them, at its rate of `model.set_learning_rates`, or else at
-    learning_rate; biases, norms and DoRA's lengths are not decayed. The order is the same in every process. The stock
-    Trainer does the same by itself.
+    learning_rate; biases, norms and a formula's own vectors are not decayed. The order is the same in every process.
+    The stock Trainer does the same by itself.
     Raises ConfigError for a rate that is no positive number or that nothing would take, AdapterStateError where nothing
     would train.
 
@@ -177,13 +173,12 @@ def _roles(layer: LoRALayer, adapter: Adapter, head: bool) -> Iterator[tuple[Ten
     for key, p in adapter._parameters.items():
         if p is None:
             continue
-        if isinstance(adapter, LoRA):
-            parts: dict[str, Part] = {"lora_A": "A", "lora_B": "B", "lora_bias": "B"}
-            part = "embedding" if KINDS[adapter.kind].embeds else parts.get(key, "other")
-            yield p, Role(part, key in ("lora_A", "lora_B"))
-        else:
-            part = "head" if head and isinstance(adapter, Saved) else "other"
-            yield p, Role(part, _decays(layer, adapter.parameter, len(adapter.sizes()[key])))
+        part, decays = adapter.part_of(key), adapter.decays(key)
+        if part == "head" and not head:  # a bias that trains along
+            part = "other"
+        if decays is None:
+            decays = _decays(layer, adapter.parameter, len(adapter.sizes()[key]))
+        yield p, Role(part, decays)
 
 
 def _decays(layer: nn.Module, parameter: str, dimensions: int) -> bool:

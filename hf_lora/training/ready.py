@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import AdapterStateError
 from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
+from ..variants.table import SAVED
 
 __all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains"]
 
@@ -131,11 +132,12 @@ def _lost_adapters(model: nn.Module, state: AdapterState) -> Iterator[str]:
 
 
 def _lost_averages(model: nn.Module, state: AdapterState) -> Iterator[str]:
+    average = SAVED.adapter.key_for("running_mean")
     names = [
         name
         for name, module in base_modules(model)
         if isinstance(module, _BatchNorm) and module.track_running_stats and module.momentum != 0
-        and not any("saved_running_mean" in module.carried(n) for n in state.route if isinstance(module, LoRALayer))
+        and not any(average in module.carried(n) for n in state.route if isinstance(module, LoRALayer))
     ]  # fmt: skip
     if names:
         yield (

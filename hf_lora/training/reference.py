@@ -7,14 +7,15 @@ Rafailov et al. 2023, arXiv:2305.18290.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import AdapterStateError
+from ..errors import AdapterStateError, TargetError
 from ..layers.layer import own_tensor
-from ..variants.lora import LoRA
+from ..variants.adapter import Adapter
 
 __all__ = ["REFERENCE", "Reference"]
 
@@ -53,16 +54,23 @@ class Reference(nn.Module):
 
 def _changes(model: Any, name: str) -> bool:
     """Return whether an adapter makes other weights of its base's, by more than rounding."""
-    for layer in model._lora.layers.values():
-        for adapter in layer.carried(name).values():
-            if type(adapter) is LoRA and not adapter.moves_base:
-                if adapter.largest_change():
-                    return True
-                continue
-            own = own_tensor(layer, adapter.parameter)
-            assert own is not None  # what is adapted is there
-            with torch.no_grad():
-                made = adapter.effective(own).float()
-            if not torch.allclose(made, own.float(), rtol=1e-2, atol=1e-5):
-                return True
-    return False
+    return any(
+        _moves(adapter, own_tensor(layer, adapter.parameter))
+        for layer in model._lora.layers.values()
+        for adapter in layer.carried(name).values()
+    )
+
+
+def _moves(adapter: Adapter, own: Tensor | None) -> bool:
+    if adapter.is_idle():
+        return False
+    if math.isfinite(adapter.largest_change()):
+        return True
+    if own is None or adapter.changes_bias:
+        return True
+    try:
+        with torch.no_grad():
+            made = adapter.effective(own).float()
+    except TargetError:  # quantised: what is added to it is not zero
+        return True
+    return not torch.allclose(made, own.float(), rtol=1e-2, atol=1e-5)

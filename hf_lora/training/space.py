@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
-from ..variants.table import SCALINGS
+from ..variants.table import scaling_of
 
 __all__ = ["Range", "Space", "checked_space", "config_with", "default_space", "labels"]
 
@@ -100,7 +100,7 @@ def config_with(config: LoRAConfig, values: Mapping[str, Any]) -> LoRAConfig:
         return config
     if not isinstance(values["scaling"], int | float):
         raise ConfigError(f"LoRAConfig: scaling={values['scaling']!r}, but it must be a positive number.")
-    alpha = values["scaling"] / SCALINGS["rslora" if config.use_rslora else "lora"](1.0, config.r)
+    alpha = values["scaling"] / scaling_of(config).of(1.0, config.r)
     return config.copy(lora_alpha=int(alpha) if float(alpha).is_integer() else alpha)
 
 

@@ -5,11 +5,11 @@ Per adapter and group of layers, the means over the group (and over the experts 
     lora/<adapter>/norm/<group>             |scaling B A|, the Frobenius norm of what is added to a weight
     lora/<adapter>/relative_norm/<group>    the same over |W|, the weight's own
     lora/<adapter>/effective_rank/<group>   of B A: how many directions it uses, between 1 and r; 0 while it is zero
-    lora/<adapter>/magnitude/<group>        DoRA: how far a row's length is from the weight's own, |m / |W_i| - 1|
+    lora/<adapter>/.../<group>              what a formula has besides: its class says it (`measured`)
 
 A group is a row of `targets_report`, with N for its "*", which some trackers refuse in a name. Where an initialisation
-takes its factors out of the weight (PiSSA), B A is what has been added since. For DoRA, B A is what is added to the
-direction. The effective rank is Roy and Vetterli's (2007).
+takes its factors out of the weight (PiSSA), B A is what has been added since; of a formula that scales the sum, what is
+added before. The effective rank is Roy and Vetterli's (2007).
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..kinds.table import KINDS
 from ..layers.layer import LoRALayer, own_tensor
 from ..layers.tying import is_plain
 from ..maths import low_rank
 from ..model.report import pattern_of
-from ..variants.lora import LoRA
+from ..variants.adapter import Adapter, Product
 
 __all__ = ["lora_scalars"]
 
-_Place = tuple[str, str, LoRALayer, LoRA]  # adapter name, group, the layer, its adapter
+_Place = tuple[str, str, LoRALayer, Adapter, Product]  # adapter name, group, the layer, its adapter, what it adds
 # adapter -> the shape of the weight it adapts, and the length of each of its rows, (..., out); the base stays as it is
 # while it has adapters
-_BASE_ROWS: WeakKeyDictionary[LoRA, tuple[torch.Size, Tensor]] = WeakKeyDictionary()
+_BASE_ROWS: WeakKeyDictionary[Adapter, tuple[torch.Size, Tensor]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -52,9 +51,9 @@ def lora_scalars(model: Any) -> dict[str, float]:
     places = list(_places(model._lora))
     measured: dict[int, dict[str, float]] = {}
     for alike in _of_one_shape(places):
-        measured |= zip((id(place[-1]) for place in alike), _measured(alike), strict=True)
+        measured |= zip((id(place[3]) for place in alike), _measured(alike), strict=True)
     found: dict[str, list[float]] = defaultdict(list)
-    for name, group, _, adapter in places:
+    for name, group, _, adapter, _ in places:
         for quantity, value in measured[id(adapter)].items():
             found[f"lora/{name}/{quantity}/{group}"].append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}
@@ -66,12 +65,12 @@ def _places(state: Any) -> Iterator[_Place]:
     for module, layer in state.layers.items():
         for name in names:
             for adapter in layer.carried(name).values():
-                if isinstance(adapter, LoRA) and _is_whole(adapter):
+                if adapter.low_rank and _is_whole(adapter) and (product := adapter.product_of_factors()):
                     group = pattern_of(module, adapter.parameter).removesuffix(".weight").replace("*", "N")
-                    yield name, group, layer, adapter
+                    yield name, group, layer, adapter, product
 
 
-def _is_whole(adapter: LoRA) -> bool:
+def _is_whole(adapter: Adapter) -> bool:
     sizes = adapter.sizes()
     return all(is_plain(t) and not t.is_meta and tuple(t.shape) == sizes[n] for n, t in adapter.tensors().items())
 
@@ -80,43 +79,35 @@ def _of_one_shape(places: list[_Place]) -> list[list[_Place]]:
     """Return the places in groups whose factors can be stacked."""
     groups: dict[Any, list[_Place]] = defaultdict(list)
     for place in places:
-        a, b = _factors(place[-1])
+        a, b, _ = place[-1]
         groups[a.shape, b.shape, a.dtype, a.device].append(place)
     return list(groups.values())
 
 
 def _measured(places: list[_Place]) -> Iterator[dict[str, float]]:
     """Yield what is measured of each place; their factors have one shape."""
-    a, b = (torch.stack(factors) for factors in zip(*(_factors(place[-1]) for place in places), strict=True))
+    a, b = (torch.stack(factors) for factors in zip(*(place[-1][:2] for place in places), strict=True))
     values = low_rank.singular_values(a, b)
     ranks, norms = low_rank.effective_rank(values), torch.linalg.vector_norm(values, dim=-1)
-    for (_, _, layer, adapter), rank, norm in zip(places, ranks, norms, strict=True):
-        norm = abs(adapter.scaling) * norm
+    for (_, _, layer, adapter, product), rank, norm in zip(places, ranks, norms, strict=True):
+        norm = abs(product.scaling) * norm
         found = {"norm": norm, "effective_rank": rank}
         if (rows := _base_rows(layer, adapter)) is not None:
             found["relative_norm"] = norm / torch.linalg.vector_norm(rows, dim=-1)
-            if isinstance(magnitude := getattr(adapter, "magnitude", None), Tensor):
-                found["magnitude"] = (magnitude.to("cpu", torch.float64) / rows - 1).abs()
+            found |= adapter.measured(rows)
         yield {quantity: float(value.mean()) for quantity, value in found.items()}
 
 
-def _factors(adapter: LoRA) -> tuple[Tensor, Tensor]:
-    """Return A (..., r, in) and B (..., out, r) of what is added to the weight, over scaling."""
-    flat = KINDS[adapter.kind].flat
-    a, b = flat(adapter.lora_A, adapter.lora_B)
-    if not adapter.moves_base:
-        return a, b
-    initial_a, initial_b = flat(adapter.get_buffer("initial_A"), adapter.get_buffer("initial_B"))
-    return torch.cat((a, initial_a), dim=-2), torch.cat((b, -initial_b), dim=-1)
-
-
-def _base_rows(layer: LoRALayer, adapter: LoRA) -> Tensor | None:
+def _base_rows(layer: LoRALayer, adapter: Adapter) -> Tensor | None:
     """Return the length of each row of the adapted weight, computed once a shape; None where it cannot be read."""
     weight = own_tensor(layer, adapter.parameter)
-    if weight is None or weight.is_meta or not is_plain(weight) or adapter.kind == "packed":
+    if weight is None or weight.is_meta or not is_plain(weight):
         return None
     shape, rows = _BASE_ROWS.get(adapter) or (None, None)
     if rows is None or shape != weight.shape:  # a table may have been resized since
-        rows = low_rank.row_norm(KINDS[adapter.kind].matrix(weight.detach()).float()).to("cpu", torch.float64)
+        rows = adapter.row_lengths(weight)
+        if rows is None:
+            return None
+        rows = rows.to("cpu", torch.float64)
         _BASE_ROWS[adapter] = weight.shape, rows
     return rows

@@ -1,32 +1,49 @@
-"""What every adapter of one parameter is: a module with factors, a formula, and the weight it stands for."""
+"""What every adapter of one parameter is: a module with tensors, a formula, and the weight it stands for.
+
+Whoever meets an adapter asks it; nobody outside this room looks at its class. The answers here are those of an adapter
+of which nothing is known.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any, ClassVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from ..kinds.kind import Shape
+from .row import Part, Row
+from .spec import Spec
+from .table import ADAPTERS
+
+__all__ = ["Adapter", "Product", "own_tensor"]
+
+
+class Product(NamedTuple):
+    """What is added to a (..., out, in) matrix: scaling * b @ a, a (..., r, in) and b (..., out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
 
 
 class Adapter(nn.Module):
     """One named adapter's share of one parameter.
 
-    parameter: the name of the adapted parameter in its layer.
+    role: the name of its row in `ADAPTERS`. parameter: the name of the adapted parameter in its layer.
     exclusive: whether a second active adapter on the same parameter would have no defined meaning.
     fuses: whether a plain linear layer and this adapter compute as one (`linear`).
+    moves_base: whether it started as a part of the weight, so that the product at birth is subtracted.
+    vanishing: the tensors each of which, all zero, makes it change nothing; the one that training writes first, first.
     """
 
-    low_rank: ClassVar[bool] = False  # a product of factors is added to the parameter
+    role: ClassVar[str]
     exclusive: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
-
-    @property
-    def changes_bias(self) -> bool:
-        """Whether the layer's bias changes as well (`effective_bias`)."""
-        return False
-
-    moves_base: bool = False  # its factors start as a part of the weight, whose product at birth is subtracted
+    vanishing: ClassVar[tuple[str, ...]] = ()
+    moves_base: bool = False
 
     def __init__(self, parameter: str) -> None:
         super().__init__()
@@ -34,6 +51,111 @@ class Adapter(nn.Module):
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._written: dict[str, int] = {}
         self._steps = 0
+
+    @classmethod
+    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Adapter:
+        """Return an empty adapter, for `initialise` or a file to fill.
+
+        own: the parameter itself, None where the layer shows none; buffer: whether it is a buffer.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
+        """Return the shape of everything that such an adapter saves, by attribute."""
+        raise NotImplementedError
+
+    @classmethod
+    def key_for(cls, parameter: str) -> str:
+        """Return the key of such an adapter in its layer: a part of the names in state dicts and checkpoints."""
+        return f"{cls.role}_{parameter}"
+
+    @classmethod
+    def refusal(cls, spec: Spec, raw: bool) -> str:
+        """Return what a place is that such an adapter has no meaning at, "" where it has one.
+
+        raw: whether it is a parameter of a module that is no layer.
+        """
+        return ""
+
+    @classmethod
+    def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a file's tensors, by attribute, in the shapes of such an adapter; as they are where they can't be."""
+        return dict(values)
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (key below the layer, tensor) of this adapter as PEFT's files hold it; values: by attribute."""
+        raise NotImplementedError
+
+    @property
+    def row(self) -> Row:
+        """What is known of such adapters."""
+        return ADAPTERS[self.role]
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it is a low-rank product on a weight."""
+        return self.row.low_rank
+
+    def described(self) -> tuple[str, str]:
+        """Return (what it is, the shape of what it stands for), for a report."""
+        raise NotImplementedError
+
+    def conflicts(self, spec: Spec) -> Iterator[str]:
+        """Yield in what a file's adapter differs from this one, besides shapes and numbers; the subject is left out."""
+        yield from ()
+
+    def part_of(self, attribute: str) -> Part:
+        """Return what a tensor is to LoRA+'s learning rates."""
+        return self.row.stored[attribute].part
+
+    def decays(self, attribute: str) -> bool | None:
+        """Return whether weight decay falls on a tensor; None where that is as of the parameter it copies."""
+        return self.row.stored[attribute].decays
+
+    def product_of_factors(self) -> Product | None:
+        """Return the low-rank product that it adds to the weight, None where it is none."""
+        return None
+
+    def row_lengths(self, weight: Tensor) -> Tensor | None:
+        """Return the length of each row of a weight's (..., out, in) matrix; None where it cannot be read."""
+        return None
+
+    def measured(self, row_lengths: Tensor) -> dict[str, Tensor]:
+        """Return what else of it is worth following in training; row_lengths: those of the base's weight."""
+        return {}
+
+    def drop_nothing(self) -> None:
+        """Switch its dropout off for good."""
+
+    @property
+    def changes_bias(self) -> bool:
+        """Whether it changes the layer's bias along with its parameter."""
+        return False
+
+    def effective_bias(self, bias: Tensor) -> Tensor:
+        """Return the bias that this adapter makes of the layer's, of the same dtype."""
+        return bias
+
+    def acts_beside(self, other: Adapter) -> bool:
+        """Tell whether this adapter and another's on the same parameter, both active, have a defined meaning."""
+        return not (self.exclusive or other.exclusive)
+
+    def is_idle(self) -> bool:
+        """Return whether its tensors alone tell that it changes nothing."""
+        return False
+
+    def largest_change(self) -> float:
+        """Return what no entry of a weight changes by more than, infinity where that is not known."""
+        return math.inf
+
+    def adds_to(self, weight: Tensor) -> bool:
+        """Return whether `add_to` gives a weight what `effective` would."""
+        return False
+
+    def add_to(self, weight: Tensor) -> None:
+        """Make a weight the one that this adapter stands for, in place; only where it `adds_to` it."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is trained and saved, by attribute: the adapter's own tensors, not copies."""
@@ -83,26 +205,6 @@ class Adapter(nn.Module):
         weight: the parameter in its own layout and dtype, left unchanged. Returns a new tensor of the same shape,
         dtype and device; differentiable with respect to the adapter.
         """
-        raise NotImplementedError
-
-    def effective_bias(self, bias: Tensor) -> Tensor:
-        """Return the bias that this adapter makes of the layer's, new, of the same dtype."""
-        raise NotImplementedError
-
-    def acts_beside(self, other: Adapter) -> bool:
-        """Tell whether this adapter and another's on the same parameter, both active, have a defined meaning."""
-        return not (self.exclusive or other.exclusive)
-
-    def largest_change(self) -> float:
-        """Return what no entry of a weight changes by more than, infinity where that is not known."""
-        return math.inf
-
-    def adds_to(self, weight: Tensor) -> bool:
-        """Tell whether `add_to` can make a weight the one this adapter stands for, in place."""
-        return False
-
-    def add_to(self, weight: Tensor) -> None:
-        """Make a weight the one that this adapter stands for, in place."""
         raise NotImplementedError
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:

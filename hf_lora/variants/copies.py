@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..kinds.kind import Shape
 from .adapter import Adapter, own_tensor
+from .spec import Spec
+
+__all__ = ["Saved", "Tokens"]
 
 
-class Saved(Adapter):
+class _Copy(Adapter):
+    """Values of its own, in one tensor."""
+
+    value: Tensor
+
+    def described(self) -> tuple[str, str]:
+        return self.role, " x ".join(map(str, self.value.shape)) or "1"
+
+
+class Saved(_Copy):
     """A trained copy of a whole parameter or buffer: `modules_to_save`, new heads, biases.
 
     value: the parameter's shape; float32 where the parameter is a half-precision one, else its own dtype.
     """
 
+    role: ClassVar[str] = "saved"
     exclusive: ClassVar[bool] = True
 
     def __init__(self, parameter: str, like: Tensor, *, buffer: bool = False, device: torch.device | None) -> None:
@@ -28,6 +43,19 @@ class Saved(Adapter):
                 torch.empty(like.shape, dtype=dtype, device=device), requires_grad=dtype.is_floating_point
             )
 
+    @classmethod
+    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Saved:
+        assert own is not None
+        return cls(spec.parameter, own, buffer=buffer, device=device)
+
+    @classmethod
+    def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
+        assert own is not None
+        return {"value": tuple(own.shape)}
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.parameter, values["value"]
+
     def initialise(self, layer: nn.Module) -> None:
         with torch.no_grad():
             self.value.copy_(own_tensor(layer, self.parameter))
@@ -36,17 +64,38 @@ class Saved(Adapter):
         return self.value if self.value.dtype == weight.dtype else self.value.to(weight.dtype)
 
 
-class Tokens(Adapter):
+class Tokens(_Copy):
     """Trained rows of an embedding (`trainable_token_indices`): the other rows stay the base's.
 
     value: (tokens, dimension), float32 or wider, starting as the table's own rows.
     """
+
+    role: ClassVar[str] = "tokens"
+    rows: Tensor
 
     def __init__(self, parameter: str, like: Tensor, rows: tuple[int, ...], *, device: torch.device | None) -> None:
         super().__init__(parameter)
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.value = nn.Parameter(torch.empty((len(rows), like.shape[1]), dtype=dtype, device=device))
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.long, device=device), persistent=False)
+
+    @classmethod
+    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Tokens:
+        assert own is not None
+        return cls(spec.parameter, own, spec.rows, device=device)
+
+    @classmethod
+    def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
+        assert own is not None
+        return {"value": (len(spec.rows), own.shape[1])}
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.row.stored["value"].key, values["value"]
+
+    def conflicts(self, spec: Spec) -> Iterator[str]:
+        rows = self.rows.tolist()
+        if rows != list(spec.rows):
+            yield f": the file holds the rows {list(spec.rows)[:8]}, the model trains {rows[:8]}"
 
     def initialise(self, layer: nn.Module) -> None:
         with torch.no_grad():

@@ -8,26 +8,52 @@ input as well, which costs a second pass through the base and is not in the pape
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
+from ..kinds.table import KINDS
 from ..maths import low_rank
 from .lora import LoRA
+from .spec import Spec
+
+__all__ = ["DoRA"]
 
 
 class DoRA(LoRA):
     """LoRA's factors and a magnitude, (out,): the length of each row, starting at the weight's own."""
 
+    role: ClassVar[str] = "dora"
     exclusive: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
+    magnitude: nn.Parameter
 
     @classmethod
-    def shapes(cls, kind: str, shape: Shape, r: int, bias: bool) -> dict[str, Shape]:
-        factors = super().shapes(kind, shape, r, bias)
+    def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
+        factors = super().shapes(spec, own)
         return {**factors, "magnitude": factors["lora_B"][:1]}
+
+    @classmethod
+    def refusal(cls, spec: Spec, raw: bool) -> str:
+        if raw:
+            return "a raw parameter, for which no published layout of DoRA exists"
+        return "packed (quantised)" if KINDS[spec.kind].is_quantised else ""
+
+    @classmethod
+    def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        values = super().from_file(spec, values)
+        return {name: value.reshape(-1) if name == "magnitude" else value for name, value in values.items()}
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        length = self._kind.vector_to_file(values["magnitude"], self.shape)
+        return super().to_file({**values, "magnitude": length})
+
+    def measured(self, row_lengths: Tensor) -> dict[str, Tensor]:
+        """Return how far each row's length is from the weight's own, |m / |W_i| - 1|, as `magnitude`."""
+        return {"magnitude": (self.magnitude.to("cpu", torch.float64) / row_lengths - 1).abs()}
 
     def initialise(self, layer: nn.Module) -> None:
         super().initialise(layer)
@@ -51,5 +77,5 @@ class DoRA(LoRA):
         base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)
         # Subtracted before it is rounded: near 1 half precision sees no change.
         change = self._kind.channels(scale - 1, y).to(y.dtype)
-        a, b = self.factors()
+        a, b = self._added()
         return self.add_low_rank(layer, x, y + change * base, a, scale.reshape(-1, *(1 for _ in b.shape[1:])) * b)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kinds.table import KINDS
 from ..maths import low_rank
+from .papers import PAPERS, Paper
 
 InitName = bool | str
 
@@ -46,6 +47,7 @@ class Init:
     reads_weight: bool = False
     read_only: bool = False
     trains: bool = True
+    paper: Paper | None = None
 
 
 def _start_at_zero(adapter: Factors, fill_other: Callable[[Tensor], object]) -> None:
@@ -76,7 +78,7 @@ def _random(adapter: Factors, _: Tensor | None) -> None:
 
 
 def _matrices(factor: Tensor, adapter: Factors) -> list[Tensor]:
-    return list(factor) if adapter.kind.startswith("experts") else [factor]
+    return list(factor) if KINDS[adapter.kind].stacked else [factor]
 
 
 def _pissa(n_iter: int | None) -> Callable[[Factors, Tensor | None], None]:
@@ -107,7 +109,7 @@ class _Inits(dict[InitName, Init]):
         found = re.fullmatch(r"pissa_niter_(\d+)", name) if isinstance(name, str) else None
         if found is None:
             raise KeyError(name)
-        return Init(_pissa(int(found[1])), moves_base=True, reads_weight=True)
+        return replace(self["pissa"], fill=_pissa(int(found[1])))
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and bool(re.fullmatch(r"pissa_niter_\d+", name)))
@@ -119,7 +121,7 @@ INITS = _Inits(
         False: Init(_random),
         "gaussian": Init(_gaussian),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
-        "pissa": Init(_pissa(None), moves_base=True, reads_weight=True),
+        "pissa": Init(_pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"]),
         # PEFT's other starts that leave the base alone: once trained, the factors say all.
         "eva": Init(_not_built, read_only=True),
         "orthogonal": Init(_not_built, read_only=True),

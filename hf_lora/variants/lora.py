@@ -9,72 +9,99 @@ base is not written: the product at birth, B0 A0, is kept and subtracted, W' = W
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..kinds.kind import Shape
+from ..kinds.kind import Kind, Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
 from ..maths.linear import down
-from .adapter import Adapter, own_tensor
-from .initial import INITS, InitName
+from .adapter import Adapter, Product, own_tensor
+from .initial import INITS
+from .row import Part
+from .spec import Spec
+
+__all__ = ["LoRA"]
 
 
 class LoRA(Adapter):
     """The factors A and B of one parameter, as float32 masters unless told otherwise.
 
     lora_A: (..., r, in), lora_B: (..., out, r), in the shapes of the parameter's kind; lora_bias: (out,) or None.
+    A formula that changes the factors alone overrides `factors`, and `shapes` where it has tensors of its own.
     """
 
-    low_rank: ClassVar[bool] = True
+    role: ClassVar[str] = "lora"
     fuses: ClassVar[bool] = True
+    # Of a product the factor that starts at zero is written first: A is what users initialise anew.
+    vanishing: ClassVar[tuple[str, ...]] = ("lora_B", "lora_A")
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_bias: nn.Parameter | None
 
-    def __init__(
-        self,
-        parameter: str,
-        kind: str,
-        shape: Shape,
-        r: int,
-        scaling: float,
-        *,
-        dropout: float = 0.0,
-        factor: float = 1.0,
-        bias: bool = False,
-        init: InitName = True,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Make empty factors; `initialise` or a file fills them.
-
-        kind: a key of `KINDS`. shape: the weight's. dropout: the probability with which each input feature is
-        dropped in training. factor: what the layer's own forward multiplies its result by.
-        """
-        super().__init__(parameter)
-        self.kind, self.shape, self.r, self.scaling = kind, shape, r, scaling
-        self.dropout, self.factor, self.init = dropout, factor, init
-        self.moves_base = INITS[init].moves_base
+    def __init__(self, spec: Spec, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Make empty factors; `initialise` or a file fills them."""
+        super().__init__(spec.parameter)
+        self.kind, self.shape, self.r, self.scaling = spec.kind, spec.shape, spec.r, spec.scaling
+        self.dropout, self.factor, self.init = spec.dropout, spec.factor, spec.init
+        self.moves_base = INITS[spec.init].moves_base
         self.lora_bias = None
-        for name, size in self.shapes(kind, shape, r, bias).items():
+        for name, size in self.shapes(spec, None).items():
             setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         if self.moves_base:
             self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
             self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)
 
     @classmethod
-    def shapes(cls, kind: str, shape: Shape, r: int, bias: bool) -> dict[str, Shape]:
-        """Return the shape of everything that such an adapter trains, by attribute."""
-        a, b = KINDS[kind].factor_shapes(shape, r)
-        return {"lora_A": a, "lora_B": b, **({"lora_bias": b[:1]} if bias else {})}
+    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> LoRA:
+        wide = own is not None and own.dtype == torch.float64
+        return cls(spec, device=device, dtype=torch.float64 if wide else torch.float32)
+
+    @classmethod
+    def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
+        a, b = KINDS[spec.kind].factor_shapes(spec.shape, spec.r)
+        return {"lora_A": a, "lora_B": b, **({"lora_bias": b[:1]} if spec.bias else {})}
+
+    @classmethod
+    def key_for(cls, parameter: str) -> str:
+        return parameter
+
+    @classmethod
+    def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not {"lora_A", "lora_B"} <= values.keys():
+            return dict(values)
+        a, b = KINDS[spec.kind].from_file(values["lora_A"], values["lora_B"], spec.shape)
+        return {**values, "lora_A": a, "lora_B": b}
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        a, b = self._kind.to_file(values["lora_A"], values["lora_B"])
+        values = {**values, "lora_A": a, "lora_B": b}
+        for name, stored in self.row.stored.items():
+            if name in values:
+                yield stored.key_on(self._kind.embeds), values[name]
 
     @property
-    def _kind(self):
+    def _kind(self) -> Kind:
         return KINDS[self.kind]
+
+    def described(self) -> tuple[str, str]:
+        return f"{self.kind}, r={self.r}", " x ".join(map(str, self.shape))
+
+    def conflicts(self, spec: Spec) -> Iterator[str]:
+        if not math.isclose(self.scaling, spec.scaling, rel_tol=1e-6):
+            yield f" is scaled by {spec.scaling:g} in the file, by {self.scaling:g} on the model"
+        if self.init != spec.init and (self.moves_base or INITS[spec.init].moves_base):
+            yield f" started as init_lora_weights={spec.init!r}, the model's as {self.init!r}"
+
+    def part_of(self, attribute: str) -> Part:
+        return "embedding" if self._kind.embeds else super().part_of(attribute)
+
+    def drop_nothing(self) -> None:
+        self.dropout = 0.0
 
     def initialise(self, layer: nn.Module) -> None:
         init = INITS[self.init]
@@ -97,38 +124,53 @@ class LoRA(Adapter):
 
     def product(self) -> Tensor:
         """Return what is added to the (..., out, in) matrix, before scaling; float32 or wider."""
-        out = low_rank.product(*self._kind.flat(self.lora_A, self.lora_B))
+        out = low_rank.product(*self._kind.flat(*self.factors()))
         if self.moves_base:
             out = out - low_rank.product(*self._kind.flat(self.initial_A, self.initial_B))
         return out
 
     def effective(self, weight: Tensor) -> Tensor:
         if not self.moves_base:
-            return self._kind.merge(weight, self.lora_A, self.lora_B, self.scaling)
+            return self._kind.merge(weight, *self.factors(), self.scaling)
         delta = self._kind.weight(self.product(), self.shape)
         return torch.add(weight.to(delta.dtype), delta, alpha=self.scaling).to(weight.dtype)
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the A and B whose product is trained."""
+        return self.lora_A, self.lora_B
+
+    def _added(self) -> tuple[Tensor, Tensor]:
         """Return the A and B to compute with: two pairs side by side where the product at birth is subtracted."""
+        a, b = self.factors()
         if not self.moves_base:
-            return self.lora_A, self.lora_B
-        return torch.cat((self.lora_A, self.initial_A)), torch.cat((self.lora_B, -self.initial_B), dim=1)
+            return a, b
+        return torch.cat((a, self.initial_A)), torch.cat((b, -self.initial_B), dim=1)
+
+    def product_of_factors(self) -> Product:
+        a, b = self._kind.flat(*self.factors())
+        if self.moves_base:
+            initial_a, initial_b = self._kind.flat(self.initial_A, self.initial_B)
+            a, b = torch.cat((a, initial_a), dim=-2), torch.cat((b, -initial_b), dim=-1)
+        return Product(a, b, self.scaling)
+
+    def row_lengths(self, weight: Tensor) -> Tensor | None:
+        if self._kind.is_quantised:
+            return None
+        return low_rank.row_norm(self._kind.matrix(weight.detach()).float())
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
-        a, b = self.factors()
+        a, b = self._added()
         return self._kind.linear(layer, x, self._bias(layer), a, b, self.scaling, self._p())
-
-    @property
-    def changes_bias(self) -> bool:
-        return self.lora_bias is not None
-
-    def adds_to(self, weight: Tensor) -> bool:
-        return self.adds and weight.dtype == self.lora_A.dtype
 
     @property
     def adds(self) -> bool:
         """Whether the weight it stands for is any weight plus scaling * B A, and no other parameter changes."""
-        return not (self.exclusive or self.moves_base or self.lora_bias is not None or self.kind == "packed")
+        return not (self.exclusive or self.moves_base or self.changes_bias or self._kind.is_quantised)
+
+    def is_idle(self) -> bool:
+        if self.exclusive or self.moves_base or (self.lora_bias is not None and bool(self.lora_bias.any())):
+            return False
+        return any(not factor.any() for factor in self.factors())
 
     def largest_change(self) -> float:
         """Return what no entry of a weight changes by more than, infinity where that is not known.
@@ -138,21 +180,25 @@ class LoRA(Adapter):
         if not self.adds:
             return math.inf
         with torch.no_grad():
-            return abs(self.scaling) * float(
-                torch.linalg.vector_norm(self.lora_B) * torch.linalg.vector_norm(self.lora_A)
-            )
+            a, b = self.factors()
+            return abs(self.scaling) * float(torch.linalg.vector_norm(b) * torch.linalg.vector_norm(a))
+
+    def adds_to(self, weight: Tensor) -> bool:
+        return self.adds and weight.dtype == self.lora_A.dtype
 
     def add_to(self, weight: Tensor) -> None:
-        """Make a weight the one that this adapter stands for, in place.
-
-        weight: contiguous, of the factors' dtype. Only for an adapter that `adds`.
-        """
-        a, b = self._kind.flat(self.lora_A, self.lora_B)
+        """Make a weight the one that this adapter stands for, in place. weight: contiguous."""
         with torch.no_grad():
-            low_rank.add_product_(self._kind.matrix(weight), b, a, self.scaling)
+            a, b = self.factors()
+            matrix = self._kind.matrix(weight)
+            if matrix.data_ptr() == weight.data_ptr():
+                a, b = self._kind.flat(a, b)
+                low_rank.add_product_(matrix, b, a, self.scaling)
+            else:  # a kind whose matrix is no view of the weight
+                weight.copy_(self._kind.merge(weight, a, b, self.scaling))
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        y = self.add_low_rank(layer, x, y, *self.factors())
+        y = self.add_low_rank(layer, x, y, *self._added())
         if self.lora_bias is not None:
             y = y + self._kind.channels(self.lora_bias * self.scaling, y).to(y.dtype)
         return y
@@ -171,8 +217,11 @@ class LoRA(Adapter):
             return bias
         return self.lora_bias.mul(self.scaling) if bias is None else self.effective_bias(bias)
 
+    @property
+    def changes_bias(self) -> bool:
+        return self.lora_bias is not None
+
     def effective_bias(self, bias: Tensor) -> Tensor:
-        """Return the bias that this adapter makes of the layer's, new, of the same dtype."""
         if self.lora_bias is None:
             return bias
         return (bias.to(self.lora_bias.dtype) + self.scaling * self.lora_bias).to(bias.dtype)

@@ -1,22 +1,138 @@
-"""What can vary in an adapter, as three tables: the formula, the scaling and the initialisation.
+"""What can vary in an adapter, as tables of rows: the formula and the scaling here, the start in `initial.py`.
 
-To add a formula: write its file, add a row to `FORMULAS` (and its config switch to `formula_name`).
-To add a scaling or an initialisation: a row in `SCALINGS` or `INITS`.
+To add a formula: its class in a file beside this one, and a row in `FORMULAS`. To add a scaling or a start: a row in
+`SCALINGS` or `INITS`. Nothing else has to know. Needs no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from .dora import DoRA
-from .lora import LoRA
+from .papers import PAPERS, Paper
+from .row import Row, Stored
 
-__all__ = ["FORMULAS", "SCALINGS"]
+__all__ = [
+    "ADAPTERS",
+    "COPIES",
+    "FORMULAS",
+    "LORA",
+    "SAVED",
+    "SCALINGS",
+    "TOKENS",
+    "Scaling",
+    "formula_of",
+    "is_on",
+    "scaling_of",
+    "switches",
+]
 
-FORMULAS: dict[str, type[LoRA]] = {"lora": LoRA, "dora": DoRA}
+_PRODUCT = (
+    Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1),
+    Stored("lora_B", "lora_B.weight", "lora_embedding_B", part="B", decays=True, outputs=0),
+    Stored("lora_bias", "lora_B.bias", part="B", outputs=0),
+)
 
-SCALINGS: dict[str, Callable[[float, int], float]] = {
-    "lora": lambda alpha, r: alpha / r,
-    "rslora": lambda alpha, r: alpha / math.sqrt(r),  # Kalajdzievski 2023, arXiv:2312.03732
+LORA = Row(
+    name="lora",
+    title="LoRA",
+    code="hf_lora.variants.lora:LoRA",
+    tensors=_PRODUCT,
+    low_rank=True,
+    paper=PAPERS["lora"],
+    engines=frozenset({"vLLM"}),
+)
+DORA = Row(
+    name="dora",
+    title="DoRA",
+    code="hf_lora.variants.dora:DoRA",
+    tensors=(
+        *_PRODUCT,
+        Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0),
+    ),
+    low_rank=True,
+    switch="use_dora",
+    paper=PAPERS["dora"],
+    no_bias="DoRA's length has no place for a bias",
+    own_tensor="a DoRA length",
+    elsewhere={
+        "AdapterHub": "its DoRA leaves the scaling out of the norm, another formula than the paper's and PEFT's"
+    },
+)
+SAVED = Row(
+    name="saved",
+    title="saved whole",
+    code="hf_lora.variants.copies:Saved",
+    tensors=(Stored("value", "", part="head", decays=None, inputs=0, outputs=0),),  # its key is the parameter's own
+    whole=True,
+)
+TOKENS = Row(
+    name="tokens",
+    title="token rows",
+    code="hf_lora.variants.copies:Tokens",
+    tensors=(Stored("value", "token_adapter.trainable_tokens_delta", decays=None),),
+    of_rows=True,
+)
+
+FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA)}  # what a config chooses from
+COPIES: dict[str, Row] = {row.name: row for row in (SAVED, TOKENS)}  # what a config adds to it
+ADAPTERS: Mapping[str, Row] = ChainMap(FORMULAS, COPIES)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The factor on B A. of: (alpha, r) -> factor; said: the same as text."""
+
+    name: str
+    of: Callable[[float, float], float]
+    said: str
+    switch: str = ""
+    paper: Paper | None = None
+
+
+SCALINGS: dict[str, Scaling] = {
+    row.name: row
+    for row in (
+        Scaling("lora", lambda alpha, r: alpha / r, "alpha / r"),
+        # Kalajdzievski 2023, arXiv:2312.03732
+        Scaling("rslora", lambda alpha, r: alpha / math.sqrt(r), "alpha / sqrt(r)", "use_rslora", PAPERS["rslora"]),
+    )
 }
+
+
+class _Switched(Protocol):
+    @property
+    def switch(self) -> str: ...
+
+
+_Chosen = TypeVar("_Chosen", bound=_Switched)
+
+
+def formula_of(config: Any) -> Row:
+    """Return the formula that a config asks for. config: a LoRAConfig, or what an adapter_config.json holds."""
+    return _chosen(FORMULAS, config)
+
+
+def scaling_of(config: Any) -> Scaling:
+    """Return the scaling that a config asks for. config: a LoRAConfig, or what an adapter_config.json holds."""
+    return _chosen(SCALINGS, config)
+
+
+def switches() -> list[str]:
+    """Return the keys of a config that ask for a formula."""
+    return [row.switch for row in FORMULAS.values() if row.switch]
+
+
+def is_on(config: Any, switch: str) -> Any:
+    """Return what a config says of a switch, False where it says nothing: of a field of its own, or in `other`."""
+    if isinstance(config, Mapping):
+        return config.get(switch, False)
+    return getattr(config, switch) if hasattr(config, switch) else config.other.get(switch, False)
+
+
+def _chosen(rows: Mapping[str, _Chosen], config: Any) -> _Chosen:
+    plain = next(row for row in rows.values() if not row.switch)
+    return next((row for row in rows.values() if row.switch and is_on(config, row.switch) is True), plain)

@@ -11,19 +11,17 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from ...files.safetensors_header import Entry
+from ...variants.row import Row, Stored
+from ...variants.table import FORMULAS, LORA, TOKENS, formula_of
+from ..keys import stored_tensors
 
 __all__ = ["Adapted", "Layout", "Target", "layout_of"]
 
 _PREFIX = "base_model.model."
-_LEAVES = {
-    "lora_A": re.compile(r"(?:^|\.)lora_(?:embedding_)?A(?:\.[^.]+)??(?:\.weight)?$"),
-    "lora_B": re.compile(r"(?:^|\.)lora_(?:embedding_)?B(?:\.[^.]+)??(?:\.weight)?$"),
-    "bias": re.compile(r"(?:^|\.)lora_B(?:\.[^.]+)?\.bias$"),
-    "magnitude": re.compile(r"(?:^|\.)lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?$"),
-    "tokens": re.compile(r"(?:^|\.)token_adapter\.trainable_tokens_delta(?:\.[^.]+)?$"),
-}
 _LORALIB = re.compile(r"(?:^|\.)lora_[AB]$")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -79,6 +77,15 @@ class Layout:
     tokens: dict[str, Entry]
     names: str  # whose: "PEFT", "loralib", "" where there is no low-rank tensor
 
+    def holding(self, row: Row) -> set[str]:
+        """Return the adapted paths that have a tensor of a formula that plain LoRA has not."""
+        own = row.stored.keys() - LORA.stored.keys()
+        return {path for path, one in self.adapted.items() if own & one.parts.keys()}
+
+    def formula(self, config: Mapping[str, Any]) -> Row:
+        """Return the formula that the tensors show, or else the one that a config asks for."""
+        return next((row for row in FORMULAS.values() if self.holding(row)), formula_of(config))
+
     def targets(self) -> list[Target]:
         """Return the adapted modules by their patterns, in the file's order."""
         groups: dict[str, list[Adapted]] = defaultdict(list)
@@ -114,7 +121,7 @@ def layout_of(tensors: Mapping[str, Entry]) -> Layout:
         key = name.removeprefix(_PREFIX)
         part, path = _split(key)
         module = ".".join(word for word in path.split(".") if word != "base_layer")
-        if part == "tokens":
+        if part == TOKENS.name:
             tokens[module] = tensors[name]
         elif part:
             adapted.setdefault(path, Adapted(module)).parts[part] = tensors[name]
@@ -125,9 +132,20 @@ def layout_of(tensors: Mapping[str, Entry]) -> Layout:
     return Layout(adapted, dict(saved), tokens, names)
 
 
+@cache
+def _leaves(stored: tuple[tuple[str, Stored], ...]) -> dict[str, re.Pattern[str]]:
+    """Return what the end of a key looks like, by the part of an adapter that it stands for."""
+    found = {}
+    for part, each in stored:
+        stems = "|".join(map(re.escape, each.stems))
+        end = r"(?:\.[^.]+)?\.bias" if each.key.endswith(".bias") else r"(?:\.(?!bias$)[^.]+)??(?:\.weight)?"
+        found[part] = re.compile(rf"(?:^|\.)(?:{stems}){end}$")
+    return found
+
+
 def _split(key: str) -> tuple[str, str]:
     """Return (the part of an adapter, or "", and the path of the module) of a tensor's name without PEFT's prefix."""
-    for part, leaf in _LEAVES.items():
+    for part, leaf in _leaves(stored_tensors()).items():
         if found := leaf.search(key):
             return part, key[: found.start()]
     return "", key.rpartition(".")[0]

@@ -19,6 +19,7 @@ from ...files import hub_files
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
 from ...files.safetensors_header import Entry, header_size, read_header
 from ...files.sources import Source
+from ...variants.table import scaling_of
 from .inspected import Inspection
 from .layout import Layout, layout_of
 from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layout
@@ -98,7 +99,6 @@ def _inspection(
     noted = _object(notes.get("base"))
     low_rank = config.get("peft_type") == "LORA" or bool(layout.adapted)
     r, alpha, dropout = (_number(config.get(key)) if low_rank else None for key in ("r", "lora_alpha", "lora_dropout"))
-    root = config.get("use_rslora") is True
     return Inspection(
         name=name,
         format=_format(config, layout),
@@ -110,7 +110,7 @@ def _inspection(
         variant=_variant(config, layout) if low_rank else "",
         r=r,
         alpha=alpha,
-        scaling=None if not r or r < 0 or alpha is None else alpha / (math.sqrt(r) if root else r),
+        scaling=None if not r or r < 0 or alpha is None else scaling_of(config).of(alpha, r),
         dropout=dropout,
         ranks=dict(sorted(Counter(rank for one in layout.adapted.values() for rank in one.ranks).items())),
         targets=tuple(layout.targets()),
@@ -267,9 +267,8 @@ def _format(config: Mapping[str, Any], layout: Layout) -> str:
 
 
 def _variant(config: Mapping[str, Any], layout: Layout) -> str:
-    dora = any("magnitude" in one.parts for one in layout.adapted.values()) or config.get("use_dora") is True
     init = config.get("init_lora_weights")
-    words = ["DoRA" if dora else "LoRA", "rsLoRA" if config.get("use_rslora") is True else ""]
+    words = [layout.formula(config).title, scaling.paper.short if (scaling := scaling_of(config)).paper else ""]
     words.append("with trained biases" if config.get("lora_bias") is True else "")
     words.append(f"started as {_VARIANTS.get(init.split('_')[0], init)}" if isinstance(init, str) else "")
     return ", ".join(filter(None, words))

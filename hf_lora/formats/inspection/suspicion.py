@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ...config.expressions import may_hang
 from ...config.fields import Fields
 from ...config.keys import INERT, UNSUPPORTED
+from ...variants.table import FORMULAS, switches
 from .layout import Layout, Target
 
 __all__ = ["KNOWN_KEYS", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
@@ -76,7 +77,8 @@ def of_config(config: Mapping[str, Any]) -> Iterator[Finding]:
     for key in UNSUPPORTED.keys() & config.keys():
         if config[key] is not None and config[key] != UNSUPPORTED[key]:
             yield Finding("not-built", f"{key}={_short(config[key])} asks for something that hf_lora does not build")
-    unknown = sorted(k for k in config.keys() - KNOWN_KEYS if config[k] not in _EMPTY)
+    known = KNOWN_KEYS | {*switches()}
+    unknown = sorted(k for k in config.keys() - known if config[k] not in _EMPTY)
     if unknown:
         yield Finding("unknown-keys", f"keys that no LoRA of PEFT's has: {_some(unknown)}")
     for key in ("target_modules", "modules_to_save"):
@@ -98,10 +100,16 @@ def of_layout(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _coverage(layout.targets(), config.get("layers_to_transform"))
     yield from _saved(layout, config)
     yield from _dtypes(layout)
-    dora = {path for path, one in layout.adapted.items() if "magnitude" in one.parts}
-    if bool(dora) != bool(config.get("use_dora")) or 0 < len(dora) < len(layout.adapted):
-        what = f"{len(dora)} of {len(layout.adapted)} layers have a DoRA length"
-        yield Finding("dora", f"{what}, but use_dora is {config.get('use_dora', False)!r}")
+    yield from _formulas(layout, config)
+
+
+def _formulas(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield where the tensors that a formula has of its own and the config's switch for it do not agree."""
+    for row in FORMULAS.values():
+        held, asked = layout.holding(row), config.get(row.switch, False)
+        if row.own_tensor and (bool(held) != bool(asked) or 0 < len(held) < len(layout.adapted)):
+            what = f"{len(held)} of {len(layout.adapted)} layers have {row.own_tensor}"
+            yield Finding(row.name, f"{what}, but {row.switch} is {asked!r}")
 
 
 def _pairs(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:

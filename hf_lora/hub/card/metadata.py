@@ -14,14 +14,16 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ...config.lora_config import LoRAConfig
-from ...variants.papers import PAPERS
+from ...variants.initial import INITS
+from ...variants.papers import Paper
+from ...variants.table import LORA, formula_of, scaling_of
 from ..privacy import hub_id, is_private, public_name, scrubbed
 from .measured import measured
 from .record import Record, value_digest
 from .run import TrainingFacts
 from .tasks import Task
 
-__all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "variants_of"]
+__all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "papers_of"]
 
 INDEX = "model-index"
 TAGS = ("lora", "hf_lora", "transformers")
@@ -35,7 +37,7 @@ def own_metadata(config: LoRAConfig, task: Task | None, of_transformers: bool) -
     base = hub_id(config.base_model_name_or_path)
     tags = [
         *(TAGS if of_transformers else TAGS[:-1]),
-        *(name for name in variants_of(config) if name != "lora"),
+        *(name for name in papers_of(config) if name not in TAGS),
         *(task.tags if task else ()),
     ]
     values = {
@@ -48,11 +50,12 @@ def own_metadata(config: LoRAConfig, task: Task | None, of_transformers: bool) -
     return {key: value for key, value in values.items() if value is not None}
 
 
-def variants_of(config: LoRAConfig) -> list[str]:
-    """Return the rows of the variants' tables that an adapter uses and that have a paper, "lora" first."""
-    init = str(config.init_lora_weights).partition("_niter_")[0]
-    names = ["lora", "rslora" if config.use_rslora else "lora", config.formula, init]
-    return [name for name in dict.fromkeys(names) if name in PAPERS]
+def papers_of(config: LoRAConfig) -> dict[str, Paper]:
+    """Return the papers of the rows of the variants' tables that an adapter uses, by the rows' names, LoRA's first."""
+    start = config.init_lora_weights
+    rows = [(row.name, row.paper) for row in (LORA, scaling_of(config), formula_of(config))]
+    rows.append((str(start).partition("_niter_")[0], INITS[start].paper))
+    return {name: paper for name, paper in rows if paper is not None}
 
 
 def given_metadata(facts: TrainingFacts | None, data: ModelCardData | None, task: Task | None) -> dict[str, Any]:

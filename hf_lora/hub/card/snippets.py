@@ -7,13 +7,16 @@ from typing import Any
 
 from ...config.lora_config import LoRAConfig
 from ...layers.specialising import base_of, name_of
+from ...variants.initial import INITS
+from ...variants.table import formula_of
 from .tasks import Task
 
 __all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]
 
 PLACEHOLDER_REPO = "path/or/repo-of-this-adapter"
 PLACEHOLDER_BASE = "path/or/repo-of-its-base"
-# The ranks that vLLM's --max-lora-rank takes.
+_VLLM = "vLLM"
+# The ranks that its --max-lora-rank takes.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -98,17 +101,16 @@ def _pipeline(subject: Subject) -> str | None:
 def _vllm_rank(subject: Subject) -> int | None:
     """Return the --max-lora-rank with which vLLM serves the adapter as it is meant, None where it does not.
 
-    It serves language models, one rank and scaling an adapter, and neither DoRA, biases, saved modules nor PiSSA's
-    factors, which belong to another base.
+    It serves language models, one rank and scaling an adapter, the formulas whose rows name it, and neither biases,
+    saved modules nor factors that belong to another base.
     """
     c = subject.config
     from transformers.models.auto import modeling_auto  # not above: importing it takes a quarter of a second
 
     causal = name_of(subject.model) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     other = (
-        *(c.use_dora, c.lora_bias, c.bias != "none", c.modules_to_save, c.rank_pattern, c.alpha_pattern),
-        *(c.target_parameters, c.trainable_token_indices),
-        str(c.init_lora_weights).startswith("pissa"),
+        *(_VLLM not in formula_of(c).engines, INITS[c.init_lora_weights].moves_base, c.lora_bias, c.bias != "none"),
+        *(c.modules_to_save, c.target_parameters, c.trainable_token_indices, c.rank_pattern, c.alpha_pattern),
     )
     if not causal or not subject.base or any(other):
         return None

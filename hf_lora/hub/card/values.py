@@ -18,10 +18,11 @@ from ..._version import __version__
 from ...config.lora_config import LoRAConfig
 from ...files.names import WEIGHTS_NAMES
 from ...layers.specialising import base_of
-from ...variants.papers import PAPERS
+from ...variants.papers import Paper
+from ...variants.table import LORA, scaling_of
 from ..privacy import is_private, public_name, public_setting
 from .measured import measured
-from .metadata import variants_of
+from .metadata import papers_of
 from .run import TrainingFacts
 from .snippets import Subject, snippets
 
@@ -36,7 +37,7 @@ def values(
     path: Path, subject: Subject, tensors: Mapping[str, Tensor], facts: TrainingFacts | None, data: ModelCardData | None
 ) -> dict[str, str | None]:
     """Return the template's values by name. path: where the card goes, beside the adapter's files."""
-    names = variants_of(subject.config)
+    papers = papers_of(subject.config)
     return {
         "title": _title(subject),
         "about": _about(subject, tensors),
@@ -44,8 +45,8 @@ def values(
         "training": _training(facts),
         "adapter": _adapter(path, subject, tensors),
         "versions": _versions(subject.config),
-        "papers": "\n".join(f"* {_paper(name)}" for name in names),
-        "bibtex": "\n".join(PAPERS[name].bibtex(name) for name in names),
+        "papers": "\n".join(f"* {_cited(paper)}" for paper in papers.values()),
+        "bibtex": "\n".join(paper.bibtex(name) for name, paper in papers.items()),
         **snippets(subject),
     }
 
@@ -75,8 +76,9 @@ def _about(subject: Subject, tensors: Mapping[str, Tensor]) -> str:
     task = f" ({subject.task.tag})" if subject.task and subject.task.tag else ""
     count, every = _counts(subject.model, tensors)
     share = f", {count / every:.2%} of the model's {every:,d}" if count < every else ""  # the base may be elsewhere
+    paper = papers_of(subject.config)[LORA.name].link
     return (
-        f"A low-rank adapter ([LoRA]({PAPERS['lora'].link})) for {base} as {what}{task}. It holds what was trained, "
+        f"A low-rank adapter ([LoRA]({paper})) for {base} as {what}{task}. It holds what was trained, "
         f"{count:,d} parameters{share}; everything else comes from the base."
     )
 
@@ -113,10 +115,10 @@ def _adapter(path: Path, subject: Subject, tensors: Mapping[str, Tensor]) -> str
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     scaling = c.scaling_of("")
     rows = [
-        ("variant", ", ".join(PAPERS[name].short for name in variants_of(c))),
+        ("variant", ", ".join(paper.short for paper in papers_of(c).values())),
         ("rank `r`", str(c.r)),
         ("`lora_alpha`", f"{c.lora_alpha:g}"),
-        ("scaling", f"{scaling:.4g} ({'alpha / sqrt(r)' if c.use_rslora else 'alpha / r'})"),
+        ("scaling", f"{scaling:.4g} ({scaling_of(c).said})"),
         ("ranks of their own", _patterns(c.rank_pattern)),
         ("alphas of their own", _patterns(c.alpha_pattern)),
         ("dropout", f"{c.lora_dropout:g}"),
@@ -145,8 +147,7 @@ def _versions(config: LoRAConfig) -> str:
     return _table(("", ""), [row for row in rows if row[1]])
 
 
-def _paper(name: str) -> str:
-    paper = PAPERS[name]
+def _cited(paper: Paper) -> str:
     first = paper.authors.partition(",")[0]
     others = " et al." if " and " in paper.authors else ""
     return f"{first}{others} {paper.year}, [{paper.title}]({paper.link})"

@@ -1,0 +1,92 @@
+"""What a row of the variants' tables says: all that is known of an adapter without its numbers. Needs no torch.
+
+The class behind a row is imported when the first adapter of it is made, so that looking into files stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from .papers import Paper
+
+__all__ = ["Part", "Row", "Stored"]
+
+Part = Literal["A", "B", "embedding", "head", "other"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of an adapter. attribute: its name there; key: its name in PEFT's files, below the layer's.
+
+    table_key: the key of an embedding's, where that is another. older: keys that are read and not written.
+    part: what LoRA+ takes it for. decays: whether weight decay falls on it; None where that depends on what it copies.
+    inputs, outputs: the dimension that counts the inputs or the outputs of the weight.
+    """
+
+    attribute: str
+    key: str
+    table_key: str = ""
+    older: tuple[str, ...] = ()
+    part: Part = "other"
+    decays: bool | None = False
+    inputs: int | None = None
+    outputs: int | None = None
+
+    def key_on(self, embeds: bool) -> str:
+        """Return the key that is written, of an embedding or another layer."""
+        return self.table_key if embeds and self.table_key else self.key
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key that stands for this tensor."""
+        return tuple(filter(None, (self.key, self.table_key, *self.older)))
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The keys without their last word, where that is "weight" or "bias"; older files put a name after them."""
+        return tuple(dict.fromkeys(re.sub(r"\.(weight|bias)$", "", key) for key in self.keys))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One kind of adapter.
+
+    name: the row's, which configs and messages use. title: as its paper and reports write it.
+    code: where its class is, "module:class". tensors: what it trains and saves, in the order in which it is saved.
+    low_rank: it is a product of two factors on a weight. whole: it holds all of a parameter. of_rows: some of its rows.
+    switch: the key of a config that asks for it; a key that is no field of LoRAConfig lies in `other`.
+    no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
+    own_tensor: what its first tensor beyond plain LoRA's is called in a report.
+    elsewhere: why another tool's adapter under the same switch is something else, by tool.
+    """
+
+    name: str
+    title: str
+    code: str
+    tensors: tuple[Stored, ...]
+    low_rank: bool = False
+    whole: bool = False
+    of_rows: bool = False
+    switch: str = ""
+    paper: Paper | None = None
+    no_bias: str = ""
+    engines: frozenset[str] = frozenset()
+    own_tensor: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def adapter(self) -> type[Any]:
+        """The class, a subclass of `adapter.Adapter`."""
+        module, _, name = self.code.partition(":")
+        found: type[Any] = getattr(importlib.import_module(module), name)
+        return found
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """The tensors by attribute."""
+        return {stored.attribute: stored for stored in self.tensors}
