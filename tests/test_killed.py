@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
+from .peek import specialised
 from .trainings import bert, trainer, weights
 
 pytestmark = [
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the processes that it kills"),
 ]
 
+RUNS = specialised(Trainer)  # the class of a LoRAModel's Trainer
 KILLS = 20  # half of them at any time, half of them inside a save
 # What writes, moves or removes something on the disk, or brings it there: Python's functions, torch's, safetensors'.
 _STEPS = {
@@ -56,7 +58,7 @@ class Saves:
     """Counts the steps on the disk that saving takes; `at` is called before each with its number."""
 
     def __init__(self, at: Callable[[int], None]) -> None:
-        self.count, self._at, self._save = 0, at, Trainer._save_checkpoint
+        self.count, self._at, self._save = 0, at, RUNS._save_checkpoint
 
     def __call__(self, frame: Any, event: str, arg: Any) -> None:
         if event == "c_call" and getattr(arg, "__name__", "") in _STEPS:
@@ -71,11 +73,11 @@ class Saves:
             finally:
                 sys.setprofile(None)
 
-        Trainer._save_checkpoint = save
+        RUNS._save_checkpoint = save
         return self
 
     def __exit__(self, *error: object) -> None:
-        Trainer._save_checkpoint = self._save
+        RUNS._save_checkpoint = self._save
 
 
 def killed(work: Callable[[int], None], wait: float | None) -> None:

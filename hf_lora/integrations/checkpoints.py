@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .patches import answering
-from .unwrapped import for_lora
+from .trained_model import for_lora
 
 __all__ = ["BEGAN", "SAVING", "put_right", "saves_whole"]
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import BEGAN, put_right
-from .marks import MARK
-from .patches import answering
-from .unwrapped import lora_model
+from .patches import MARK, answering
+from .trained_model import lora_model
 
 __all__ = ["resumes_whole", "tell_missing_best"]
 

@@ -16,7 +16,7 @@ from ..formats.opening import open_adapter
 from ..layers import front
 from ..layers.memory.switches import MemorySwitches
 from ..layers.state import AdapterState
-from . import adapters
+from . import adapters, made
 from .arguments import as_config, check_plain, uncompiled
 from .bases import head_modules, load_base, load_base_of
 from .learning import Learning
@@ -280,6 +280,7 @@ def _enter(model: nn.Module) -> LoRAModel:
     if isinstance(model, LoRAModel):
         return model
     check_plain(model)
+    made.tell()
     thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
