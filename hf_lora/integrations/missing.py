@@ -61,19 +61,19 @@ def tell_of_trainer(trainer: Any, resumes: bool = False) -> None:
 
 
 def _tell(rows: list[Row]) -> None:
-    if problems := [_sentence(row) for row in rows if row.required]:
-        raise MissingExtraError(" ".join(problems))
     for row in rows:
-        if row not in _TOLD:
+        if not row.required and row not in _TOLD:
             _TOLD.add(row)
             warnings.warn(_sentence(row), stacklevel=4)
+    if problems := [_sentence(row) for row in rows if row.required]:
+        raise MissingExtraError(" ".join(problems))
 
 
 def _sentence(row: Row) -> str:
     package = row.place.partition(".")[0]
     return (
         f"{row.place} is missing from {package} {_installed(package)}, and hf_lora needs it for this: {row.purpose}. "
-        f"Install a version that hf_lora supports: {_supported(package)}."
+        f"{_supported(package)}."
     )
 
 
@@ -85,7 +85,7 @@ def _installed(package: str) -> str:
 
 
 def _supported(package: str) -> str:
-    """Return what hf_lora's own metadata asks of a package, as 'transformers>=5.0,<6'."""
+    """Return, as a sentence, which versions of a package hf_lora's own metadata asks for: transformers>=5.0,<6."""
     try:
         lines = importlib.metadata.requires("hf-lora") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source
@@ -93,5 +93,7 @@ def _supported(package: str) -> str:
     for line in lines:
         name, bounds = re.match(r"([\w.-]+)\s*([^;\[]*)", line).groups()  # type: ignore[union-attr]
         if name.lower() == package:
-            return f"{name}{','.join(sorted(bounds.strip().split(','), reverse=True))}"
-    return f"see the {package} of hf_lora's pyproject.toml"
+            if not bounds.strip():
+                break
+            return f"hf_lora supports {name}{','.join(sorted(bounds.strip().split(','), reverse=True))}; install that"
+    return f"hf_lora's pyproject.toml names no version of {package}; install an older one"

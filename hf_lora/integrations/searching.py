@@ -19,11 +19,10 @@ def checks_drawn(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
-        search = _search_of(self)
+        search, plan = _search_of(self), getattr(self, "set_initial_training_values", None)
         drawn = trial is None or (self.hp_search_backend is not None and hasattr(trial, "suggest_categorical"))
-        if search is None or not drawn:
+        if search is None or plan is None or not drawn:
             return original(self, resume_from_checkpoint, trial, *args, **kwargs)
-        plan = self.set_initial_training_values
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             search.check_arguments(trial, self.args)
