@@ -15,9 +15,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors, integrations
+from . import errors
 from ._version import __version__  # noqa: F401
 from .errors import LoRAError
+from .integrations import installing
 
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
@@ -72,4 +73,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-integrations.install()
+installing.install()

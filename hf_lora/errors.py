@@ -11,7 +11,7 @@
     ├── HubError (OSError)               the Hub cannot be reached, or did not do what was asked
     │   ├── HubNotFoundError                 no such repo (or a private one), revision or file
     │   └── HubAccessError                   a repo that is gated, or a token that may not do this
-    ├── MissingExtraError (ImportError)  a package of an extra of hf_lora that is not installed
+    ├── MissingExtraError (ImportError)  a package that is not installed, or not in a version that fits
     ├── MergeError (RuntimeError)        weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
 
@@ -87,7 +87,7 @@ class MergeError(LoRAError, RuntimeError):
 
 
 class MissingExtraError(LoRAError, ImportError):
-    """A package that an extra of hf_lora brings and that is not installed."""
+    """A package that is not installed, such as an extra of hf_lora brings, or not in a version that fits."""
 
 
 class ModelError(LoRAError, ValueError):

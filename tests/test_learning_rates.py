@@ -68,7 +68,7 @@ def test_without_settings_the_trainers_own_groups_stay_as_they_are(tmp_path: Pat
     run = trainer(model, tmp_path, weight_decay=0.1)
     ours = [(g["lr"], g["weight_decay"], [id(p) for p in g["params"]]) for g in run.create_optimizer().param_groups]
     other = trainer(model, tmp_path, weight_decay=0.1)
-    theirs = Trainer.create_optimizer._hf_lora_original(other).param_groups
+    theirs = Trainer.create_optimizer(other).param_groups
     assert ours == [(g["lr"], g["weight_decay"], [id(p) for p in g["params"]]) for g in theirs]
 
 
@@ -344,8 +344,8 @@ class _OwnDecay(Trainer):
 def test_what_a_user_chose_to_decay_stays_so_and_takes_the_rates(tmp_path: Path) -> None:
     model = bert()
     model.set_learning_rates(loraplus_lr_ratio=4)
-    run = trainer(model, tmp_path, learning_rate=RATE, weight_decay=0.1)
-    run.__class__ = _OwnDecay
+    stock = trainer(model, tmp_path, learning_rate=RATE, weight_decay=0.1)
+    run = _OwnDecay(model=model, args=stock.args, train_dataset=stock.train_dataset)
     got = found(model, run.create_optimizer().param_groups)
     assert {n for n, (_, decay) in got.items() if decay} == {n for n in got if "lora_" in n}
     assert {n for n, (rate, _) in got.items() if rate == 4 * RATE} == {n for n in got if n.endswith("lora_B")}

@@ -551,8 +551,12 @@ def test_an_average_of_the_weights_follows_the_adapter() -> None:
 
 
 def test_the_trainers_seam_starts_before_anything_is_wrapped() -> None:
-    source = inspect.getsource(Trainer._inner_training_loop._hf_lora_original)
-    assert source.lstrip().startswith("def _inner_training_loop(\n") or "def _inner_training_loop(self" in source
-    train = inspect.getsource(Trainer.train)
+    source = inspect.getsource(Trainer._inner_training_loop)
+    wraps = [
+        word for word in ("self._prepare_for_training(", "self.create_optimizer(", "_wrap_model(") if word in source
+    ]
+    assert wraps
+    assert all(source.index("self.set_initial_training_values(") < source.index(word) for word in wraps)
+    train = inspect.getsource(inspect.unwrap(Trainer.train))
     assert "self._inner_training_loop" in train
     assert train.index("call_model_init") < train.index("self._inner_training_loop")

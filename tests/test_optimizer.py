@@ -209,10 +209,10 @@ def test_a_model_without_adapters_keeps_whatever_optimizer_it_was_given(tmp_path
 def test_the_trainers_seams_take_what_the_hooks_pass_on() -> None:
     from accelerate.optimizer import AcceleratedOptimizer  # not above: old ones warn when they come before Trainer
 
-    source = inspect.getsource(Trainer.create_optimizer._hf_lora_original)
+    source = inspect.getsource(Trainer.create_optimizer)
     assert source.lstrip().startswith("def create_optimizer(self")
     assert "if self.optimizer is None" in source, "a given optimizer no longer passes here"
-    schedule = inspect.signature(Trainer.create_scheduler._hf_lora_original)
+    schedule = inspect.signature(Trainer.create_scheduler)
     assert list(schedule.parameters) == ["self", "num_training_steps", "optimizer"]
     inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     assert AcceleratedOptimizer(inner).optimizer is inner, "accelerate's wrapper calls what it wraps otherwise now"

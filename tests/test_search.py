@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, T
 from hf_lora import LoRAConfig, LoRAModel, LoRASearch
 from hf_lora.errors import ConfigError, LoRAError, MissingExtraError, ModelError
 
-from .peek import LORA_NAMES, Range, default_space, hooks
+from .peek import LORA_NAMES, Range, default_space
 from .trainings import Rows
 
 optuna = pytest.importorskip("optuna")
@@ -320,5 +321,7 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
         LoRASearch("nowhere")
 
 
-def test_the_search_seam_is_taken_back_with_the_others() -> None:
-    assert hasattr(Trainer._hp_search_setup, hooks.patches.MARK)
+def test_the_trainer_takes_a_trial_s_values_over_before_it_asks_for_its_numbers_of_steps() -> None:
+    train = inspect.getsource(inspect.unwrap(Trainer.train))
+    assert train.index("self._hp_search_setup(trial)") < train.index("self._inner_training_loop")
+    assert "self.set_initial_training_values(" in inspect.getsource(Trainer._inner_training_loop)

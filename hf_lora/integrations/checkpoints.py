@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .patches import answering
-from .unwrapped import for_lora
+from .trained_model import for_lora
 
 __all__ = ["BEGAN", "COMPLETE", "by_step", "clear", "is_half", "rotate", "saves_whole"]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import ModelError
 from ..model.without_adapters import is_plain, plainly
-from .marks import MARK
 
 __all__ = ["finds_adapters", "is_adapter", "load_adapter", "takes_lora_config"]
 
@@ -36,7 +35,6 @@ def takes_lora_config(original: classmethod) -> classmethod:
             )
         return _found(original, cls, pretrained_model_name_or_path, args, kwargs)
 
-    setattr(from_pretrained, MARK, original)
     return classmethod(from_pretrained)
 
 
@@ -47,7 +45,6 @@ def finds_adapters(original: classmethod) -> classmethod:
     def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         return _found(original, cls, pretrained_model_name_or_path, args, kwargs)
 
-    setattr(from_pretrained, MARK, original)
     return classmethod(from_pretrained)
 
 

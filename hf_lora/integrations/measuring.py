@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .marks import MARK
-
 __all__ = ["prepares_metrics"]
 
 
@@ -35,5 +33,4 @@ def prepares_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             self.preprocess_logits_for_metrics = None
 
-    setattr(evaluation_loop, MARK, original)
     return evaluation_loop

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
-from .marks import MARK
-from .unwrapped import lora_model
+from .trained_model import for_lora, lora_model
 
-__all__ = ["checks_optimizer", "checks_schedule"]
+__all__ = ["checks_optimizer", "checks_schedule", "notes_steps"]
 
 
 def checks_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +30,6 @@ def checks_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
             _settle_around(self, fresh, decays)
         return optimizer
 
-    setattr(create_optimizer, MARK, original)
     return create_optimizer
 
 
@@ -48,8 +46,29 @@ def checks_schedule(original: Callable[..., Any]) -> Callable[..., Any]:
         _note_start(self)
         return original(self, *args, **kwargs)
 
-    setattr(create_scheduler, MARK, original)
     return create_scheduler
+
+
+def notes_steps(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Trainer.save_model: adapters learn how many steps were taken, so that one left at zero is found out there.
+
+    Fused optimizers, the Trainer's default, leave no other trace: they do not count as writing to a parameter.
+    """
+
+    @for_lora(original)
+    def save_model(target: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.optimizer is not None:
+            from ..training.optimizer import held_by
+
+            held = held_by(self.optimizer)
+            for layer in target._lora.layers.values():
+                for name in target._lora.configs:
+                    for adapter in layer.carried(name).values():
+                        if any(id(p) in held for p in adapter.parameters()):
+                            adapter.note_steps(self.state.global_step)
+        original(self, *args, **kwargs)
+
+    return save_model
 
 
 def _decays_by_name(trainer: Any) -> bool:

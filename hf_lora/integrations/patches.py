@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
-from .marks import MARK
+__all__ = ["MARK", "Function", "Method", "answering"]
 
-__all__ = ["Function", "Method", "answering"]
+MARK = "_hf_lora_original"  # how a patched function remembers the one it replaced
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,29 @@ class Method:
     wrap: Callable[[Any], Any]
     below: bool = False
 
-    def apply(self, module: ModuleType) -> None:
-        """Wrap the method once. Raises ImportError where the class has no such method of its own."""
+    @property
+    def path(self) -> str:
+        """Where it lies in its module."""
+        return f"{self.owner}.{self.name}"
+
+    def apply(self, module: ModuleType) -> bool:
+        """Wrap the method once. Returns False where the class has no such method of its own."""
         owner = getattr(module, self.owner, None)
-        if owner is None or self.name not in owner.__dict__:
-            raise _missing(f"{module.__name__}.{self.owner}.{self.name}")
+        if not isinstance(owner, type) or self.name not in owner.__dict__:
+            return False
         for cls in self._classes(owner):
             own = cls.__dict__[self.name]
-            if not hasattr(getattr(own, "__func__", own), MARK):
-                setattr(cls, self.name, self.wrap(own))
+            if not hasattr(_function(own), MARK):
+                wrapped = self.wrap(own)
+                setattr(_function(wrapped), MARK, own)
+                setattr(cls, self.name, wrapped)
+        return True
 
     def undo(self, module: ModuleType) -> None:
         """Put back what was wrapped."""
-        for cls in self._classes(getattr(module, self.owner)):
-            own = cls.__dict__[self.name]
-            original = getattr(getattr(own, "__func__", own), MARK, None)
+        owner = getattr(module, self.owner, None)
+        for cls in self._classes(owner) if isinstance(owner, type) else ():
+            original = getattr(_function(cls.__dict__.get(self.name)), MARK, None)
             if original is not None:
                 setattr(cls, self.name, original)
 
@@ -59,13 +67,18 @@ class Function:
     stand_in: Callable[..., Any]
     caller: Callable[..., Any]
 
-    def apply(self, module: ModuleType) -> None:
-        """Exchange the function's code once. Raises ImportError where there is no such plain function."""
+    @property
+    def path(self) -> str:
+        """Where it lies in its module."""
+        return self.name
+
+    def apply(self, module: ModuleType) -> bool:
+        """Exchange the function's code once. Returns False where there is no such plain function."""
         function = getattr(module, self.name, None)
         if not isinstance(function, FunctionType) or function.__code__.co_freevars:
-            raise _missing(f"{module.__name__}.{self.name}")
+            return False
         if hasattr(function, MARK):
-            return
+            return True
         original = FunctionType(function.__code__, function.__globals__, self.name, function.__defaults__)
         original.__kwdefaults__, original.__annotations__ = function.__kwdefaults__, function.__annotations__
         setattr(function, MARK, original)
@@ -73,15 +86,16 @@ class Function:
         function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         function.__defaults__ = function.__kwdefaults__ = None
         function.__code__ = self.stand_in.__code__
+        return True
 
     def undo(self, module: ModuleType) -> None:
         """Give the function its own code back."""
-        function = getattr(module, self.name)
+        function = getattr(module, self.name, None)
         original = getattr(function, MARK, None)
-        if original is not None:
+        if isinstance(function, FunctionType) and original is not None:
             function.__code__ = original.__code__
             function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
-            del function.__signature__
+            del function.__signature__  # type: ignore[attr-defined]
             delattr(function, MARK)
 
 
@@ -98,16 +112,13 @@ def answering(target: Any, **answers: Callable[..., Any]) -> Iterator[None]:
         target.__dict__.update(own)
 
 
+def _function(method: Any) -> Any:
+    """Return the function of a class's method, of whichever kind."""
+    return getattr(method, "__func__", method)
+
+
 def _below(owner: type) -> Iterator[type]:
     subclasses: list[type] = type.__subclasses__(owner)
     for cls in subclasses:
         yield cls
         yield from _below(cls)
-
-
-def _missing(seam: str) -> ImportError:
-    package = seam.split(".")[0]
-    return ImportError(
-        f"hf_lora expects {seam}, which this version of {package} does not have; install a version that hf_lora's "
-        "pyproject.toml names."
-    )

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ModelError
 from ..model.without_adapters import plainly
 from .loading import is_adapter, load_adapter
-from .marks import MARK
+from .patches import MARK
 
 __all__ = ["call_pipeline", "stand_in"]
 

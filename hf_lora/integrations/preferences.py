@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .marks import MARK
+from .trained_model import is_lora, lora_model
+from .trainer import create_model_card
 
 __all__ = ["refers_to_base", "trains_adapters"]
 
@@ -32,11 +33,9 @@ def _checking(original: Callable[..., None], prepare: Callable[[Any, dict[str, A
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
-
         given = signature.bind(self, *args, **kwargs).arguments
         model = given.get("model")
-        if not isinstance(model, LoRAModel):
+        if not is_lora(model):
             original(self, *args, **kwargs)
             return
         _check(model, given)
@@ -48,7 +47,6 @@ def _checking(original: Callable[..., None], prepare: Callable[[Any, dict[str, A
         if getattr(self.args, "disable_dropout", False):
             _disable_dropout(model)
 
-    setattr(init, MARK, original)
     return init
 
 
@@ -96,9 +94,16 @@ def _write_card(
     from transformers import Trainer
 
     given = [tags] if isinstance(tags, str) else tags or []
-    Trainer.create_model_card(
-        trainer, model_name=model_name, dataset=dataset_name, tags=list(dict.fromkeys([*given, *trainer._tag_names]))
-    )
+    facts: dict[str, Any] = {
+        "model_name": model_name,
+        "dataset": dataset_name,
+        "tags": list(dict.fromkeys([*given, *trainer._tag_names])),
+    }
+    target = lora_model(trainer)
+    if target is None:
+        Trainer.create_model_card(trainer, **facts)
+    else:
+        create_model_card(target, trainer, **facts)
 
 
 def _disable_dropout(model: Any) -> None:

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .marks import MARK
-
 __all__ = ["notes_new_rows"]
 
 
@@ -21,5 +19,4 @@ def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
         with new_rows_noted(self):
             return original(self, *args, **kwargs)
 
-    setattr(resize_token_embeddings, MARK, original)
     return resize_token_embeddings

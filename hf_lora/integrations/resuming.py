@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import BEGAN, COMPLETE, by_step, clear, is_half, rotate
-from .marks import MARK
 from .patches import answering
-from .unwrapped import lora_model
+from .trained_model import lora_model
 
 __all__ = ["resumes_whole", "tell_missing_best"]
 
@@ -40,7 +39,6 @@ def resumes_whole(original: Callable[..., Any]) -> Callable[..., Any]:
         with answering(self, set_initial_training_values=plan, _load_callback_state=load):
             return original(self, chosen, *args, **kwargs)
 
-    setattr(train, MARK, original)
     return train
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .marks import MARK
-from .unwrapped import lora_model
+from .trained_model import lora_model
 
 __all__ = ["reports_scalars"]
 
@@ -34,7 +33,6 @@ def reports_scalars(original: Callable[..., None]) -> Callable[..., None]:
         with _told(trackers, lora_scalars(model)):
             original(self, logs, *args, **kwargs)
 
-    setattr(log, MARK, original)
     return log
 
 

@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .marks import MARK
-from .unwrapped import for_lora
+from .patches import MARK
+from .trained_model import for_lora, is_lora
 
-__all__ = ["load_partitions", "loads_optimizer", "prepares", "saves_optimizer", "saves_whole", "stand_in"]
+__all__ = ["is_fsdp2", "load_partitions", "loads_optimizer", "prepares", "saves_optimizer", "saves_whole", "stand_in"]
 
 
 def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
@@ -24,7 +24,7 @@ def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def save_model(target: Any, self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not (_is_fsdp2(self) or self.is_deepspeed_enabled):
+        if not (is_fsdp2(self) or self.is_deepspeed_enabled):
             original(self, output_dir, _internal_call=_internal_call)
             return
         from ..model.saved_tensors import gather
@@ -43,7 +43,7 @@ def saves_optimizer(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def save_optimizer_and_scheduler(target: Any, self: Any, output_dir: str) -> None:
-        if _is_fsdp2(self):
+        if is_fsdp2(self):
             _save_whole(self, Path(output_dir))
         elif self.is_deepspeed_enabled:
             with _without_frozen(self.model_wrapped):
@@ -59,7 +59,7 @@ def loads_optimizer(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def load_optimizer_and_scheduler(target: Any, self: Any, checkpoint: str | None) -> None:
-        if checkpoint is None or not _is_fsdp2(self):
+        if checkpoint is None or not is_fsdp2(self):
             original(self, checkpoint)
         else:
             _load_whole(self, Path(checkpoint))
@@ -76,16 +76,13 @@ def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
-
         with ExitStack() as stack:
             for model in args if getattr(self, "is_fsdp2", False) else ():
-                if isinstance(model, LoRAModel):
+                if is_lora(model):
                     stack.enter_context(model._lora.routed(()))
                     _make_distinct(model)
             return original(self, *args, **kwargs)
 
-    setattr(prepare, MARK, original)
     return prepare
 
 
@@ -98,9 +95,7 @@ def stand_in(*args: Any, **kwargs: Any) -> Any:
 
 def load_partitions(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
     """Call transformers' deepspeed_load_checkpoint; a LoRAModel's checkpoint need not hold its base."""
-    from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
-
-    strict = load_module_strict and not isinstance(deepspeed_engine.module, LoRAModel)
+    strict = load_module_strict and not is_lora(deepspeed_engine.module)
     getattr(load_partitions, MARK)(deepspeed_engine, checkpoint_path, load_module_strict=strict)
 
 
@@ -130,7 +125,8 @@ def _without_frozen(engine: Any) -> Iterator[None]:
         del engine.module_state_dict, engine.save_checkpoint
 
 
-def _is_fsdp2(trainer: Any) -> bool:
+def is_fsdp2(trainer: Any) -> bool:
+    """Return whether a Trainer shards its model with FSDP2."""
     return bool(getattr(trainer.accelerator, "is_fsdp2", False))
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .cards import facts_of, write_cards
-from .marks import MARK
-from .mistakes import widen
 from .pushing import Pushes
 from .resuming import tell_missing_best
-from .unwrapped import for_lora, lora_model
+from .starting import widen
+from .trained_model import for_lora, lora_model
 
 __all__ = [
     "checks_base",
+    "create_model_card",
     "finishes_pushes",
     "loads_best",
     "pushes",
@@ -43,7 +43,6 @@ def resumes(original: Callable[..., None]) -> Callable[..., None]:
             target.load_weights(resume_from_checkpoint)
             tell_missing_best(self.args, Path(resume_from_checkpoint))
 
-    setattr(load_from_checkpoint, MARK, original)
     return load_from_checkpoint
 
 
@@ -78,26 +77,30 @@ def checks_base(original: Callable[..., None]) -> Callable[..., None]:
 def writes_card(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer.create_model_card: ours knows the adapter, keeps what its owner wrote, and names no local path."""
 
-    @for_lora(original)
-    def create_model_card(
-        target: Any,
-        self: Any,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,  # the adapter's config says it
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        if self.is_world_process_zero():
-            given = {"language": language, "license": license, "tags": tags, "model_name": model_name, "tasks": tasks}
-            sets = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
-            write_cards(target, Path(self.args.output_dir), facts_of(self, **given, **sets), self.hub_model_id)
+    return for_lora(original)(create_model_card)
 
-    return create_model_card
+
+def create_model_card(
+    target: Any,
+    trainer: Any,
+    language: str | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,  # the adapter's config says it
+    tasks: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+) -> None:
+    """Write the cards of a LoRAModel's adapters into the Trainer's folder, in the first process.
+
+    target: the LoRAModel. The rest is what Trainer.create_model_card takes.
+    """
+    if trainer.is_world_process_zero():
+        given = {"language": language, "license": license, "tags": tags, "model_name": model_name, "tasks": tasks}
+        sets = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
+        write_cards(target, Path(trainer.args.output_dir), facts_of(trainer, **given, **sets), trainer.hub_model_id)
 
 
 def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +130,7 @@ def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
         if tags := list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or ())])):
             kwargs["tags"] = tags
         self.create_model_card(model_name=kwargs.pop("model_name", None) or self.hub_model_id.split("/")[-1], **kwargs)
-        self._finish_current_push()
+        _settle(self)
         folder = _staged(target, self, Path(self.args.output_dir))
         queue = Pushes(_uploader(self, token, revision))
         return (queue.run if blocking else queue.start)(folder, commit_message)
@@ -157,27 +160,33 @@ def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
     return push_from_checkpoint
 
 
-def finishes_pushes(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap Trainer._finish_current_push: what was put off is pushed now, and what failed is told."""
+def finishes_pushes(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Trainer.train: what was put off is pushed at its end, and what failed is told."""
 
-    @for_lora(original)
-    def finish_current_push(target: Any, self: Any) -> None:
-        queue = self.__dict__.get("_hf_lora_pushes")
-        if queue is None:
-            original(self)
-            return
-        arrived = queue.settle()
-        self.push_in_progress = None
-        failures, queue.failures = queue.failures, []
-        if failures:
-            lost = "later ones arrived" if arrived else "the newest save is not on the Hub; call trainer.push_to_hub()"
-            warnings.warn(
-                f"{len(failures)} of the pushes to {self.hub_model_id} failed, {lost}. The last failure "
-                f"({failures[-1][0]}): {failures[-1][1]}",
-                stacklevel=3,
-            )
+    @functools.wraps(original)
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _settle(self)
+        return result
 
-    return finish_current_push
+    return train
+
+
+def _settle(trainer: Any) -> None:
+    """Wait until every push has ended, and warn of those that failed."""
+    queue = trainer.__dict__.get("_hf_lora_pushes")
+    if queue is None:
+        return
+    arrived = queue.settle()
+    trainer.push_in_progress = None
+    failures, queue.failures = queue.failures, []
+    if failures:
+        lost = "later ones arrived" if arrived else "the newest save is not on the Hub; call trainer.push_to_hub()"
+        warnings.warn(
+            f"{len(failures)} of the pushes to {trainer.hub_model_id} failed, {lost}. The last failure "
+            f"({failures[-1][0]}): {failures[-1][1]}",
+            stacklevel=4,
+        )
 
 
 def _queue(trainer: Any) -> Pushes:

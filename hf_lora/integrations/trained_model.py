@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from .marks import MARK
+__all__ = ["contains_lora", "for_lora", "is_lora", "lora_model"]
 
-__all__ = ["for_lora", "lora_model"]
+_HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
 
 def for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,7 +21,6 @@ def for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
             target = lora_model(self)
             return original(self, *args, **kwargs) if target is None else ours(target, self, *args, **kwargs)
 
-        setattr(method, MARK, original)
         return method
 
     return decorate
@@ -28,8 +28,19 @@ def for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
 
 def lora_model(trainer: Any, model: Any = None) -> Any:
     """Return a Trainer's model (or a wrapped one of it) without wrappers where it is a LoRAModel, else None."""
-    from ..model.lora_model import LoRAModel  # not above: it imports torch, which `import hf_lora` leaves alone
-
     wrapped = trainer.model if model is None else model
     inner = trainer.accelerator.unwrap_model(wrapped, keep_torch_compile=False)
-    return inner if isinstance(inner, LoRAModel) else None
+    return inner if is_lora(inner) else None
+
+
+def is_lora(model: Any) -> bool:
+    """Return whether a model is a LoRAModel."""
+    cls = getattr(sys.modules.get(_HOME), "LoRAModel", None)
+    return cls is not None and isinstance(model, cls)
+
+
+def contains_lora(model: Any) -> bool:
+    """Return whether a model is a LoRAModel, or has one inside, whatever is wrapped around it."""
+    if _HOME not in sys.modules or not hasattr(model, "modules"):
+        return False
+    return any(is_lora(module) for module in model.modules())

@@ -1,4 +1,4 @@
-"""What is refused before anything moves: training a LoRAModel that cannot train, and PEFT's layers around ours."""
+"""The start of a Trainer's training: a LoRAModel that cannot train is refused before anything moves."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import AdapterStateError, ModelError
-from .marks import MARK
-from .unwrapped import for_lora
+from ..errors import AdapterStateError
+from . import missing
+from .trained_model import for_lora
 
-__all__ = ["checks_start", "refuses_lora_models", "widen"]
+__all__ = ["checks_start", "tells_what_is_missing", "widen"]
 
 
 def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Trainer._inner_training_loop, the first thing after a model_init has made its model.
+    """Wrap Trainer.set_initial_training_values, among the first that a training asks once its model is made.
 
     Raises AdapterStateError. Half-precision adapters that are to train become float32, except where an engine
     (DeepSpeed, FSDP) keeps masters of its own or wants one dtype.
     """
 
     @for_lora(original)
-    def inner_training_loop(target: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    def set_initial_training_values(target: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         from ..training.ready import check_ready  # not above: it imports torch
 
         check_ready(target)
@@ -31,7 +31,18 @@ def checks_start(original: Callable[..., Any]) -> Callable[..., Any]:
         widen(self, target)
         return original(self, *args, **kwargs)
 
-    return inner_training_loop
+    return set_initial_training_values
+
+
+def tells_what_is_missing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Trainer.train: what this training needs of Transformers, and is not there, is told. See `missing`."""
+
+    @functools.wraps(original)
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        missing.tell_of_trainer(self, resumes=bool(resume_from_checkpoint))
+        return original(self, resume_from_checkpoint, *args, **kwargs)
+
+    return train
 
 
 def widen(trainer: Any, model: Any) -> None:
@@ -55,25 +66,3 @@ def _check_fsdp(plugin: Any) -> None:
             "not at all; adapters train beside frozen weights. Use FSDP2 (fsdp_config={'version': 2}, or fsdp_version: "
             "2 for accelerate), or use_orig_params=True."
         )
-
-
-def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap PEFT's BaseTuner.inject_adapter: a model with our adapters is refused while it is still whole.
-
-    PEFT would put its layers around ours, freeze what is inside them, and fail or save half of it.
-    """
-
-    @functools.wraps(original)
-    def inject_adapter(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..layers.layer import LoRALayer
-
-        if any(isinstance(module, LoRALayer) for module in model.modules()):
-            raise ModelError(
-                f"this {type(model).__name__} carries hf_lora's adapters, so PEFT cannot adapt it as well. Add another "
-                "adapter with model.add_adapter(config, 'name') and leave get_peft_model, or TRL's peft_config=, out; "
-                "or give PEFT the plain model: model.unload() or merge_and_unload()."
-            )
-        return original(self, model, *args, **kwargs)
-
-    setattr(inject_adapter, MARK, original)
-    return inject_adapter
