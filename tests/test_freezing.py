@@ -56,9 +56,7 @@ def test_what_is_saved_names_the_layers_as_peft_does(tmp_path: Path) -> None:
 def test_a_layer_that_there_is_not_is_an_error_with_the_model_unchanged() -> None:
     for layers in ([-3], [0, 2], 7):
         model = bert()
-        with pytest.raises(
-            TargetError, match=r"no layers of BertForSequenceClassification \(2 in bert\.encoder\.layer\)"
-        ):
+        with pytest.raises(TargetError, match=r"no layers .*2 in bert\.encoder\.layer"):
             model.add_adapter(LoRAConfig(target_modules=["query"], layers_to_transform=layers), "other")
         assert list(model.peft_config) == ["default"]
 
@@ -67,7 +65,7 @@ def test_the_end_of_two_stacks_is_one_number_only_where_they_are_as_deep() -> No
     config = LoRAConfig(target_modules=["q"], layers_to_transform=[-1])
     same = LoRAModel.from_model(t5(2, 2), config)
     assert same.peft_config["default"].layers_to_transform == [1]
-    with pytest.raises(TargetError, match=r"not the same layer everywhere.*3 in decoder\.block, 2 in encoder\.block"):
+    with pytest.raises(TargetError, match=r"3 in decoder\.block, 2 in encoder\.block.*layers_pattern"):
         LoRAModel.from_model(t5(2, 3), config)
     assert adapted(LoRAModel.from_model(t5(2, 3), config.copy(layers_to_transform=[2]))) == {
         n for n in resolve_targets(t5(2, 3), ["q"]) if n.startswith("decoder.block.2.")
@@ -76,10 +74,10 @@ def test_the_end_of_two_stacks_is_one_number_only_where_they_are_as_deep() -> No
 
 def test_files_never_count_from_the_end(tmp_path: Path) -> None:
     config = LoRAConfig(target_modules=["query"], layers_to_transform=[-1])
-    with pytest.raises(ConfigError, match="counts from the end, which PEFT's files cannot say"):
+    with pytest.raises(ConfigError, match=r"layers_to_transform=\[-1\].*PEFT"):
         config.save_pretrained(tmp_path)
     values = {**config.copy(layers_to_transform=None).to_dict(), "layers_to_transform": [-1]}
-    with pytest.raises(ConfigError, match="a file has no layers that are counted from the end"):
+    with pytest.raises(ConfigError, match=r"layers_to_transform=\[-1\]"):
         LoRAConfig.from_dict(values)
 
 

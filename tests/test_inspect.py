@@ -338,12 +338,12 @@ def test_the_exit_status_says_whether_something_is_odd(adapter: Path, capsys: py
     assert cli.main(["inspect", str(adapter)]) == 0
     assert cli.main(["inspect", str(_config(adapter, lora_alpha=0)), "--json"]) == 1
     told = capsys.readouterr().out
-    assert json.loads(told[told.index("\n{") :])["findings"] == [
-        {"code": "alpha", "text": "lora_alpha is 0, so that the adapter adds nothing"}
-    ]
+    (finding,) = json.loads(told[told.index("\n{") :])["findings"]
+    assert finding["code"] == "alpha"
+    assert "lora_alpha" in finding["text"]
     assert cli.main(["inspect", str(adapter.parent)]) == 2
     assert cli.main(["inspect", str(adapter.parent), "--subfolder", "adapter"]) == 1
-    assert "holds no adapter_config.json" in capsys.readouterr().err
+    assert "adapter_config.json" in capsys.readouterr().err
 
 
 def test_an_adapter_of_the_hub_is_read_by_its_first_bytes(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,14 +392,15 @@ def test_names_that_steer_a_terminal_are_told_without_their_power(adapter: Path)
 
 def test_a_pickle_and_a_folder_without_adapter_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lora.pt").write_bytes(b"x")
-    with pytest.raises(AdapterFileError, match="a pickle is not opened"):
+    with pytest.raises(AdapterFileError, match="pickle"):
         inspect_adapter(tmp_path / "lora.pt")
-    with pytest.raises(AdapterFileError, match="no adapter"):
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
         inspect_adapter(tmp_path)
 
 
 def test_the_adapters_in_the_folders_below_are_named(adapter: Path) -> None:
-    with pytest.raises(AdapterFileError, match="but adapters in adapter; name one"):
+    adapter.rename(adapter.with_name("below"))
+    with pytest.raises(AdapterFileError, match="below"):
         inspect_adapter(adapter.parent)
 
 

@@ -49,7 +49,7 @@ def test_of_a_file_on_the_hub_only_the_head_is_fetched(
     with pytest.raises((AdapterFileError, HubError)):
         inspect_adapter("me/none")
     hub.add("me/plain", {"config.json": b"{}"})
-    with pytest.raises(AdapterFileError, match="no adapter"):
+    with pytest.raises(AdapterFileError, match="me/plain"):
         inspect_adapter("me/plain")
 
 
@@ -61,6 +61,6 @@ def test_the_commit_of_a_base_on_the_hub_is_noted(hub: Hub, tmp_path: Path) -> N
     note = json.loads(read_metadata(tmp_path / "out" / WEIGHTS)["hf_lora"])["base"]
     assert note["id"] == "me/base"
     assert len(note["commit"]) == 40
-    with pytest.raises(BaseMismatchError, match=f"me/base at {note['commit'][:12]}"):
+    with pytest.raises(BaseMismatchError, match=f"me/base.*{note['commit']}"):
         LoRAModel.from_pretrained(tmp_path / "out", base_model=_base(1))
     LoRAModel.from_pretrained(tmp_path / "out")

@@ -132,7 +132,7 @@ def test_parameters_of_the_base_that_train_are_heads_also_inside_another_module(
     heads = {"encoder.transformer.ln_f.weight", "encoder.transformer.ln_f.bias", "score.weight", "score.bias"}
     assert {n for n, (rate, _) in got.items() if rate == 0.5} == heads
     outer["other"] = bert()
-    with pytest.raises(ConfigError, match="different learning rates; build groups for each"):
+    with pytest.raises(ConfigError, match="LoRAModels"):
         parameter_groups(outer, RATE)
 
 
@@ -150,7 +150,7 @@ def test_the_settings_survive_copying_and_pickling_and_calling_with_nothing_rest
 def test_what_is_no_rate_is_refused_and_nothing_is_set(value: object) -> None:
     model = bert()
     for name in ("loraplus_lr_ratio", "loraplus_lr_embedding", "head_learning_rate"):
-        with pytest.raises(ConfigError, match=f"{name}={value!r}, but it must be a positive, finite number"):
+        with pytest.raises(ConfigError, match=f"{name}={value!r}"):
             model.set_learning_rates(**{name: value})
     with pytest.raises(ConfigError, match="learning_rate="):
         parameter_groups(model, value)
@@ -161,7 +161,7 @@ def test_what_is_no_rate_is_refused_and_nothing_is_set(value: object) -> None:
 
 def test_a_ratio_below_one_is_told_to_be_the_opposite_of_lora_plus() -> None:
     model = bert()
-    with pytest.warns(UserWarning, match="B more slowly than A"):
+    with pytest.warns(UserWarning, match=r"loraplus_lr_ratio=0\.5"):
         model.set_learning_rates(loraplus_lr_ratio=0.5)
     assert {g["lr"] for g in parameter_groups(model, RATE)} == {RATE, RATE / 2}
 
@@ -170,10 +170,10 @@ def test_a_ratio_below_one_is_told_to_be_the_opposite_of_lora_plus() -> None:
 def test_a_rate_that_nothing_would_take_is_an_error_before_the_first_step(name: str, tmp_path: Path) -> None:
     model = gpt2()
     model.set_learning_rates(**{name: 0.1})
-    with pytest.raises(ConfigError, match=f"{name}=0.1 is for .* none such trains"):
+    with pytest.raises(ConfigError, match=rf"^{name}=0\.1"):
         parameter_groups(model, RATE)
     run = trainer(model, tmp_path)
-    with pytest.raises(ConfigError, match="none such trains"):
+    with pytest.raises(ConfigError, match=rf"^{name}=0\.1"):
         run.train()
     assert run.state.global_step == 0
 
@@ -231,7 +231,7 @@ def test_lora_plus_resumes_in_the_same_bits_and_a_ratio_that_changed_is_told(tmp
 
     want = weights(run(False, 8))
     assert all(torch.equal(value, want[n]) for n, value in run(True, 8).state_dict().items())
-    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=4, .* groups do not follow: loraplus_lr_ratio"):
+    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=4.*hf_lora\.parameter_groups"):
         run(True, 4)
 
 
@@ -242,9 +242,9 @@ def test_an_optimizer_of_ones_own_has_to_follow_the_rates(tmp_path: Path) -> Non
     for wrong in (plain, torch.optim.AdamW(parameter_groups(bert(), RATE))):
         run = trainer(model, tmp_path)
         run.optimizer = wrong
-        with pytest.raises((ConfigError, AdapterStateError), match="parameter_groups|missing from the optimizer"):
+        with pytest.raises((ConfigError, AdapterStateError), match="parameter_groups|missing"):
             run.train()
-    with pytest.raises(ConfigError, match=r"do not follow: loraplus_lr_ratio .*head_learning_rate \(there: \[0.01\]\)"):
+    with pytest.raises(ConfigError, match=r"loraplus_lr_ratio .*head_learning_rate .*\[0\.01\]"):
         check_optimizer(model, plain)
     run = trainer(model, tmp_path, max_steps=2)
     run.optimizer = torch.optim.AdamW(parameter_groups(model, RATE))
@@ -278,7 +278,7 @@ def test_an_optimizer_without_a_learning_rate_refuses_rates(tmp_path: Path) -> N
     model.set_learning_rates(loraplus_lr_ratio=4)
     again = trainer(model, tmp_path)
     again.optimizer_cls_and_kwargs = (Adafactor, {"lr": None, "relative_step": True, "scale_parameter": True})
-    with pytest.raises(ConfigError, match="Adafactor finds its learning rate by itself"):
+    with pytest.raises(ConfigError, match="Adafactor"):
         again.create_optimizer()
 
 
@@ -330,7 +330,7 @@ def test_a_one_cycle_schedule_of_ones_own_starts_below_the_rates_and_is_no_false
         if follows:
             run.train()
         else:
-            with pytest.raises(ConfigError, match="groups do not follow"):
+            with pytest.raises(ConfigError, match=r"hf_lora\.parameter_groups"):
                 run.train()
 
 
@@ -389,7 +389,7 @@ def test_rates_of_a_model_inside_the_trained_module_are_followed_or_refused(tmp_
     other = trainer(around, tmp_path)
     other.train_dataset = Rows()
     other.optimizer = torch.optim.AdamW([p for p in around.parameters() if p.requires_grad], lr=RATE)
-    with pytest.raises(ConfigError, match="groups do not follow"):
+    with pytest.raises(ConfigError, match=r"hf_lora\.parameter_groups"):
         other.train()
 
 

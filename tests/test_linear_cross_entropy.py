@@ -284,7 +284,7 @@ def test_a_batch_without_a_label_gives_what_cross_entropy_gives(reduction: str) 
 
 def test_labels_outside_the_vocabulary_are_refused_and_a_second_gradient_too() -> None:
     hidden, matrix = torch.randn(3, 6, requires_grad=True), torch.randn(VOCAB, 6)
-    with pytest.raises((IndexError, RuntimeError), match="out of bounds|out of range"):
+    with pytest.raises((IndexError, RuntimeError), match="bounds|range"):
         chunked_cross_entropy(lambda h: h @ matrix.T, hidden, torch.tensor([0, VOCAB, 1]), (), VOCAB)
     loss = chunked_cross_entropy(lambda h: h @ matrix.T, hidden, torch.tensor([0, 2, 1]), (), VOCAB)
     (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
@@ -562,7 +562,7 @@ def test_logits_that_an_optimizer_step_has_taken_away_are_an_error() -> None:
     out.loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     for look in (lambda: out.logits.detach().argmax(-1), lambda: F.cross_entropy(out.logits[0], torch.arange(7))):
-        with pytest.raises(RuntimeError, match=r"before optimizer.step\(\)"):
+        with pytest.raises(RuntimeError, match=r"optimizer\.step"):
             look()
 
 
@@ -589,13 +589,13 @@ def test_a_dispatched_head_is_lazy_and_an_offloaded_one_is_refused() -> None:
     offloaded = build("llama")
     cpu_offload(offloaded, torch.device("cpu"))
     model = LoRAModel.from_model(offloaded, LoRAConfig(r=2))
-    with pytest.raises(ModelError, match=r"output layer of LlamaForCausalLM is offloaded.*device_map"):
+    with pytest.raises(ModelError, match="device_map"):
         model.enable_linear_cross_entropy()
 
 
 def test_a_model_without_logits_over_a_vocabulary_is_refused() -> None:
     for model in (adapted("bert"), add_lora(nn.Sequential(nn.Linear(2, 2)), LoRAConfig(target_modules=["0"]))):
-        with pytest.raises(ModelError, match=r"no output layer over a vocabulary.*AutoModelForCausalLM"):
+        with pytest.raises(ModelError, match="get_output_embeddings"):
             model.enable_linear_cross_entropy()
         model.disable_linear_cross_entropy()
 

@@ -80,7 +80,7 @@ def test_a_task_that_the_architecture_does_not_know_is_refused(tmp_path: Path) -
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"AutoModelForSequenceClassification, which knows no ViTConfig"):
+    with pytest.raises(ModelError, match="AutoModelForSequenceClassification.*ViTConfig"):
         LoRAModel.from_pretrained(tmp_path, LoRAConfig(task_type="SEQ_CLS"))
     assert isinstance(LoRAModel.from_pretrained(tmp_path, LoRAConfig(task_type="CAUSAL_LM")), ViTForImageClassification)
 
@@ -123,7 +123,7 @@ def test_a_head_that_its_checkpoint_holds_is_trained_only_for_a_task(bert_mlm: P
 
 def test_new_parameters_that_an_adapter_does_not_hold_are_named(bert_mlm: Path, tmp_path: Path) -> None:
     LoRAModel.from_pretrained(bert_mlm, LoRAConfig(target_modules=["query"])).save_pretrained(tmp_path / "out")
-    with pytest.warns(UserWarning, match=r"4 parameters .* start at random: bert\.pooler.*classifier"):
+    with pytest.warns(UserWarning, match=r"bert\.pooler.*classifier"):
         LoRAModel.from_pretrained(tmp_path / "out", auto_class=BertForSequenceClassification)
 
 
@@ -158,7 +158,7 @@ def test_an_adapters_head_replaces_one_for_other_labels_in_the_bases_checkpoint(
 
 def test_a_damaged_base_is_named_with_its_adapter(adapter: Path, gpt2_lm: Path) -> None:
     (gpt2_lm / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="the base .* of the adapter .*base_model="):
+    with pytest.raises(ModelError, match=f"{gpt2_lm}.*{adapter}"):
         LoRAModel.from_pretrained(adapter)
 
 
@@ -253,7 +253,7 @@ def test_a_base_that_is_somebodys_path_is_asked_for(
     loaded = GPT2LMHeadModel.from_pretrained(gpt2_lm)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)  # nothing may be looked up
     for name in (str(adapter), _on_the_hub(monkeypatch, adapter)) if base not in (".", "..") else ():
-        with pytest.raises(ModelError, match="pass base_model="):
+        with pytest.raises(ModelError, match="base_model="):
             LoRAModel.from_pretrained(name)
     assert LoRAModel.from_pretrained(_on_the_hub(monkeypatch, adapter), base_model=loaded) is loaded
 
@@ -265,7 +265,7 @@ def test_an_adapter_from_the_hub_leads_to_no_path_of_this_machine_and_a_local_on
     for base in ("gpt2", "./gpt2", str(gpt2_lm), f"../{gpt2_lm.parent.name}/gpt2"):
         _edit(adapter, base_model_name_or_path=base)
         assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
-        with monkeypatch.context() as patched, pytest.raises(ModelError, match="a path on this machine.*base_model="):
+        with monkeypatch.context() as patched, pytest.raises(ModelError, match="Hub.*base_model="):
             LoRAModel.from_pretrained(_on_the_hub(patched, adapter))
     with monkeypatch.context() as patched:
         name = _on_the_hub(patched, adapter)
@@ -386,7 +386,7 @@ def _tensors(path: Path, change) -> None:
 
 FIRST = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
 FAULTS = {
-    "a missing weights file": (lambda d: (d / "adapter_model.safetensors").unlink(), AdapterFileError, "neither"),
+    "a missing weights file": (lambda d: (d / "adapter_model.safetensors").unlink(), AdapterFileError, r"adapter_model\.bin"),
     "a truncated weights file": (lambda d: _cut(d / "adapter_model.safetensors"), AdapterFileError, "damaged"),
     "an empty weights file": (lambda d: (d / "adapter_model.safetensors").write_bytes(b""), AdapterFileError, "damaged"),
     "a config that is no JSON": (lambda d: (d / "adapter_config.json").write_text("{"), AdapterFileError, "JSON"),
@@ -394,10 +394,10 @@ FAULTS = {
     "another PEFT method": (lambda d: _edit(d, peft_type="IA3"), ConfigError, "IA3"),
     "an unknown key with a value": (lambda d: _edit(d, new_maths=3), ConfigError, "new_maths"),
     "rank zero": (lambda d: _edit(d, r=0), ConfigError, "r=0"),
-    "a rank that the file does not have": (lambda d: _edit(d, r=4), AdapterMismatchError, r"\(2, 16\) in the file, \(4, 16\)"),
+    "a rank that the file does not have": (lambda d: _edit(d, r=4), AdapterMismatchError, r"\(2, 16\).*\(4, 16\)"),
     "a tensor of another shape": (lambda d: _tensors(d, lambda t: t.update({FIRST: t[FIRST][:, :5]})), AdapterMismatchError, "h.0.attn.c_attn"),
     "a missing half": (lambda d: _tensors(d, lambda t: t.pop(FIRST)), AdapterMismatchError, "missing lora_A"),
-    "a missing layer": (lambda d: _tensors(d, lambda t: [t.pop(k) for k in list(t) if "h.1.attn" in k]), AdapterMismatchError, "missing the tensors of transformer.h.1.attn.c_attn"),
+    "a missing layer": (lambda d: _tensors(d, lambda t: [t.pop(k) for k in list(t) if "h.1.attn" in k]), AdapterMismatchError, r"missing .*transformer\.h\.1\.attn\.c_attn"),
     "a tensor with no place": (lambda d: _tensors(d, lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)})), AdapterMismatchError, "unexpected base_model.model.x"),
 }  # fmt: skip
 
@@ -434,7 +434,7 @@ def test_a_faulty_adapter_leaves_the_adapters_that_are_there(
 
 
 def test_an_adapter_of_another_base_is_refused_with_what_does_not_fit(adapter: Path, bert_mlm: Path) -> None:
-    with pytest.raises(AdapterMismatchError, match=r"does not fit BertForMaskedLM: unexpected"):
+    with pytest.raises(AdapterMismatchError, match="BertForMaskedLM.*unexpected"):
         LoRAModel.from_pretrained(adapter, base_model=BertForMaskedLM.from_pretrained(bert_mlm))
 
 
@@ -501,12 +501,12 @@ def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_
     model.save_pretrained(tmp_path / "out", state_dict=gathered)
     old, new = (load_file(d / "adapter_model.safetensors") for d in (adapter, tmp_path / "out"))
     assert all(torch.equal(new[k], old[k] + ("lora_A" in k)) for k in old)
-    with pytest.raises(RuntimeError, match=r"lacks .*lora_A"):
+    with pytest.raises(RuntimeError, match="lora_A"):
         model.save_pretrained(tmp_path / "out", state_dict={})
 
 
 def test_a_push_of_an_adapter_to_a_local_base_is_refused(adapter: Path) -> None:
-    with pytest.raises(ModelError, match="base_model='org/name'"):
+    with pytest.raises(ModelError, match="base_model="):
         LoRAModel.from_pretrained(adapter).push_to_hub("me/name")
 
 
@@ -554,10 +554,10 @@ def test_arguments_for_a_base_that_is_loaded_already_are_a_type_error(adapter: P
 
 
 RESUMED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
-    "fewer layers": ({"target_modules": ["query"]}, {}, "lacks .*value"),
+    "fewer layers": ({"target_modules": ["query"]}, {}, r"attention\.self\.value"),
     "another rank": ({"r": 2}, {}, "lora_A"),
-    "another alpha": ({"lora_alpha": 99}, {}, "scaled by"),
-    "rslora": ({"use_rslora": True}, {}, "scaled by"),
+    "another alpha": ({"lora_alpha": 99}, {}, "scaled"),
+    "rslora": ({"use_rslora": True}, {}, "scaled"),
     "other tokens": ({"trainable_token_indices": [1, 2]}, {"trainable_token_indices": [2, 3]}, "rows"),
     "pissa": ({"init_lora_weights": "pissa"}, {}, "pissa"),
     "into pissa": ({}, {"init_lora_weights": "pissa"}, "pissa"),

@@ -104,7 +104,7 @@ def test_what_came_from_loralib_is_saved_as_pefts_and_read_back(case: str, tmp_p
 
 def test_two_of_three_blocks_are_taken_for_query_and_value_and_that_is_said(tmp_path: Path) -> None:
     network, x, want, _ = _loralib_case("merged transposed", tmp_path / "lora.pt")
-    with pytest.warns(UserWarning, match="query and value.*enable_lora"):
+    with pytest.warns(UserWarning, match="enable_lora"):
         model = LoRAModel.from_pretrained(tmp_path / "lora.pt", LoRAConfig(lora_alpha=3), base_model=network)
     torch.testing.assert_close(model(x), want, **CLOSE)
 
@@ -199,24 +199,24 @@ PAIR = {f"{Q}.lora_A": torch.ones(2, 16), f"{Q}.lora_B": torch.ones(16, 2)}
 FUSED = {"layer.lora_A": torch.ones(2, 6), "layer.lora_B": torch.ones(4, 2)}
 # The file's tensors, the caller's config, what it is loaded onto, the error and what it says.
 REFUSED_LORALIB: dict[str, tuple[dict[str, Tensor], LoRAConfig | None, Callable[[], nn.Module], type[LoRAError], str]] = {
-    "no config": (PAIR, None, bert, ConfigError, r"lora_config=LoRAConfig\(lora_alpha=\.\.\.\).*default is 1"),
-    "no adapter": ({"x.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, "no lora_A and lora_B.*x.weight"),
+    "no config": (PAIR, None, bert, ConfigError, r"LoRAConfig\(lora_alpha"),
+    "no adapter": ({"x.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, r"x\.weight"),
     "nothing": ({}, LoRAConfig(), bert, AdapterFileError, "none"),
-    "PEFT's file": ({"base_model.model.x.lora_A.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, "name the folder"),
-    "the base's weight": (PAIR | {f"{Q}.weight": torch.ones(16, 16)}, LoRAConfig(), bert, AdapterFileError, r"lora_state_dict\(model\)"),
+    "PEFT's file": ({"base_model.model.x.lora_A.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, r"adapter_config\.json"),
+    "the base's weight": (PAIR | {f"{Q}.weight": torch.ones(16, 16)}, LoRAConfig(), bert, AdapterFileError, r"loralib\.lora_state_dict"),
     "half a pair": ({f"{Q}.lora_A": PAIR[f"{Q}.lora_A"]}, LoRAConfig(), bert, AdapterMismatchError, "missing lora_B"),
-    "a rank that the file has not": (PAIR, LoRAConfig(r=4), bert, ConfigError, "rank 4 is asked.*the file has 2"),
-    "targets that the file has not": (PAIR, LoRAConfig(target_modules=["key"]), bert, ConfigError, "query is in the file"),
-    "too many targets": (PAIR, LoRAConfig(target_modules=["query", "key"]), bert, AdapterMismatchError, "missing the tensors of .*"),
+    "a rank that the file has not": (PAIR, LoRAConfig(r=4), bert, ConfigError, "rank 4"),
+    "targets that the file has not": (PAIR, LoRAConfig(target_modules=["key"]), bert, ConfigError, "query.*target_modules"),
+    "too many targets": (PAIR, LoRAConfig(target_modules=["query", "key"]), bert, AdapterMismatchError, r"missing .*\.key"),
     "an unknown layer": ({k.replace("query", "qry"): v for k, v in PAIR.items()}, LoRAConfig(), bert, AdapterMismatchError, "qry"),
     "another width": ({f"{Q}.lora_A": torch.ones(2, 15), f"{Q}.lora_B": torch.ones(16, 2)}, LoRAConfig(), bert, AdapterMismatchError, r"\(2, 15\)"),
     "no rank": ({f"{Q}.lora_A": torch.ones(0, 16), f"{Q}.lora_B": torch.ones(16, 0)}, LoRAConfig(), bert, AdapterMismatchError, r"\(0, 16\)"),
-    "one of three blocks": (FUSED, LoRAConfig(), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 blocks.*enable_lora"),
-    "other blocks": (FUSED, LoRAConfig(other={"enable_lora": [True, True, False]}), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 blocks.*2 of 3"),
+    "one of three blocks": (FUSED, LoRAConfig(), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 .*enable_lora"),
+    "other blocks": (FUSED, LoRAConfig(other={"enable_lora": [True, True, False]}), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 .*2 of 3"),
     "blocks that are words": (FUSED, LoRAConfig(other={"enable_lora": "qv"}), lambda: Named(nn.Linear(6, 12)), ConfigError, "enable_lora='qv'"),
-    "a thousand blocks": ({"layer.lora_A": torch.ones(1024, 6), "layer.lora_B": torch.ones(1024, 1)}, LoRAConfig(), lambda: Named(nn.Linear(6, 1024)), AdapterMismatchError, r"\(1024, 1\) in the file"),
+    "a thousand blocks": ({"layer.lora_A": torch.ones(1024, 6), "layer.lora_B": torch.ones(1024, 1)}, LoRAConfig(), lambda: Named(nn.Linear(6, 1024)), AdapterMismatchError, r"\(1024, 1\)"),
     "a thousand flags": (FUSED, LoRAConfig(other={"enable_lora": [True, *[False] * 1023]}), lambda: Named(nn.Linear(6, 12)), ConfigError, "enable_lora="),
-    "a grouped convolution": ({"layer.lora_A": torch.ones(6, 12), "layer.lora_B": torch.ones(6, 6)}, LoRAConfig(), lambda: Named(nn.Conv2d(4, 4, 3, groups=2)), LoRAError, "grouped|in the file"),
+    "a grouped convolution": ({"layer.lora_A": torch.ones(6, 12), "layer.lora_B": torch.ones(6, 6)}, LoRAConfig(), lambda: Named(nn.Conv2d(4, 4, 3, groups=2)), LoRAError, "groups"),
 }  # fmt: skip
 
 
@@ -261,8 +261,8 @@ def test_the_oldest_pefts_merged_adapters_give_the_same_logits(enabled: list[boo
 
 
 OLDEST = {
-    "another rank": ({"r": 4}, ConfigError, "r=4, but the factors of .* have rank 3"),
-    "other blocks": ({"enable_lora": [True, False, False]}, ConfigError, "2 of 3 blocks"),
+    "another rank": ({"r": 4}, ConfigError, "r=4.*rank 3"),
+    "other blocks": ({"enable_lora": [True, False, False]}, ConfigError, "2 of 3 "),
     "no blocks": ({"enable_lora": [False, False]}, ConfigError, "enable_lora="),
     "blocks that are numbers": ({"enable_lora": 3}, ConfigError, "enable_lora=3"),
 }

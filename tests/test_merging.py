@@ -51,7 +51,7 @@ def test_the_report_is_what_rounding_takes_of_the_effect(dtype: torch.dtype, wid
         lost, effect = lost + float((merged - base - delta).square().sum()), effect + float(delta.square().sum())
     assert report.total == pytest.approx((lost / effect) ** 0.5, rel=1e-2)
     assert 0.05 < report.total < 0.3 if dtype == torch.bfloat16 else report.total < 1e-4
-    assert str(report).startswith(f"{report.total:.2%} of the effect, at most ")
+    assert str(report).startswith(f"{report.total:.2%} ")
 
 
 def test_a_lossy_merge_is_told_and_a_good_one_is_not(caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +62,7 @@ def test_a_lossy_merge_is_told_and_a_good_one_is_not(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING, "hf_lora"):
         _adapted(torch.bfloat16, 1e-3).merge_and_unload()
     (record,) = caplog.records
-    assert "of the effect" in record.getMessage()
+    assert "%" in record.getMessage()
     assert "torch.float32" in record.getMessage()
 
 
@@ -70,7 +70,7 @@ def test_a_lossy_merge_is_told_and_a_good_one_is_not(caplog: pytest.LogCaptureFi
 def test_a_merge_that_loses_more_than_allowed_is_refused_with_nothing_merged(method: str) -> None:
     model = _adapted(torch.bfloat16, 1e-3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(MergeError, match=r"would lose .*verify=0\.01; .*dtype=torch\.float32"):
+    with pytest.raises(MergeError, match=r"verify=0\.01.*torch\.float32"):
         getattr(model, method)(verify=0.01)
     assert isinstance(model, LoRAModel)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -92,7 +92,7 @@ def test_float32_on_request_loses_nothing(dora: bool) -> None:
 def test_a_dtype_that_would_lose_is_refused() -> None:
     model = _adapted(torch.float32, 1e-3)
     for dtype in (torch.bfloat16, torch.int8):
-        with pytest.raises(MergeError, match="widens only"):
+        with pytest.raises(MergeError, match=f"dtype={dtype}.*torch.float64"):
             model.merge_and_unload(dtype=dtype)
     model.merge_adapter()
     for call in (model.merge_report, lambda: model.merge_and_unload(dtype=torch.float32)):
@@ -120,13 +120,13 @@ def test_a_refused_widening_merge_leaves_every_dtype_as_it_was() -> None:
         model.merge_and_unload(dtype=torch.float32, verify=0.0)
     assert model.transformer.wte.weight.dtype == torch.bfloat16
     assert model.config.dtype != torch.float32
-    with pytest.raises(MergeError, match="wider parameters"):
+    with pytest.raises(MergeError, match="wider"):
         _adapted(torch.float64, 1e-3).merge_and_unload(dtype=torch.float32)
 
 
 def test_what_overflows_in_half_precision_merges_in_float32() -> None:
     model = _adapted(torch.float16, 1e7)
-    with pytest.raises(MergeError, match="not finite"):
+    with pytest.raises(MergeError, match="finite"):
         model.merge_and_unload()
     merged = model.merge_and_unload(dtype=torch.float32, verify=1e-3)
     assert all(p.isfinite().all() for p in merged.parameters())
@@ -135,5 +135,5 @@ def test_what_overflows_in_half_precision_merges_in_float32() -> None:
 def test_a_limit_that_comes_too_late_is_refused() -> None:
     model = _adapted(torch.bfloat16, 1e-3)
     model.merge_adapter()
-    with pytest.raises(AdapterStateError, match="verify= comes too late"):
+    with pytest.raises(AdapterStateError, match="verify="):
         model.merge_and_unload(verify=0.5)

@@ -114,16 +114,16 @@ def test_logits_give_the_likeliest_class_and_only_the_first_output_is_looked_at(
 def test_labels_of_minus_100_do_not_count() -> None:
     logits = np.eye(3)[[0, 1, 2, 2]]
     assert measured("accuracy", logits, np.array([0, 2, 2, -100])) == {"accuracy": 2 / 3}
-    with pytest.raises(ConfigError, match="every label is -100"):
+    with pytest.raises(ConfigError, match="-100"):
         measured("accuracy", logits, np.full(4, -100))
 
 
 def test_f1_of_more_than_two_classes_asks_how_to_average() -> None:
     logits, labels = rng().normal(size=(30, 3)), rng().integers(0, 2, 30)  # the third class is predicted, never true
     for settings in ({}, {"average": "binary"}):
-        with pytest.raises(ConfigError, match="'f1' of 3 classes .* average='macro'"):
+        with pytest.raises(ConfigError, match="'f1'.*average='macro'"):
             measured("f1", logits, labels, **settings)
-        with pytest.raises(ConfigError, match="'recall' of 3 classes"):
+        with pytest.raises(ConfigError, match="'recall'.*average='macro'"):
             measured("recall", logits.argmax(-1), labels, **settings)
     for average in ("macro", "micro", "weighted"):
         expected = sklearn.metrics.f1_score(labels, logits.argmax(-1), average=average)
@@ -153,9 +153,9 @@ def test_several_labels_a_row_are_those_above_a_half() -> None:
         "accuracy": sklearn.metrics.accuracy_score(labels, chosen),
         "f1": sklearn.metrics.f1_score(labels, chosen, average="micro"),
     }
-    with pytest.raises(ConfigError, match="'f1' of several labels a row .* average="):
+    with pytest.raises(ConfigError, match="'f1'.*average="):
         measured("f1", logits, labels)
-    with pytest.raises(ConfigError, match="'matthews_correlation'.*multilabel.* refuses"):
+    with pytest.raises(ConfigError, match="'matthews_correlation'.*multilabel"):
         measured("matthews_correlation", logits, labels)
 
 
@@ -173,9 +173,9 @@ def test_generated_tokens_are_compared_as_texts_without_what_only_fills_up() -> 
     found = measured("exact_match rouge", generated, labels, processing_class=Words())
     assert found["exact_match"] == 0.5
     assert found["rouge1"] == pytest.approx((1 + 2 * 1 / 4) / 2)
-    with pytest.raises(ConfigError, match="'rouge' compares texts: pass processing_class=tokenizer"):
+    with pytest.raises(ConfigError, match="'rouge'.*processing_class"):
         metrics("accuracy", "rouge", source="shipped")
-    with pytest.raises(ConfigError, match="no batch_decode"):
+    with pytest.raises(ConfigError, match="batch_decode"):
         metrics("rouge", source="shipped", processing_class="bert")
     with pytest.raises(ConfigError, match="predict_with_generate=True"):
         measured("rouge", np.zeros((2, 3, 10)), labels, processing_class=Words())
@@ -211,19 +211,19 @@ def test_the_logits_of_a_batch_are_reduced_to_12_bytes_a_token() -> None:
 @pytest.mark.parametrize(
     ("names", "predictions", "labels", "told"),
     [
-        ("accuracy", np.zeros((3, 2)), np.zeros((4,), int), r"shape \(3, 2\).*labels of shape \(4,\)"),
-        ("accuracy", np.zeros((3, 1)), np.zeros(3, int), "one output .num_labels=1."),
-        ("accuracy", np.zeros((3, 1)), np.ones(3) / 3, "regression: 'mse'"),
-        ("accuracy", np.zeros((3, 2)), np.array([0, 1, 2]), "label 2 is none of the model's 2 classes"),
-        ("accuracy", np.zeros((3, 2)), np.array([0, 1, -1]), "label -1 is none"),
-        ("mse", np.zeros((3, 2)), np.zeros(3), r"\(3, 2\).*do not fit as numbers"),
-        ("mse", np.zeros(3, int), np.zeros(3), "predictions are classes or tokens"),
-        ("pearsonr", np.zeros((3, 2)), np.ones((3, 2)), "'pearsonr'.*multilist.* refuses"),
-        ("perplexity", np.zeros((3, 2)), np.zeros(3, int), r"perplexity needs .* shape \(3, 2\)"),
-        ("perplexity", np.zeros((3, 2), int), np.zeros((3, 2), int), "predict_with_generate=True there are no logits"),
-        ("accuracy", np.zeros((3, 2)), None, "no labels"),
-        ("accuracy", np.zeros((3, 2)), (np.zeros(3), np.zeros(3)), "2 columns of labels"),
-        ("accuracy", [[1.0], [1.0, 2.0]], [0, 1], "different lengths"),
+        ("accuracy", np.zeros((3, 2)), np.zeros((4,), int), r"\(3, 2\).*\(4,\)"),
+        ("accuracy", np.zeros((3, 1)), np.zeros(3, int), "num_labels=2"),
+        ("accuracy", np.zeros((3, 1)), np.ones(3) / 3, "float64"),
+        ("accuracy", np.zeros((3, 2)), np.array([0, 1, 2]), "label 2 "),
+        ("accuracy", np.zeros((3, 2)), np.array([0, 1, -1]), "label -1 "),
+        ("mse", np.zeros((3, 2)), np.zeros(3), r"\(3, 2\).*numbers"),
+        ("mse", np.zeros(3, int), np.zeros(3), "num_labels=1"),
+        ("pearsonr", np.zeros((3, 2)), np.ones((3, 2)), "'pearsonr'.*multilist"),
+        ("perplexity", np.zeros((3, 2)), np.zeros(3, int), r"perplexity .*\(3, 2\)"),
+        ("perplexity", np.zeros((3, 2), int), np.zeros((3, 2), int), "perplexity .*predict_with_generate=True"),
+        ("accuracy", np.zeros((3, 2)), None, "column 'labels'"),
+        ("accuracy", np.zeros((3, 2)), (np.zeros(3), np.zeros(3)), "2 columns"),
+        ("accuracy", [[1.0], [1.0, 2.0]], [0, 1], "lengths"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_found(names, predictions, labels, told) -> None:
@@ -234,16 +234,16 @@ def test_what_does_not_fit_is_refused_with_what_was_found(names, predictions, la
 @pytest.mark.parametrize(
     ("names", "settings", "told"),
     [
-        ((), {}, "no metric is named; name some of accuracy"),
-        (("f1", "f1"), {}, "'f1' is named twice"),
-        (("accuracy",), {"average": "macro"}, "none of accuracy takes it"),
-        (("f1",), {"average": "mean"}, "average='mean' is none of binary"),
-        (("f1",), {"options": {"f2": {}}}, "options has 'f2'"),
-        (("f1",), {"options": {"f1": {"avarage": "macro"}}}, "has no option 'avarage'. Did you mean average?"),
-        (("mse",), {"options": {"mse": {"squared": False}}}, "has no option 'squared'. It takes sample_weight"),
-        (("perplexity",), {"options": {"perplexity": {"x": 1}}}, "'perplexity' has no options"),
-        (("accuracy",), {"source": "here"}, "source='here' is none of"),
-        (("./nowhere",), {}, "no file of a metric"),
+        ((), {}, "accuracy"),
+        (("f1", "f1"), {}, "'f1'.*twice"),
+        (("accuracy",), {"average": "macro"}, "average='macro'.*accuracy"),
+        (("f1",), {"average": "mean"}, "average='mean'.*binary"),
+        (("f1",), {"options": {"f2": {}}}, "options .*'f2'"),
+        (("f1",), {"options": {"f1": {"avarage": "macro"}}}, "'avarage'.*average"),
+        (("mse",), {"options": {"mse": {"squared": False}}}, "'squared'.*sample_weight"),
+        (("perplexity",), {"options": {"perplexity": {"x": 1}}}, "'perplexity'.*options"),
+        (("accuracy",), {"source": "here"}, "source='here'"),
+        (("./nowhere",), {}, "nowhere"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_when_the_metrics_are_made(names, settings, told) -> None:
@@ -253,7 +253,7 @@ def test_settings_that_cannot_be_are_refused_when_the_metrics_are_made(names, se
 
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "hf-lora\[metrics\]".*scikit-learn'):
+    with pytest.raises(MissingExtraError, match=r"hf-lora\[metrics\].*scikit-learn"):
         metrics("accuracy", source="shipped")
 
 

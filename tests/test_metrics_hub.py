@@ -64,7 +64,7 @@ def test_offline_the_shipped_ones_are_taken_and_nobody_is_asked(
     compute = metrics("accuracy")
     assert compute(GIVEN) == {"accuracy": 0.5}
     assert compute.sources["accuracy"].startswith("hf_lora ")
-    with pytest.raises(HubError, match=r"'bleu' is not shipped .*OFFLINE is set\. Shipped are accuracy, "):
+    with pytest.raises(HubError, match="'bleu'.*OFFLINE.*accuracy"):
         metrics("accuracy", "bleu")
     assert not hub.requests
 
@@ -90,7 +90,7 @@ def test_an_unreachable_hub_costs_seconds_and_all_are_shipped(
         assert compute.fallback
         assert compute(GIVEN)["accuracy"] == 0.5
         hub.fail_next("^HEAD .*/bleu/", status(503), times=9)
-        with pytest.raises(HubError, match=r"'bleu' is not shipped"):
+        with pytest.raises(HubError, match="'bleu'"):
             metrics("bleu")
         with pytest.raises(HubError):
             metrics("accuracy", "f1", source="hub")
@@ -98,7 +98,7 @@ def test_an_unreachable_hub_costs_seconds_and_all_are_shipped(
 
 def test_a_name_that_nobody_knows_is_told_with_the_nearest(hub: Hub) -> None:
     put(hub, "accuracy", 'return {"accuracy": 77.0}')
-    with pytest.raises(ConfigError, match=r"no metric is called 'acuracy', here or on the Hub \(did you mean accuracy"):
+    with pytest.raises(ConfigError, match="'acuracy'.*accuracy"):
         metrics("accuracy", "acuracy")
 
 
@@ -118,10 +118,10 @@ def test_the_hub_s_metric_that_does_not_work_here_makes_all_shipped_ones(body: s
 @pytest.mark.parametrize(
     ("body", "dtype", "told"),
     [
-        ('return {"a": "text"}', "int32", "gives no number"),
-        ('return {"accuracy": 1.0}', "int32", "gives accuracy, as another one does"),
-        ("raise ValueError('not so')", "int32", "refuses these predictions and labels: not so"),
-        ("return {}", "binary", "which a Trainer's predictions and labels are not"),
+        ('return {"a": "text"}', "int32", "'odd'.*number"),
+        ('return {"accuracy": 1.0}', "int32", "'odd'.*accuracy"),
+        ("raise ValueError('not so')", "int32", "'odd'.*not so"),
+        ("return {}", "binary", "'odd'.*Trainer"),
     ],
 )
 def test_a_metric_of_the_hub_that_cannot_be_used_says_why(body: str, dtype: str, told: str, hub: Hub) -> None:

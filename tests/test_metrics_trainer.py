@@ -146,7 +146,7 @@ def test_token_classifiers_are_measured_where_a_label_stands(tmp_path: Path) -> 
 def test_a_model_of_three_classes_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     model = bert()
     model.config.num_labels = 3
-    with pytest.raises(ConfigError, match="'f1' of 3 classes"):
+    with pytest.raises(ConfigError, match="'f1'"):
         metrics("accuracy", "f1").begin(model)
     metrics("accuracy", "f1", average="macro").begin(model)
 
@@ -200,7 +200,7 @@ def test_generated_tokens_are_not_compared_with_labels_that_stand_one_place_apar
         model=model, args=arguments, eval_dataset=rows, compute_metrics=metrics("accuracy"), processing_class=tokenizer
     )
     for measure in (run.evaluate, lambda: run.predict(rows)):
-        with pytest.raises(ConfigError, match="'accuracy' compares token by token.*'exact_match'"):
+        with pytest.raises(ConfigError, match="'accuracy'.*'exact_match'"):
             measure()
 
 

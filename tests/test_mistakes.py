@@ -96,15 +96,15 @@ def checkpoint_wrapped() -> nn.Module:
 
 
 NOT_PLAIN: dict[Callable[[], nn.Module], str] = {
-    by_peft: r"PEFT's wrapper.*merge_and_unload\(\).*unload\(\)",
-    by_prompt_tuning: r"PEFT's wrapper.*unload\(\)",
-    by_transformers_add_adapter: r"carries PEFT's layers \(transformer\.h\.0\.attn\.c_attn.*Load the plain model again",
-    with_ia3: r"carries PEFT's layers.*Load the plain model again",
-    part_of_a_lora_model: r"h\.0\.attn\.c_attn of this GPT2Model carries.*add_adapter\(config, 'name'\) of that model",
-    around_a_lora_model: r"holds a LoRAModel at 'transformer'.*model\.transformer\.add_adapter.*unload\(\)",
-    with_a_compiled_layer: r"transformer\.h\.1 .*torch\.compile.*layer\.compile\(\)",
+    by_peft: "PEFT.*wrapper.*merge_and_unload",
+    by_prompt_tuning: "PEFT.*wrapper.*unload",
+    by_transformers_add_adapter: r"PEFT.*transformer\.h\.0\.attn\.c_attn",
+    with_ia3: r"PEFT.*transformer\.h\.0\.attn\.c_attn",
+    part_of_a_lora_model: r"h\.0\.attn\.c_attn .*add_adapter",
+    around_a_lora_model: r"'transformer'.*model\.transformer\.add_adapter",
+    with_a_compiled_layer: r"transformer\.h\.1 .*layer\.compile",
     data_parallel: r"DataParallel.*model\.module",
-    checkpoint_wrapped: r"transformer\.h\.0 .*checkpointing.*add the adapter first",
+    checkpoint_wrapped: r"transformer\.h\.0 .*checkpointing",
 }
 
 
@@ -133,7 +133,7 @@ def test_a_lora_model_takes_a_further_adapter_and_says_so_where_the_name_is_take
         lambda: LoRAModel.from_pretrained(tmp_path, base_model=model),
         lambda: model.add_adapter(LORA),
     ):
-        with pytest.raises(AdapterNameError, match="has an adapter 'default' already; choose another name or delete"):
+        with pytest.raises(AdapterNameError, match="'default' already"):
             again()
         assert same(before, snapshot(model))
     assert LoRAModel.from_model(model, LORA, "second") is model
@@ -144,9 +144,9 @@ def test_a_lora_model_takes_a_further_adapter_and_says_so_where_the_name_is_take
 def test_an_adapter_on_a_layer_of_another_lora_model_inside_is_refused_and_not_trained_along(tmp_path: Path) -> None:
     model = LoRAModel.from_model(gpt2(), LORA)
     add_lora(model.transformer.h[0].mlp, LoRAConfig(r=2, target_modules=["c_fc"]))
-    with pytest.raises(AdapterStateError, match=r"h\.0\.mlp\.c_fc carries an adapter of another LoRAModel.*unload"):
+    with pytest.raises(AdapterStateError, match=r"h\.0\.mlp\.c_fc .*unload"):
         model.add_adapter(LoRAConfig(r=2, target_modules=["c_fc"]), "more")
-    with pytest.raises(AdapterStateError, match=r"1 layers \(transformer\.h\.0\.mlp\.c_fc\).*nor saves: unload"):
+    with pytest.raises(AdapterStateError, match=r"1 layers .*transformer\.h\.0\.mlp\.c_fc"):
         trainer(model, tmp_path).train()
 
 
@@ -160,7 +160,7 @@ def test_peft_and_trl_cannot_wrap_a_lora_model_a_second_time() -> None:
         lambda: peft.inject_adapter_in_model(theirs, model),
         lambda: peft.inject_adapter_in_model(theirs, model.transformer),
     ):
-        with pytest.raises(ModelError, match=r"carries hf_lora's adapters.*add_adapter\(.*peft_config=.*unload\(\)"):
+        with pytest.raises(ModelError, match="add_adapter.*peft_config="):
             wrap()
         assert same(before, snapshot(model))
     assert peft.get_peft_model(model.unload(), theirs)(IDS).logits.shape[-1] == 32
@@ -174,10 +174,10 @@ def test_pefts_config_means_what_it_means_there_and_anything_else_is_refused() -
     for config in model.peft_config.values():
         assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (3, 5, 0.1, "CAUSAL_LM")
         assert type(config.task_type) is str
-    for wrong, way in (({"r": 3}, r"LoRAConfig\(\*\*it\)"), (8, "give a LoRAConfig")):
+    for wrong, way in (({"r": 3}, r"LoRAConfig\(\*\*"), (8, "LoRAConfig")):
         plain = gpt2()
         before = snapshot(plain)
-        with pytest.raises(ConfigError, match=f"a {type(wrong).__name__} is given where a LoRAConfig.*{way}"):
+        with pytest.raises(ConfigError, match=f"{type(wrong).__name__} .*{way}"):
             LoRAModel.from_model(plain, wrong)
         assert same(before, snapshot(plain))
     with pytest.raises(ConfigError, match="IA3"):
@@ -282,13 +282,13 @@ def merged_and_thawed(model: LoRAModel) -> None:
 
 
 CANNOT_TRAIN: dict[Callable[[LoRAModel], None], str] = {
-    merged: r"\['default'\] are merged.*unmerge_adapter\(\), or merge_and_unload\(\)",
-    disabled: r"disabled.*enable_adapters\(\)",
-    everything_thawed: r"28 weights of the base.*wte\.weight.*no save.*modules_to_save.*requires_grad_\(False\).*\['default'\]",
-    a_norm_thawed: r"2 weights of the base require gradients \(transformer\.ln_f\.weight, transformer\.ln_f\.bias\)",
-    everything_frozen: r"nothing would train.*frozen by hand.*set_adapter\(\['default'\]\)",
-    none_active: r"nothing would train: \['default'\] can, but \[\] are active; set_adapter\(\)",
-    merged_and_thawed: r"are merged.*2 weights of the base",
+    merged: r"\['default'\].*unmerge_adapter",
+    disabled: "enable_adapters",
+    everything_thawed: r"28 weights .*wte\.weight.*modules_to_save.*requires_grad_",
+    a_norm_thawed: r"2 weights .*transformer\.ln_f\.weight, transformer\.ln_f\.bias",
+    everything_frozen: r"set_adapter\(\['default'\]\)",
+    none_active: r"\['default'\].*\[\].*set_adapter",
+    merged_and_thawed: "unmerge_adapter.*2 weights",
 }
 
 
@@ -350,7 +350,7 @@ def test_train_is_no_hindrance_to_merged_and_disabled_adapters_and_check_ready_r
 def test_weights_that_train_and_are_offloaded_are_refused() -> None:
     model = trained_gpt2()
     cpu_offload(model, torch.device("cpu"))
-    with pytest.raises(AdapterStateError, match=r"weights that train are offloaded.*add the adapter afterwards"):
+    with pytest.raises(AdapterStateError, match="offloaded"):
         check_ready(model)
 
 
@@ -376,7 +376,7 @@ def test_running_averages_that_no_adapter_would_hold_are_refused_and_saved_on_re
         found.train_dataset = Images()
         return found
 
-    with pytest.raises(AdapterStateError, match=r"batch norms of the base .*averages.*'normalization' takes all"):
+    with pytest.raises(AdapterStateError, match="averages.*'normalization'"):
         run(resnet()).train()
     model = resnet(modules_to_save=["normalization"])
     run(model).train()
@@ -403,7 +403,7 @@ def test_adapters_that_a_cast_narrowed_train_as_float32_masters(dtype: torch.dty
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {dtype}
     run = trainer(model, tmp_path, max_steps=2)
-    with pytest.warns(UserWarning, match=r"6 adapter weights .*half precision.*float32 now.*load it with dtype="):
+    with pytest.warns(UserWarning, match="^6 .*float32.*dtype="):
         run.train()
     after = dict(model.named_parameters())
     assert all(after[n] is p and p.dtype == torch.float32 for n, p in trained.items())
@@ -425,7 +425,7 @@ def test_a_gradient_scaler_takes_the_masters_of_a_float16_base_and_refuses_cast_
     base = {"bias": "all", "modules_to_save": ["ln_f"]}
     step(LoRAModel.from_model(gpt2().half(), LoRAConfig(r=2, **base)))
     cast = LoRAModel.from_model(gpt2(), LoRAConfig(r=2, **base)).half()
-    with pytest.raises(ValueError, match="unscale FP16 gradients"):
+    with pytest.raises(ValueError, match="FP16"):
         step(cast)
     assert widen_masters(cast) > 0
     assert widen_masters(cast) == 0
@@ -450,7 +450,7 @@ def test_a_cast_model_resumes_in_the_same_bits_as_its_masters_are_widened_before
 def test_evaluating_in_half_precision_before_training_costs_no_master(tmp_path: Path) -> None:
     run = trainer(trained_gpt2(), tmp_path, max_steps=2, bf16_full_eval=True)
     run.evaluate()
-    with pytest.warns(UserWarning, match="float32 now"):
+    with pytest.warns(UserWarning, match="float32"):
         run.train()
     assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
 
@@ -459,7 +459,7 @@ def test_evaluating_in_half_precision_before_training_costs_no_master(tmp_path: 
 
 
 def test_fsdp1_that_flattens_adapters_with_frozen_weights_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(AdapterStateError, match=r"use_orig_params=False.*FSDP2 \(fsdp_config.*use_orig_params=True"):
+    with pytest.raises(AdapterStateError, match="use_orig_params=False.*FSDP2.*use_orig_params=True"):
         _check_fsdp(SimpleNamespace(fsdp_version=1, use_orig_params=False))
     _check_fsdp(SimpleNamespace(fsdp_version=1, use_orig_params=True))
     _check_fsdp(SimpleNamespace(fsdp_version=2, use_orig_params=None))
@@ -500,9 +500,7 @@ def test_labels_that_do_not_fit_the_adapters_head_are_refused_with_both_numbers(
         lambda: lora.load_adapter(three_labels, "other"),
         lambda: lora.load_weights(three_labels),
     ):
-        with pytest.raises(
-            AdapterMismatchError, match=r"head for 3 labels, where the model has num_labels=5: .*num_labels=3.*for 5"
-        ):
+        with pytest.raises(AdapterMismatchError, match="num_labels=5.*num_labels=3"):
             load()
     assert not isinstance(loaded, LoRAModel)
     assert same(before[0], snapshot(loaded))
@@ -513,7 +511,7 @@ def test_labels_that_do_not_fit_the_adapters_head_are_refused_with_both_numbers(
 
 def test_num_labels_without_a_task_is_refused_where_the_checkpoints_class_has_no_labels(three_labels: Path) -> None:
     base = three_labels.parent / "base"
-    with pytest.raises(ModelError, match=r"num_labels=5 has no meaning for BertForMaskedLM.*task_type='SEQ_CLS'"):
+    with pytest.raises(ModelError, match="num_labels=5 .*BertForMaskedLM.*task_type='SEQ_CLS'"):
         LoRAModel.from_pretrained(base, LoRAConfig(r=2), num_labels=5)
     named = LoRAModel.from_pretrained(base, LoRAConfig(r=2), num_labels=5, auto_class=BertForSequenceClassification)
     assert named.num_labels == 5

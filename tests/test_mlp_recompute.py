@@ -361,7 +361,7 @@ def test_sparse_layers_of_gemma3n_and_scaled_ones_of_falcon_are_left_alone() -> 
 def test_a_model_without_gated_mlps_is_refused_with_what_to_do() -> None:
     for name in ("gpt2", "t5", "mixtral"):
         model = adapted(name)
-        with pytest.raises(ModelError, match=r"no gated MLP.*Gradient checkpointing"):
+        with pytest.raises(ModelError, match="checkpointing"):
             model.enable_mlp_recompute()
         model.disable_mlp_recompute()
 

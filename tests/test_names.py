@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,13 +204,13 @@ def test_a_router_adapted_by_its_old_name_and_the_attention_beside_it_find_their
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda key, t: {} if "experts.1.w1.lora_A" in key else {key: t}, "experts.1.w1.*lora_A and lora_B"),
-        (lambda key, t: {key.replace("experts.1.", "experts.9."): t}, "adapts experts .9."),
+        (lambda key, t: {} if "experts.1.w1.lora_A" in key else {key: t}, r"experts\.1\.w1\.lora_B.*lora_A"),
+        (lambda key, t: {key.replace("experts.1.", "experts.9."): t}, r"\[9\]"),
         (lambda key, t: {key: t[:-1] if "w1.lora_B" in key else t}, "rows"),
         (lambda key, t: {key: t[:-1] if "w1.lora_A" in key else t}, "rank 2"),
         (lambda key, t: {key: t[:, :-1] if "w1.lora_A" in key else t}, "width"),
-        (lambda key, t: {} if "layers.1." in key else {key: t}, "missing the tensors of model.layers.1.mlp.experts"),
-        (lambda key, t: {key: t, key.replace("w1.lora_B.weight", "w1.lora_magnitude_vector"): t[:, 0]} if "w1.lora_B" in key else {key: t}, "cannot follow"),
+        (lambda key, t: {} if "layers.1." in key else {key: t}, r"missing .*model\.layers\.1\.mlp\.experts"),
+        (lambda key, t: {key: t, key.replace("w1.lora_B.weight", "w1.lora_magnitude_vector"): t[:, 0]} if "w1.lora_B" in key else {key: t}, "magnitude"),
     ],
 )  # fmt: skip
 def test_experts_that_do_not_add_up_are_refused_and_the_model_is_left_alone(
@@ -384,7 +385,7 @@ def test_an_older_name_with_a_layer_dropped_is_refused(tmp_path: Path) -> None:
     base = families.build("vit")
     tensors = _saved(_trained(base, target_modules=["q_proj"]), tmp_path, OLD_VIT, target_modules=["query"])
     _written(tmp_path, {k: v for k, v in tensors.items() if ".layer.1." not in k})
-    with pytest.raises(AdapterMismatchError, match=r"missing the tensors of vit\.layers\.1\.attention\.q_proj"):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*vit\.layers\.1\.attention\.q_proj"):
         _loaded(tmp_path, base)
 
 
@@ -488,7 +489,7 @@ def test_two_adapters_in_one_file_are_an_error(tmp_path: Path) -> None:
     base = families.build("bert")
     tensors = _saved(_trained(base, target_modules=["query"]), tmp_path, _named)
     _written(tmp_path, {**tensors, **{k.replace(".mine.", ".other."): v for k, v in tensors.items()}})
-    with pytest.raises(AdapterMismatchError, match=r"\.mine\..* and .*\.other\..*two tensors for one place"):
+    with pytest.raises(AdapterMismatchError, match=r"\.mine\..*\.other\..*two tensors"):
         _loaded(tmp_path, base)
 
 
@@ -526,14 +527,14 @@ def test_an_adapter_of_the_language_model_loads_onto_the_vision_language_model_a
     _given_language(whole, text)
     model = _trained(text, **_text_config(**changes))
     model.save_pretrained(tmp_path / "text")
-    with pytest.warns(UserWarning, match=r"made for another class.*'model\.'.*'model\.language_model\.'"):
+    with pytest.warns(UserWarning, match=r"'model\.'.*'model\.language_model\.'"):
         onto = _loaded(tmp_path / "text", whole)
     onto.save_pretrained(tmp_path / "whole")
     want = _language_weights(model, "model.")
     got = _language_weights(onto, "model.language_model.")
     assert want.keys() == got.keys()
     assert all(torch.equal(got[n], w) for n, w in want.items())
-    with pytest.warns(UserWarning, match="made for another class"):
+    with pytest.warns(UserWarning, match=r"'model\.language_model\.'.*'model\.'"):
         back = _loaded(tmp_path / "whole", text)
     _assert_same_weights(back, model)
     again = _loaded(tmp_path / "whole", whole)
@@ -564,7 +565,7 @@ def test_an_adapter_moved_to_another_class_names_that_class_when_saved_again(tmp
     base = families.build("gpt2")
     model = _trained(base, target_modules=["c_attn"])
     model.save_pretrained(tmp_path / "a")
-    with pytest.warns(UserWarning, match="made for another class"):
+    with pytest.warns(UserWarning, match=r"'transformer\.'"):
         moved = LoRAModel.from_pretrained(tmp_path / "a", base_model=copy.deepcopy(base.transformer))
     moved.save_pretrained(tmp_path / "b")
     assert LoRAConfig.from_pretrained(tmp_path / "a").auto_mapping["base_model_class"] == "GPT2LMHeadModel"
@@ -576,9 +577,7 @@ def test_a_prefix_rewrite_with_a_layer_dropped_is_refused(tmp_path: Path) -> Non
     classifier = families.build("bert")
     tensors = _saved(_trained(classifier.bert, target_modules=["query", "value"]), tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layer.1.attention.self.value" not in k})
-    with pytest.raises(
-        AdapterMismatchError, match=r"missing the tensors of bert\.encoder\.layer\.1\.attention\.self\.value"
-    ):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*bert\.encoder\.layer\.1\.attention\.self\.value"):
         _loaded(tmp_path, classifier)
 
 
@@ -593,7 +592,7 @@ class Twins(nn.Module):
 def test_a_prefix_that_could_be_rewritten_in_two_ways_is_refused(tmp_path: Path) -> None:
     twins = Twins()
     _trained(twins.left, target_modules=["up", "down"]).save_pretrained(tmp_path)
-    with pytest.raises(AdapterMismatchError, match=r"in 2 ways.*'left' or .*'right'"):
+    with pytest.raises(AdapterMismatchError, match="'left'.*'right'"):
         _loaded(tmp_path, twins)
 
 
@@ -613,8 +612,8 @@ def test_a_key_without_a_place_is_named_with_the_nearest_names(tmp_path: Path) -
     with pytest.raises(AdapterMismatchError) as refused:
         _loaded(tmp_path, base)
     said = str(refused.value)
-    assert f"unexpected {wrong} (nearest: bert.encoder.layer.0.attention.self.query" in said
-    assert "missing lora_A of bert.encoder.layer.0.attention.self.query.weight" in said
+    assert re.search(rf"unexpected {re.escape(wrong)}[^;]*bert\.encoder\.layer\.0\.attention\.self\.query", said)
+    assert re.search(r"missing lora_A [^;]*bert\.encoder\.layer\.0\.attention\.self\.query", said)
 
 
 # --- what else files hold -----------------------------------------------------------------------------------------------
@@ -634,7 +633,7 @@ def test_a_module_saved_in_part_is_an_error(dropped: str, listed: list[str], tmp
     tensors = _saved(_trained(base, **SAVED), tmp_path, modules_to_save=listed)
     _loaded(tmp_path, base)
     _written(tmp_path, {k: v for k, v in tensors.items() if not k.endswith(dropped)})
-    with pytest.raises(AdapterMismatchError, match=rf"missing the tensors of .*{dropped}"):
+    with pytest.raises(AdapterMismatchError, match=rf"missing .*{dropped}"):
         _loaded(tmp_path, base)
 
 
@@ -642,7 +641,7 @@ def test_a_listed_module_that_the_file_does_not_hold_is_an_error(tmp_path: Path)
     base = families.build("bert")
     tensors = _saved(_trained(base, **SAVED), tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "classifier" not in k})
-    with pytest.raises(AdapterMismatchError, match=r"missing the tensors of classifier\.weight"):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*classifier\.weight"):
         _loaded(tmp_path, base)
 
 
@@ -659,9 +658,7 @@ def test_a_layer_dropped_from_a_file_is_an_error_however_its_targets_are_given(t
     tensors = _saved(_trained(base, target_modules=["query", "value"]), tmp_path, target_modules=targets)
     _loaded(tmp_path, base)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layer.1.attention.self.value" not in k})
-    with pytest.raises(
-        AdapterMismatchError, match=r"missing the tensors of bert\.encoder\.layer\.1\.attention\.self\.value"
-    ):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*bert\.encoder\.layer\.1\.attention\.self\.value"):
         _loaded(tmp_path, base)
 
 
@@ -670,7 +667,7 @@ def test_fused_experts_dropped_from_a_file_are_an_error(tmp_path: Path) -> None:
     model = _trained(base, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
     tensors = _saved(model, tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layers.1.mlp.experts.lora" not in k})
-    with pytest.raises(AdapterMismatchError, match=r"missing the tensors of model\.layers\.1\.mlp\.experts\.\w+_proj"):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*model\.layers\.1\.mlp\.experts\.\w+_proj"):
         _loaded(tmp_path, base)
 
 
@@ -683,9 +680,7 @@ def test_tables_of_another_vocabulary_say_how_to_make_room(config: dict[str, Any
     grown = type(base).from_pretrained(tmp_path / "base")  # a base that was always so: nothing in it is new
     model = _trained(grown, **{"target_modules": ["q_proj"], **config})
     model.save_pretrained(tmp_path)
-    with pytest.raises(
-        AdapterMismatchError, match=rf"has {families.VOCAB} rows.*resize_token_embeddings\({families.VOCAB + 3}\)"
-    ):
+    with pytest.raises(AdapterMismatchError, match=rf"resize_token_embeddings\({families.VOCAB + 3}\)"):
         _loaded(tmp_path, base)
     assert _same(_outputs(_loaded(tmp_path, grown), "llama"), _outputs(model, "llama"))
 
@@ -766,7 +761,7 @@ def test_weights_that_were_put_together_in_ways_not_understood_are_refused_by_na
         return {n: Today((n.replace("older", "query"),), ("Roll(3)",)) for n in names}
 
     monkeypatch.setattr(fitting, "todays_names", table)
-    with pytest.raises(AdapterMismatchError, match=r"older\.lora_.*query\.weight of \(Roll\(3\)\).*cannot follow"):
+    with pytest.raises(AdapterMismatchError, match=r"older\.lora_.*query\.weight.*Roll\(3\)"):
         _loaded(tmp_path, base)
     assert tensors
 
@@ -800,10 +795,10 @@ def test_projections_that_were_put_into_one_become_one_pair_of_their_ranks_toget
 
 def test_an_unknown_key_of_a_config_is_an_error_unless_it_is_ignored_and_is_then_written_back(tmp_path: Path) -> None:
     _written(tmp_path, {"x": torch.zeros(1)}, target_modules=["q"], brand_new_switch=True)
-    with pytest.raises(ConfigError, match=r"unknown key brand_new_switch=True.*ignore_unknown=True"):
+    with pytest.raises(ConfigError, match="brand_new_switch=True.*ignore_unknown"):
         LoRAConfig.from_pretrained(tmp_path)
     config = LoRAConfig.from_pretrained(tmp_path, ignore_unknown=True)
     assert config.to_dict()["brand_new_switch"] is True
     _written(tmp_path, {"x": torch.zeros(1)}, use_qalora=True)
-    with pytest.raises(ConfigError, match="use_qalora=True asks for something"):  # known, and it changes the maths
+    with pytest.raises(ConfigError, match="use_qalora=True"):  # known, and it changes the maths
         LoRAConfig.from_pretrained(tmp_path, ignore_unknown=True)

@@ -243,7 +243,7 @@ def test_an_overflow_in_the_last_layer_leaves_every_layer_as_it_was(dtype: torch
             factor.fill_((top / 64) ** 0.5)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     objects = [layer.weight for layer in model]
-    with pytest.raises(MergeError, match=r"^2: .*not finite"):
+    with pytest.raises(MergeError, match="^2: .*finite"):
         getattr(model, step)()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(layer.weight is weight for layer, weight in zip(model, objects, strict=True))
@@ -264,7 +264,7 @@ def test_a_base_that_is_not_finite_is_not_merged_into(step: str) -> None:
     model = adapted("linear", "lora")
     with torch.no_grad():
         model.layer.weight[1, 2] = float("inf")
-    with pytest.raises(MergeError, match=r"^layer: .*not finite"):
+    with pytest.raises(MergeError, match="^layer: .*finite"):
         getattr(model, step)()
 
 

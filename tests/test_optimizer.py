@@ -28,12 +28,12 @@ def test_an_adapter_added_after_the_optimizer_was_built_is_missing_from_it() -> 
     optimizer = _adamw(model)
     check_optimizer(model, optimizer)
     model.add_adapter(LoRAConfig(r=2, target_modules=["c_attn"]), "late")
-    with pytest.raises(AdapterStateError, match=r"4 of 4 .* missing from the optimizer.*adapters\.late.*Build the"):
+    with pytest.raises(AdapterStateError, match=r"4 of 4 .*missing .*adapters\.late"):
         check_optimizer(model, optimizer)
     model.set_adapter("default")
     check_optimizer(model, optimizer)
     model.set_adapter([])
-    with pytest.raises(AdapterStateError, match="nothing would train"):
+    with pytest.raises(AdapterStateError, match=r"\[\].*set_adapter"):
         check_optimizer(model, optimizer)
 
 
@@ -42,7 +42,7 @@ def test_the_stock_trainer_refuses_such_an_optimizer_before_the_first_step(tmp_p
     run = trainer(model, tmp_path)
     run.optimizer = _adamw(model)
     model.add_adapter(LoRAConfig(r=2, target_modules=["c_attn"]), "late")
-    with pytest.raises(AdapterStateError, match="missing from the optimizer"):
+    with pytest.raises(AdapterStateError, match=r"missing .*adapters\.late"):
         run.train()
     assert run.state.global_step == 0
 
@@ -51,7 +51,7 @@ def test_the_stock_trainer_refuses_an_adapter_that_was_loaded_for_inference(tmp_
     model = gpt2()
     model.save_pretrained(tmp_path / "adapter")
     model.load_adapter(tmp_path / "adapter", "other")
-    with pytest.raises(AdapterStateError, match=r"nothing would train.*set_adapter"):
+    with pytest.raises(AdapterStateError, match=r"\['other'\].*set_adapter"):
         trainer(model, tmp_path).train()
 
 
@@ -70,9 +70,9 @@ def _deactivate(model: LoRAModel) -> None:
 
 
 NOTHING = {
-    "disabled": (_disable, r"\['default'\] would not train: adapters are disabled; call enable_adapters\(\)"),
-    "merged": (_merge, r"\['default'\] would not train: .* merged into the weights; call unmerge_adapter\(\)"),
-    "inactive": (_deactivate, r"nothing would train: \['default'\] can, but \[\] are active; set_adapter\(\) chooses"),
+    "disabled": (_disable, r"\['default'\].*enable_adapters"),
+    "merged": (_merge, r"\['default'\].*unmerge_adapter"),
+    "inactive": (_deactivate, r"\['default'\].*\[\].*set_adapter"),
 }
 
 
@@ -102,9 +102,9 @@ def test_an_adapter_loaded_for_inference_is_named_as_the_cause() -> None:
     optimizer = _adamw(model)
     model._lora.records["default"].trainable = False
     model.requires_grad_(False)
-    with pytest.raises(AdapterStateError, match=r"\['default'\] were loaded for inference.*is_trainable=True"):
+    with pytest.raises(AdapterStateError, match=r"\['default'\].*is_trainable=True"):
         check_optimizer(model, optimizer)
-    with pytest.raises(AdapterStateError, match="no parameter of the model requires a gradient"):
+    with pytest.raises(AdapterStateError, match="gradient"):
         check_optimizer(model.unload().requires_grad_(False), optimizer)
 
 
@@ -126,7 +126,7 @@ def test_an_adapter_added_between_two_trainings_needs_a_new_optimizer(tmp_path: 
     run.train()
     run.train()
     model.add_adapter(LATE, "late")
-    with pytest.raises(AdapterStateError, match=r"missing from the optimizer.*trainer\.optimizer = None"):
+    with pytest.raises(AdapterStateError, match=r"missing .*trainer\.optimizer"):
         run.train()
     run.optimizer = run.lr_scheduler = None
     before = weights(model)
@@ -149,7 +149,7 @@ def test_an_adapter_switched_on_in_training_is_an_error_before_the_next_step(tmp
     model.set_adapter("default")
     run = trainer(model, tmp_path)
     run.add_callback(_Switches(model, "late"))
-    with pytest.raises(AdapterStateError, match="missing from the optimizer"):
+    with pytest.raises(AdapterStateError, match=r"missing .*adapters\.late"):
         run.train()
     assert run.state.global_step == 1
 
@@ -168,7 +168,7 @@ def test_a_parameter_that_the_optimizer_holds_twice_is_an_error() -> None:
     model = gpt2()
     optimizer = _adamw(model)
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": optimizer.param_groups[0]["params"][:1]})
-    with pytest.raises(AdapterStateError, match=r"1 of 4 .*more than once.*moved twice a step: .*lora_A"):
+    with pytest.raises(AdapterStateError, match="1 of 4 .*twice.*lora_A"):
         check_optimizer(model, optimizer)
 
 
@@ -183,7 +183,7 @@ class _Own(Trainer):
 def test_the_optimizer_of_a_trainers_subclass_is_checked_as_well(tmp_path: Path) -> None:
     stock = trainer(gpt2(), tmp_path)
     run = _Own(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
-    with pytest.raises(AdapterStateError, match=r"2 of 4 .*missing from the optimizer.*lora_A"):
+    with pytest.raises(AdapterStateError, match="2 of 4 .*missing .*lora_A"):
         run.train()
     assert run.state.global_step == 0
 
@@ -194,7 +194,7 @@ def test_layerwise_optimizers_train_but_refuse_rates_of_their_own(tmp_path: Path
     run.optimizer = LayerWiseDummyOptimizer(optimizer_dict={})
     run.create_optimizer()
     model.set_learning_rates(loraplus_lr_ratio=4)
-    with pytest.raises(ConfigError, match="LayerWiseDummyOptimizer the parameters cannot be told apart"):
+    with pytest.raises(ConfigError, match="LayerWiseDummyOptimizer"):
         run.create_optimizer()
 
 

@@ -369,7 +369,7 @@ def test_multihead_attention_agrees_with_peft_once_the_output_update_that_peft_a
     _scale_output_update(tmp_path / "ours", 0.5)
     _scale_output_update(tmp_path / "theirs", 2.0)
     assert _same(_outputs(_load_there(case, tmp_path / "ours"), case.base), _outputs(ours, case.base))
-    with pytest.warns(UserWarning, match=r"PEFT .*adds the update of .*out_proj twice.*Double that lora_B"):
+    with pytest.warns(UserWarning, match="out_proj.*lora_B"):
         here = _load_here(case, tmp_path / "theirs")
     assert _same(_outputs(here, case.base), _outputs(theirs, case.base))
     assert _matters(_outputs(ours, case.base), case.base)
@@ -471,9 +471,9 @@ def test_an_adapter_that_peft_started_by_a_way_of_its_own_computes_the_same_and_
     assert _same(_outputs(here, case.base), want)
     here.save_pretrained(tmp_path / "ours")
     assert _config(tmp_path / "ours") == _config(tmp_path / "theirs")
-    with pytest.raises(ConfigError, match=f"init_lora_weights='{start}'; the choices are"):
+    with pytest.raises(ConfigError, match=f"init_lora_weights='{start}'.*pissa_niter_N"):
         LoRAConfig(init_lora_weights=start)
-    with pytest.raises(ConfigError, match="can be loaded, but not started"):
+    with pytest.raises(ConfigError, match="init_lora_weights=True"):
         LoRAModel.from_model(_base("llama"), LoRAConfig.from_pretrained(tmp_path / "theirs"))
 
 
@@ -494,7 +494,7 @@ def test_an_adapter_that_peft_converted_from_a_start_that_moves_the_base_compute
     assert _same(_outputs(_load_here(case, tmp_path / "converted"), "llama"), want, 1e-4)
     model.save_pretrained(tmp_path / "as it is")
     if start == "olora":
-        with pytest.raises(ConfigError, match="'olora' writes into the base's weights"):
+        with pytest.raises(ConfigError, match="'olora'.*path_initial_model_for_weight_conversion"):
             _load_here(case, tmp_path / "as it is")
     else:
         assert _same(_outputs(_load_here(case, tmp_path / "as it is"), "llama"), want, 1e-4)
@@ -598,7 +598,7 @@ def test_a_head_that_peft_writes_twice_beside_all_biases_is_read(tmp_path: Path)
     tensors = load_file(tmp_path / WEIGHTS)
     tensors["base_model.model.classifier.bias"] += 1
     save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(AdapterMismatchError, match="two tensors for one place"):
+    with pytest.raises(AdapterMismatchError, match="two tensors"):
         LoRAModel.from_pretrained(tmp_path, base_model=base)
 
 
@@ -607,7 +607,7 @@ def test_biases_that_one_layer_lacks_are_an_error(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / WEIGHTS)
     kept = {key: value for key, value in tensors.items() if not ("layer.1." in key and key.endswith("bias"))}
     save_file(kept, tmp_path / WEIGHTS)
-    with pytest.raises(AdapterMismatchError, match=r"missing the tensors of bert\.encoder\.layer\.1.*bias"):
+    with pytest.raises(AdapterMismatchError, match=r"missing .*bert\.encoder\.layer\.1\..*bias"):
         LoRAModel.from_pretrained(tmp_path, base_model=base)
 
 

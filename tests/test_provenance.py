@@ -225,7 +225,7 @@ def test_an_adapter_is_refused_on_another_base_and_the_model_stays_as_it_was(tmp
     _saved(tmp_path, _base())
     other = _base(seed=1)
     before = _state(other)
-    with pytest.raises(BaseMismatchError, match=r"differ by about 1\d\d% over 4 adapted weights.*check_base=False"):
+    with pytest.raises(BaseMismatchError, match=r"1\d\d%.*check_base=False"):
         _load(tmp_path, other)
     after = _state(other)
     assert before[0] is after[0]
@@ -249,9 +249,7 @@ def test_one_layer_of_another_base_is_told_by_its_name(tmp_path: Path) -> None:
     _saved(tmp_path, _base(layers=12))
     other = _base(layers=12)
     nn.init.normal_(other.transformer.h[5].mlp.c_fc.weight, std=0.02)
-    with pytest.raises(
-        BaseMismatchError, match=r"in 1 of 24 adapted weights, most in transformer\.h\.5\.mlp\.c_fc, by"
-    ):
+    with pytest.raises(BaseMismatchError, match=r"transformer\.h\.5\.mlp\.c_fc"):
         _load(tmp_path, other)
 
 
@@ -270,7 +268,7 @@ def test_the_same_base_in_another_dtype_is_the_same_base(trained: str, loaded: s
 
 def test_a_base_rounded_twice_is_warned_of_and_used(tmp_path: Path) -> None:
     _saved(tmp_path, _base(dtype=torch.bfloat16))
-    with pytest.warns(UserWarning, match="which rounding may have made"):
+    with pytest.warns(UserWarning, match="rounding"):
         _load(tmp_path, _base(dtype=torch.float16).bfloat16())
 
 
@@ -327,7 +325,7 @@ def test_names_that_sort_otherwise_are_found_by_their_values_and_the_same_names_
     renamed = {"x": modules["c"], "y": modules["a"], "z": modules["b"]}
     provenance.check(note, net, renamed, [(name, "weight") for name in renamed])
     swapped = {"a": modules["b"], "b": modules["a"], "c": modules["c"]}
-    with pytest.raises(BaseMismatchError, match="in 2 of 3"):
+    with pytest.raises(BaseMismatchError, match="2 of 3"):
         provenance.check(note, net, swapped, [(name, "weight") for name in swapped])
 
 
@@ -365,7 +363,7 @@ def test_weights_that_cannot_be_read_are_not_checked(tmp_path: Path, caplog: pyt
     with torch.device("meta"):
         empty = _base(seed=1)
     _load(tmp_path, empty)
-    assert "was not checked" in caplog.text
+    assert "not checked" in caplog.text
     packed = nn.Linear(8, 8)
     packed.weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.uint8), requires_grad=False)
     flat = nn.Linear(8, 8)
@@ -488,9 +486,7 @@ def test_the_commit_of_a_base_from_the_hub_is_noted_and_told(tmp_path: Path, mon
     model = LoRAModel.from_pretrained("someone/base", CONFIG, cache_dir=str(tmp_path / "cache"))
     model.save_pretrained(tmp_path / "out")
     assert _notes(tmp_path / "out")["base"]["commit"] == commit
-    with pytest.raises(
-        BaseMismatchError, match=r"someone/base at 0123456789ab;.*base_model='someone/base', revision='0123"
-    ):
+    with pytest.raises(BaseMismatchError, match=f"someone/base.*{commit}"):
         _load(tmp_path / "out", _base(seed=1))
 
 

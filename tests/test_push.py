@@ -115,7 +115,7 @@ def test_private_message_description_and_tags_are_taken_over(hub: Hub, model: Lo
 
 def test_a_public_repo_gets_nothing_that_is_to_be_private(hub: Hub, model: LoRAModel) -> None:
     hub.add("me/name", {"a": b"1"})
-    with pytest.raises(HubError, match="me/name exists and is public, so nothing was pushed"):
+    with pytest.raises(HubError, match="me/name.*private=True"):
         model.push_to_hub("me/name", private=True)
     assert set(hub.files("me/name")) == {"a"}
 
@@ -166,7 +166,7 @@ def test_a_tokenizer_goes_along_when_given(hub: Hub, model: LoRAModel, argument:
     assert {"tokenizer.json", "tokenizer_config.json"} <= files
     assert not files - FILES - MADE - {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert PreTrainedTokenizerFast.from_pretrained("me/name").get_vocab() == tokenizer.get_vocab()
-    with pytest.raises(ModelError, match="takes what has save_pretrained"):
+    with pytest.raises(ModelError, match="save_pretrained"):
         model.push_to_hub("me/name", **{argument: 3})
 
 
@@ -203,9 +203,9 @@ def test_a_local_base_is_refused_unless_its_public_name_is_given(
     for path in (str(tmp_path / "home" / "base"), "home/base"):
         model = LoRAModel.from_pretrained(path, LoRAConfig(r=2))
         move(model)
-        with pytest.raises(ModelError, match=r"local base .* pass base_model='org/name'"):
+        with pytest.raises(ModelError, match="base_model='org/name'"):
             model.push_to_hub("me/name")
-        with pytest.raises(ModelError, match=r"base_model='/x' is not the id of a Hub repo"):
+        with pytest.raises(ModelError, match="base_model='/x'"):
             model.push_to_hub("me/name", base_model="/x")
         assert hub.requests == []
         model.push_to_hub("me/name", base_model="org/base")
@@ -224,7 +224,7 @@ def test_a_local_base_is_refused_unless_its_public_name_is_given(
     [None, "", "/a/b", "./b", "../b", "~/b", "~", "C:\\a\\b", "C:/a/b", "a\\b", "file:///a/b", "a/b/c", "\\\\host\\b"],
 )
 def test_everything_that_is_no_hub_id_is_a_local_base(name: str | None) -> None:
-    with pytest.raises(ModelError, match="pass base_model='org/name'"):
+    with pytest.raises(ModelError, match="base_model='org/name'"):
         public_base(name, None, "the adapter")
     assert public_base(name, "org/base", "the adapter") == "org/base"
     assert public_base("gpt2", None, "the adapter") == "gpt2"
@@ -235,14 +235,14 @@ def test_a_local_path_elsewhere_in_the_files_stops_the_push(hub: Hub, tmp_path: 
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
     move(model)
     model.peft_config["default"].auto_mapping = {"base_model_class": str(tmp_path / "base"), "parent_library": "x"}
-    with pytest.raises(ModelError, match="adapter_config.json would publish the local path"):
+    with pytest.raises(ModelError, match=r"adapter_config\.json .*path"):
         model.push_to_hub("me/name", base_model="org/base")
     assert "me/name" not in hub.repos
 
 
 def test_a_token_in_the_files_stops_the_push(hub: Hub, model: LoRAModel) -> None:
     hub.add("me/name", {"README.md": f"---\nlicense: mit\n---\nlogin('{hub.stranger}')\n".encode()})
-    with pytest.raises(ModelError, match="README.md would publish what is, or looks like, a token") as caught:
+    with pytest.raises(ModelError, match=r"README\.md .*token") as caught:
         model.push_to_hub("me/name")
     assert hub.stranger not in str(caught.value)
 
@@ -263,12 +263,12 @@ def test_each_refusal_is_its_own_error(
     hub.add("org/theirs", {"a": b"1"})
     hub.add("org/secret", {"a": b"1"}, private=True)
     cases = [
-        ("me/name", {"token": hub.reader}, HubAccessError, "the token in use may not do this"),
-        ("org/theirs", {}, HubAccessError, "the token in use may not do this"),
-        ("org/secret", {}, HubAccessError, "the token in use may not do this"),
-        ("me/name", {"token": "hf_expired"}, HubAccessError, "the Hub does not know the token"),
-        ("a/b/c", {}, HubError, "is not the id of a Hub repo"),
-        ("me/name", {"revision": "refs/pr/7"}, HubNotFoundError, "no revision 'refs/pr/7'"),
+        ("me/name", {"token": hub.reader}, HubAccessError, "settings/tokens"),
+        ("org/theirs", {}, HubAccessError, "settings/tokens"),
+        ("org/secret", {}, HubAccessError, "settings/tokens"),
+        ("me/name", {"token": "hf_expired"}, HubAccessError, "hf auth login"),
+        ("a/b/c", {}, HubError, "'a/b/c'"),
+        ("me/name", {"revision": "refs/pr/7"}, HubNotFoundError, "'refs/pr/7'"),
     ]
     before = content(saved)
     for repo, kwargs, kind, message in cases:
@@ -367,7 +367,7 @@ def test_a_hub_that_stays_broken_is_an_error_and_nothing_here_has_changed(
             hub.repos.clear()
             hub.blobs.clear()
             hub.fail_next(where, fault, times=999)
-            with pytest.raises(HubError, match="cannot write to me/name|Whether the commit arrived"):
+            with pytest.raises(HubError, match="me/name"):
                 model.push_to_hub("me/name", base_model="org/other")
     hub._faults.clear()
     assert content(saved) == before
@@ -379,7 +379,7 @@ def test_where_it_cannot_be_known_whether_the_commit_arrived_the_error_says_so(h
     hub.add("me/name", {"a": b"1"})
     hub.fail_next("/commit/", reset(done=True))
     hub.fail_next("^POST .*/paths-info/", status(500), times=99)
-    with pytest.raises(HubError, match="Whether the commit arrived all the same could not be found out"):
+    with pytest.raises(HubError, match="commits/main"):
         model.push_to_hub("me/name")
     hub._faults.clear()
     model.push_to_hub("me/name")
@@ -398,7 +398,7 @@ def test_other_bytes_on_the_hub_than_were_sent_are_noticed(
         return put(ref, base, kept, *rest)
 
     monkeypatch.setattr(repo, "commit", spoil)
-    with pytest.raises(HubError, match=r"adapter_model.safetensors, README.md on me/name .* is not what was sent"):
+    with pytest.raises(HubError, match=r"adapter_model\.safetensors, README\.md .*me/name"):
         model.push_to_hub("me/name")
 
 
@@ -449,7 +449,8 @@ def test_the_command_names_a_local_base_as_it_is_told(
     model.save_pretrained(tmp_path / "saved")
     assert cli.main(["push", str(tmp_path / "saved"), "me/name"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("hf-lora: the adapter in ")
+    assert told.startswith("hf-lora: ")
+    assert "base_model" in told
     assert told.count("\n") == 1
     assert hub.requests == []
     assert cli.main(["push", str(tmp_path / "saved"), "me/name", "--base-model", "org/base"]) == 0
@@ -502,16 +503,16 @@ def test_a_push_offline_is_refused_at_once(
     hub: Hub, model: LoRAModel, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="cannot push to me/name: HF_HUB_OFFLINE is set"):
+    with pytest.raises(HubError, match="me/name.*HF_HUB_OFFLINE"):
         model.push_to_hub("me/name")
     assert cli.main(["push", str(saved), "me/name"]) == 2
-    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("card", [b"---\na: [\n---\nx", b"---\ntags: lora\n\xff\n---\nx", b"\xff\xfe no card"])
 def test_a_card_that_nobody_can_read_is_told_and_left_as_it_is(hub: Hub, model: LoRAModel, card: bytes) -> None:
     hub.add("me/name", {"README.md": card})
-    with pytest.warns(UserWarning, match="left as it is"):
+    with pytest.warns(UserWarning, match=r"README\.md"):
         model.push_to_hub("me/name", tags=["x"])
     assert hub.files("me/name")["README.md"] == card
     assert hub.files("me/name").keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, errors
-from hf_lora.errors import LoRAError, MergeError, TargetError
+from hf_lora.errors import AdapterStateError, LoRAError, MergeError, TargetError
 
 from .cases import KIND_CASES, VARIANTS, Named, allowed, config_of, example, move, network
 
@@ -33,9 +33,9 @@ REFUSED = {
     "a grouped convolution": (nn.Conv2d(4, 8, 3, groups=2), "groups=2"),
     "a transposed convolution": (nn.ConvTranspose1d(4, 8, 3), "transposed"),
     "an embedding with a norm": (nn.Embedding(4, 8, max_norm=1.0), "max_norm=1.0"),
-    "attention with other key sizes": (nn.MultiheadAttention(8, 2, kdim=4), "separate key and value"),
-    "a layer without a weight": (nn.ReLU(), "ReLU, which cannot carry an adapter"),
-    "a container": (nn.Sequential(nn.Linear(2, 2)), "name the layers inside it: 0"),
+    "attention with other key sizes": (nn.MultiheadAttention(8, 2, kdim=4), "MultiheadAttention"),
+    "a layer without a weight": (nn.ReLU(), "ReLU"),
+    "a container": (nn.Sequential(nn.Linear(2, 2)), r"Sequential.*\b0\b"),
     "a norm": (nn.LayerNorm(4), "LayerNorm"),
 }
 
@@ -59,14 +59,14 @@ def test_four_dimensional_and_packed_parameters_are_refused() -> None:
     model = Named(nn.Linear(2, 2))
     model.layer.raw = nn.Parameter(torch.zeros(1, 1, 1, 1))
     model.layer.packed = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    for name, match in (("layer.raw", "2-D and 3-D"), ("layer.packed", "int8"), ("layer.gone", "match nothing")):
+    for name, match in (("layer.raw", "2-D"), ("layer.packed", "int8"), ("layer.gone", r"'layer\.gone'")):
         with pytest.raises(TargetError, match=match):
             add_lora(model, LoRAConfig(target_parameters=[name]))
 
 
 def test_token_rows_outside_the_table_and_tables_that_are_none_are_refused() -> None:
     model = Named(nn.Embedding(4, 2))
-    for indices, match in (({"layer": [4]}, r"\[4\] are outside"), ({"other": [1]}, "'other'"), ([1], "name.of.the")):
+    for indices, match in (({"layer": [4]}, r"\[4\]"), ({"other": [1]}, "'other'"), ([1], "name.of.the")):
         with pytest.raises(LoRAError, match=match):
             add_lora(model, LoRAConfig(target_modules=["layer"], trainable_token_indices=indices))
         assert untouched(model)
@@ -116,7 +116,7 @@ def test_values_that_are_not_finite_are_not_merged() -> None:
     with torch.no_grad():
         model.layer.adapters["default"]["weight"].lora_B.fill_(float("nan"))
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(MergeError, match=r"layer: .*not finite"):
+        with pytest.raises(MergeError, match="layer: .*finite"):
             merge()
     with model.adapters_disabled():
         assert torch.equal(model(x), network("linear")(x))
@@ -125,7 +125,7 @@ def test_values_that_are_not_finite_are_not_merged() -> None:
 def test_two_adapters_that_cannot_act_at_once_are_refused_together() -> None:
     model = add_lora(network("linear"), config_of("linear", "dora"))
     model.add_adapter(config_of("linear", "lora"), "b")
-    with pytest.raises(RuntimeError, match=r"layer\.weight would have DoRA and LoRA"):
+    with pytest.raises(AdapterStateError, match=r"layer\.weight .*DoRA and LoRA"):
         model.set_adapter(["default", "b"])
     assert model.active_adapters() == ["b"]
 

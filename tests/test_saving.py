@@ -227,9 +227,9 @@ def test_a_config_that_somebody_edited_counts(tmp_path: Path) -> None:
 
 def test_a_directory_cut_off_before_its_first_weights_holds_no_adapter(tmp_path: Path) -> None:
     (tmp_path / PENDING).write_text(LoRAConfig().to_json())
-    with pytest.raises(AdapterFileError, match="does not exist"):
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
         LoRAConfig.from_pretrained(tmp_path)
-    with pytest.raises(AdapterFileError, match=r"no adapter_config\.json"):
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
         model(2).load_adapter(tmp_path, "other")
 
 
@@ -293,7 +293,7 @@ def test_what_comes_back_changed_from_the_disk_is_an_error_and_the_old_adapter_s
             os.pwrite(handle, b"\x55", byte)
 
     monkeypatch.setattr(os, "fsync", spoiling)
-    with pytest.raises(AdapterFileError, match="came back changed"):
+    with pytest.raises(AdapterFileError, match="driver"):
         model(3).save_pretrained(tmp_path)
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -348,13 +348,13 @@ class _Full:
 
 def test_places_that_hold_no_adapter_are_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(AdapterFileError, match="is a file"):
+    with pytest.raises(AdapterFileError, match="save_pretrained"):
         model(2).save_pretrained(tmp_path / "file")
-    with pytest.raises(AdapterFileError, match="cannot be written"):
+    with pytest.raises(AdapterFileError, match="below"):
         model(2).save_pretrained(tmp_path / "file" / "below")
     for name in (CONFIG, WEIGHTS):
         (tmp_path / name).mkdir()
-        with pytest.raises(AdapterFileError, match="is a directory"):
+        with pytest.raises(AdapterFileError, match=name):
             model(2).save_pretrained(tmp_path)
         (tmp_path / name).rmdir()
     assert names(tmp_path) == {"file"}
@@ -441,7 +441,7 @@ def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     for first, second in (("a", "A"), ("x", "y/z"), ("x", "/etc")):
         both = add_lora(network(), LoRAConfig(r=2, target_modules=["0"]), first)
         both.add_adapter(LoRAConfig(r=2, target_modules=["0"]), second)
-        with pytest.raises(AdapterNameError, match="one by one"):
+        with pytest.raises(AdapterNameError, match=second):
             both.save_pretrained(tmp_path)
         both.save_pretrained(tmp_path / "alone", adapter_name=second)
     assert names(tmp_path) == {"alone"}
@@ -462,11 +462,11 @@ def _param(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[nn.Param
 
 UNFIT = {
     "empty, as FSDP leaves it": (_param(lambda v: torch.empty(0)), r"0 numbers.*state_dict="),
-    "a part": (_param(lambda v: v[:1].clone()), r"of its .*state_dict="),
-    "flat": (_param(lambda v: v.reshape(-1)), r"of its .*state_dict="),
-    "on the meta device": (_param(lambda v: v.to("meta")), "meta device"),
-    "not a number": (_nan, "not finite"),
-    "infinite": (_param(lambda v: v * float("inf")), "not finite"),
+    "a part": (_param(lambda v: v[:1].clone()), r"\(1, .*state_dict="),
+    "flat": (_param(lambda v: v.reshape(-1)), r"\(\d+,\).*state_dict="),
+    "on the meta device": (_param(lambda v: v.to("meta")), "meta"),
+    "not a number": (_nan, "finite"),
+    "infinite": (_param(lambda v: v * float("inf")), "finite"),
 }
 
 
@@ -490,7 +490,7 @@ def test_an_unfit_adapter_is_refused_with_every_tensor_named_and_nothing_written
 def test_a_gathered_state_dict_is_looked_at_as_well(tmp_path: Path) -> None:
     whole = model(2)
     shards = {k: torch.empty(0) if "lora_B" in k else v for k, v in whole.state_dict().items()}
-    with pytest.raises(AdapterStateError, match=r"0\.adapters\.default\.weight\.lora_B has 0 numbers.*2\.adapters"):
+    with pytest.raises(AdapterStateError, match=r"0\.adapters\.default\.weight\.lora_B.*2\.adapters"):
         whole.save_pretrained(tmp_path / "out", state_dict=shards)
 
 
@@ -525,7 +525,7 @@ def test_an_adapter_that_training_left_at_zero_is_refused(tmp_path: Path) -> Non
     for options in ({}, {"foreach": True}, {"weight_decay": 0.1}):
         trained = fresh()
         steps(trained, 5, 0.0, **options)
-        with pytest.raises(AdapterStateError, match=r"training steps.*0\.adapters\.default\.weight\.lora_B"):
+        with pytest.raises(AdapterStateError, match=r"zero.*0\.adapters\.default\.weight\.lora_B"):
             trained.save_pretrained(tmp_path / "out")
         steps(trained, 1, 0.1, **options)
         trained.save_pretrained(tmp_path / "out")
@@ -549,7 +549,7 @@ def test_factors_frozen_on_purpose_and_ones_initialised_anew_may_be_saved_at_zer
 def test_a_trainer_run_without_a_learning_rate_is_refused(tmp_path: Path) -> None:
     run = trainer(bert(), tmp_path, max_steps=5, learning_rate=0.0, save_strategy="no")
     run.train()
-    with pytest.raises(AdapterStateError, match="still changes nothing"):
+    with pytest.raises(AdapterStateError, match="zero"):
         run.save_model()
 
 
@@ -564,7 +564,7 @@ def test_an_adapter_that_was_never_in_the_forward_is_refused(tmp_path: Path) -> 
 
     trained = add_lora(Partly(), LoRAConfig(r=2, target_modules=["unused"], modules_to_save=["head"]))
     steps(trained, 5, 0.1)
-    with pytest.raises(AdapterStateError, match=r"unused\.adapters"):
+    with pytest.raises(AdapterStateError, match=r"zero.*unused\.adapters"):
         trained.save_pretrained(tmp_path)
 
 
@@ -628,7 +628,7 @@ def test_an_adapter_that_nothing_trained_may_be_zero(make: Callable[[Path], LoRA
 def test_a_copy_that_is_trained_to_nothing_is_refused_as_well(tmp_path: Path) -> None:
     for copied in (copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh()))):
         steps(copied, 8, 0.0)
-        with pytest.raises(AdapterStateError, match="still changes nothing"):
+        with pytest.raises(AdapterStateError, match="zero"):
             copied.save_pretrained(tmp_path)
 
 

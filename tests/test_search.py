@@ -222,7 +222,7 @@ def test_the_base_may_be_made_by_a_function_that_makes_a_new_one(tmp_path: Path)
     same = BertForSequenceClassification(CONFIG)
     search = LoRASearch(lambda: same, LoRAConfig(task_type="SEQ_CLS"), space=SPACE)
     search.model_init()
-    with pytest.raises(ModelError, match="must make a new one"):
+    with pytest.raises(ModelError, match="function"):
         search.model_init()
     with pytest.raises(TypeError, match="num_labels"):
         LoRASearch(lambda: same, num_labels=2)
@@ -231,21 +231,21 @@ def test_the_base_may_be_made_by_a_function_that_makes_a_new_one(tmp_path: Path)
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"lora_alfa": (1, 2)}, "the nearest are lora_alpha"),
-        ({"learning_rat": (1e-3,)}, "the nearest are learning_rate"),
+        ({"lora_alfa": (1, 2)}, "lora_alpha"),
+        ({"learning_rat": (1e-3,)}, "learning_rate"),
         ({"task_type": ("SEQ_CLS",)}, "task_type"),
-        ({}, "maps names to choices"),
-        ({"r": ()}, "write the choices"),
-        ({"r": 4}, "write the choices"),
-        ({"target_modules": "auto"}, "write the choices"),
-        ({"r": (4, 4)}, "names a choice twice"),
-        ({"r": (4, 0)}, "positive integer"),
-        ({"r": Range(4.0, 8.0)}, "positive integer"),
-        ({"lora_dropout": Range(0.0, 1.0)}, "probability"),
-        ({"scaling": (1, "2r")}, "positive number"),
-        ({"scaling": (0,)}, "positive number"),
-        ({"scaling": (1,), "lora_alpha": (8,)}, "keep one of them"),
-        ({"use_dora": (True, False), "lora_bias": (False, True)}, "exclude each other"),
+        ({}, r"space=\{\}"),
+        ({"r": ()}, r"r=\(\)"),
+        ({"r": 4}, "r=4"),
+        ({"target_modules": "auto"}, "target_modules='auto'"),
+        ({"r": (4, 4)}, "twice"),
+        ({"r": (4, 0)}, "r=0"),
+        ({"r": Range(4.0, 8.0)}, r"r=4\.0"),
+        ({"lora_dropout": Range(0.0, 1.0)}, r"lora_dropout=1\.0"),
+        ({"scaling": (1, "2r")}, "scaling='2r'"),
+        ({"scaling": (0,)}, "lora_alpha=0"),
+        ({"scaling": (1,), "lora_alpha": (8,)}, "scaling.*lora_alpha"),
+        ({"use_dora": (True, False), "lora_bias": (False, True)}, "lora_bias.*use_dora"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_before_the_first_trial(space: Any, message: str) -> None:
@@ -254,7 +254,7 @@ def test_a_space_that_cannot_be_is_refused_before_the_first_trial(space: Any, me
 
 
 def test_every_problem_of_a_space_is_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)lora_alfa.*'r=|lora_alfa.*r=\(\)"):
+    with pytest.raises(ConfigError, match=r"lora_alfa.*r=\(\)"):
         LoRASearch("nowhere", space={"lora_alfa": (1,), "r": ()})
 
 
@@ -279,14 +279,14 @@ def test_a_name_is_the_adapters_or_the_trainers_never_both() -> None:
 
 def test_a_value_that_the_trainer_would_cast_away_is_an_error(base: Path, tmp_path: Path) -> None:
     search = search_of(base, space={"weight_decay": (0.1, 0.2)})
-    with pytest.raises(ConfigError, match=r"weight_decay.*give TrainingArguments a float"):
+    with pytest.raises(ConfigError, match="weight_decay.*float"):
         run(search, tmp_path, n_trials=1, weight_decay=0)
     assert "failed" in search.table()
 
 
 def test_a_search_that_draws_for_the_adapter_only_is_an_error(base: Path, tmp_path: Path) -> None:
     search = search_of(base)
-    with pytest.raises(ConfigError, match=r"learning_rate.*pass hp_space=search\.hp_space"):
+    with pytest.raises(ConfigError, match=r"learning_rate.*search\.hp_space"):
         trainer(search, tmp_path).hyperparameter_search(hp_space=lambda trial: {}, backend="optuna", n_trials=1)
 
 
@@ -295,13 +295,13 @@ def test_setting_the_best_values_on_the_arguments_is_an_error_that_says_what_to_
     again = trainer(search, tmp_path)
     for name, value in {"r": 2, "learning_rate": 0.01}.items():  # as Transformers' guide does with a best run
         setattr(again.args, name, value)
-    with pytest.raises(ConfigError, match=r"search\.config_of\(best\)"):
+    with pytest.raises(ConfigError, match=r"search\.config_of"):
         again.train()
 
 
 def test_what_is_asked_too_early_or_of_another_backend_is_an_error(base: Path) -> None:
     search = search_of(base)
-    with pytest.raises(LoRAError, match="no trial"):
+    with pytest.raises(LoRAError, match="hyperparameter_search"):
         search.table()
     with pytest.raises(ConfigError, match='backend="optuna"'):
         search.hp_space(None)
@@ -309,7 +309,7 @@ def test_what_is_asked_too_early_or_of_another_backend_is_an_error(base: Path) -
 
 def test_trials_in_several_threads_are_an_error_before_they_share_a_model(base: Path, tmp_path: Path) -> None:
     search = search_of(base)
-    with pytest.raises(ConfigError, match="leave out n_jobs"):
+    with pytest.raises(ConfigError, match="n_jobs"):
         trainer(search, tmp_path, max_steps=20).hyperparameter_search(
             hp_space=search.hp_space, backend="optuna", n_trials=4, n_jobs=2
         )

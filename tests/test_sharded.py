@@ -47,11 +47,11 @@ def _rank(rank: int, folder: str) -> None:
     if not main:
         model.save_pretrained(f"{folder}/nobody", is_main_process=False, state_dict={})
     for merge in (model.merge_adapter, model.merge_and_unload):  # FSDP2 would compute with its own, unmerged tensors
-        with pytest.raises(MergeError, match="spread over processes"):
+        with pytest.raises(MergeError, match="FSDP2"):
             merge()
     with torch.no_grad():
         own.to_local().fill_(float("nan"))
-    with pytest.raises(AdapterStateError, match="not finite"):  # in every process, so that none waits for another
+    with pytest.raises(AdapterStateError, match="finite"):  # in every process, so that none waits for another
         model.save_pretrained(f"{folder}/refused", is_main_process=main)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -77,9 +77,9 @@ def _partitioned(parameter: nn.Parameter) -> None:
 def test_a_partition_that_nobody_can_gather_is_never_saved(tmp_path: Path) -> None:
     model = add_lora(nn.Sequential(nn.Linear(6, 10)), LoRAConfig(r=3, target_modules=["0"]))
     _partitioned(model.get_parameter("0.adapters.default.weight.lora_A"))
-    with pytest.raises(AdapterStateError, match=r"of \(3, 6\) is partitioned by DeepSpeed ZeRO-3"):
+    with pytest.raises(AdapterStateError, match=r"\(3, 6\).*DeepSpeed"):
         model.save_pretrained(tmp_path / "out")
-    with pytest.raises(AdapterStateError, match="has 0 numbers"):  # what such a model's own state_dict() holds
+    with pytest.raises(AdapterStateError, match="0 numbers"):  # what such a model's own state_dict() holds
         model.save_pretrained(tmp_path / "out", state_dict=model.state_dict())
     assert not list(tmp_path.iterdir())
 
@@ -87,7 +87,7 @@ def test_a_partition_that_nobody_can_gather_is_never_saved(tmp_path: Path) -> No
 def test_a_partitioned_model_takes_no_adapter_and_is_left_alone() -> None:
     net = nn.Sequential(nn.Linear(6, 10))
     _partitioned(net[0].weight)
-    with pytest.raises(ModelError, match=r"by DeepSpeed ZeRO-3\), and an adapter must be there before"):
+    with pytest.raises(ModelError, match="DeepSpeed"):
         add_lora(net, LoRAConfig(target_modules=["0"]))
     assert type(net) is nn.Sequential
     assert net[0].weight.requires_grad
@@ -97,7 +97,7 @@ def test_a_partitioned_adapter_is_not_read_into(tmp_path: Path) -> None:
     model = add_lora(nn.Sequential(nn.Linear(6, 10)), LoRAConfig(r=3, target_modules=["0"]))
     model.save_pretrained(tmp_path)
     _partitioned(model.get_parameter("0.weight"))
-    with pytest.raises(AdapterStateError, match=r"call engine\.load_checkpoint"):
+    with pytest.raises(AdapterStateError, match=r"engine\.load_checkpoint"):
         model.load_weights(tmp_path)
 
 

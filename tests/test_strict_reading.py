@@ -37,12 +37,12 @@ def test_a_head_is_read_from_a_files_first_bytes_alone() -> None:
 def test_an_error_in_a_head_names_the_tensor_and_what_is_wrong(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     for change, match in (
-        ({"dtype": "F8_E8M0"}, "a: its dtype 'F8_E8M0' is none of"),
-        ({"shape": [3]}, r"a: \[3\] of F32 takes 12 bytes"),
-        ({"shape": [2**40, 2**40]}, "a: its shape .* larger than any memory"),
-        ({"data_offsets": [4, 12]}, "a begins at byte 4, but what lies before it ends at 0"),
+        ({"dtype": "F8_E8M0"}, r"layer\.x.*F8_E8M0"),
+        ({"shape": [3]}, r"layer\.x.*12 bytes"),
+        ({"shape": [2**40, 2**40]}, r"layer\.x.*memory"),
+        ({"data_offsets": [4, 12]}, r"layer\.x.*byte 4"),
     ):
-        (tmp_path / "x.safetensors").write_bytes(joined({"a": {**entry, **change}}, bytes(8)))
+        (tmp_path / "x.safetensors").write_bytes(joined({"layer.x": {**entry, **change}}, bytes(8)))
         with pytest.raises(AdapterFileError, match=match):
             read_tensors(tmp_path / "x.safetensors")
 
@@ -63,7 +63,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     tensors = {n: torch.ones(3) for n in "abcd"}
     tensors["b"][1], tensors["d"][2] = float("nan"), float("-inf")
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterFileError, match=r"not finite \(NaN or infinity\) in b, d:"):
+    with pytest.raises(AdapterFileError, match="b, d"):
         read_tensors(tmp_path / "x.safetensors")
     save_file({"large": torch.full((9,), 3e38)}, tmp_path / "x.safetensors")  # whose sum is not finite
     assert read_tensors(tmp_path / "x.safetensors")["large"].isfinite().all()
@@ -72,14 +72,14 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"r": 1, "r": 1}', "'r' comes more than once"),
-        ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"a": 1e999}', "beyond any float"),
+        ('{"r": 1, "r": 1}', "'r'"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "1e999"),
         ('{"a": ' + "9" * 30 + "}", "64 bits"),
-        ('{"a":' * 50_000, "nested too deeply|Expecting"),
-        ("[]", "holds a JSON list"),
-        ('{"a": "\\ud800"}', "surrogates not allowed"),
-        ("{", "cannot be read as JSON"),
+        ('{"a":' * 50_000, "nested|Expecting"),
+        ("[]", "list"),
+        ('{"a": "\\ud800"}', "surrogates"),
+        ("{", "JSON"),
     ],
 )
 def test_json_that_could_mean_two_things_or_nothing_is_refused(text: str, match: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_json_that_could_mean_two_things_or_nothing_is_refused(text: str, match:
 def test_a_json_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "x.json", "wb") as file:
         file.truncate(2**40)
-    with pytest.raises(AdapterFileError, match="larger than"):
+    with pytest.raises(AdapterFileError, match="bytes"):
         read_json(tmp_path / "x.json")
 
 
@@ -104,15 +104,15 @@ def test_pipes_and_devices_are_not_opened_for_ever(tmp_path: Path) -> None:
         lambda p: read_tensors(p / "x.safetensors"),
         lambda p: read_tensors(p / "x.bin"),
     ):
-        with pytest.raises(AdapterFileError, match="no regular file"):
+        with pytest.raises(AdapterFileError, match="pipe"):
             read(tmp_path)
-    with pytest.raises(AdapterFileError, match="no regular file"):
+    with pytest.raises(AdapterFileError, match="pipe"):
         read_metadata(Path(tmp_path / "x.safetensors"))
 
 
 def test_a_bare_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "x.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(AdapterFileError, match=r"1\.6.*convert it: .*weights_only=True"):
+    with pytest.raises(AdapterFileError, match=r"1\.6.*weights_only=True"):
         read_tensors(tmp_path / "x.bin")
     torch.save({"a": torch.ones(2), "b": torch.ones(2).bfloat16()}, tmp_path / "x.bin")
     assert read_tensors(tmp_path / "x.bin").keys() == {"a", "b"}

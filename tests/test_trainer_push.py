@@ -198,7 +198,7 @@ def test_a_downloaded_last_checkpoint_resumes_to_the_same_bits(tmp_path: Path, h
     assert again.state.best_model_checkpoint is None or again.state.best_model_checkpoint.endswith("-6")
     got, want = weights(model), weights(whole)
     assert all(torch.equal(got[k], want[k]) for k in want)
-    assert any("the best checkpoint so far (step" in str(w.message) for w in told)
+    assert any("load_best_model_at_end" in str(w.message) for w in told)
 
 
 def test_a_push_that_fails_in_the_background_is_told_without_the_token_and_the_result_kept(
@@ -207,7 +207,7 @@ def test_a_push_that_fails_in_the_background_is_told_without_the_token_and_the_r
     model = public_bert()
     run = trainer(model, tmp_path / "out", hub)
     hub.fail_next(r"^POST .*/commit/", status(500, message=f"no {hub.token} today"), times=100)
-    with pytest.warns(UserWarning, match=r"pushes to me/x failed, the newest save is not on the Hub") as told:
+    with pytest.warns(UserWarning, match="me/x.*newest") as told:
         result = run.train()
     assert result.global_step == 6
     assert not any(hub.token in str(warning.message) for warning in told)
@@ -221,7 +221,7 @@ def test_a_failed_push_is_made_up_for_at_the_end(tmp_path: Path, hub: Hub) -> No
     model = public_bert()
     run = trainer(model, tmp_path / "out", hub, max_steps=2)
     hub.fail_next(r"^POST .*/commit/", status(400, message="not now"))
-    with pytest.warns(UserWarning, match=r"1 of the pushes to me/x failed, later ones arrived"):
+    with pytest.warns(UserWarning, match="1 .*me/x.*later"):
         run.train()
     assert_is_last(hub, model)
 
@@ -240,7 +240,7 @@ def test_a_local_base_is_refused_before_training_and_a_named_one_is_not(tmp_path
     model = LoRAModel.from_pretrained(
         tmp_path / "base", LoRAConfig(r=2), auto_class=BertForSequenceClassification, num_labels=2
     )
-    with pytest.raises(ModelError, match=r"model\.peft_config\['default'\]\.base_model_name_or_path = 'org/name'"):
+    with pytest.raises(ModelError, match="base_model_name_or_path"):
         trainer(model, tmp_path / "out", hub)
     assert not hub.repos
     model.peft_config["default"].base_model_name_or_path = "org/name"
@@ -312,7 +312,7 @@ def test_a_file_that_holds_the_token_is_never_uploaded_and_a_local_path_is_left_
     assert json.loads(hub.files("me/x")["tokenizer_config.json"])["cache_dir"] is None
     del tokenizer.init_kwargs["cache_dir"]
     tokenizer.init_kwargs["comment"] = hub.token
-    with pytest.raises(HubError, match=r"tokenizer_config\.json holds the token"):
+    with pytest.raises(HubError, match=r"tokenizer_config\.json.*token"):
         run.push_to_hub()
     assert_nothing_private(hub, tmp_path / "out")
 
@@ -327,7 +327,7 @@ def test_a_save_that_cannot_be_prepared_does_not_end_the_training(
             raise OSError("No space left on device")
 
     monkeypatch.setattr(run.processing_class, "save_pretrained", full)
-    with pytest.warns(UserWarning, match=r"newest save is not on the Hub.*\(step 2\): No space left"):
+    with pytest.warns(UserWarning, match="newest.*step 2.*No space left"):
         assert run.train().global_step == 2
     assert not list((tmp_path / "out").glob("_push-*"))
 
@@ -366,7 +366,7 @@ def test_a_log_with_the_folder_in_json_s_escapes_is_left_out_as_well(tmp_path: P
 def test_a_token_other_than_the_one_in_use_stops_the_push(tmp_path: Path, hub: Hub) -> None:
     run = trainer(public_bert(), tmp_path / "out", hub)
     run.processing_class.init_kwargs["comment"] = hub.stranger
-    with pytest.raises(HubError, match=r"tokenizer_config\.json holds the token"):
+    with pytest.raises(HubError, match=r"tokenizer_config\.json.*token"):
         run.push_to_hub()
 
 

@@ -130,7 +130,7 @@ def test_a_trained_adapter_is_compared_with_itself_as_it_was(tmp_path: Path) -> 
     def loaded() -> LoRAModel:
         return LoRAModel.from_pretrained(str(tmp_path / "adapter"), base_model=base(), is_trainable=True)
 
-    with pytest.raises(AdapterStateError, match=r"load_adapter\(path, 'ref'\)"):
+    with pytest.raises(AdapterStateError, match="load_adapter"):
         dpo(loaded(), tmp_path / "refused")
     model = loaded()
     model.load_adapter(str(tmp_path / "adapter"), "ref")
@@ -168,14 +168,14 @@ def test_disabled_dropout_is_disabled_in_the_adapters_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("make", [sft, dpo])
 def test_an_adapter_on_the_head_that_trl_only_reads_is_refused(make: Any, tmp_path: Path) -> None:
     for changes in ({"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}):
-        with pytest.raises(TargetError, match="instead of calling it"):
+        with pytest.raises(TargetError, match="head"):
             make(llama(**changes), tmp_path)
 
 
 def test_settings_that_would_mean_nothing_here_are_refused(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     data = datasets.Dataset.from_dict({"text": [text(0)]})
-    with pytest.raises(ModelError, match="peft_config has no place"):
+    with pytest.raises(ModelError, match="peft_config"):
         trl.SFTTrainer(
             llama(), trl.SFTConfig(str(tmp_path), **DEFAULTS), train_dataset=data, processing_class=tokenizer(),
             peft_config=peft.LoraConfig(),

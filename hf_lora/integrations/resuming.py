@@ -34,9 +34,14 @@ def resumes_whole(original: Callable[..., Any]) -> Callable[..., Any]:
         chosen = None if model is None else _chosen(self, model, resume_from_checkpoint)
         if chosen is None:
             return original(self, resume_from_checkpoint, *args, **kwargs)
-        plan = functools.partial(_planned, self.set_initial_training_values, _state_of(Path(chosen))["global_step"])
-        load = functools.partial(_load_callback_state, self, self._load_callback_state, Path(chosen))
-        with answering(self, set_initial_training_values=plan, _load_callback_state=load):
+        answers: dict[str, Callable[..., Any]] = {}  # what this version of Transformers has of the two
+        if plan := getattr(self, "set_initial_training_values", None):
+            answers["set_initial_training_values"] = functools.partial(
+                _planned, plan, _state_of(Path(chosen))["global_step"]
+            )
+        if load := getattr(self, "_load_callback_state", None):
+            answers["_load_callback_state"] = functools.partial(_load_callback_state, self, load, Path(chosen))
+        with answering(self, **answers):
             return original(self, chosen, *args, **kwargs)
 
     return train
