@@ -19,3 +19,9 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty tim
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in an empty folder: no `gpt2` or `org/base` beside the checkout is taken for what a test names so."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))

@@ -236,6 +236,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps the endpoint it was made with
     monkeypatch.setenv("HF_TOKEN", server.token)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.chdir(server.home)  # where no folder has the name of one of its repos
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (server.slept.append(seconds), sleep(0))[1])
     close_session()

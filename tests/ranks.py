@@ -34,7 +34,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from .peek import whole
 
 Scenario = Callable[[Path], dict[str, Any]]
-SECONDS = 150  # for all that two processes do in one start
+SECONDS = 600  # for all that two processes do in one start: what takes longer hangs
 
 
 class Rows(Dataset):
@@ -83,6 +83,7 @@ def trainer(model: LoRAModel, out: Path, batch: int, **changes: Any) -> Trainer:
         "max_steps": 6,
         "save_steps": 2,
         "learning_rate": 0.02,
+        "adam_epsilon": 1e-3,  # else its steps are as long where a gradient is nothing but rounding
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "per_device_train_batch_size": batch,
@@ -190,7 +191,7 @@ def _rank(rank: int, folder: Path, module: str, names: tuple[str, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     # A store in a file: no port is chosen that somebody else may take before it is used.
-    store, patience = f"file://{folder / 'store'}", timedelta(seconds=60)
+    store, patience = f"file://{folder / 'store'}", timedelta(seconds=SECONDS)
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     _offer_fsdp_on_cpu()
     scenarios: dict[str, Scenario] = importlib.import_module(module).SCENARIOS

@@ -43,6 +43,7 @@ from .peek import (
     write_card,
 )
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).parents[1]
 REPO = "me/tiny-lora"
 # Pipeline tags of the Hub (huggingface.js, packages/tasks) that an adapter may get here.

@@ -25,7 +25,7 @@ from .cases import move
 from .fuzz import ERROR, INTACT, MARKER, MUTATIONS, SAME, Net, draw, lay_out, plain, reference, tensors_of
 
 CASES = 2000
-SECONDS = 5.0  # for one case; the slowest takes less than half of one
+SECONDS = 120.0  # for one case, whatever the machine: what takes longer hangs. The slowest takes half of one
 BYTES = 2**30
 IDS = torch.tensor([[0, 3, 5, 11], [2, 2, 7, 1]])
 
@@ -83,7 +83,7 @@ class Bench:
             assert expected != ERROR, "loaded, which it must not"
             want = self.adapted if expected in (SAME, INTACT) else reference(self.weights, folder, IDS)
             if got.isfinite().all() and want.isfinite().all():
-                assert torch.allclose(got, want, rtol=1e-4, atol=1e-5), "computes something else"
+                assert (got - want).abs().max() <= 1e-4 * (1 + want.abs().max()), "computes something else"
             else:  # overflowing sums depend on their order; the numbers themselves do not
                 file = {plain(k): v.float() for k, v in tensors_of(folder).items()}
                 assert all(torch.equal(held[k], v) for k, v in file.items()), "holds something else"

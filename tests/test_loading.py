@@ -220,8 +220,9 @@ def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
 
 
 def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the_base(
-    adapter: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing is called org/base
     _edit(adapter, base_model_name_or_path="org/base")
     asked = []
 
@@ -242,13 +243,16 @@ def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the
     assert asked == [*(("someone/adapter", file, wanted) for file in files), ("org/base", None, None)]
 
 
-LOCAL_NAMES = ("/home/me/base", "~/base", "./base", "../base", ".", "..", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
+LOCAL_NAMES = ("/no/such/base", "~/base", "./base", "../base", ".", "..", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
 
 
 @pytest.mark.parametrize("base", LOCAL_NAMES)
 def test_a_base_that_is_somebodys_path_is_asked_for(
-    base: str, adapter: Path, gpt2_lm: Path, monkeypatch: pytest.MonkeyPatch
+    base: str, adapter: Path, gpt2_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "here")  # so that no such path leads anywhere
+    monkeypatch.setenv("HOME", str(tmp_path / "empty"))
     _edit(adapter, base_model_name_or_path=base)
     loaded = GPT2LMHeadModel.from_pretrained(gpt2_lm)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)  # nothing may be looked up

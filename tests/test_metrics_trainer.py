@@ -67,7 +67,7 @@ def token_rows(lengths: list[int]) -> list[dict[str, torch.Tensor]]:
 def test_perplexity_is_exp_of_the_evaluation_loss(make, tmp_path: Path) -> None:
     run = evaluating(make(), metrics("perplexity"), token_rows([6] * 6), tmp_path)
     found = run.evaluate()
-    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-6)
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
 
 
 def test_perplexity_counts_every_token_the_same_however_the_rows_are_batched(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_perplexity_counts_every_token_the_same_however_the_rows_are_batched(tmp
         loss = model(torch.stack([r["input_ids"] for r in rows]), labels=torch.stack([r["labels"] for r in rows])).loss
     for size in (1, 3, 7):
         run = evaluating(model, metrics("perplexity"), rows, tmp_path, per_device_eval_batch_size=size)
-        assert run.evaluate()["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
+        assert run.evaluate()["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
 def test_evaluating_keeps_no_logits_and_predicting_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_evaluating_keeps_no_logits_and_predicting_gives_them(tmp_path: Path, mo
     assert run.preprocess_logits_for_metrics is None
     predicted = run.predict(run.eval_dataset)
     assert predicted.predictions.shape == (6, 6, 32)
-    assert predicted.metrics["test_perplexity"] == pytest.approx(measured["eval_perplexity"], rel=1e-6)
+    assert predicted.metrics["test_perplexity"] == pytest.approx(measured["eval_perplexity"], rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The number of unique classes:UserWarning")  # scikit-learn 1.7, of 32 words
@@ -183,7 +183,7 @@ def test_what_a_seq2seq_trainer_generates_is_compared_as_text_and_its_perplexity
         "rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0, "exact_match": 1.0,
     }  # fmt: skip
     found = run(metrics("perplexity")).evaluate()
-    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-6)
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
     with pytest.raises(ConfigError, match="predict_with_generate=True"):
         run(texts).evaluate()
 

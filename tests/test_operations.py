@@ -300,8 +300,11 @@ def test_finite_is_told_from_a_sum_that_overflows() -> None:
 def test_adding_a_product_leaves_the_weight_as_it_was() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         weight, left, right = torch.randn(5, 4).to(dtype), torch.randn(5, 2), torch.randn(2, 4)
-        before, want = weight.clone(), (weight.double() + 0.5 * left.double() @ right.double()).to(dtype)
-        assert torch.allclose(LF.add_product(weight, left, right, 0.5), want, rtol=4 * torch.finfo(dtype).eps)
+        before, want = weight.clone(), weight.double() + 0.5 * left.double() @ right.double()
+        terms = weight.double().abs() + 0.5 * left.double().abs() @ right.double().abs()  # a sum rounds as its terms do
+        got = LF.add_product(weight, left, right, 0.5)
+        assert got.dtype is dtype
+        assert ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * terms).all()
         assert torch.equal(weight, before)
 
 

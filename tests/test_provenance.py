@@ -25,7 +25,10 @@ from .peek import fp, provenance, read_metadata
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT's own
+    pytest.mark.usefixtures("elsewhere"),
+]
 CONFIG = LoRAConfig(r=2, target_modules=["c_attn", "c_fc"], init_lora_weights=False)
 
 
@@ -503,6 +506,9 @@ def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(targets: list[str], most
     [("gpt2", True), ("a/b", True), ("/a/b", False), ("./a", False), ("../a/b", False), ("a/b/c", False), ("", False),
      (None, False), ("~/a", False), ("C:\\a", False), ("tests", False)],
 )  # fmt: skip
-def test_a_name_is_the_hub_s_where_it_is_no_path(name: str | None, hub: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+def test_a_name_is_the_hub_s_where_it_is_no_path(
+    name: str | None, hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
     assert (provenance.hub_id(name) == name) is (hub or name is None)

@@ -223,7 +223,10 @@ def test_a_local_base_is_refused_unless_its_public_name_is_given(
     "name",
     [None, "", "/a/b", "./b", "../b", "~/b", "~", "C:\\a\\b", "C:/a/b", "a\\b", "file:///a/b", "a/b/c", "\\\\host\\b"],
 )
-def test_everything_that_is_no_hub_id_is_a_local_base(name: str | None) -> None:
+def test_everything_that_is_no_hub_id_is_a_local_base(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder is called gpt2
     with pytest.raises(ModelError, match="base_model='org/name'"):
         public_base(name, None, "the adapter")
     assert public_base(name, "org/base", "the adapter") == "org/base"

@@ -97,6 +97,7 @@ def equal(got: dict[str, torch.Tensor | None], want: dict[str, torch.Tensor | No
 @pytest.mark.parametrize("saved", ["nothing", "table", "head"])
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_checkpointing_changes_no_gradient(make, saved: str, use_reentrant: bool, when: str) -> None:
+    """In float64: what T5's blocks share gets its gradients in another order, and small sums of float32 show it."""
     torch.manual_seed(0)
     modules = {"nothing": None, "table": MODELS[make][0], "head": MODELS[make][1]}[saved]
     config = LoRAConfig(r=2, target_modules="all-linear", init_lora_weights=False, modules_to_save=modules)
@@ -109,7 +110,9 @@ def test_checkpointing_changes_no_gradient(make, saved: str, use_reentrant: bool
         model = still(LoRAModel.from_model(model, config))
         if switched and when == "after attaching":
             checkpointed(model, use_reentrant)
-        found.append(gradients(model, inputs))
+        found.append(
+            gradients(model.double(), {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()})
+        )
     assert equal(found[1], found[0])
 
 
@@ -141,13 +144,15 @@ def test_checkpointing_through_the_trainers_arguments_trains_to_the_same_adapter
 ) -> None:
     name = "activation_checkpointing" if "activation_checkpointing" in FIELDS else "gradient_checkpointing"
     switch = {name: True, f"{name}_kwargs": {"use_reentrant": use_reentrant}}
+    sgd = {"optim": "sgd", "learning_rate": 0.5}  # Adam's steps are as long where a gradient is nothing but rounding
     found = []
     for changes in ({}, switch):
         torch.manual_seed(0)
         model, inputs = make()
         model = LoRAModel.from_model(model, LoRAConfig(r=2, target_modules="all-linear"))
-        found.append(trained(model, inputs, tmp_path / str(len(found)), **changes))
+        found.append(trained(model, inputs, tmp_path / str(len(found)), **sgd, **changes))
     assert found[0].keys() == found[1].keys()
+    assert all(v.any() for v in found[0].values())
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-5)
 

@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),  # Transformers 5.0, of fast saves
 ]
+PATIENCE = 600.0  # seconds for what a test waits for in another thread: what takes longer hangs
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 RESUMING = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
@@ -122,7 +123,7 @@ class _Gate:
 
         def gated(folder: Path, repo_id: str, message: str, **kwargs: object) -> object:
             self.messages.append(message)
-            assert self.opened.wait(30)
+            assert self.opened.wait(PATIENCE)
             return upload(folder, repo_id, message, **kwargs)
 
         monkeypatch.setattr(uploads, "upload", gated)
@@ -161,7 +162,7 @@ def test_what_is_pushed_again_takes_the_place_of_nothing_newer(failing: set[str]
     gate, left = threading.Event(), set(failing)
 
     def upload(folder: Path, message: str) -> None:
-        assert gate.wait(30)
+        assert gate.wait(PATIENCE)
         if message in left:
             left.remove(message)
             raise HubError(message)
