@@ -30,7 +30,7 @@ from .peek import (
     PAPERS,
     SCALINGS,
     TASKS,
-    Record,
+    CardRecord,
     TrainingFacts,
     amend_card,
     frontmatter,
@@ -643,7 +643,7 @@ def test_a_user_s_text_that_looks_like_a_marker_does_no_harm(path: Path) -> None
     model = build("causal")
     text = write(path, model, facts=facts)
     assert list(sections.parts(text)) == list(template())
-    assert Record.read(text) is not None
+    assert CardRecord.read(text) is not None
     assert write(path, model, facts=facts) == text
 
 

@@ -19,7 +19,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
 
 from . import families
-from .peek import Today, adding, fitting, todays_names
+from .peek import Today, copy_in, fitting, todays_names
 from .versions import not_older
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -690,7 +690,7 @@ def test_a_checkpoint_by_older_names_goes_into_an_adapter_that_is_there(tmp_path
     model = _trained(base, **SAVED)
     fresh = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(**SAVED, lora_alpha=3))
     tensors = _saved(model, tmp_path, SPELLINGS["everything at once"])
-    adding.copy_in(fresh, fresh._lora, LoRAConfig.from_pretrained(tmp_path), tensors, "default")
+    copy_in(fresh, fresh._lora, LoRAConfig.from_pretrained(tmp_path), tensors, "default")
     assert _same(_outputs(fresh, "bert"), _outputs(model, "bert"))
 
 

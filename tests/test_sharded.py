@@ -18,7 +18,7 @@ from hf_lora import LoRAConfig, add_lora
 from hf_lora.errors import AdapterStateError, MergeError, ModelError
 
 from .cases import move
-from .peek import Subject, saves_whole, task_of
+from .peek import EvaluatedModel, saves_whole, task_of
 from .ranks import gpt2
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
@@ -104,12 +104,12 @@ def test_a_partitioned_adapter_is_not_read_into(tmp_path: Path) -> None:
 def test_a_sharded_model_is_known_by_its_own_class() -> None:
     torch.manual_seed(0)
     model = gpt2()
-    task, subject = task_of(model, model.peft_config["default"]), Subject.of(model)
+    task, subject = task_of(model, model.peft_config["default"]), EvaluatedModel.of(model)
     assert task is not None
     assert subject.shifted
     model.__class__ = type(f"FSDP{type(model).__name__}", (type(model),), {})  # as fully_shard does
     assert task_of(model, model.peft_config["default"]) == task
-    assert Subject.of(model) == subject
+    assert EvaluatedModel.of(model) == subject
 
 
 def test_the_trainer_s_save_writes_in_the_process_that_should_alone() -> None:

@@ -26,7 +26,7 @@ from ..errors import HubAccessError, HubError, HubNotFoundError
 __all__ = [
     "FAILURES",
     "WAITS",
-    "Subject",
+    "Request",
     "as_hub_error",
     "call",
     "cannot_connect",
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Subject:
+class Request:
     """What a call is about, for its errors: what it does ("read", "write"), where, as whom."""
 
     repo: str
@@ -58,7 +58,7 @@ class Subject:
     doing: str = "read"
 
 
-def call(action: Callable[[], T], subject: Subject) -> T:
+def call(action: Callable[[], T], subject: Request) -> T:
     """Return what an action returns, tried up to four times where the Hub or the connection fails for the moment.
 
     `Retry-After` is kept to; where it asks for more than 20 seconds the call fails at once and says so.
@@ -101,7 +101,7 @@ def cannot_connect(error: BaseException) -> bool:
     return type(_root(error)).__name__ in ("ConnectError", "ConnectTimeout")
 
 
-def as_hub_error(error: BaseException, subject: Subject) -> HubError:
+def as_hub_error(error: BaseException, subject: Request) -> HubError:
     """Return the HubError that says what happened and what to do about it."""
     error = _root(error)
     repo = subject.repo
@@ -160,7 +160,7 @@ def redacted(text: str, token: str | bool | None = None) -> str:
     return " ".join(_QUERY.sub(r"\1", _TOKEN.sub("***", text)).split())
 
 
-def _of_status(error: HfHubHTTPError, subject: Subject) -> HubError:
+def _of_status(error: HfHubHTTPError, subject: Request) -> HubError:
     status = error.response.status_code
     told = redacted(error.server_message or str(error), subject.token)
     doing = f"cannot {subject.doing} {subject.repo}"
@@ -194,7 +194,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _has_token(subject: Subject) -> bool:
+def _has_token(subject: Request) -> bool:
     return subject.token is not False and (isinstance(subject.token, str) or get_token() is not None)
 
 

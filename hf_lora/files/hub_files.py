@@ -20,7 +20,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
 from ..errors import HubError
-from .hub_calls import FAILURES, Subject, call, cannot_connect
+from .hub_calls import FAILURES, Request, call, cannot_connect
 from .names import CONFIG_NAME
 
 __all__ = ["digest", "fetch", "fetch_range", "file_size", "is_repo_id", "list_files"]
@@ -273,8 +273,8 @@ def _refuse_forced(repo_id: str, kwargs: Mapping[str, Any]) -> None:
         raise HubError(f"force_download=True needs the network, and nothing of {repo_id} may be downloaded.")
 
 
-def _subject(repo_id: str, kwargs: Mapping[str, Any]) -> Subject:
-    return Subject(repo_id, kwargs.get("revision"), kwargs.get("token"))
+def _subject(repo_id: str, kwargs: Mapping[str, Any]) -> Request:
+    return Request(repo_id, kwargs.get("revision"), kwargs.get("token"))
 
 
 def _where(repo_id: str, kwargs: Mapping[str, Any]) -> str:

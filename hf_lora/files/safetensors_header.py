@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import AdapterFileError
 from .strict_json import parse_object
 
-__all__ = ["DTYPE_BYTES", "Entry", "Header", "header_size", "read_header", "write_header"]
+__all__ = ["DTYPE_BYTES", "Header", "TensorEntry", "header_size", "read_header", "write_header"]
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8,
@@ -30,7 +30,7 @@ MAX_NAME, MAX_AXES, MAX_NUMBERS = 1000, 16, 2**56
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor: its dtype by the format's name, its shape, and where its bytes lie behind the head."""
 
     dtype: str
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 class Header:
     """What the head says: every tensor by name, in the file's order of names, the metadata, the head's own bytes."""
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
     size: int
 
@@ -100,7 +100,7 @@ def read_header(head: bytes, file_size: int, where: str = "this file") -> Header
     return Header(tensors, metadata, size)
 
 
-def _entry(value: Any) -> Entry | str:
+def _entry(value: Any) -> TensorEntry | str:
     """Return a tensor's entry, or what is wrong with it."""
     if not isinstance(value, dict) or value.keys() != _KEYS:
         return "its entry is no object of dtype, shape and data_offsets"
@@ -116,14 +116,14 @@ def _entry(value: Any) -> Entry | str:
     needed = math.prod(shape) * DTYPE_BYTES[dtype]
     if needed != offsets[1] - offsets[0]:
         return f"{shape} of {dtype} takes {needed} bytes, which its data_offsets {str(offsets)[:80]} do not hold"
-    return Entry(dtype, tuple(shape), *offsets)
+    return TensorEntry(dtype, tuple(shape), *offsets)
 
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
 
-def _layout(tensors: Mapping[str, Entry], size: int) -> list[str]:
+def _layout(tensors: Mapping[str, TensorEntry], size: int) -> list[str]:
     """Return where the tensors leave a hole, overlap, or end elsewhere than the file."""
     at, problems = 0, []
     for name, entry in sorted(tensors.items(), key=lambda item: item[1][2:]):
@@ -135,7 +135,7 @@ def _layout(tensors: Mapping[str, Entry], size: int) -> list[str]:
     return problems
 
 
-def write_header(tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+def write_header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:
     """Return the head for tensors and metadata: the same bytes for the same content; a multiple of 8 long."""
     values: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     for name, entry in tensors.items():

@@ -16,7 +16,7 @@ from ..maths.low_rank import is_finite
 from .disk import open_regular, remove, write_new
 from .names import NOTES_KEY
 from .pickles import read_pickled
-from .safetensors_header import DTYPE_BYTES, Entry, Header, header_size, read_header, write_header
+from .safetensors_header import DTYPE_BYTES, Header, TensorEntry, header_size, read_header, write_header
 
 __all__ = ["read_file_header", "read_metadata", "read_notes", "read_tensors", "write_tensors"]
 
@@ -37,11 +37,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     order = sorted(content, key=lambda name: (-content[name].element_size(), name))
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     at = 0
     for name in order:
         tensor = content[name]
-        entries[name] = Entry(_NAMES[tensor.dtype], tuple(tensor.shape), at, at + tensor.nbytes)
+        entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), at, at + tensor.nbytes)
         at += tensor.nbytes
     head = write_header(entries, metadata)
     write_new(path, _parts(head, [content[name] for name in order]))

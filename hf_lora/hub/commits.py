@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import HubAccessError, HubError
-from ..files.hub_calls import FAILURES, PATIENCE, WAITS, Subject, as_hub_error, call, wait_for
+from ..files.hub_calls import FAILURES, PATIENCE, WAITS, Request, as_hub_error, call, wait_for
 from ..files.hub_files import digest
 
 __all__ = ["commit"]
@@ -36,7 +36,7 @@ def commit(
     commit, and the last one is returned.
     Raises HubError; also where private=True and the repo is public, and where the Hub has other bytes afterwards.
     """
-    api, subject = HfApi(token=token), Subject(repo_id, revision, token, "write to")
+    api, subject = HfApi(token=token), Request(repo_id, revision, token, "write to")
     repo_id = call(lambda: str(api.create_repo(subject.repo, private=private, exist_ok=True).repo_id), subject)
     subject = replace(subject, repo=repo_id)
     info = call(lambda: api.model_info(repo_id), subject)
@@ -63,7 +63,7 @@ class _Once:
     after all is refused by the Hub instead of being made twice.
     """
 
-    def __init__(self, api: HfApi, subject: Subject, repo_id: str, files: Mapping[str, Path], create_pr: bool) -> None:
+    def __init__(self, api: HfApi, subject: Request, repo_id: str, files: Mapping[str, Path], create_pr: bool) -> None:
         self.api, self.subject, self.repo_id, self.files, self.create_pr = api, subject, repo_id, files, create_pr
 
     def commit(self, message: str, description: str | None) -> CommitInfo:
@@ -119,7 +119,7 @@ class _Once:
         return {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
 
 
-def _make_branch(api: HfApi, subject: Subject, repo_id: str, create_pr: bool) -> None:
+def _make_branch(api: HfApi, subject: Request, repo_id: str, create_pr: bool) -> None:
     branch = subject.revision
     if branch is None or branch == "main" or branch.startswith("refs/"):
         return
@@ -130,7 +130,7 @@ def _make_branch(api: HfApi, subject: Subject, repo_id: str, create_pr: bool) ->
             raise
 
 
-def _differing(api: HfApi, subject: Subject, repo_id: str, files: Mapping[str, Path], sha: str) -> list[str]:
+def _differing(api: HfApi, subject: Request, repo_id: str, files: Mapping[str, Path], sha: str) -> list[str]:
     """Return which files a commit holds not at all, or with other bytes."""
     infos = call(lambda: api.get_paths_info(repo_id, list(files), revision=sha), subject)
     found = {info.path: info for info in infos if isinstance(info, huggingface_hub.hf_api.RepoFile)}

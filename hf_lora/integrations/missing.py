@@ -11,11 +11,11 @@ from typing import Any
 
 from ..errors import MissingExtraError
 
-__all__ = ["Row", "found", "note", "tell_of_models", "tell_of_trainer"]
+__all__ = ["Need", "found", "note", "tell_of_models", "tell_of_trainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Need:
     """A place in another package that hf_lora reaches into.
 
     purpose: what of ours needs it, in words. required: whether its absence is an error where it is needed, or a
@@ -33,16 +33,16 @@ class Row:
         raise NotImplementedError
 
 
-_MISSING: dict[Row, None] = {}
-_TOLD: set[Row] = set()
+_MISSING: dict[Need, None] = {}
+_TOLD: set[Need] = set()
 
 
-def note(row: Row) -> None:
+def note(row: Need) -> None:
     """Note that the place is not there; nothing is said yet."""
     _MISSING[row] = None
 
 
-def found(row: Row) -> None:
+def found(row: Need) -> None:
     """Note that the place is there."""
     _MISSING.pop(row, None)
 
@@ -60,7 +60,7 @@ def tell_of_trainer(trainer: Any, resumes: bool = False) -> None:
     _tell([row for row in _MISSING if row.needed is not None and row.needed(trainer, resumes)])
 
 
-def _tell(rows: list[Row]) -> None:
+def _tell(rows: list[Need]) -> None:
     for row in rows:
         if not row.required and row not in _TOLD:
             _TOLD.add(row)
@@ -69,7 +69,7 @@ def _tell(rows: list[Row]) -> None:
         raise MissingExtraError(" ".join(problems))
 
 
-def _sentence(row: Row) -> str:
+def _sentence(row: Need) -> str:
     package = row.place.partition(".")[0]
     return (
         f"{row.place} is missing from {package} {_installed(package)}, and hf_lora needs it for this: {row.purpose}. "

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import sharded
 from .loading import finds_adapters, takes_lora_config
-from .missing import Row
+from .missing import Need
 from .patches import Function, Method
 from .peft_tuners import refuses_lora_models
 from .pipelines import call_pipeline, stand_in
@@ -23,7 +23,7 @@ __all__ = ["SEAMS", "Seam"]
 
 
 @dataclass(frozen=True)
-class Seam(Row):
+class Seam(Need):
     """A patch that is applied right after a module of another package has run."""
 
     module: str

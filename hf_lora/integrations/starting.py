@@ -47,7 +47,7 @@ def tells_what_is_missing(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def widen(trainer: Any, model: Any) -> None:
     """Make half-precision masters float32 with a warning, except where an engine sees to their dtype."""
-    from ..training.precision import widen_masters
+    from ..training.ready import widen_masters
 
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (count := widen_masters(model)):
         warnings.warn(

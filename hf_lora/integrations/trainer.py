@@ -64,11 +64,11 @@ def checks_base(original: Callable[..., None]) -> Callable[..., None]:
 
     @for_lora(original)
     def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
-        from ..files.hub_calls import Subject, call
+        from ..files.hub_calls import Request, call
 
         _check_bases(target)
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        subject = Subject(repo, token=token or self.args.hub_token, doing="make")
+        subject = Request(repo, token=token or self.args.hub_token, doing="make")
         call(lambda: original(self, token=token, **kwargs), subject)
 
     return init_hf_repo

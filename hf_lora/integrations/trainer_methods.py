@@ -13,7 +13,7 @@ from typing import Any
 from . import sharded, trainer
 from .checkpoints import saves_whole
 from .measuring import prepares_metrics
-from .missing import Row
+from .missing import Need
 from .optimizer import checks_optimizer, checks_schedule, notes_steps
 from .resuming import resumes_whole
 from .scalars import reports_scalars
@@ -24,7 +24,7 @@ __all__ = ["METHODS", "Override"]
 
 
 @dataclass(frozen=True)
-class Override(Row):
+class Override(Need):
     """A method of the Trainer. wrap: takes the one it is called instead of, and returns ours."""
 
     name: str

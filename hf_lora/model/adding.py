@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..config.keys import PRESETS
@@ -17,7 +16,7 @@ from ..errors import AdapterNameError, AdapterStateError, ConfigError
 from ..formats.names import fit_names
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
-from ..layers.distributed import fill, refuse_partitions, refuse_spread
+from ..layers.distributed import refuse_spread
 from ..layers.layer import LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
 from ..layers.state import CHANGES, AdapterState, Origin, Record
@@ -27,10 +26,10 @@ from ..targets.plan import Site, plan, token_sites
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
 from . import provenance
-from .file_checks import check_dtypes, check_same
-from .selecting import check_known, remove, require_grad
+from .loading import check_dtypes
+from .selecting import remove, require_grad
 
-__all__ = ["add", "copy_in", "extend", "load", "remove_all"]
+__all__ = ["add", "extend", "load", "remove_all"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -105,37 +104,6 @@ def load(
         note = base if isinstance(base, Mapping) else {}
         origin = Origin(seen=provenance.observe(modules, _weights(groups))) if moves else Origin(note=note)
         _attach(state, modules, groups, name, Record(config, origin, trainable))
-
-
-def copy_in(
-    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str
-) -> None:
-    """Copy a file's tensors into an adapter that is already there, in place, so that optimizers go on holding it.
-
-    Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
-    """
-    check_known(state, [name])
-    refuse_partitions(model)
-    modules = dict(base_modules(model))
-    config, tensors, places = fit_names(modules, config, tensors)
-    found = read_sites(modules, config.copy(lora_dropout=0.0), tensors, places)
-    targets = []
-    for site, values in found:
-        layer = state.layers.get(site.module)
-        adapter = None if layer is None else layer.carried(name).get(site.key)
-        if adapter is None:
-            raise AdapterStateError(
-                f"the file adapts {site.module}.{site.parameter}, the adapter {name!r} on the model does not; "
-                "load it under another name."
-            )
-        targets.append((site, adapter, values))
-    check_same(state, name, targets)
-    check_dtypes(targets)
-    with torch.no_grad():
-        for _, adapter, values in targets:
-            for attribute, tensor in values.items():
-                fill(getattr(adapter, attribute), tensor)
-            adapter.restart()
 
 
 def remove_all(model: nn.Module, state: AdapterState) -> None:

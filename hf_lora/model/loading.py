@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterNameError
+import torch
+from torch import Tensor, nn
+
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterMismatchError, AdapterNameError, AdapterStateError
 from ..files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from ..files.transaction import settled
+from ..formats.names import fit_names
 from ..formats.opening import open_adapter
-from .adding import copy_in
+from ..formats.peft import read_sites
+from ..layers.distributed import fill, refuse_partitions
+from ..layers.layer import base_modules
+from ..layers.state import AdapterState
+from ..targets.plan import Site
+from ..variants.adapter import Adapter
+from .selecting import check_known
 
-__all__ = ["load_weights", "missing_weights"]
+__all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights"]
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -50,3 +61,78 @@ def _places(names: Iterable[str], directory: Path) -> dict[str, Path | None]:
         found = next((place for place in candidates if settled(place) is not None), None)
         places[name] = directory if found is None and alone else found
     return places
+
+
+def copy_in(
+    model: nn.Module, state: AdapterState, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str
+) -> None:
+    """Copy a file's tensors into an adapter that is already there, in place, so that optimizers go on holding it.
+
+    Raises AdapterMismatchError where the file holds another set of parameters; nothing is copied then.
+    """
+    check_known(state, [name])
+    refuse_partitions(model)
+    modules = dict(base_modules(model))
+    config, tensors, places = fit_names(modules, config, tensors)
+    found = read_sites(modules, config.copy(lora_dropout=0.0), tensors, places)
+    targets = []
+    for site, values in found:
+        layer = state.layers.get(site.module)
+        adapter = None if layer is None else layer.carried(name).get(site.key)
+        if adapter is None:
+            raise AdapterStateError(
+                f"the file adapts {site.module}.{site.parameter}, the adapter {name!r} on the model does not; "
+                "load it under another name."
+            )
+        targets.append((site, adapter, values))
+    check_same(state, name, targets)
+    check_dtypes(targets)
+    with torch.no_grad():
+        for _, adapter, values in targets:
+            for attribute, tensor in values.items():
+                fill(getattr(adapter, attribute), tensor)
+            adapter.restart()
+
+
+def check_dtypes(found: Iterable[tuple[Site, Adapter, Mapping[str, Tensor]]]) -> None:
+    """Raise AdapterMismatchError where a file holds integers for what is trained, or numbers for what counts."""
+    odd = [
+        f"{site.module}.{site.parameter}: {attribute} holds {tensor.dtype}"
+        for site, adapter, values in found
+        for attribute, tensor in values.items()
+        if tensor.is_floating_point() != getattr(adapter, attribute).is_floating_point()
+    ]
+    if odd:
+        raise AdapterMismatchError(
+            f"{len(odd)} tensors of the adapter's file are of a type that cannot stand for what is trained: "
+            f"{'; '.join(odd[:6])}. Save its weights as floating-point numbers."
+        )
+
+
+def check_same(state: AdapterState, name: str, targets: Sequence[tuple[Site, Adapter, Mapping[str, Tensor]]]) -> None:
+    """Raise AdapterMismatchError where a file's adapter is another one than that of a name: numbers alone say less."""
+    problems = [problem for site, adapter, values in targets for problem in _changes(site, adapter, values)]
+    held = {id(adapter) for _, adapter, _ in targets}
+    problems += [
+        f"the file lacks {module}.{adapter.parameter}"
+        for module, layer in state.layers.items()
+        for adapter in layer.carried(name).values()
+        if id(adapter) not in held
+    ]
+    if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise AdapterMismatchError(
+            f"the file is no state of the adapter {name!r}: {'; '.join(problems[:6])}{more}. Give the adapter the "
+            "config it was saved with, or load the file under another name."
+        )
+
+
+def _changes(site: Site, adapter: Adapter, values: Mapping[str, Tensor]) -> list[str]:
+    """Return in what a file's adapter differs from one that is there, besides its numbers."""
+    if site.shares:  # a tied table's, which is looked at where it is held
+        return []
+    where, sizes = f"{site.module}.{site.parameter}", adapter.sizes()
+    found = {attribute: tuple(tensor.shape) for attribute, tensor in values.items()}
+    if found != sizes:
+        return [f"{where} is {found} in the file, {sizes} on the model"]
+    return [f"{where}{difference}" for difference in adapter.conflicts(site)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
-from ..files.hub_calls import Subject, call, holds_token
+from ..files.hub_calls import Request, call, holds_token
 from ..files.hub_files import fetch
 from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
 from ..files.tensors import write_tensors
@@ -181,7 +181,7 @@ def _full_id(repo_id: str, token: str | bool | None) -> str:
     if "/" in repo_id:
         return repo_id
     api = huggingface_hub.HfApi()
-    return f"{call(lambda: api.whoami(token), Subject(repo_id, token=token, doing='write to'))['name']}/{repo_id}"
+    return f"{call(lambda: api.whoami(token), Request(repo_id, token=token, doing='write to'))['name']}/{repo_id}"
 
 
 def _fetch_cards(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -12,7 +13,7 @@ from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
 from ..variants.table import SAVED
 
-__all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains"]
+__all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains", "widen_masters"]
 
 
 def states_of(model: nn.Module) -> list[AdapterState]:
@@ -149,3 +150,25 @@ def _lost_averages(model: nn.Module, state: AdapterState) -> Iterator[str]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def widen_masters(model: nn.Module) -> int:
+    """Make half-precision adapter weights that require gradients float32, in place, and return how many there were.
+
+    Casting a whole model (half(), bfloat16(), to(dtype)) casts its adapters as well. Steps of a usual learning rate are
+    lost below half precision, and a GradScaler refuses float16. The parameters stay the same objects.
+    """
+    narrow = [p for p in _adapter_parameters(model) if p.requires_grad and p.is_floating_point() and p.itemsize < 4]
+    for parameter in narrow:
+        parameter.data = parameter.data.to(torch.float32)
+        parameter.grad = None  # of the old dtype
+    return len(narrow)
+
+
+def _adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.adapters.parameters() if isinstance(module, LoRALayer) else ():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ...files.safetensors_header import Entry
+from ...files.safetensors_header import TensorEntry
 from ...variants.row import Row, Stored
 from ...variants.table import FORMULAS, LORA, TOKENS, formula_of
 from ..keys import stored_tensors
@@ -31,7 +31,7 @@ class Adapted:
     """What a file holds for one adapted parameter: its module's name, and the entries by part."""
 
     module: str
-    parts: dict[str, Entry] = field(default_factory=dict)
+    parts: dict[str, TensorEntry] = field(default_factory=dict)
 
     @property
     def ranks(self) -> set[int]:
@@ -73,8 +73,8 @@ class Layout:
     """A file's tensors, sorted. saved: what lies there whole, by module and parameter; tokens: rows of a table."""
 
     adapted: dict[str, Adapted]
-    saved: dict[str, dict[str, Entry]]
-    tokens: dict[str, Entry]
+    saved: dict[str, dict[str, TensorEntry]]
+    tokens: dict[str, TensorEntry]
     names: str  # whose: "PEFT", "loralib", "" where there is no low-rank tensor
 
     def holding(self, row: Row) -> set[str]:
@@ -111,11 +111,11 @@ class Layout:
         return result
 
 
-def layout_of(tensors: Mapping[str, Entry]) -> Layout:
+def layout_of(tensors: Mapping[str, TensorEntry]) -> Layout:
     """Return what a file's tensors are, by their names and shapes."""
     adapted: dict[str, Adapted] = {}
-    saved: dict[str, dict[str, Entry]] = defaultdict(dict)
-    tokens: dict[str, Entry] = {}
+    saved: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
+    tokens: dict[str, TensorEntry] = {}
     loralib = False
     for name in sorted(tensors):
         key = name.removeprefix(_PREFIX)

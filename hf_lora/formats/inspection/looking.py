@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import AdapterFileError, ConfigError
 from ...files import hub_files
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
-from ...files.safetensors_header import Entry, header_size, read_header
+from ...files.safetensors_header import TensorEntry, header_size, read_header
 from ...files.sources import Source
 from ...variants.table import scaling_of
 from .inspected import Inspection
@@ -53,7 +53,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     if config is None and not weights:
         inside = f", but adapters in {', '.join(place.below()[:8])}; name one of them" if place.below() else ""
         raise AdapterFileError(f"{name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{inside or ': no adapter'}.")
-    tensors: dict[str, Entry] = {}
+    tensors: dict[str, TensorEntry] = {}
     notes: dict[str, Any] = {}
     for file in weights:
         header = place.header(file)
@@ -90,7 +90,7 @@ def _inspection(
     name: str,
     config: Mapping[str, Any],
     layout: Layout,
-    tensors: Mapping[str, Entry],
+    tensors: Mapping[str, TensorEntry],
     files: Mapping[str, int],
     weights: tuple[str, ...],
     notes: Mapping[str, Any],

@@ -19,7 +19,7 @@ from ...variants.papers import Paper
 from ...variants.table import LORA, formula_of, scaling_of
 from ..privacy import hub_id, is_private, public_name, scrubbed
 from .measured import measured
-from .record import Record, value_digest
+from .record import CardRecord, value_digest
 from .run import TrainingFacts
 from .tasks import Task
 
@@ -115,14 +115,14 @@ def eval_results(facts: TrainingFacts, task: Task | None) -> tuple[str, list[Eva
 
 
 def merged(
-    there: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str, Any], record: Record | None
-) -> tuple[dict[str, Any], Record]:
+    there: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str, Any], record: CardRecord | None
+) -> tuple[dict[str, Any], CardRecord]:
     """Return a card's new metadata, in the order that is there, and what to note of it.
 
     record: what was written the last time; a value that differs from it is a user's and stays, and so does the
     absence of a key or tag that was written. Without a record the card is somebody else's.
     """
-    noted = record or Record()
+    noted = record or CardRecord()
     result = dict(there)
     for key in (k for k in own if k != "tags"):
         if _is_ours(key, there, own, noted):
@@ -142,7 +142,7 @@ def merged(
     first = [key for key in own if key in result]
     order = [*there, *first, *result]
     keys = {key: value_digest(value) for key, value in own.items() if key != "tags"}
-    return {key: result[key] for key in dict.fromkeys(order) if key in result}, Record(
+    return {key: result[key] for key in dict.fromkeys(order) if key in result}, CardRecord(
         keys, tuple(own["tags"]), noted.repo, noted.name
     )
 
@@ -159,7 +159,7 @@ def listed(value: Any) -> list[str]:
     return [v for v in values if isinstance(v, str)]
 
 
-def _is_ours(key: str, there: Mapping[str, Any], own: Mapping[str, Any], noted: Record) -> bool:
+def _is_ours(key: str, there: Mapping[str, Any], own: Mapping[str, Any], noted: CardRecord) -> bool:
     """Return whether a key of the adapter's own is to be written."""
     if key not in there:
         return key not in noted.keys  # written once and gone: somebody took it out

@@ -14,7 +14,7 @@ from typing import Any
 
 from .sections import digest
 
-__all__ = ["Record"]
+__all__ = ["CardRecord"]
 
 _LINE = re.compile(r"<!-- hf_lora:card (\{[^\r\n]*\})(\r?\n(?:(?!-->).)*)-->", re.DOTALL)
 _HINT = """
@@ -24,7 +24,7 @@ that you delete stays away. Metadata that you change stays as well.
 
 
 @dataclass(frozen=True)
-class Record:
+class CardRecord:
     """keys: hashes of the values written, by key. tags: those written. repo, name: the adapter's, where known."""
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Record:
     name: str | None = None
 
     @classmethod
-    def read(cls, text: str) -> Record | None:
+    def read(cls, text: str) -> CardRecord | None:
         """Return the record that a card holds; None where it holds none that can be read."""
         found = _LINE.search(text)
         try:

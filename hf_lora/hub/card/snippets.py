@@ -11,7 +11,7 @@ from ...variants.initial import INITS
 from ...variants.table import formula_of
 from .tasks import Task
 
-__all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "Subject", "snippets"]
+__all__ = ["PLACEHOLDER_BASE", "PLACEHOLDER_REPO", "CardSubject", "snippets"]
 
 PLACEHOLDER_REPO = "path/or/repo-of-this-adapter"
 PLACEHOLDER_BASE = "path/or/repo-of-its-base"
@@ -21,7 +21,7 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
-class Subject:
+class CardSubject:
     """What a card is about. base: its Hub id, None where the base is known by a local path only. name: as given."""
 
     model: Any
@@ -42,7 +42,7 @@ class Subject:
         return hasattr(base_of(type(self.model)), "from_pretrained")
 
 
-def snippets(subject: Subject) -> dict[str, str | None]:
+def snippets(subject: CardSubject) -> dict[str, str | None]:
     """Return the template's values that are code, by name."""
     rank = _vllm_rank(subject)
     name = (subject.repo or "adapter").rpartition("/")[2]
@@ -58,7 +58,7 @@ def snippets(subject: Subject) -> dict[str, str | None]:
     }
 
 
-def _hf_lora(subject: Subject) -> str:
+def _hf_lora(subject: CardSubject) -> str:
     lines = ["from hf_lora import LoRAModel", ""]
     if not subject.is_transformers:
         lines = [*lines, f"base = ...  # the {_base_class(subject)} that it was trained on"]
@@ -68,7 +68,7 @@ def _hf_lora(subject: Subject) -> str:
     return "\n".join([*lines, f'model = LoRAModel.from_pretrained("{subject.address}"{more})'])
 
 
-def _peft(subject: Subject) -> str:
+def _peft(subject: CardSubject) -> str:
     """PEFT's Auto class where it takes the same base as here, else PeftModel on the base's own Auto class."""
     labels, task = _labels(subject), subject.task
     if subject.is_transformers and subject.base and task and task.peft_class and subject.config.task_type:
@@ -88,7 +88,7 @@ def _peft(subject: Subject) -> str:
     return "\n".join([*lines, f'model = PeftModel.from_pretrained(base, "{subject.address}")'])
 
 
-def _pipeline(subject: Subject) -> str | None:
+def _pipeline(subject: CardSubject) -> str | None:
     task = subject.task
     if not (subject.is_transformers and subject.base and task and task.tag and task.pipeline):
         return None
@@ -98,7 +98,7 @@ def _pipeline(subject: Subject) -> str | None:
     )
 
 
-def _vllm_rank(subject: Subject) -> int | None:
+def _vllm_rank(subject: CardSubject) -> int | None:
     """Return the --max-lora-rank with which vLLM serves the adapter as it is meant, None where it does not.
 
     It serves language models, one rank and scaling an adapter, the formulas whose rows name it, and neither biases,
@@ -117,12 +117,12 @@ def _vllm_rank(subject: Subject) -> int | None:
     return next((rank for rank in _VLLM_RANKS if rank >= c.r), None)
 
 
-def _labels(subject: Subject) -> str:
+def _labels(subject: CardSubject) -> str:
     """Return the argument that gives the base its number of labels, where a head of another size was trained."""
     count = getattr(getattr(subject.model, "config", None), "num_labels", 2)
     has_head = "Classification" in type(subject.model).__name__
     return f", num_labels={count}" if has_head and count != 2 and subject.is_transformers else ""
 
 
-def _base_class(subject: Subject) -> str:
+def _base_class(subject: CardSubject) -> str:
     return str(base_of(type(subject.model)).__name__)

@@ -24,7 +24,7 @@ from ..privacy import is_private, public_name, public_setting
 from .measured import measured
 from .metadata import papers_of
 from .run import TrainingFacts
-from .snippets import Subject, snippets
+from .snippets import CardSubject, snippets
 
 __all__ = ["KEPT", "fill", "values"]
 
@@ -34,7 +34,11 @@ _SHOWN = 12
 
 
 def values(
-    path: Path, subject: Subject, tensors: Mapping[str, Tensor], facts: TrainingFacts | None, data: ModelCardData | None
+    path: Path,
+    subject: CardSubject,
+    tensors: Mapping[str, Tensor],
+    facts: TrainingFacts | None,
+    data: ModelCardData | None,
 ) -> dict[str, str | None]:
     """Return the template's values by name. path: where the card goes, beside the adapter's files."""
     papers = papers_of(subject.config)
@@ -62,13 +66,13 @@ def fill(templates: Mapping[str, str], found: Mapping[str, str | None]) -> dict[
     return result
 
 
-def _title(subject: Subject) -> str:
+def _title(subject: CardSubject) -> str:
     name = subject.name or (subject.repo or "").rpartition("/")[2]
     of_base = f" for {subject.base}" if subject.base else ""
     return f"{_cell(name)}: a LoRA adapter{of_base}" if name else f"LoRA adapter{of_base}"
 
 
-def _about(subject: Subject, tensors: Mapping[str, Tensor]) -> str:
+def _about(subject: CardSubject, tensors: Mapping[str, Tensor]) -> str:
     base = (
         f"[{subject.base}](https://huggingface.co/{subject.base})" if subject.base else "a base that is not named here"
     )
@@ -110,7 +114,7 @@ def _training(facts: TrainingFacts | None) -> str | None:
     return _table(("setting", "value"), rows) if rows else None
 
 
-def _adapter(path: Path, subject: Subject, tensors: Mapping[str, Tensor]) -> str:
+def _adapter(path: Path, subject: CardSubject, tensors: Mapping[str, Tensor]) -> str:
     c = subject.config
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     scaling = c.scaling_of("")

@@ -20,9 +20,9 @@ from ..privacy import hub_id
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata
-from .record import Record
+from .record import CardRecord
 from .run import TrainingFacts
-from .snippets import Subject
+from .snippets import CardSubject
 from .tasks import task_of
 from .templates import template
 from .values import fill, values
@@ -50,13 +50,13 @@ def write_card(
     if found is None:
         return
     text, there, body = found
-    record = Record.read(body)
+    record = CardRecord.read(body)
     task = task_of(model, config)
     own = own_metadata(config, task, hasattr(base_of(type(model)), "from_pretrained"))
     new, noted = merged(there, own, given_metadata(facts, card_data, task), record)
     repo, name = hub_id(repo_id) or noted.repo, model_name(facts, card_data) or noted.name
-    noted = Record(noted.keys, noted.tags, repo, name)
-    subject = Subject(model, config, task, _base(new, config), repo, name)
+    noted = CardRecord(noted.keys, noted.tags, repo, name)
+    subject = CardSubject(model, config, task, _base(new, config), repo, name)
     bodies = fill(template(), values(path, subject, tensors, facts, card_data))
     _write(path, replaced(_with_bodies(text, there, body, bodies, noted), new))
 
@@ -70,16 +70,16 @@ def amend_card(path: Path, card_data: ModelCardData, parts: Mapping[str, str] | 
     if found is None:
         return
     text, there, body = found
-    record = Record.read(body)
+    record = CardRecord.read(body)
     own = {"tags": [*record.tags] if record else []}
     given = given_metadata(None, card_data, None)
-    new, _ = merged(there, own, given, Record({}, (), None))
+    new, _ = merged(there, own, given, CardRecord({}, (), None))
     text = sections.refresh(text, parts or {})
     missing = {name: part for name, part in (parts or {}).items() if name not in sections.parts(body)}
     _write(path, replaced(sections.add(text, missing) if missing else text, new))
 
 
-def _with_bodies(text: str, there: Mapping[str, Any], body: str, bodies: Mapping[str, str], noted: Record) -> str:
+def _with_bodies(text: str, there: Mapping[str, Any], body: str, bodies: Mapping[str, str], noted: CardRecord) -> str:
     """Return the card with hf_lora's parts refreshed, or added where it never had them."""
     if sections.holds_any(body):
         return noted.put(sections.refresh(text, bodies))

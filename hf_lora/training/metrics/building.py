@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import ConfigError, MissingExtraError
 from .measures import AVERAGES, Measure, of_module, perplexity
 from .measuring import Metrics
-from .origins import SHIPPED, Origin, Source, origins
+from .origins import SHIPPED, FoundMetric, Source, origins
 from .reduction import IGNORED
 
 __all__ = ["metrics"]
@@ -89,7 +89,7 @@ def _of_modules(
     """Return the metrics of modules, and why they are not the Hub's where those were asked for in vain."""
     found, fallback = origins(names, source)
 
-    def built(found: Mapping[str, Origin]) -> dict[str, Measure]:
+    def built(found: Mapping[str, FoundMetric]) -> dict[str, Measure]:
         return {name: of_module(name, origin, options.get(name, {}), average) for name, origin in found.items()}
 
     hubs = [name for name, origin in found.items() if origin.of_hub]

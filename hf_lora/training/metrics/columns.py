@@ -11,7 +11,7 @@ import torch
 
 from ...errors import ConfigError
 from .reduction import IGNORED, first, reduced
-from .subject import Subject
+from .subject import EvaluatedModel
 
 __all__ = ["READERS", "Batch", "Columns", "array"]
 
@@ -30,10 +30,12 @@ class Batch:
     """What a Trainer measured: of all rows at once, or of one batch.
 
     predictions: logits, what `reduced` makes of them, classes, or generated tokens; labels: their truth. shifted: as in
-    Subject, None where nobody knows. texts: gives the texts of rows of tokens.
+    EvaluatedModel, None where nobody knows. texts: gives the texts of rows of tokens.
     """
 
-    def __init__(self, predictions: Any, labels: Any, subject: Subject, texts: Callable[[Any], list[str]] | None):
+    def __init__(
+        self, predictions: Any, labels: Any, subject: EvaluatedModel, texts: Callable[[Any], list[str]] | None
+    ):
         if labels is None:
             raise ConfigError("there are no labels to compare with; does the data set have a column 'labels'?")
         if isinstance(labels, tuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from .columns import Columns
-from .origins import OWN, Origin
+from .origins import OWN, FoundMetric
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -65,7 +65,7 @@ class Measure:
             raise ConfigError(f"the metric {self.name!r} ({self.source}) does not work here: {told}") from error
 
 
-def of_module(name: str, origin: Origin, options: Mapping[str, Any], average: str | None = None) -> Measure:
+def of_module(name: str, origin: FoundMetric, options: Mapping[str, Any], average: str | None = None) -> Measure:
     """Return the metric of an `evaluate` module, with its options, and this average where it takes one.
 
     Raises ConfigError for a module that cannot be fed here and for options that it does not have, MissingExtraError.

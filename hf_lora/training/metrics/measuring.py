@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from .columns import READERS, Batch, Columns
 from .measures import Measure
 from .reduction import first, reduced
-from .subject import UNKNOWN, Subject
+from .subject import UNKNOWN, EvaluatedModel
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -42,7 +42,7 @@ class Metrics:
         self.fallback = fallback
         self.settings: dict[str, dict[str, Any]] = {}
         self._measures, self._texts, self._shift_labels = dict(measures), texts, shift_labels
-        self._subject = Subject(shift_labels)
+        self._subject = EvaluatedModel(shift_labels)
         self._read: list[dict[str, Columns]] = []
 
     def __repr__(self) -> str:
@@ -60,8 +60,9 @@ class Metrics:
                 f"{ids[0]!r} compares token by token, and with predict_with_generate=True the tokens are generated, "
                 "which stand at other places than the labels: measure 'exact_match' or 'rouge', or set it to False."
             )
-        found = UNKNOWN if model is None else Subject.of(model)
-        self._subject = Subject(found.shifted if self._shift_labels is None else self._shift_labels, found.classes)
+        found = UNKNOWN if model is None else EvaluatedModel.of(model)
+        shifted = found.shifted if self._shift_labels is None else self._shift_labels
+        self._subject = EvaluatedModel(shifted, found.classes)
         for measure in self._measures.values():
             if measure.kind == "classes" and found.classes != 1:
                 measure.check_average(found.classes)

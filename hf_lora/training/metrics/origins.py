@@ -19,12 +19,12 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..._version import __version__
 from ...errors import ConfigError, HubError, HubNotFoundError, MissingExtraError
-from ...files.hub_calls import FAILURES, Subject, as_hub_error
+from ...files.hub_calls import FAILURES, Request, as_hub_error
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
-__all__ = ["SHIPPED", "Origin", "Source", "load", "origins", "unknown"]
+__all__ = ["SHIPPED", "FoundMetric", "Source", "load", "origins", "unknown"]
 
 SHIPPED = (
     "accuracy",
@@ -46,7 +46,7 @@ _TRUE = ("1", "ON", "YES", "TRUE")
 
 
 @dataclass(frozen=True)
-class Origin:
+class FoundMetric:
     """A module's file, in words where it is from, and whether that is the Hub."""
 
     path: Path
@@ -83,7 +83,7 @@ def load(name: str) -> EvaluationModule:
     return _shipped(name).module()
 
 
-def origins(names: Sequence[str], source: Source) -> tuple[dict[str, Origin], str | None]:
+def origins(names: Sequence[str], source: Source) -> tuple[dict[str, FoundMetric], str | None]:
     """Return where each metric comes from, and why not from the Hub where it was asked in vain.
 
     A name is a shipped metric, one of the Hub ("bleu", or "user/metric"), or the path of a module (with ".py", or
@@ -110,7 +110,7 @@ def unknown(name: str) -> ConfigError:
     return ConfigError(f"no metric is called {name!r}, here or on the Hub{_near(name)}; here are {', '.join(SHIPPED)}.")
 
 
-def _all_shipped(names: Sequence[str], why: Exception) -> dict[str, Origin]:
+def _all_shipped(names: Sequence[str], why: Exception) -> dict[str, FoundMetric]:
     for name in names:
         if name not in SHIPPED:
             if isinstance(why, (HubNotFoundError, ConfigError, MissingExtraError)):
@@ -122,11 +122,11 @@ def _all_shipped(names: Sequence[str], why: Exception) -> dict[str, Origin]:
     return {name: _shipped(name) for name in names}
 
 
-def _shipped(name: str) -> Origin:
-    return Origin(Path(__file__).parent / "shipped" / name / f"{name}.py", OWN)
+def _shipped(name: str) -> FoundMetric:
+    return FoundMetric(Path(__file__).parent / "shipped" / name / f"{name}.py", OWN)
 
 
-def _of_hub(name: str) -> Origin:
+def _of_hub(name: str) -> FoundMetric:
     """Return a metric of the Hub, downloaded at its newest commit. Raises HubError, ConfigError."""
     repo = name if "/" in name else f"evaluate-metric/{name}"
     file = f"{repo.rpartition('/')[2]}.py"
@@ -135,19 +135,19 @@ def _of_hub(name: str) -> Origin:
         commit = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT).commit_hash or "main"
         folder = huggingface_hub.snapshot_download(repo, repo_type="space", allow_patterns="*.py", revision=commit)
     except FAILURES as error:
-        found = as_hub_error(error, Subject(repo))
+        found = as_hub_error(error, Request(repo))
         if isinstance(found, HubNotFoundError) or isinstance(error, RemoteEntryNotFoundError):
             raise unknown(name) from found
         raise found from None
-    return Origin(Path(folder) / file, f"the Hub's {repo} at {commit[:7]}", of_hub=True)
+    return FoundMetric(Path(folder) / file, f"the Hub's {repo} at {commit[:7]}", of_hub=True)
 
 
-def _local(name: str) -> Origin:
+def _local(name: str) -> FoundMetric:
     path = Path(name).expanduser()
     file = path / f"{path.name}.py" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"{name} is no file of a metric (a folder holds it under the folder's name, with .py).")
-    return Origin(file, "a file of yours")
+    return FoundMetric(file, "a file of yours")
 
 
 def _is_path(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...layers.specialising import name_of
 
-__all__ = ["UNKNOWN", "Subject"]
+__all__ = ["UNKNOWN", "EvaluatedModel"]
 
 # Their losses compare each position with the label at the same one (users shift labels), which no mapping tells.
 _ALIGNED = (
@@ -29,7 +29,7 @@ _ALIGNED = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model's outputs. shifted: its logits at a position are about the next one; classes: how many it tells apart.
 
     None where that is not known.
@@ -39,7 +39,7 @@ class Subject:
     classes: int | None = None
 
     @classmethod
-    def of(cls, model: Any) -> Subject:
+    def of(cls, model: Any) -> EvaluatedModel:
         """Return what a model of Transformers says of itself; nothing of another module."""
         config = getattr(model, "config", None)
         if config is None:
@@ -50,7 +50,7 @@ class Subject:
         return cls(shifted, classes)
 
 
-UNKNOWN = Subject()
+UNKNOWN = EvaluatedModel()
 
 
 def _shifted(name: str, config: Any) -> bool | None:
