@@ -420,3 +420,23 @@ def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch: p
     with pytest.raises(MemoryError):
         LoRAModel.from_model(base, LoRAConfig(r=2))
     assert type(base) is type(gpt2())
+
+
+def test_a_compiled_model_that_is_never_routed_compiles_each_choice_once() -> None:
+    torch._dynamo.reset()
+    model = add_lora(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRAConfig(r=2, target_modules=["0", "1"]), "a")
+    model.add_adapter(LoRAConfig(r=2, target_modules=["0"], use_dora=True), "b")
+    model.add_adapter(LoRAConfig(r=2, target_modules=["0"]), "c")
+    move(model)
+    graphs: list[object] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, x = torch.compile(model, fullgraph=True, backend=counting), torch.randn(3, 4)
+    choices = [["a"], ["b"], ["a", "c"], []]
+    for names in choices * 3:
+        model.set_adapter(names)
+        assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    assert len(graphs) == len(choices)
