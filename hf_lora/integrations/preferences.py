@@ -1,6 +1,6 @@
 """TRL's trainers: what they know of PEFT's models by isinstance, they do for a LoRAModel as well, or it is refused.
 
-DPO compares with the model before its training: here that is the base, without a second copy of it (`reference.py`).
+DPO compares with the model before its training: here that is the base, without a second copy of it (`training/reference.py`).
 TRL reads the output head's weight instead of calling it, and knows dropout only as a module.
 """
 
