@@ -1,6 +1,6 @@
 """What LoRA gives up against full fine-tuning: accuracy on real ratings, of a pretrained MiniLM, by the stock Trainer.
 
-The demo's job (hf_lora/demo/data.py): the sentiment of words, a fifth of the entries held out, the same fifth for all.
+The demo's job (hf_lora/cli/demo/data.py): the sentiment of words; the same fifth of the entries is held out for all.
 Every arm trains as many epochs, at the learning rate that was best among its own four on a fifth of the training
 entries, with seed 0; then with each seed (head, factors, order, dropout) on all training entries. The held-out entries
 are looked at once a seed and arm. LoRA+ is an arm of `--full`. Figures are shares of entries that are told rightly.

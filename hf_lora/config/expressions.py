@@ -1,4 +1,4 @@
-"""Regular expressions of strangers: which could take longer than anybody waits."""
+"""Regular expressions in others' configs: which could take for ever to match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file ought to hold besides what it holds: an adapter with a layer dropped must not load as if it were whole.
+"""Missing layers of a file: an adapter with a layer dropped must not load as if it were whole.
 
 A list of targets names modules, and the file must hold each that the model has; names that match nothing mean nothing.
 Where there is no list, layers that are alike but for their numbers must be held all or none. A module saved in full is

@@ -1,4 +1,4 @@
-"""A fault of PEFT that shows in what its adapters were trained to: said when such an adapter is loaded.
+"""A warning where PEFT trained an adapter on an attention's output projection, whose update it adds twice.
 
 Its forward of an adapted `nn.MultiheadAttention` adds the output projection's update twice (0.21.2,
 tuners/lora/layer.py: merged by hand, and again by `out_proj.merge`). What is added here is what the file says, once.

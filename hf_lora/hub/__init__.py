@@ -1,1 +1,1 @@
-"""What others get to see: what is private, commits, the model card."""
+"""What goes to the Hub and what must not: private names and tokens, commits, the model card."""

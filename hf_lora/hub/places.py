@@ -1,4 +1,4 @@
-"""What of an adapter others get to see: where it lies in a repo, and the name its base goes by there."""
+"""An adapter's place in a saved folder or a repo, and the Hub id of its base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of a Trainer's LoRAModel: what the Trainer knows, handed to `hf_lora.card`."""
+"""The model card of a Trainer's LoRAModel: what the Trainer knows, handed to `hub/card`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an installed package lacks of what hf_lora reaches into: noted when it is found out, told when it is needed."""
+"""Patched places that an installed package lacks: noted at import, told when a LoRAModel needs them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""TRL's trainers: what they know of PEFT's models by isinstance, they do for a LoRAModel as well, or it is refused.
+"""TRL's SFTTrainer and DPOTrainer with a LoRAModel: treated as they treat PEFT's models, or refused.
 
-DPO compares with the model before its training: here that is the base, without a second copy of it (`reference.py`).
-TRL reads the output head's weight instead of calling it, and knows dropout only as a module.
+DPO compares with the model before its training: here that is the base, without a second copy of it
+(`training/reference.py`). TRL reads the output head's weight instead of calling it, and knows dropout only as a module.
 """
 
 from __future__ import annotations

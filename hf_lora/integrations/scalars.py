@@ -1,4 +1,4 @@
-"""The adapters' scalars (`hf_lora/scalars.py`) in TensorBoard, W&B and a Trainer's other trackers, beside the loss.
+"""The adapters' scalars (`training/trackers.py`) in TensorBoard, W&B and a Trainer's other trackers, beside the loss.
 
 Only the trackers get them: the console, `log_history` and `trainer_state.json` stay as they are.
 """

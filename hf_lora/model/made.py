@@ -1,4 +1,4 @@
-"""Who is told that a model becomes a LoRAModel: the room above says then what the installed packages lack."""
+"""Callbacks for when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an adapter goes to the Hub: its own files, never the base's, no path of this machine, no secret."""
+"""Publishing an adapter: its own files go to the Hub, never the base's, no path of this machine, no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an adapter may be saved: tensors gathered from every process, whole, finite, and moved by their training."""
+"""An adapter's tensors for saving: gathered from every process, and checked to be whole, finite and trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a `from_pretrained` loads what Transformers itself would, whatever adapter lies there."""
+"""A block in which `from_pretrained` loads what Transformers itself would, whatever adapter lies there."""
 
 from __future__ import annotations
 

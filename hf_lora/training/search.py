@@ -35,7 +35,7 @@ class LoRASearch:
     space: name -> choices (a list or tuple) or a `Range`. A name is a field of LoRAConfig, a field of
         TrainingArguments, or `scaling`, which sets lora_alpha to what makes it the factor on B A (r times as much;
         with use_rslora, sqrt(r) times). Where r is drawn alone, lora_alpha stays as given and the scaling falls with r.
-        Left out, it is `space.default_space`.
+        Left out, it is what `default_space` of `training/space.py` gives.
     kwargs: go to `LoRAModel.from_pretrained`: num_labels, dtype, ...
 
     A trial's checkpoints lie where the Trainer puts them, `<output_dir>/run-<trial>/checkpoint-<step>`, each an

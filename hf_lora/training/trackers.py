@@ -1,4 +1,4 @@
-"""What training has made of the adapters, in numbers; the stock Trainer's trackers get them beside the loss.
+"""Norms and effective ranks of the adapters' updates, which a Trainer's trackers get beside the loss.
 
 Per adapter and group of layers, the means over the group (and over the experts of a fused stack):
 

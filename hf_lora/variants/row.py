@@ -1,4 +1,4 @@
-"""What a row of the variants' tables says: all that is known of an adapter without its numbers. Needs no torch.
+"""Row: what the variants' tables say of an adapter: its name, its class, its tensors, its paper. Needs no torch.
 
 The class behind a row is imported when the first adapter of it is made, so that looking into files stays light.
 """

@@ -1,4 +1,4 @@
-"""What one adapter is to be: its row, the parameter it is for, and its numbers."""
+"""Spec: one adapter before it is built: its row, its parameter, its rank and its other numbers."""
 
 from __future__ import annotations
 

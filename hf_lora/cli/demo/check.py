@@ -1,4 +1,4 @@
-"""The demo's proof: a process that has only the saved files gets the same scores, to the last digit."""
+"""The demo's check: a process that has only the saved files gets the same scores, to the last digit."""
 
 from __future__ import annotations
 

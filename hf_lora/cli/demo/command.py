@@ -1,4 +1,4 @@
-"""`hf-lora demo`: the main job on real input."""
+"""`hf-lora demo`: train, save and check an adapter on real data."""
 
 from __future__ import annotations
 

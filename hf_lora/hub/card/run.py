@@ -1,4 +1,4 @@
-"""What a training run knows of itself, for the model card."""
+"""The set-up and the results of a training run, as the model card takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is for, from its class: the Hub's pipeline tag, and the Auto classes that load it.
+"""A model's task, read from its class: the Hub's pipeline tag, and the Auto classes that load it.
 
 The Hub's tags are those of huggingface.js. It has no "text2text-generation" any more (a search for it finds nothing):
 such models are "text-generation" there, and keep their old name as a plain tag.

@@ -1,4 +1,4 @@
-"""A gated product through a layer, of which a training step keeps the gate and the up branch alone.
+"""A gated product of which only gate and up are kept for backward, where the rest is computed again.
 
     p = act(gate) * up,   y = down(p)
     d up = act(gate) * dp,   d gate = act'(gate) * (up * dp)
