@@ -115,6 +115,7 @@ PLACES = {
     "INITS": "hf_lora.variants.initial:INITS",
     "LoRA": "hf_lora.variants.lora:LoRA",
     "SCALINGS": "hf_lora.variants.table:SCALINGS",
+    "Scaling": "hf_lora.variants.table:Scaling",
     "Saved": "hf_lora.variants.copies:Saved",
     "hub_calls": "hf_lora.files.hub_calls",
     "looking": "hf_lora.formats.inspection.looking",

@@ -23,7 +23,21 @@ from hf_lora.errors import ConfigError, TargetError
 
 from . import test_laws
 from .cases import KIND_CASES, LAYER, VARIANTS, KindCase, Named, adapted, config_of, example, network
-from .peek import ADAPTERS, FORMULAS, KINDS, PAPERS, Kind, LoRA, Reference, Row, Stored, lora_scalars, write_card
+from .peek import (  # fmt: skip
+    ADAPTERS,
+    FORMULAS,
+    KINDS,
+    PAPERS,
+    SCALINGS,
+    Kind,
+    LoRA,
+    Reference,
+    Row,
+    Scaling,
+    Stored,
+    lora_scalars,
+    write_card,
+)
 
 PACKAGE = Path(hf_lora.__file__).parent
 
@@ -287,6 +301,22 @@ def test_a_fresh_adapter_on_a_quantised_layer_or_with_a_bias_is_its_own_referenc
         last.fill_(0.5)
     with pytest.raises(hf_lora.errors.AdapterStateError, match="changed the base before"):
         Reference(model)
+
+
+def test_a_scaling_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCALINGS, "cube", Scaling("cube", lambda a, r: a / r ** (1 / 3), "alpha / cbrt(r)", "use_cube"))
+    model = add_lora(network("linear"), config_of("linear", "lora", r=8, other={"use_cube": True}))
+    with torch.no_grad():
+        model._lora.layers["layer"].carried("default")["weight"].lora_B.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    again = LoRAModel.from_pretrained(tmp_path, base_model=network("linear"))
+    assert again._lora.layers["layer"].carried("default")["weight"].scaling == pytest.approx(1.5)
+    assert torch.equal(again(example("linear")), model(example("linear")))
+    assert "unknown-keys" not in {finding.code for finding in inspect_adapter(tmp_path).findings}
+    with pytest.raises(ConfigError, match="use_cube='yes', but it is True or False"):
+        LoRAConfig(other={"use_cube": "yes"})
+    with pytest.raises(ConfigError, match="use_rslora=True and use_cube=True exclude each other: choose one scaling"):
+        LoRAConfig(use_rslora=True, other={"use_cube": True})
 
 
 # --- nobody else knows --------------------------------------------------------------------------------------------

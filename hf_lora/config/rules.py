@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..variants.initial import INITS
-from ..variants.table import formula_of, is_on, switches
+from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
 from .fields import Fields
 from .keys import PRESETS, TASK_TYPES
 
@@ -113,8 +113,9 @@ def _combination_problems(c: Fields) -> list[str]:
         found.append("layers_pattern has no effect without layers_to_transform; give the layers' numbers as well.")
     if c.target_modules is not None and not c.target_modules and not (c.target_parameters or c.trainable_token_indices):
         found.append("target_modules is empty, so there is nothing to train; name layers, or use 'auto'.")
-    if len(on := [name for name in switches() if is_on(c, name) is True]) > 1:
-        found.append(f"{' and '.join(f'{name}=True' for name in on)} exclude each other: choose one formula.")
+    for what, rows in (("formula", FORMULAS), ("scaling", SCALINGS)):
+        if len(on := [name for name in switches(rows) if is_on(c, name) is True]) > 1:
+            found.append(f"{' and '.join(f'{name}=True' for name in on)} exclude each other: choose one {what}.")
     if c.lora_bias and (why := (formula := formula_of(c)).no_bias):
         found.append(f"lora_bias=True and {formula.switch}=True exclude each other: {why}.")
     if c.lora_bias and c.init_lora_weights not in (True, False):

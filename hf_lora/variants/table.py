@@ -121,9 +121,10 @@ def scaling_of(config: Any) -> Scaling:
     return _chosen(SCALINGS, config)
 
 
-def switches() -> list[str]:
-    """Return the keys of a config that ask for a formula."""
-    return [row.switch for row in FORMULAS.values() if row.switch]
+def switches(rows: Mapping[str, _Switched] | None = None) -> list[str]:
+    """Return the keys of a config that ask for a row of a table, of the formulas' and the scalings' unless given."""
+    tables = (FORMULAS, SCALINGS) if rows is None else (rows,)
+    return [row.switch for table in tables for row in table.values() if row.switch]
 
 
 def is_on(config: Any, switch: str) -> Any:
