@@ -43,7 +43,7 @@ PLACES = {
     "SHIPPED": "hf_lora.training.metrics:SHIPPED",
     "load": "hf_lora.training.metrics:load",
     "may_hang": "hf_lora.config.expressions:may_hang",
-    "TrainingFacts": "hf_lora.hub.card.run:TrainingFacts",
+    "TrainingFacts": "hf_lora.hub.card.training_facts:TrainingFacts",
     "CARD_NAME": "hf_lora.files.names:CARD_NAME",
     "fp": "hf_lora.maths.fingerprint",
     "read_metadata": "hf_lora.files.tensors:read_metadata",

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, BaseMismatchError
 
-from .peek import fp, provenance, read_metadata
+from .peek import fp, hub_id, provenance, read_metadata
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
@@ -511,4 +511,4 @@ def test_a_name_is_the_hub_s_where_it_is_no_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").mkdir()
-    assert (provenance.hub_id(name) == name) is (hub or name is None)
+    assert (hub_id(name) == name) is (hub or name is None)

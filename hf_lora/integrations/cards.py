@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..hub.card.run import TrainingFacts
+from ..hub.card.training_facts import TrainingFacts
 
 __all__ = ["facts_of", "write_cards"]
 

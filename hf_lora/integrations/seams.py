@@ -15,9 +15,9 @@ from .missing import Need
 from .patches import Function, Method
 from .peft_tuners import refuses_lora_models
 from .pipelines import call_pipeline, stand_in
-from .preferences import refers_to_base, trains_adapters
 from .resizing import notes_new_rows
 from .trainer_class import specialises, specialises_late
+from .trl import refers_to_base, trains_adapters
 
 __all__ = ["SEAMS", "Seam"]
 

@@ -16,9 +16,9 @@ from .measuring import prepares_metrics
 from .missing import Need
 from .optimizer import checks_optimizer, checks_schedule, notes_steps
 from .resuming import resumes_whole
-from .scalars import reports_scalars
 from .searching import checks_drawn
 from .starting import checks_start, tells_what_is_missing
+from .trackers import reports_scalars
 
 __all__ = ["METHODS", "Override"]
 

@@ -7,7 +7,6 @@ A base whose weights cannot be read where they are (packed, offloaded, sharded) 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import warnings
 import zlib
@@ -21,19 +20,19 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, BaseMismatchError
+from ..hub.privacy import hub_id
 from ..layers.layer import LoRALayer, own_tensor
 from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
 
-__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "hub_id", "note_of", "observe"]
+__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "note_of", "observe"]
 
 _LOG = logging.getLogger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
 FORMAT = 1
 _MOST = 1024  # weights that are looked at: a mixture of single experts has tens of thousands
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 Weights = Iterable[tuple[str, str]]  # (module, parameter)
 
@@ -107,13 +106,6 @@ def adapted(layers: Mapping[str, LoRALayer], name: str) -> list[tuple[str, str]]
     """Return (module, parameter) of every weight that the adapter of a name adds a product to."""
     carried = [(module, a) for module, layer in layers.items() for a in layer.carried(name).values()]
     return sorted({(module, a.parameter) for module, a in carried if a.low_rank})
-
-
-def hub_id(name: str | None) -> str | None:
-    """Return a base's name where it can be one of the Hub; None for a path of this machine."""
-    if not name or not _HUB_ID.fullmatch(name) or os.path.exists(name):
-        return None
-    return name
 
 
 def commit_of(name: str, kwargs: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ...hub.card.run import TrainingFacts
+from ...hub.card.training_facts import TrainingFacts
 from ...hub.card.writing import amend_card, write_card
 from ...model.lora_model import LoRAModel
 from .data import LABELS

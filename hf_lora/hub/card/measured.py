@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..privacy import is_private
-from .run import TrainingFacts
+from .training_facts import TrainingFacts
 
 __all__ = ["Measured", "measured"]
 

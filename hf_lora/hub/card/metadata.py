@@ -20,8 +20,8 @@ from ...variants.table import LORA, formula_of, scaling_of
 from ..privacy import hub_id, is_private, public_name, scrubbed
 from .measured import measured
 from .record import CardRecord, value_digest
-from .run import TrainingFacts
 from .tasks import Task
+from .training_facts import TrainingFacts
 
 __all__ = ["eval_results", "given_metadata", "listed", "merged", "model_name", "own_metadata", "papers_of"]
 

@@ -23,8 +23,8 @@ from ...variants.table import LORA, scaling_of
 from ..privacy import is_private, public_name, public_setting
 from .measured import measured
 from .metadata import papers_of
-from .run import TrainingFacts
 from .snippets import CardSubject, snippets
+from .training_facts import TrainingFacts
 
 __all__ = ["KEPT", "fill", "values"]
 

@@ -21,10 +21,10 @@ from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata
 from .record import CardRecord
-from .run import TrainingFacts
 from .snippets import CardSubject
 from .tasks import task_of
 from .templates import template
+from .training_facts import TrainingFacts
 from .values import fill, values
 
 __all__ = ["amend_card", "write_card"]
