@@ -440,3 +440,173 @@ def test_a_compiled_model_that_is_never_routed_compiles_each_choice_once() -> No
         model.set_adapter(names)
         assert torch.allclose(compiled(x), model(x), atol=1e-6)
     assert len(graphs) == len(choices)
+
+
+# --- what a stranger found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [{"modules_to_save": ["wte"]}, {"target_modules": ["wte"], "use_dora": True}])
+def test_token_rows_and_another_copy_of_their_table_are_refused_in_either_order(other: dict[str, object]) -> None:
+    model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2, trainable_token_indices=[3, 7]), "rows")
+    model.add_adapter(LoRAConfig(r=2, **other), "copy")
+    for names in (["rows", "copy"], ["copy", "rows"]):
+        with pytest.raises(AdapterStateError, match="Tokens"):
+            model.set_adapter(names)
+        with pytest.raises(AdapterStateError, match="Tokens"):
+            model.merge_adapter(names)
+
+
+def _select_nothing(model: LoRAModel) -> None:
+    model.set_adapter([])
+    model.disable_adapters()
+    model.set_adapter("b")
+
+
+def _delete_what_is_selected(model: LoRAModel) -> None:
+    model.disable_adapters()
+    model.delete_adapter("c")
+    model.set_adapter("b")
+
+
+def _delete_all(model: LoRAModel) -> None:
+    model.disable_adapters()
+    model.delete_adapter(["a", "b", "c"])
+    model.add_adapter(LoRAConfig(r=2, init_lora_weights=False), "b")
+
+
+@pytest.mark.parametrize("through", [_select_nothing, _delete_what_is_selected, _delete_all])
+def test_adapters_stay_off_until_they_are_enabled(
+    model: LoRAModel, want: dict, through: Callable[[LoRAModel], None]
+) -> None:
+    through(model)
+    assert torch.equal(out(model), want[()])
+    model.enable_adapters()
+    assert model.active_adapters() == ["b"]
+    assert not torch.equal(out(model), want[()])
+
+
+def test_a_block_ends_for_everybody_who_took_its_route_along(model: LoRAModel, want: dict) -> None:
+    """A task that outlives the block it was made in, and a generator that another task closes."""
+
+    async def outlives(ended: asyncio.Event) -> list[bool]:
+        seen = [torch.equal(out(model), want["a",])]
+        await ended.wait()
+        with model.adapters_active("c"):
+            pass
+        for block in (model.adapters_disabled(), model.adapters_active("b")):
+            thread = threading.Thread(target=block.__enter__)  # a stranger's, in a context of its own
+            thread.start()
+            thread.join()
+            seen.append(torch.equal(out(model), want["c",]))
+        return seen
+
+    async def rows() -> object:
+        with model.adapters_disabled():
+            yield 1
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        with model.adapters_active("a"):
+            task = asyncio.create_task(outlives(ended))
+            await asyncio.sleep(0)
+        ended.set()
+        assert await task == [True, True, True]
+        generator = rows()
+        await generator.__anext__()
+        await asyncio.create_task(generator.aclose())
+        assert torch.equal(out(model), want["c",])
+        model.disable_adapters()
+        model.enable_adapters()
+
+    asyncio.run(main())
+    assert torch.equal(out(model), want["c",])
+
+
+def test_a_block_waits_for_no_attach(model: LoRAModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    svd, seen = torch.linalg.svd, []
+
+    def route() -> None:
+        with model.adapters_disabled(), model.adapters_active("a"):
+            seen.append(True)
+
+    def slow(*args: object, **kwargs: object) -> object:
+        thread = threading.Thread(target=route)
+        thread.start()
+        thread.join(120)
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, "svd", slow)
+    LoRAModel.from_model(gpt2(), LoRAConfig(r=2, init_lora_weights="pissa"))
+    assert seen
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")  # Transformers 5.0 has no other
+def test_a_backward_pass_that_cannot_know_the_block_is_refused_and_never_wrong(model: LoRAModel) -> None:
+    """As GPUs run it: in a thread of its own, inside a block of the thread that called the forward."""
+    model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    errors: list[BaseException] = []
+
+    def backward(loss: torch.Tensor) -> None:
+        try:
+            loss.backward()
+        except AdapterStateError as error:
+            errors.append(error)
+
+    x = torch.randn(2, 4, 16, requires_grad=True)
+    with model.adapters_disabled():
+        loss = model(inputs_embeds=x).logits.sum()
+        thread = threading.Thread(target=backward, args=(loss,))
+        thread.start()
+        thread.join()
+    assert [error for error in errors if "disable_adapters" in str(error)]
+    x.grad = None
+    torch.manual_seed(0)  # of the base's own dropout
+    with model.adapters_disabled():
+        model(inputs_embeds=x).logits.sum().backward()
+    got, x.grad = x.grad, None
+    model.disable_adapters()
+    torch.manual_seed(0)
+    model(inputs_embeds=x).logits.sum().backward()
+    assert torch.equal(x.grad, got)
+
+
+def test_switching_off_inside_a_block_without_adapters_lasts_as_long_as_the_block(model: LoRAModel, want: dict) -> None:
+    with model.adapters_disabled():
+        model.disable_adapters()
+        assert torch.equal(out(model), want[()])
+    assert torch.equal(out(model), want["c",])
+
+
+class Picky(nn.Linear):
+    """A linear layer whose class cannot be refined as others are."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        raise TypeError("no subclasses")
+
+
+@pytest.mark.parametrize("name", ["adapters", "_lora", "_steps", "_originals"])
+def test_a_layer_that_cannot_be_specialised_is_left_as_it_was(name: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Picky(4, 4))
+    before = [{**m.__dict__, "_modules": dict(m._modules)} for m in net]
+    with pytest.raises(TypeError, match="subclasses"):
+        add_lora(net, LoRAConfig(r=2, target_modules=["0", "1"]))
+    assert [{**m.__dict__, "_modules": dict(m._modules)} for m in net] == before
+    raw = nn.Module()
+    raw.register_parameter(name, nn.Parameter(torch.randn(4, 4)))
+    with pytest.raises(LoRAError, match=name):
+        add_lora(nn.Sequential(raw), LoRAConfig(r=2, target_parameters=[f"0.{name}"]))
+    assert type(raw) is nn.Module
+    assert not {"_lora", "_steps", "_originals"} & raw.__dict__.keys()
+
+
+def test_one_adapter_is_read_from_its_own_folder_where_it_was_saved_beside_the_default_one(tmp_path: Path) -> None:
+    model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2))
+    model.add_adapter(LoRAConfig(r=2), "a")
+    for name in ("default", "a"):
+        model.set_adapter(name)
+        move(model)
+    model.save_pretrained(tmp_path)
+    alone = LoRAModel.from_model(gpt2(), LoRAConfig(r=2), "a")
+    alone.load_weights(tmp_path)
+    model.set_adapter("a")
+    assert torch.equal(out(alone.eval()), out(model.eval()))

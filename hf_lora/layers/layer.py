@@ -21,8 +21,9 @@ from .state import AdapterState
 from .steps import Steps
 from .tying import is_plain
 
-__all__ = ["LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor"]
+__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor"]
 
+TAKEN = ("adapters", "_lora", "_originals", "_steps")  # what a layer with adapters has besides its own
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -60,13 +61,18 @@ def attach(
     the others live in the read. The layer's training flag and its own tensors are left as they are.
     """
     if not isinstance(layer, LoRALayer):
+        fuses = _fuses(layer)
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, _fuses(layer)))
+        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses))
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
     layer._steps = layer._steps.having(name, adapters, behind)
-    _specialise(layer)
+    try:
+        _specialise(layer)
+    except BaseException:
+        detach(layer, name)
+        raise
     assert isinstance(layer, LoRALayer)
     return layer
 
@@ -79,10 +85,11 @@ def detach(layer: LoRALayer, name: str) -> None:
     if layer.adapters:
         _specialise(layer)
         return
-    restore(layer)
-    keep_flags(layer, False)
+    if isinstance(layer, LoRALayer):  # and not one whose class could not be made
+        restore(layer)
+        keep_flags(layer, False)
     del layer.adapters
-    for attribute in ("_lora", "_steps", "_originals"):
+    for attribute in TAKEN[1:]:
         del layer.__dict__[attribute]
 
 

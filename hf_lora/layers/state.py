@@ -8,23 +8,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterStateError
+from ..errors import AdapterNameError, AdapterStateError
 from ..maths.fingerprint import Fingerprint
 from .rates import LearningRates
 
-__all__ = ["CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
+__all__ = ["BLOCKS", "CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
 
 Route = tuple[str, ...]
 OFF: Route = ()
-CHANGES = threading.RLock()  # held while a model's layers, records or common route change
+CHANGES = threading.RLock()  # held while a model's layers and records change, which may take seconds
+BLOCKS = threading.Lock()  # held while a block begins or ends, or what blocks must not see changes; within CHANGES
 
-_ROUTES: ContextVar[Mapping[int, Route]] = ContextVar("hf_lora_routes", default={})  # noqa: B039 (never written)
+
+class Block:
+    """A block of one thread or task: its route, until it ends. outer: the one around it, of the same state.
+
+    trains: whether it began in training mode, so that a backward pass may compute its forward again.
+    """
+
+    def __init__(self, route: Route, outer: Block | None, trains: bool) -> None:
+        self.route, self.outer, self.trains, self.is_open = route, outer, trains, True
+
+
+_HERE: ContextVar[Mapping[int, Block]] = ContextVar("hf_lora_blocks", default={})  # noqa: B039 (never written)
 
 
 @dataclass(frozen=True)
@@ -52,8 +66,9 @@ class Record:
 class AdapterState:
     """The adapters of a model, and which of them act.
 
-    layers: the adapted ones (LoRALayer) by full name. selected: what `set_adapter` chose. default: the route outside
-    of blocks, which is what is selected, or off. merged: what is inside the weights, so that no route adds it again.
+    layers: the adapted ones (LoRALayer) by full name. selected: what `set_adapter` chose, which is the route outside of
+    blocks. instead: the route in its place, None but for adapters that are switched off. merged: what is inside the
+    weights, so that no route adds it again.
     thawed: the parameters that required gradients before; commit: the base's on the Hub; rates: learning rates.
     """
 
@@ -61,11 +76,11 @@ class AdapterState:
     layers: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
     selected: Route = OFF
-    default: Route = OFF
+    instead: Route | None = None
     merged: Route = OFF
     thawed: tuple[str, ...] = ()
     rates: LearningRates = field(default_factory=LearningRates)
-    blocks: list[Route] = field(default_factory=list)  # of every thread and task, while they run
+    blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
 
     @property
@@ -80,58 +95,86 @@ class AdapterState:
 
     @property
     def is_off(self) -> bool:
-        """Whether the selected adapters are switched off."""
-        return self.selected != self.default
+        """Whether the adapters are switched off for everybody outside of a block."""
+        return self.instead is not None
 
     @property
     def route(self) -> Route:
-        """The route of a forward here and now; layers read nothing else, so switching costs no walk over them."""
+        """The route of a forward here and now; layers read nothing else, so switching costs no walk over them.
+
+        Raises AdapterStateError where a backward pass computes again, in a thread of its own, what a block that began
+        in training mode may have computed: that thread cannot know the block's route.
+        """
         if self.is_routed:
-            own = _ROUTES.get().get(id(self))
-            if own is not None:
-                return own
-        return OFF if self.merged else self.default
+            block = self._own_block()
+            if block is not None:
+                return block.route
+            self._refuse_unknown()
+        return OFF if self.merged else self.selected if self.instead is None else self.instead
 
     def select(self, names: Route) -> None:
         """Choose the adapters that act while they are not switched off."""
-        self.selected, self.default = names, OFF if self.is_off else names
+        self.selected = names
 
     def enable(self, enabled: bool) -> None:
         """Switch the selected adapters on or off, for everybody outside of a block."""
-        self.default = self.selected if enabled else OFF
+        self.instead = None if enabled else OFF
 
     @contextmanager
-    def routed(self, route: Route) -> Iterator[None]:
-        """Take this route inside a `with` block: in this thread (or task) alone."""
-        with CHANGES:
-            self.blocks.append(route)
+    def routed(self, route: Route, what: str = "", trains: bool = False) -> Iterator[None]:
+        """Take this route inside a `with` block: in this thread (or task) alone, and in no other once it has ended.
+
+        what: who asks, to be refused while adapters are merged. trains: whether a backward pass may follow inside.
+        Raises AdapterStateError while merged, AdapterNameError where an adapter of the route is gone.
+        """
+        with BLOCKS:
+            if what:
+                self.refuse_while_merged(what)
+            if gone := [name for name in route if name not in self.records]:
+                raise AdapterNameError(f"the adapter {gone[0]!r} was deleted meanwhile.")
+            block = Block(route, self._own_block(), trains)
+            self.blocks.append(block)
             self.is_routed = True
-        token = _ROUTES.set({**_ROUTES.get(), id(self): route})
+        token = _HERE.set({**_HERE.get(), id(self): block})
         try:
             yield
         finally:
-            try:
-                _ROUTES.reset(token)
-            finally:
-                with CHANGES:
-                    self.blocks.remove(route)
-                    self.is_routed = bool(self.blocks)
+            block.is_open = False
+            with suppress(ValueError):  # somebody closes a generator elsewhere; the block has ended there as well
+                _HERE.reset(token)
+            with BLOCKS:
+                self.blocks.remove(block)
+                self.is_routed = bool(self.blocks)
 
     def refuse_inside(self, what: str, name: str | None = None) -> None:
         """Raise AdapterStateError where a block of any thread or task uses an adapter, or runs at all unless named.
 
         What changes the weights or takes an adapter away would compute with both, or with neither, in there.
         """
-        used = [route for route in tuple(self.blocks) if name is None or name in route]
+        used = [block.route for block in tuple(self.blocks) if name is None or name in block.route]
         if used:
             names = sorted({each for route in used for each in route})
             block = f"adapters_active() uses {names}" if names else "adapters_disabled() runs"
             raise AdapterStateError(f"{what}: a block of {block} in this thread or another; end it first.")
 
-    def refuse_in_own_block(self, what: str, instead: str) -> None:
-        """Raise AdapterStateError where this thread (or task) is in a block, whose route would stand."""
-        if id(self) in _ROUTES.get():
-            raise AdapterStateError(f"{what} would change nothing inside a block of adapters_active(); {instead}.")
+    def own_route(self) -> Route | None:
+        """Return the route of the block that this thread (or task) is in, None where it is in none."""
+        block = self._own_block()
+        return None if block is None else block.route
+
+    def _own_block(self) -> Block | None:
+        block = _HERE.get().get(id(self))
+        while block is not None and not block.is_open:
+            block = block.outer
+        return block
+
+    def _refuse_unknown(self) -> None:
+        if torch._C._current_graph_task_id() != -1 and any(block.trains for block in tuple(self.blocks)):
+            raise AdapterStateError(
+                "a backward pass computes a forward again (gradient checkpointing) in a thread that knows nothing of "
+                "the block around it: call disable_adapters() before the forward and enable_adapters() after the "
+                "backward pass, in the place of adapters_disabled()."
+            )
 
     def refuse_while_merged(self, what: str) -> None:
         """Raise AdapterStateError while adapters are inside the weights."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterNameError, AdapterStateError, ConfigError
+from ..errors import AdapterNameError, AdapterStateError, ConfigError, TargetError
 from ..formats.names import fit_names
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
 from ..layers.distributed import refuse_spread
-from ..layers.layer import LoRALayer, attach, base_modules
+from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
 from ..layers.state import CHANGES, AdapterState, Origin, Record
 from ..targets.depth import settle_layers
@@ -150,7 +150,19 @@ def _weights(groups: Groups) -> list[tuple[str, str]]:
 
 
 def _check_own(state: AdapterState, modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
-    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following."""
+    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following.
+
+    TargetError where something of the layer's own has a name that its adapters need.
+    """
+    names = list(names)
+    for name in names:
+        layer = modules[name]
+        taken = [] if isinstance(layer, LoRALayer) else [each for each in TAKEN if hasattr(layer, each)]
+        if taken:
+            raise TargetError(
+                f"{name or type(layer).__name__} has a {taken[0]!r} of its own, a name that its adapters need; leave "
+                "it out of target_modules and target_parameters."
+            )
     foreign = [n for n in names if isinstance(layer := modules[n], LoRALayer) and layer._lora is not state]
     if foreign:
         raise AdapterStateError(

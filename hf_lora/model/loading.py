@@ -50,17 +50,23 @@ def missing_weights(model: Any, directory: Path) -> list[str]:
 
 
 def _places(names: Iterable[str], directory: Path) -> dict[str, Path | None]:
-    """Return where in a saved directory each adapter of a model lies, as `hub.places.places_of` says.
+    """Return where in a saved directory each adapter of a model lies; None where it does not.
 
-    One that was saved with others before lies in a folder of its name, and one that was saved alone at the top.
+    One that was saved with others lies in a folder of its name, one that was saved alone, and "default", at the top.
+    Where both are there the newer one counts: a file does not say which name it was saved by.
     """
     names, places = list(names), dict[str, Path | None]()
     for name in names:
         alone = len(names) == 1 or name == "default"
-        candidates = (directory, directory / name) if alone else (directory / name,)
-        found = next((place for place in candidates if settled(place) is not None), None)
-        places[name] = directory if found is None and alone else found
+        candidates = [directory / name, *([directory] if alone else [])]
+        found = [place for place in candidates if settled(place) is not None]
+        places[name] = max(found, key=_written) if found else directory if alone else None
     return places
+
+
+def _written(place: Path) -> int:
+    """Return when an adapter's weights were written, in nanoseconds; 0 where there are none."""
+    return max((path.stat().st_mtime_ns for name in WEIGHTS_NAMES if (path := place / name).is_file()), default=0)
 
 
 def copy_in(

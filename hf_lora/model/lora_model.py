@@ -153,8 +153,13 @@ class LoRAModel(Specialised, nn.Module):
         self._lora.enable(True)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
-        """Compute as the base alone inside a `with` block, in this thread (or asyncio task) only."""
-        return selecting.disabled(self._lora)
+        """Compute as the base alone inside a `with` block, in this thread (or asyncio task) only.
+
+        Threads that are started inside do not take part. Where a backward pass inside the block computes forwards again
+        (gradient checkpointing) in a thread of its own, as on GPUs, that is an AdapterStateError: `disable_adapters()`
+        is the way there. Raises AdapterStateError while merged.
+        """
+        return selecting.disabled(self, self._lora)
 
     def adapters_active(self, adapter_names: str | Sequence[str]) -> AbstractContextManager[None]:
         """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.

@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import AdapterStateError, MergeError
 from ..layers import merging as layers
 from ..layers.distributed import is_spread
-from ..layers.state import CHANGES, AdapterState, Route
+from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import shared_memory, tied_groups, untie
 from .creating import leave
 from .selecting import check_together, names_of
@@ -64,9 +64,11 @@ def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -
         for module, layer in state.layers.items():
             with _merging(module):
                 values.append((layer, layers.merged_values(layer, names)))
-        for layer, merged in values:
-            layers.swap_in(layer, merged)
-        state.merged = names
+        with BLOCKS:
+            state.refuse_inside("merge_adapter")  # one may have begun meanwhile
+            for layer, merged in values:
+                layers.swap_in(layer, merged)
+            state.merged = names
 
 
 def unmerge(state: AdapterState) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import AdapterNameError, AdapterStateError
 from ..layers.layer import LoRALayer, detach
-from ..layers.state import CHANGES, OFF, AdapterState, Route
+from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 from ..variants.adapter import Adapter
 
 __all__ = [
@@ -93,15 +93,20 @@ def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
 def disable(state: AdapterState) -> None:
     """Switch the adapters off for everybody. Raises AdapterStateError while merged, and inside a block of one's own."""
     state.refuse_while_merged("disable_adapters")
-    state.refuse_in_own_block("disable_adapters", "use `with model.adapters_disabled()`")
-    state.enable(False)
+    own = state.own_route()
+    if own:
+        raise AdapterStateError(
+            f"disable_adapters would change nothing inside a block of adapters_active({list(own)}); use `with "
+            "model.adapters_disabled()`."
+        )
+    if own is None:  # inside adapters_disabled() they are off, and on again after it
+        state.enable(False)
 
 
 @contextmanager
-def disabled(state: AdapterState) -> Iterator[None]:
+def disabled(model: nn.Module, state: AdapterState) -> Iterator[None]:
     """Take the route without adapters inside a `with` block. Raises AdapterStateError while merged."""
-    state.refuse_while_merged("adapters_disabled")
-    with state.routed(OFF):
+    with state.routed(OFF, "adapters_disabled", trains=model.training):
         yield
 
 
@@ -111,12 +116,11 @@ def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) ->
 
     Raises AdapterNameError, and AdapterStateError while merged, in training, and where they cannot act at once.
     """
-    state.refuse_while_merged("adapters_active")
     names = names_of(state, given)
     check_together(state, names)
     if model.training and torch.is_grad_enabled():
         raise AdapterStateError("adapters_active() is for inference: call eval(), or set_adapter() to train.")
-    with state.routed(names):
+    with state.routed(names, "adapters_active"):
         yield
 
 
@@ -126,7 +130,7 @@ def delete(state: AdapterState, given: str | Sequence[str]) -> None:
     Raises AdapterNameError for an unknown name, AdapterStateError while merged or in use by a block; nothing is
     removed then.
     """
-    with CHANGES:
+    with CHANGES, BLOCKS:
         names = names_of(state, given)
         state.refuse_while_merged("delete_adapter")
         for name in names:

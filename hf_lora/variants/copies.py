@@ -105,4 +105,6 @@ class Tokens(_Copy):
         return weight.index_copy(0, self.rows, self.value.to(weight.dtype))
 
     def acts_beside(self, other: Adapter) -> bool:
-        return not isinstance(other, Tokens) or set(self.rows.tolist()).isdisjoint(other.rows.tolist())
+        if isinstance(other, Tokens):
+            return set(self.rows.tolist()).isdisjoint(other.rows.tolist())
+        return super().acts_beside(other)
