@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -325,3 +326,28 @@ def test_a_gpu_computes_what_the_formula_says_and_draws_its_dropout_again(transp
     y = lora_linear(*args, 1.0, p, transposed)
     assert torch.equal((y - lora_linear(*args[:4], 0 * args[4], 1.0, 0.0, transposed)).detach(), kept)
     assert torch.autograd.gradcheck(seeded(p, transposed), args)
+
+
+class Wrapped(torch.Tensor):
+    """A weight of a class of its own, as quantising libraries put in the place of a layer's."""
+
+    asked: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        Wrapped.asked.append(func)
+        plain = [a.as_subclass(torch.Tensor) if isinstance(a, Wrapped) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_a_weight_that_becomes_one_of_a_class_of_its_own_is_left_to_it() -> None:
+    net = add_lora(nn.Sequential(nn.Linear(4, 3)), LoRAConfig(r=2, target_modules=["0"], init_lora_weights=False))
+    x = torch.randn(5, 4)
+    want = net(x)
+    net[0]._parameters["weight"] = net[0].weight.detach().as_subclass(Wrapped)
+    Wrapped.asked.clear()
+    got = net(x)
+    assert nn.functional.linear in Wrapped.asked
+    assert torch.allclose(got, want, atol=1e-6)
+    got.sum().backward()
+    assert net[0].adapters.default.weight.lora_B.grad is not None

@@ -82,12 +82,6 @@ class Kind:
         """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
         return low_rank.add_product(weight, b, a, scaling)
 
-    def linear(
-        self, layer: nn.Module, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float
-    ) -> Tensor:
-        """Return the output of a plain linear layer and its adapter in one; p: how probably an element of x drops."""
-        return linear.lora_linear(x, layer.weight, bias, a, b, scaling, p, self.transposed)
-
     def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         """Return s = A x. The small factor is cast to x's dtype; x never is."""
         return F.linear(x, a.to(x.dtype))

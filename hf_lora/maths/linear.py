@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .autocast import ambient
@@ -29,6 +29,7 @@ from .dropout import Draw
 __all__ = ["add", "add_up", "down", "lora_linear"]
 
 Down = Callable[[Tensor, Tensor], Tensor]
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def lora_linear(
@@ -38,9 +39,10 @@ def lora_linear(
 
     x: (..., in), any strides, empty batches too; weight: (out, in), or (in, out) where `transposed`; a: (r, in) and
     b: (out, r) of any float dtype, cast to x's; p: the probability with which an element of x is dropped, 0 for none.
+    A weight of a tensor class of its own (quantised or sharded after the adapter came) is left to F.linear.
     Computed in x's dtype, under autocast in autocast's. Differentiable in every tensor, twice as well.
     """
-    if _is_traced(x):
+    if _is_traced(x) or type(weight) not in _PLAIN:
         s = F.linear(F.dropout(x, p), a.to(x.dtype)) * scaling
         return _base(x, weight, bias, transposed) + F.linear(s, b.to(s.dtype))
     args = (x, weight, bias, a, b, scaling, p, transposed)

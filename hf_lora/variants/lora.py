@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..kinds.kind import Kind, Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
-from ..maths.linear import down
+from ..maths.linear import down, lora_linear
 from .adapter import Adapter, Product, own_tensor
 from .initial import INITS
 from .row import Part
@@ -49,6 +49,7 @@ class LoRA(Adapter):
         self.kind, self.shape, self.r, self.scaling = spec.kind, spec.shape, spec.r, spec.scaling
         self.dropout, self.factor, self.init = spec.dropout, spec.factor, spec.init
         self.moves_base = INITS[spec.init].moves_base
+        self._transposed = KINDS[spec.kind].transposed
         self.lora_bias = None
         for name, size in self.shapes(spec, None).items():
             setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
@@ -160,7 +161,7 @@ class LoRA(Adapter):
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self._added()
-        return self._kind.linear(layer, x, self._bias(layer), a, b, self.scaling, self._p())
+        return lora_linear(x, layer.weight, self._bias(layer), a, b, self.scaling, self._p(), self._transposed)
 
     @property
     def adds(self) -> bool:
