@@ -610,3 +610,19 @@ def test_one_adapter_is_read_from_its_own_folder_where_it_was_saved_beside_the_d
     alone.load_weights(tmp_path)
     model.set_adapter("a")
     assert torch.equal(out(alone.eval()), out(model.eval()))
+
+
+def test_a_model_that_is_a_layer_itself_gets_and_loses_adapters() -> None:
+    x, net = torch.randn(3, 4), nn.Linear(4, 4)
+    plain = net(x)
+    model = LoRAModel.from_model(net, LoRAConfig(r=2, target_parameters=["weight"], init_lora_weights=False), "a")
+    assert not torch.equal(model(x), plain)
+    model.delete_adapter("a")
+    assert torch.equal(model(x), plain)
+    assert isinstance(model, LoRAModel)
+    model.add_adapter(LoRAConfig(r=2, target_parameters=["weight"], init_lora_weights=False), "b")
+    with model.adapters_disabled():
+        assert torch.equal(model(x), plain)
+    assert type(model.unload()) is nn.Linear
+    assert torch.equal(net(x), plain)
+    assert not {"_lora", "_steps", "_originals"} & net.__dict__.keys()

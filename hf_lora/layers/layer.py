@@ -89,7 +89,8 @@ def detach(layer: LoRALayer, name: str) -> None:
         restore(layer)
         keep_flags(layer, False)
     del layer.adapters
-    for attribute in TAKEN[1:]:
+    kept = {"_lora"} if "_hf_peft_config_loaded" in layer.__dict__ else set()  # a model that is a layer itself goes on
+    for attribute in {*TAKEN[1:]} - kept:
         del layer.__dict__[attribute]
 
 

@@ -157,7 +157,8 @@ def _check_own(state: AdapterState, modules: Mapping[str, nn.Module], names: Ite
     names = list(names)
     for name in names:
         layer = modules[name]
-        taken = [] if isinstance(layer, LoRALayer) else [each for each in TAKEN if hasattr(layer, each)]
+        is_ours = isinstance(layer, LoRALayer) or layer.__dict__.get("_lora") is state  # a model that is a layer itself
+        taken = [] if is_ours else [each for each in TAKEN if hasattr(layer, each)]
         if taken:
             raise TargetError(
                 f"{name or type(layer).__name__} has a {taken[0]!r} of its own, a name that its adapters need; leave "
