@@ -19,7 +19,7 @@ from ..kinds.table import KINDS
 from ..layers.distributed import refuse_spread
 from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
-from ..layers.state import CHANGES, AdapterState, Origin, Record
+from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
 from ..targets.depth import settle_layers
 from ..targets.names import as_endings, parameter_names
 from ..targets.plan import Site, plan, token_sites
@@ -183,9 +183,10 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
             layers[module] = layer
             require_grad(layer, name, False)
     except BaseException:
-        state.layers = layers
-        if before is None:
-            remove(state, name)
+        with BLOCKS:
+            state.layers = layers
+            if before is None:
+                remove(state, name)
         raise
     state.layers = layers
     state.records = {**state.records, name: record}

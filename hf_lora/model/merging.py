@@ -81,7 +81,8 @@ def unmerge(state: AdapterState) -> None:
 
 def merge_report(state: AdapterState, given: str | Sequence[str] | None) -> MergeReport:
     """Return how much of the adapters' effect (the selected ones' unless named) merging would lose to rounding."""
-    return _loss(state, _chosen(state, given))
+    with CHANGES:
+        return _loss(state, _chosen(state, given))
 
 
 def merge_and_unload(

@@ -20,6 +20,7 @@ from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
 from ..hub.places import places_of
 from ..layers.specialising import base_of
+from ..layers.state import CHANGES
 from .provenance import BASE_NOTE, note_of
 from .saved_tensors import check, count, gather, is_sharded
 
@@ -69,7 +70,8 @@ def save_adapters(
         raise AdapterNameError(f"{names} cannot name a folder each on every system; save them one by one.")
     if not write and not any(is_sharded(model, name, state_dict) for name in names):
         return
-    contents = {name: _tensors(model, name, state_dict) for name in names}
+    with CHANGES:
+        contents = {name: _tensors(model, name, state_dict) for name in names}
     for name, tensors in contents.items() if write else ():
         config = state.configs[name].copy(**({"base_model_name_or_path": bases[name]} if bases else {}))
         _save_one(model, name, config, folders[name], tensors, card_data, repo_id)

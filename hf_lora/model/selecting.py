@@ -116,8 +116,9 @@ def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) ->
 
     Raises AdapterNameError, and AdapterStateError while merged, in training, and where they cannot act at once.
     """
-    names = names_of(state, given)
-    check_together(state, names)
+    with BLOCKS:  # nobody takes an adapter off its layers meanwhile
+        names = names_of(state, given)
+        check_together(state, names)
     if model.training and torch.is_grad_enabled():
         raise AdapterStateError("adapters_active() is for inference: call eval(), or set_adapter() to train.")
     with state.routed(names, "adapters_active"):
