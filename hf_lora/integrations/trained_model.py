@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["contains_lora", "for_lora", "is_lora", "lora_model"]
+__all__ = ["contains_lora", "for_lora", "is_lora", "is_metrics", "lora_model"]
 
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
@@ -37,6 +37,12 @@ def is_lora(model: Any) -> bool:
     """Return whether a model is a LoRAModel."""
     cls = getattr(sys.modules.get(_HOME), "LoRAModel", None)
     return cls is not None and isinstance(model, cls)
+
+
+def is_metrics(compute_metrics: Any) -> bool:
+    """Return whether a Trainer's compute_metrics is one of hf_lora's."""
+    cls = getattr(sys.modules.get("hf_lora.training.metrics"), "Metrics", None)
+    return cls is not None and isinstance(compute_metrics, cls)
 
 
 def contains_lora(model: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import missing
 from .patches import answering
-from .trained_model import contains_lora
+from .trained_model import contains_lora, is_metrics
 from .trainer_methods import METHODS
 
 __all__ = ["specialised", "specialises", "specialises_late"]
@@ -69,7 +68,7 @@ def _specialise(trainer: Any, model: Any, compute_metrics: Any) -> bool:
 
     Returns whether it is now and was not before.
     """
-    if _is_special(trainer) or not (contains_lora(model) or _measures(compute_metrics)):
+    if _is_special(trainer) or not (contains_lora(model) or is_metrics(compute_metrics)):
         return False
     _enter(trainer)
     return True
@@ -86,11 +85,6 @@ def _specialise_as_it_is(trainer: Any) -> bool:
 
 def _is_special(trainer: Any) -> bool:
     return hasattr(type(trainer), "_hf_lora_plain")
-
-
-def _measures(compute_metrics: Any) -> bool:
-    cls = getattr(sys.modules.get("hf_lora.training.metrics"), "Metrics", None)
-    return cls is not None and isinstance(compute_metrics, cls)
 
 
 def _made_models_seen(trainer: Any, model_init: Any) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from .resuming import resumes_whole
 from .searching import checks_drawn
 from .starting import checks_start, tells_what_is_missing
 from .trackers import reports_scalars
+from .trained_model import is_metrics
 
 __all__ = ["METHODS", "Override"]
 
@@ -61,8 +62,7 @@ def _pushes(trainer: Any, resumes: bool) -> bool:
 
 
 def _measures(trainer: Any, resumes: bool) -> bool:
-    metrics = getattr(sys.modules.get("hf_lora.training.metrics"), "Metrics", None)
-    return metrics is not None and isinstance(trainer.compute_metrics, metrics)
+    return is_metrics(trainer.compute_metrics)
 
 
 def _searches(trainer: Any, resumes: bool) -> bool:
