@@ -15,7 +15,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks

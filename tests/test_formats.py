@@ -20,7 +20,7 @@ from hf_lora.errors import AdapterFileError, ConfigError
 
 from .cases import move
 from .peek import READERS, open_adapter
-from .small import CLOSE, IDS, bert, gpt2
+from .tiny import CLOSE, IDS, tiny
 
 COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"
 
@@ -80,8 +80,8 @@ BERT_PAIRS = {
     for where, shapes in {
         "attention.self.query": ((3, 16), (16, 3)),
         "attention.self.value": ((3, 16), (16, 3)),
-        "intermediate.dense": ((3, 16), (24, 3)),
-        "output.dense": ((3, 24), (16, 3)),
+        "intermediate.dense": ((3, 16), (32, 3)),
+        "output.dense": ((3, 32), (16, 3)),
     }.items()
 }
 
@@ -90,13 +90,13 @@ BERT_PAIRS = {
 def test_adapterhubs_bert_gives_the_same_logits(file: str, tmp_path: Path) -> None:
     tensors = _pairs(BERT_PAIRS)
     _adapterhub(tmp_path / "hub", tensors, file, intermediate_lora=True, output_lora=True)
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 2.0)(IDS).logits, **CLOSE)
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 2.0)(IDS).logits, **CLOSE)
     config = ours.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.1)
     assert config.base_model_name_or_path == "org/base"
     ours.save_pretrained(tmp_path / "out")
-    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=bert())
+    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=tiny("bert_mlm"))
     assert torch.equal(again(IDS).logits, ours(IDS).logits)
 
 
@@ -106,8 +106,8 @@ def test_adapterhubs_fused_attention_gives_the_same_logits(matrices: str, tmp_pa
     layers = {f"transformer.h.{i}.attn.c_attn": ((3 * n, 16), (16 * n, 3)) for i in range(2)}
     tensors = _pairs({**layers, "transformer.h.1.mlp.c_fc": ((3, 16), (64, 3))})
     _adapterhub(tmp_path / "hub", tensors, attn_matrices=list(matrices), model_type="gpt2")
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
-    want = _with_weights(gpt2(), tensors, 2.0, matrices.replace("o", ""))
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
+    want = _with_weights(tiny("gpt2"), tensors, 2.0, matrices.replace("o", ""))
     torch.testing.assert_close(ours(IDS).logits, want(IDS).logits, **CLOSE)
 
 
@@ -115,11 +115,11 @@ def test_the_scaling_that_old_adapters_versions_left_out_is_left_out_and_that_is
     tensors = _pairs(BERT_PAIRS)
     _adapterhub(tmp_path / "hub", tensors, version="adapters.1.0.1")
     with pytest.warns(UserWarning, match=r"1\.1\.0"):
-        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 1.0)(IDS).logits, **CLOSE)
+        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 1.0)(IDS).logits, **CLOSE)
     _adapterhub(tmp_path / "older", tensors, version="3.2.1")  # adapter-transformers did scale
-    ours = LoRAModel.from_pretrained(tmp_path / "older", base_model=bert())
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(bert(), tensors, 2.0)(IDS).logits, **CLOSE)
+    ours = LoRAModel.from_pretrained(tmp_path / "older", base_model=tiny("bert_mlm"))
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 2.0)(IDS).logits, **CLOSE)
 
 
 def _head(directory: Path, model_class: str, tensors: dict[str, Tensor], config: Any = None) -> None:
@@ -130,7 +130,7 @@ def _head(directory: Path, model_class: str, tensors: dict[str, Tensor], config:
 
 
 def test_a_head_of_transformers_own_comes_along_with_its_labels(tmp_path: Path) -> None:
-    bert().save_pretrained(tmp_path / "base")
+    tiny("bert_mlm").save_pretrained(tmp_path / "base")
     tensors = _pairs(BERT_PAIRS)
     _adapterhub(tmp_path / "hub", tensors, model_name=str(tmp_path / "base"))
     head = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
@@ -142,18 +142,18 @@ def test_a_head_of_transformers_own_comes_along_with_its_labels(tmp_path: Path) 
     assert ours.peft_config["default"].modules_to_save == ["classifier"]
     assert torch.equal(ours.classifier.adapters["default"]["saved_weight"].value, head["classifier.weight"])
     with pytest.warns(UserWarning, match=r"classifier\.weight"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
 
 
 def test_a_language_models_head_is_left_out_and_that_is_said_where_it_is_not_the_bases_own(tmp_path: Path) -> None:
     tensors = _pairs({"transformer.h.0.mlp.c_fc": ((3, 16), (64, 3))})
     _adapterhub(tmp_path / "hub", tensors, model_type="gpt2")
-    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": gpt2().lm_head.weight.detach().clone()})
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(gpt2(), tensors, 2.0)(IDS).logits, **CLOSE)
+    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": tiny("gpt2").lm_head.weight.detach().clone()})
+    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
+    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("gpt2"), tensors, 2.0)(IDS).logits, **CLOSE)
     _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": torch.ones(32, 16)})
     with pytest.warns(UserWarning, match="GPT2LMHeadModel"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=gpt2())
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
 
 
 def test_a_head_of_adapterhubs_own_is_left_out_and_that_is_said(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_head_of_adapterhubs_own_is_left_out_and_that_is_said(tmp_path: Path) 
         tmp_path / "hub", "BertAdapterModel", {"heads.md.1.weight": torch.ones(3, 16)}, {"head_type": "classification"}
     )
     with pytest.warns(UserWarning, match="BertAdapterModel"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
 
 
 ODD_KEY = {"bert.encoder.layer.0.attention.self.query.loras.md.gate.weight": torch.ones(1, 16)}
@@ -189,7 +189,7 @@ def test_what_adapterhub_has_beside_plain_lora_is_refused_by_name(fault: str, tm
     more, changes, error, match = REFUSED_ADAPTERHUB[fault]
     _adapterhub(tmp_path / "hub", _pairs(BERT_PAIRS) | more, **changes)
     with pytest.raises(error, match=match):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=bert())
+        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
 
 
 def test_an_adapterhub_config_without_weights_says_which_were_looked_for(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_an_adapterhub_config_without_weights_says_which_were_looked_for(tmp_pat
 
 
 def _peft_folder(directory: Path) -> Path:
-    model = LoRAModel.from_model(bert(), LoRAConfig(r=2, target_modules=["query", "value"]))
+    model = LoRAModel.from_model(tiny("bert_mlm"), LoRAConfig(r=2, target_modules=["query", "value"]))
     move(model)
     model.save_pretrained(directory)
     return directory
@@ -230,9 +230,9 @@ def _index(directory: Path, places: Any, kind: str = "safetensors") -> None:
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_a_sharded_adapter_gives_the_same_bits_as_a_whole_one(kind: str, tmp_path: Path) -> None:
     folder = _peft_folder(tmp_path / "out")
-    want = LoRAModel.from_pretrained(folder, base_model=bert())(IDS).logits
+    want = LoRAModel.from_pretrained(folder, base_model=tiny("bert_mlm"))(IDS).logits
     _shard(folder, kind)
-    assert torch.equal(LoRAModel.from_pretrained(folder, base_model=bert())(IDS).logits, want)
+    assert torch.equal(LoRAModel.from_pretrained(folder, base_model=tiny("bert_mlm"))(IDS).logits, want)
 
 
 PLACES = ("/etc/passwd", "../x.safetensors", "sub/x.safetensors", "sub\\x.safetensors", "C:x.safetensors", "adapter_config.json", "x.bin", "..safetensors", ".x.safetensors", "~.safetensors", "", 3, None, ["x.safetensors"], "x.safetensors\n", "x\x00.safetensors")  # fmt: skip
@@ -277,11 +277,11 @@ def test_an_index_that_does_not_say_what_there_is_is_refused(fault: str, tmp_pat
 def test_a_folder_of_adapters_is_refused_with_their_names_and_each_is_found_as_a_subfolder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _peft_folder(tmp_path / "out" / name)
-    for call in (LoRAModel.from_pretrained, LoRAModel.from_model(bert()).load_adapter):
+    for call in (LoRAModel.from_pretrained, LoRAModel.from_model(tiny("bert_mlm")).load_adapter):
         with pytest.raises(AdapterFileError, match="a, b.*subfolder='b'"):
             call(tmp_path / "out")
-    want = LoRAModel.from_pretrained(tmp_path / "out" / "a", base_model=bert())(IDS).logits
-    ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder="a", base_model=bert())
+    want = LoRAModel.from_pretrained(tmp_path / "out" / "a", base_model=tiny("bert_mlm"))(IDS).logits
+    ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder="a", base_model=tiny("bert_mlm"))
     assert torch.equal(ours(IDS).logits, want)
     with pytest.raises(AdapterFileError, match="folder c .*adapter_config"):
         ours.load_adapter(tmp_path / "out", "other", subfolder="c")
@@ -295,7 +295,7 @@ def test_a_training_runs_folder_names_its_last_checkpoint(tmp_path: Path) -> Non
 
 
 def test_a_whole_model_with_adapters_in_folders_is_still_a_base(tmp_path: Path) -> None:
-    bert().save_pretrained(tmp_path / "base")
+    tiny("bert_mlm").save_pretrained(tmp_path / "base")
     _peft_folder(tmp_path / "base" / "adapter")
     assert isinstance(LoRAModel.from_pretrained(tmp_path / "base"), BertForMaskedLM)
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import TargetError
 
-from . import families
-from .families import FAMILIES
 from .peek import KINDS, LoRA
+from .tiny import FAMILIES, floats, inputs, tiny
 
 PRESETS = ("auto", "attention", "all-linear")
 # Presets that must raise: nothing in the family is an attention, or (XLNet) it is made of raw 3-D parameters.
@@ -34,7 +33,7 @@ every_case = pytest.mark.parametrize(("name", "preset"), CASES, ids=["-".join(ca
 @cache
 def _base(name: str) -> nn.Module:
     """Return a family's model, frozen: torch's matmul takes another path, with other bits, for weights that train."""
-    return families.build(name).requires_grad_(False)
+    return tiny(name, noisy=True).requires_grad_(False)
 
 
 @cache
@@ -44,7 +43,7 @@ def _pristine(name: str) -> list[Tensor]:
 
 def _outputs(model: nn.Module, name: str) -> list[Tensor]:
     with torch.no_grad():
-        return families.floats(model(**families.inputs(name)))
+        return floats(model(**inputs(name)))
 
 
 def _attach(name: str, preset: str) -> LoRAModel:
@@ -64,7 +63,7 @@ def _train_step(model: nn.Module, name: str) -> None:
     """Backpropagate a random mixture of all outputs, in train mode, with the same dropout masks every time."""
     model.train()
     torch.manual_seed(7)
-    outputs = families.floats(model(**families.inputs(name)))
+    outputs = floats(model(**inputs(name)))
     weights = torch.Generator().manual_seed(8)
     sum((y * torch.randn(y.shape, generator=weights)).sum() for y in outputs if y.requires_grad).backward()
 

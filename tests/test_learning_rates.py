@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification, Trainer
 from hf_lora import LoRAConfig, LoRAModel, add_lora, check_optimizer, parameter_groups
 from hf_lora.errors import AdapterStateError, ConfigError
 
-from .small import bert as small_bert
+from .tiny import tiny
 from .trainings import Rows, bert, gpt2, trainer, weights
 from .versions import OLDER
 
@@ -75,7 +75,7 @@ def test_without_settings_the_trainers_own_groups_stay_as_they_are(tmp_path: Pat
 def test_the_groups_are_pefts_where_only_factors_train() -> None:
     peft = pytest.importorskip("peft")
     loraplus = pytest.importorskip("peft.optimizers")
-    base = small_bert()
+    base = tiny("bert_mlm")
     theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, target_modules=["query", "word_embeddings"]))
     ours = LoRAModel.from_model(base, LoRAConfig(r=2, target_modules=["query", "word_embeddings"]))
     ours.set_learning_rates(loraplus_lr_ratio=8, loraplus_lr_embedding=0.25)

@@ -24,8 +24,8 @@ from transformers import Trainer, TrainingArguments
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ModelError
 
-from .families import HIDDEN, LENGTH, VOCAB, build, inputs
 from .peek import LazyHead, LazyLogits, chunked, chunked_cross_entropy, lazy
+from .tiny import HIDDEN, LENGTH, VOCAB, inputs, tiny
 
 ROWS = 14
 FAMILIES = ["gpt2", "llama", "qwen2", "gemma2", "gpt_oss", "falcon", "bert_mlm", "t5", "bart", "whisper"]
@@ -50,7 +50,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
 def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
     torch.manual_seed(0)
     config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
-    return LoRAModel.from_model(without_dropout(build(name)), LoRAConfig(**config)).train()
+    return LoRAModel.from_model(without_dropout(tiny(name, noisy=True)), LoRAConfig(**config)).train()
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -511,7 +511,7 @@ def test_a_resized_head_is_lazy_too() -> None:
 @pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
 @pytest.mark.parametrize("targets", [["c_attn"], ["lm_head", "c_attn"]])
 def test_unloading_switches_off(leave: str, targets: list[str]) -> None:
-    plain = {n: type(m) for n, m in build("gpt2").named_modules()}
+    plain = {n: type(m) for n, m in tiny("gpt2", noisy=True).named_modules()}
     model = adapted("gpt2", target_modules=targets)
     model.enable_linear_cross_entropy()
     assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
@@ -533,7 +533,9 @@ def test_copies_pickles_and_saved_adapters_are_the_same_model(targets: list[str]
     merged = model(**labelled("gpt2")).loss
     model.unmerge_adapter()
     model.save_pretrained(tmp_path)
-    loaded = LoRAModel.from_pretrained(tmp_path, base_model=without_dropout(build("gpt2")), is_trainable=True).train()
+    loaded = LoRAModel.from_pretrained(
+        tmp_path, base_model=without_dropout(tiny("gpt2", noisy=True)), is_trainable=True
+    ).train()
     assert same(want, step(loaded, "gpt2"))
     assert torch.allclose(merged, want[0], rtol=1e-4)
 
@@ -586,7 +588,7 @@ def test_a_dispatched_head_is_lazy_and_an_offloaded_one_is_refused() -> None:
     model.enable_linear_cross_entropy()
     assert type(model(**labelled()).logits) is LazyLogits
     assert same(plain, step(model))
-    offloaded = build("llama")
+    offloaded = tiny("llama", noisy=True)
     cpu_offload(offloaded, torch.device("cpu"))
     model = LoRAModel.from_model(offloaded, LoRAConfig(r=2))
     with pytest.raises(ModelError, match="device_map"):

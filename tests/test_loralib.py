@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, ModelError
 
 from .cases import Named
-from .small import CLOSE, IDS, bert, gpt2
+from .tiny import CLOSE, IDS, tiny
 
 loralib = pytest.importorskip("loralib")
 
@@ -121,7 +122,7 @@ def _without_dropout(model: nn.Module) -> nn.Module:
 
 def _bert_in_loralib(ranks: dict[str, int]) -> nn.Module:
     """Return the small BERT with loralib's layers in place of those whose names end in a key."""
-    model = bert()
+    model = tiny("bert_mlm")
     for name, module in list(model.named_modules()):
         r = next((r for ending, r in ranks.items() if name.endswith(ending)), None)
         if r is not None:
@@ -132,7 +133,7 @@ def _bert_in_loralib(ranks: dict[str, int]) -> nn.Module:
 
 
 def _gpt2_in_loralib(enabled: list[bool]) -> nn.Module:
-    model = gpt2()
+    model = tiny("gpt2")
     for block in model.transformer.h:
         layer = loralib.MergedLinear(16, 48, r=3, lora_alpha=16, enable_lora=enabled, fan_in_fan_out=True)
         layer.load_state_dict(block.attn.c_attn.state_dict(), strict=False)
@@ -146,7 +147,7 @@ def test_loralibs_gpt2_gives_the_same_logits_here(enabled: list[bool], suffix: s
     theirs, file = _gpt2_in_loralib(enabled), tmp_path / f"lora.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(loralib.lora_state_dict(theirs), file)
     config = LoRAConfig(lora_alpha=16, other={"enable_lora": enabled})
-    ours = LoRAModel.from_pretrained(file, config, base_model=gpt2())
+    ours = LoRAModel.from_pretrained(file, config, base_model=tiny("gpt2"))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
     saved = ours.peft_config["default"]
     assert (saved.r, saved.lora_alpha, saved.target_modules) == (3 * sum(enabled), 16 * sum(enabled), ["c_attn"])
@@ -157,7 +158,7 @@ def test_loralibs_gpt2_gives_the_same_logits_here(enabled: list[bool], suffix: s
 def test_layers_of_several_ranks_get_a_pattern_and_keep_their_scalings(tmp_path: Path) -> None:
     theirs = _bert_in_loralib({"query": 2, "0.attention.self.value": 4, "1.output.dense": 3})
     torch.save(loralib.lora_state_dict(theirs), tmp_path / "lora.pt")
-    ours = bert()
+    ours = tiny("bert_mlm")
     ours = LoRAModel.from_model(ours, LoRAConfig(r=2))
     ours.load_adapter(tmp_path / "lora.pt", "theirs", lora_config=LoRAConfig(lora_alpha=16))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
@@ -166,7 +167,7 @@ def test_layers_of_several_ranks_get_a_pattern_and_keep_their_scalings(tmp_path:
     ours.save_pretrained(tmp_path / "out", adapter_name="theirs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = peft.PeftModel.from_pretrained(bert(), str(tmp_path / "out"))
+        again = peft.PeftModel.from_pretrained(tiny("bert_mlm"), str(tmp_path / "out"))
     torch.testing.assert_close(again(IDS).logits, theirs(IDS).logits, **CLOSE)
 
 
@@ -177,13 +178,13 @@ def test_biases_that_loralib_trained_come_along(bias: str, tmp_path: Path) -> No
         if name.endswith("bias") and (bias == "all" or "query" in name or "value" in name):
             parameter.data += 0.1
     torch.save(loralib.lora_state_dict(theirs, bias=bias), tmp_path / "lora.pt")
-    ours = LoRAModel.from_pretrained(tmp_path / "lora.pt", LoRAConfig(lora_alpha=16), base_model=bert())
+    ours = LoRAModel.from_pretrained(tmp_path / "lora.pt", LoRAConfig(lora_alpha=16), base_model=tiny("bert_mlm"))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
     assert ours.peft_config["default"].bias == bias
 
 
 def test_a_loralib_checkpoint_names_its_base_by_the_caller_and_remembers_it(tmp_path: Path) -> None:
-    bert().save_pretrained(tmp_path / "base")
+    tiny("bert_mlm").save_pretrained(tmp_path / "base")
     theirs = _bert_in_loralib({"query": 2})
     torch.save(loralib.lora_state_dict(theirs), tmp_path / "lora.pt")
     with pytest.raises(ModelError, match="base_model="):
@@ -197,20 +198,21 @@ def test_a_loralib_checkpoint_names_its_base_by_the_caller_and_remembers_it(tmp_
 Q = "bert.encoder.layer.0.attention.self.query"
 PAIR = {f"{Q}.lora_A": torch.ones(2, 16), f"{Q}.lora_B": torch.ones(16, 2)}
 FUSED = {"layer.lora_A": torch.ones(2, 6), "layer.lora_B": torch.ones(4, 2)}
+BERT = functools.partial(tiny, "bert_mlm")
 # The file's tensors, the caller's config, what it is loaded onto, the error and what it says.
 REFUSED_LORALIB: dict[str, tuple[dict[str, Tensor], LoRAConfig | None, Callable[[], nn.Module], type[LoRAError], str]] = {
-    "no config": (PAIR, None, bert, ConfigError, r"LoRAConfig\(lora_alpha"),
-    "no adapter": ({"x.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, r"x\.weight"),
-    "nothing": ({}, LoRAConfig(), bert, AdapterFileError, "none"),
-    "PEFT's file": ({"base_model.model.x.lora_A.weight": torch.ones(2)}, LoRAConfig(), bert, AdapterFileError, r"adapter_config\.json"),
-    "the base's weight": (PAIR | {f"{Q}.weight": torch.ones(16, 16)}, LoRAConfig(), bert, AdapterFileError, r"loralib\.lora_state_dict"),
-    "half a pair": ({f"{Q}.lora_A": PAIR[f"{Q}.lora_A"]}, LoRAConfig(), bert, AdapterMismatchError, "missing lora_B"),
-    "a rank that the file has not": (PAIR, LoRAConfig(r=4), bert, ConfigError, "rank 4"),
-    "targets that the file has not": (PAIR, LoRAConfig(target_modules=["key"]), bert, ConfigError, "query.*target_modules"),
-    "too many targets": (PAIR, LoRAConfig(target_modules=["query", "key"]), bert, AdapterMismatchError, r"missing .*\.key"),
-    "an unknown layer": ({k.replace("query", "qry"): v for k, v in PAIR.items()}, LoRAConfig(), bert, AdapterMismatchError, "qry"),
-    "another width": ({f"{Q}.lora_A": torch.ones(2, 15), f"{Q}.lora_B": torch.ones(16, 2)}, LoRAConfig(), bert, AdapterMismatchError, r"\(2, 15\)"),
-    "no rank": ({f"{Q}.lora_A": torch.ones(0, 16), f"{Q}.lora_B": torch.ones(16, 0)}, LoRAConfig(), bert, AdapterMismatchError, r"\(0, 16\)"),
+    "no config": (PAIR, None, BERT, ConfigError, r"LoRAConfig\(lora_alpha"),
+    "no adapter": ({"x.weight": torch.ones(2)}, LoRAConfig(), BERT, AdapterFileError, r"x\.weight"),
+    "nothing": ({}, LoRAConfig(), BERT, AdapterFileError, "none"),
+    "PEFT's file": ({"base_model.model.x.lora_A.weight": torch.ones(2)}, LoRAConfig(), BERT, AdapterFileError, r"adapter_config\.json"),
+    "the base's weight": (PAIR | {f"{Q}.weight": torch.ones(16, 16)}, LoRAConfig(), BERT, AdapterFileError, r"loralib\.lora_state_dict"),
+    "half a pair": ({f"{Q}.lora_A": PAIR[f"{Q}.lora_A"]}, LoRAConfig(), BERT, AdapterMismatchError, "missing lora_B"),
+    "a rank that the file has not": (PAIR, LoRAConfig(r=4), BERT, ConfigError, "rank 4"),
+    "targets that the file has not": (PAIR, LoRAConfig(target_modules=["key"]), BERT, ConfigError, "query.*target_modules"),
+    "too many targets": (PAIR, LoRAConfig(target_modules=["query", "key"]), BERT, AdapterMismatchError, r"missing .*\.key"),
+    "an unknown layer": ({k.replace("query", "qry"): v for k, v in PAIR.items()}, LoRAConfig(), BERT, AdapterMismatchError, "qry"),
+    "another width": ({f"{Q}.lora_A": torch.ones(2, 15), f"{Q}.lora_B": torch.ones(16, 2)}, LoRAConfig(), BERT, AdapterMismatchError, r"\(2, 15\)"),
+    "no rank": ({f"{Q}.lora_A": torch.ones(0, 16), f"{Q}.lora_B": torch.ones(16, 0)}, LoRAConfig(), BERT, AdapterMismatchError, r"\(0, 16\)"),
     "one of three blocks": (FUSED, LoRAConfig(), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 .*enable_lora"),
     "other blocks": (FUSED, LoRAConfig(other={"enable_lora": [True, True, False]}), lambda: Named(nn.Linear(6, 12)), ConfigError, "1 of 3 .*2 of 3"),
     "blocks that are words": (FUSED, LoRAConfig(other={"enable_lora": "qv"}), lambda: Named(nn.Linear(6, 12)), ConfigError, "enable_lora='qv'"),
@@ -253,10 +255,10 @@ def _oldest_peft(directory: Path, enabled: list[bool], **changes: Any) -> nn.Mod
 @pytest.mark.parametrize("enabled", [[True, False, True], [False, False, True]], ids=str)
 def test_the_oldest_pefts_merged_adapters_give_the_same_logits(enabled: list[bool], tmp_path: Path) -> None:
     theirs = _oldest_peft(tmp_path / "old", enabled)
-    ours = LoRAModel.from_pretrained(tmp_path / "old", base_model=gpt2())
+    ours = LoRAModel.from_pretrained(tmp_path / "old", base_model=tiny("gpt2"))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
     ours.save_pretrained(tmp_path / "new")
-    again = LoRAModel.from_pretrained(tmp_path / "new", base_model=gpt2())
+    again = LoRAModel.from_pretrained(tmp_path / "new", base_model=tiny("gpt2"))
     assert torch.equal(again(IDS).logits, ours(IDS).logits)
 
 
@@ -273,4 +275,4 @@ def test_an_oldest_config_that_does_not_fit_its_factors_is_refused(fault: str, t
     changes, error, match = OLDEST[fault]
     _oldest_peft(tmp_path / "old", [True, False, True], **changes)
     with pytest.raises(error, match=match):
-        LoRAModel.from_pretrained(tmp_path / "old", base_model=gpt2())
+        LoRAModel.from_pretrained(tmp_path / "old", base_model=tiny("gpt2"))

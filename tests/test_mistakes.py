@@ -18,7 +18,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
 from hf_lora.errors import AdapterMismatchError, AdapterNameError, AdapterStateError, ConfigError, ModelError
 
 from .peek import _check_fsdp, widen_masters
-from .small import IDS, bert, gpt2
+from .tiny import IDS, VOCAB, tiny
 from .trainings import gpt2 as trained_gpt2
 from .trainings import trainer
 
@@ -46,17 +46,17 @@ def same(before: list, after: list) -> bool:
 
 def by_peft() -> nn.Module:
     peft = pytest.importorskip("peft")
-    return peft.get_peft_model(gpt2(), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    return peft.get_peft_model(tiny("gpt2"), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
 
 
 def by_prompt_tuning() -> nn.Module:
     peft = pytest.importorskip("peft")
-    return peft.get_peft_model(gpt2(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    return peft.get_peft_model(tiny("gpt2"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
 
 
 def by_transformers_add_adapter() -> nn.Module:
     peft = pytest.importorskip("peft")
-    model = gpt2()
+    model = tiny("gpt2")
     model.add_adapter(peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     return model
 
@@ -64,7 +64,7 @@ def by_transformers_add_adapter() -> nn.Module:
 def with_ia3() -> nn.Module:
     peft = pytest.importorskip("peft")
     config = peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
-    return peft.inject_adapter_in_model(config, gpt2())
+    return peft.inject_adapter_in_model(config, tiny("gpt2"))
 
 
 def part_of_a_lora_model() -> nn.Module:
@@ -72,25 +72,25 @@ def part_of_a_lora_model() -> nn.Module:
 
 
 def around_a_lora_model() -> nn.Module:
-    model = gpt2()
+    model = tiny("gpt2")
     add_lora(model.transformer, LORA)
     return model
 
 
 def with_a_compiled_layer() -> nn.Module:
-    model = gpt2()
+    model = tiny("gpt2")
     model.transformer.h[1] = torch.compile(model.transformer.h[1], backend="eager")
     return model
 
 
 def data_parallel() -> nn.Module:
-    return nn.DataParallel(gpt2())
+    return nn.DataParallel(tiny("gpt2"))
 
 
 def checkpoint_wrapped() -> nn.Module:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-    model = gpt2()
+    model = tiny("gpt2")
     model.transformer.h[0] = checkpoint_wrapper(model.transformer.h[0])
     return model
 
@@ -142,7 +142,7 @@ def test_a_lora_model_takes_a_further_adapter_and_says_so_where_the_name_is_take
 
 
 def test_an_adapter_on_a_layer_of_another_lora_model_inside_is_refused_and_not_trained_along(tmp_path: Path) -> None:
-    model = LoRAModel.from_model(gpt2(), LORA)
+    model = LoRAModel.from_model(tiny("gpt2"), LORA)
     add_lora(model.transformer.h[0].mlp, LoRAConfig(r=2, target_modules=["c_fc"]))
     with pytest.raises(AdapterStateError, match=r"h\.0\.mlp\.c_fc .*unload"):
         model.add_adapter(LoRAConfig(r=2, target_modules=["c_fc"]), "more")
@@ -163,25 +163,25 @@ def test_peft_and_trl_cannot_wrap_a_lora_model_a_second_time() -> None:
         with pytest.raises(ModelError, match="add_adapter.*peft_config="):
             wrap()
         assert same(before, snapshot(model))
-    assert peft.get_peft_model(model.unload(), theirs)(IDS).logits.shape[-1] == 32
+    assert peft.get_peft_model(model.unload(), theirs)(IDS).logits.shape[-1] == VOCAB
 
 
 def test_pefts_config_means_what_it_means_there_and_anything_else_is_refused() -> None:
     peft = pytest.importorskip("peft")
     theirs = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], task_type="CAUSAL_LM", lora_dropout=0.1)
-    model = LoRAModel.from_model(gpt2(), theirs)
+    model = LoRAModel.from_model(tiny("gpt2"), theirs)
     model.add_adapter(theirs, "second")
     for config in model.peft_config.values():
         assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (3, 5, 0.1, "CAUSAL_LM")
         assert type(config.task_type) is str
     for wrong, way in (({"r": 3}, r"LoRAConfig\(\*\*"), (8, "LoRAConfig")):
-        plain = gpt2()
+        plain = tiny("gpt2")
         before = snapshot(plain)
         with pytest.raises(ConfigError, match=f"{type(wrong).__name__} .*{way}"):
             LoRAModel.from_model(plain, wrong)
         assert same(before, snapshot(plain))
     with pytest.raises(ConfigError, match="IA3"):
-        LoRAModel.from_model(gpt2(), peft.IA3Config(target_modules=["c_attn"]))
+        LoRAModel.from_model(tiny("gpt2"), peft.IA3Config(target_modules=["c_attn"]))
 
 
 # --- torch.compile before attaching ---------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def one_linear(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("compiled", [whole, in_place, by_layer, one_linear], ids=lambda f: f.__name__)
 def test_a_model_compiled_and_run_before_attaching_computes_with_its_adapter(compiled, tmp_path: Path) -> None:
     torch._dynamo.reset()
-    base, plain = gpt2(), gpt2()
+    base, plain = tiny("gpt2"), tiny("gpt2")
     given = compiled(base)
     before = given(IDS).logits
     torch.manual_seed(1)
@@ -243,7 +243,7 @@ def test_a_compiled_model_stays_compiled() -> None:
     from torch._dynamo.testing import CompileCounter
 
     counter = CompileCounter()
-    model = LoRAModel.from_model(torch.compile(gpt2(), backend=counter), LoRAConfig(r=2))
+    model = LoRAModel.from_model(torch.compile(tiny("gpt2"), backend=counter), LoRAConfig(r=2))
     model(IDS)
     assert counter.frame_count >= 1
     torch._dynamo.reset()
@@ -332,7 +332,7 @@ def test_the_cure_that_the_error_names_trains_to_the_same_bits(spoil, tmp_path: 
 
 
 def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> None:
-    bert(BertForMaskedLM).save_pretrained(tmp_path / "base")
+    tiny("bert_mlm", BertForMaskedLM).save_pretrained(tmp_path / "base")
     config = LoRAConfig(r=2, task_type="SEQ_CLS", bias="all", trainable_token_indices=[3, 4])
     model = LoRAModel.from_pretrained(tmp_path / "base", config, num_labels=2)
     trainer(model, tmp_path / "run", max_steps=2).train()
@@ -396,7 +396,7 @@ def test_running_averages_that_no_adapter_would_hold_are_refused_and_saved_on_re
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_adapters_that_a_cast_narrowed_train_as_float32_masters(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = LoRAModel.from_model(gpt2(), LoRAConfig(r=2, modules_to_save=["ln_f"]))
+    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, modules_to_save=["ln_f"]))
     model.add_adapter(LORA, "idle")
     model.set_adapter("default")
     model.to(dtype)
@@ -423,8 +423,8 @@ def test_a_gradient_scaler_takes_the_masters_of_a_float16_base_and_refuses_cast_
         scaler.step(optimizer)
 
     base = {"bias": "all", "modules_to_save": ["ln_f"]}
-    step(LoRAModel.from_model(gpt2().half(), LoRAConfig(r=2, **base)))
-    cast = LoRAModel.from_model(gpt2(), LoRAConfig(r=2, **base)).half()
+    step(LoRAModel.from_model(tiny("gpt2").half(), LoRAConfig(r=2, **base)))
+    cast = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, **base)).half()
     with pytest.raises(ValueError, match="FP16"):
         step(cast)
     assert widen_masters(cast) > 0
@@ -434,7 +434,7 @@ def test_a_gradient_scaler_takes_the_masters_of_a_float16_base_and_refuses_cast_
 
 def test_a_float16_file_trains_on_as_float32(tmp_path: Path) -> None:
     trained_gpt2().half().save_pretrained(tmp_path)
-    model = LoRAModel.from_pretrained(tmp_path, base_model=gpt2().half(), is_trainable=True, check_base=False)
+    model = LoRAModel.from_pretrained(tmp_path, base_model=tiny("gpt2").half(), is_trainable=True, check_base=False)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
@@ -479,7 +479,7 @@ def test_the_trainer_asks_about_fsdp_before_it_wraps(tmp_path: Path) -> None:
 
 @pytest.fixture
 def three_labels(tmp_path: Path) -> Path:
-    bert(BertForMaskedLM).save_pretrained(tmp_path / "base")
+    tiny("bert_mlm", BertForMaskedLM).save_pretrained(tmp_path / "base")
     config = LoRAConfig(r=2, task_type="SEQ_CLS")
     LoRAModel.from_pretrained(tmp_path / "base", config, num_labels=3).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -521,7 +521,7 @@ def test_num_labels_without_a_task_is_refused_where_the_checkpoints_class_has_no
 
 
 def test_attaching_after_the_trainer_was_made_trains_and_saves_the_adapter_only(tmp_path: Path) -> None:
-    model = gpt2()
+    model = tiny("gpt2")
     run = trainer(model, tmp_path, max_steps=2)
     torch.manual_seed(1)
     LoRAModel.from_model(model, LoRAConfig(r=2))
@@ -545,7 +545,7 @@ def test_an_average_of_the_weights_follows_the_adapter() -> None:
     average.update_parameters(model)
     average.update_parameters(model)
     assert average.module._lora is not model._lora
-    assert not torch.equal(average.module(IDS).logits, gpt2()(IDS).logits)
+    assert not torch.equal(average.module(IDS).logits, tiny("gpt2")(IDS).logits)
 
 
 def test_the_trainers_seam_starts_before_anything_is_wrapped() -> None:

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import ModelError
 
-from .families import DECODER, HIDDEN, build, floats, inputs
 from .peek import RecomputingMLP, gated, gated_form, mlp
+from .tiny import DECODER, HIDDEN, floats, inputs, tiny
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "deepseek_v3", "qwen3_next"]
 Grads = dict[str, Tensor]
@@ -30,7 +30,7 @@ Grads = dict[str, Tensor]
 
 def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
     config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
-    return LoRAModel.from_model(build(name), LoRAConfig(**config)).train()
+    return LoRAModel.from_model(tiny(name, noisy=True), LoRAConfig(**config)).train()
 
 
 def step(model: nn.Module, name: str = "llama") -> tuple[list[Tensor], Grads]:
@@ -385,7 +385,7 @@ def test_classes_keys_and_names_are_given_back_exactly() -> None:
 
 @pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
 def test_unloading_switches_off(leave: str) -> None:
-    plain = {n: type(m) for n, m in build("llama").named_modules()}
+    plain = {n: type(m) for n, m in tiny("llama", noisy=True).named_modules()}
     model = adapted()
     model.enable_mlp_recompute()
     assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
@@ -404,7 +404,7 @@ def test_copies_and_pickles_stay_switched_on_and_give_the_same_bits(tmp_path) ->
         assert all(torch.equal(a, b) for a, b in zip(outputs, reoutputs, strict=True))
         assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
     model.save_pretrained(tmp_path)
-    loaded = LoRAModel.from_pretrained(tmp_path, base_model=build("llama"), is_trainable=True).train()
+    loaded = LoRAModel.from_pretrained(tmp_path, base_model=tiny("llama", noisy=True), is_trainable=True).train()
     assert torch.equal(loaded(**inputs("llama")).logits, outputs[0])
 
 

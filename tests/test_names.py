@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
 
-from . import families
 from .peek import Today, copy_in, fitting, todays_names
+from .tiny import DECODER, VOCAB, floats, inputs, scatter, tiny
 from .versions import not_older
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -60,7 +60,7 @@ def _loaded(directory: Path, base: nn.Module, **kwargs: Any) -> LoRAModel:
 
 def _outputs(model: nn.Module, name: str) -> list[Tensor]:
     with torch.no_grad():
-        return families.floats(model(**families.inputs(name)))
+        return floats(model(**inputs(name)))
 
 
 def _same(got: list[Tensor], want: list[Tensor], tolerance: float = 0.0) -> bool:
@@ -130,7 +130,7 @@ def _merged_by_hand(base: nn.Module, name: str, tensors: Tensors, scaling: dict[
 def _assert_equals_merged(model: LoRAModel, merged: nn.Module, name: str) -> None:
     """Compare outputs, and every weight once merged, with weights that were merged by hand in float64."""
     want = _outputs(copy.deepcopy(merged).float(), name)
-    assert not _same(want, _outputs(families.build(name), name), 1e-3)
+    assert not _same(want, _outputs(tiny(name, noisy=True), name), 1e-3)
     assert _same(_outputs(model, name), want, 1e-5)
     ours = dict(model.merge_and_unload().named_parameters())
     for key, weight in merged.named_parameters():
@@ -151,7 +151,7 @@ SKIPS: dict[str, Callable[[int, int, str], bool]] = {
 def test_adapters_of_single_experts_compute_on_fused_ones_what_their_merged_weights_do(
     name: str, skipped: str, tmp_path: Path
 ) -> None:
-    base = families.build(name)
+    base = tiny(name, noisy=True)
     ranks = {"gate": 2, "up": 2, "down": 2}
     tensors = _v4_experts(base, name, SKIPS[skipped], ranks)
     _written(tmp_path, tensors, target_modules=list(V4[name][1].values()))
@@ -162,7 +162,7 @@ def test_adapters_of_single_experts_compute_on_fused_ones_what_their_merged_weig
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_ranks_and_scalings_given_by_experts_old_names_keep_their_meaning(rslora: bool, tmp_path: Path) -> None:
-    name, base = "mixtral", families.build("mixtral")
+    name, base = "mixtral", tiny("mixtral", noisy=True)
     ranks, alphas = {"gate": 3, "up": 4, "down": 2}, {"gate": 3, "up": 5, "down": 7}
     scaling = {what: alphas[what] / (ranks[what] ** 0.5 if rslora else ranks[what]) for what in ranks}
     tensors = _v4_experts(base, name, SKIPS["every expert"], ranks)
@@ -172,7 +172,7 @@ def test_ranks_and_scalings_given_by_experts_old_names_keep_their_meaning(rslora
 
 
 def test_experts_loaded_by_old_names_are_saved_by_todays_and_come_back_to_the_bit(tmp_path: Path) -> None:
-    base = families.build("qwen3_moe")
+    base = tiny("qwen3_moe", noisy=True)
     _written(
         tmp_path / "old",
         _v4_experts(base, "qwen3_moe", SKIPS["some experts"], {"gate": 3, "up": 2, "down": 2}),
@@ -188,7 +188,7 @@ def test_experts_loaded_by_old_names_are_saved_by_todays_and_come_back_to_the_bi
 
 
 def test_a_router_adapted_by_its_old_name_and_the_attention_beside_it_find_their_places(tmp_path: Path) -> None:
-    base = families.build("mixtral")
+    base = tiny("mixtral", noisy=True)
     config = {"target_modules": ["q_proj"], "target_parameters": ["gate.weight"]}
     model = _trained(base, **config)
     _saved(
@@ -216,7 +216,7 @@ def test_a_router_adapted_by_its_old_name_and_the_attention_beside_it_find_their
 def test_experts_that_do_not_add_up_are_refused_and_the_model_is_left_alone(
     change: Callable[[str, Tensor], Tensors], message: str, tmp_path: Path
 ) -> None:
-    base = families.build("mixtral")
+    base = tiny("mixtral", noisy=True)
     tensors = _v4_experts(base, "mixtral", SKIPS["every expert"], {"gate": 2, "up": 2, "down": 2})
     changed = {k: v for key, t in tensors.items() for k, v in change(key, t).items()}
     _written(tmp_path, changed, target_modules=["w1", "w2", "w3"])
@@ -229,7 +229,7 @@ def test_experts_that_do_not_add_up_are_refused_and_the_model_is_left_alone(
 
 # --- names from before version 5 ----------------------------------------------------------------------------------------
 
-TEXT: dict[str, Any] = {**families.DECODER, "hidden_size": 16}
+TEXT: dict[str, Any] = {**DECODER, "hidden_size": 16}
 VISION: dict[str, Any] = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 16, "patch_size": 4}  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def _ast() -> nn.Module:
 def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(3)
     model = build().eval()
-    families.scatter(model)
+    scatter(model)
     return model
 
 
@@ -287,18 +287,18 @@ OLD_VIT = _replaced(
 # (today's model, today's config, its keys by older names, what the older config says of targets)
 RENAMED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable[[str], str], dict[str, Any]]] = {
     "vit": (
-        lambda: families.build("vit"),
+        lambda: tiny("vit", noisy=True),
         {"target_modules": ["q_proj", "v_proj", "o_proj", "fc1", "fc2"], "rank_pattern": {"q_proj": 3, "fc1": 4}, "alpha_pattern": {r"0\.attention\.v_proj": 7}, "modules_to_save": ["classifier"]},
         OLD_VIT,
         {"target_modules": ["query", "value", "dense"], "rank_pattern": {"query": 3, "intermediate.dense": 4}, "alpha_pattern": {r"layer\.0\.attention\.attention\.value": 7}},
     ),
     "vit with biases and norms": (
-        lambda: families.build("vit"),
+        lambda: tiny("vit", noisy=True),
         {"target_modules": ["q_proj"], "bias": "all", "modules_to_save": ["layernorm_before", "classifier"]},
         OLD_VIT,
         {"target_modules": ["query"]},
     ),
-    "vit with lengths": (lambda: families.build("vit"), {"target_modules": ["q_proj", "k_proj"], "use_dora": True}, OLD_VIT, {"target_modules": ["query", "key"]}),
+    "vit with lengths": (lambda: tiny("vit", noisy=True), {"target_modules": ["q_proj", "k_proj"], "use_dora": True}, OLD_VIT, {"target_modules": ["query", "key"]}),
     "ast": (
         lambda: _seeded(_ast),
         {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 3}},
@@ -306,7 +306,7 @@ RENAMED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable[[str]
         {"target_modules": ["query", "value"], "rank_pattern": {"value": 3}},
     ),
     "swin": (
-        lambda: families.build("swin"),
+        lambda: tiny("swin", noisy=True),
         {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 3}},
         _replaced(*((f"attention.{new}", f"attention.self.{old}") for new, old in ATTENTION)),
         {"target_modules": ["query", "value"], "rank_pattern": {"self.value": 3}},
@@ -382,7 +382,7 @@ def test_an_adapter_saved_by_older_names_gives_the_weights_that_todays_give(name
 
 @not_older
 def test_an_older_name_with_a_layer_dropped_is_refused(tmp_path: Path) -> None:
-    base = families.build("vit")
+    base = tiny("vit", noisy=True)
     tensors = _saved(_trained(base, target_modules=["q_proj"]), tmp_path, OLD_VIT, target_modules=["query"])
     _written(tmp_path, {k: v for k, v in tensors.items() if ".layer.1." not in k})
     with pytest.raises(AdapterMismatchError, match=r"missing .*vit\.layers\.1\.attention\.q_proj"):
@@ -451,14 +451,14 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 def test_every_spelling_of_an_adapters_keys_gives_the_same_outputs(
     spelling: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     model = _trained(base, **{**SAVED, **config})
     _saved(model, tmp_path, SPELLINGS[spelling])
     assert _same(_outputs(_loaded(tmp_path, base), "bert"), _outputs(model, "bert"))
 
 
 def test_the_bases_own_copies_beside_modules_saved_in_full_are_passed_over(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     model = _trained(base, **SAVED)
     tensors = _saved(model, tmp_path, _named)
     extra = {
@@ -473,7 +473,7 @@ def test_the_bases_own_copies_beside_modules_saved_in_full_are_passed_over(tmp_p
 
 @pytest.mark.parametrize("spelling", ["without the prefix", "the adapter's name inside", "distributed around"])
 def test_two_keys_for_one_place_are_an_error_that_names_both(spelling: str, tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, target_modules=["query"]), tmp_path)
     key = next(iter(tensors))
     other = SPELLINGS[spelling](key)
@@ -486,7 +486,7 @@ def test_two_keys_for_one_place_are_an_error_that_names_both(spelling: str, tmp_
 
 
 def test_two_adapters_in_one_file_are_an_error(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, target_modules=["query"]), tmp_path, _named)
     _written(tmp_path, {**tensors, **{k.replace(".mine.", ".other."): v for k, v in tensors.items()}})
     with pytest.raises(AdapterMismatchError, match=r"\.mine\..*\.other\..*two tensors"):
@@ -543,7 +543,7 @@ def test_an_adapter_of_the_language_model_loads_onto_the_vision_language_model_a
 
 @pytest.mark.parametrize("keep", ["classifier", ""])
 def test_an_adapter_of_the_encoder_loads_onto_the_classifier_and_back(keep: str, tmp_path: Path) -> None:
-    classifier = families.build("bert")
+    classifier = tiny("bert", noisy=True)
     encoder = copy.deepcopy(classifier.bert)
     model = _trained(encoder, target_modules=["query", "dense"], rank_pattern={"query": 3}, modules_to_save=["pooler"])
     model.save_pretrained(tmp_path / "encoder")
@@ -562,7 +562,7 @@ def test_an_adapter_of_the_encoder_loads_onto_the_classifier_and_back(keep: str,
 
 
 def test_an_adapter_moved_to_another_class_names_that_class_when_saved_again(tmp_path: Path) -> None:
-    base = families.build("gpt2")
+    base = tiny("gpt2", noisy=True)
     model = _trained(base, target_modules=["c_attn"])
     model.save_pretrained(tmp_path / "a")
     with pytest.warns(UserWarning, match=r"'transformer\.'"):
@@ -574,7 +574,7 @@ def test_an_adapter_moved_to_another_class_names_that_class_when_saved_again(tmp
 
 
 def test_a_prefix_rewrite_with_a_layer_dropped_is_refused(tmp_path: Path) -> None:
-    classifier = families.build("bert")
+    classifier = tiny("bert", noisy=True)
     tensors = _saved(_trained(classifier.bert, target_modules=["query", "value"]), tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layer.1.attention.self.value" not in k})
     with pytest.raises(AdapterMismatchError, match=r"missing .*bert\.encoder\.layer\.1\.attention\.self\.value"):
@@ -604,7 +604,7 @@ def test_an_adapter_of_one_layer_is_never_moved_to_another(tmp_path: Path) -> No
 
 
 def test_a_key_without_a_place_is_named_with_the_nearest_names(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, target_modules=["query"]), tmp_path)
     key = next(k for k in tensors if "layer.0" in k and "lora_A" in k)
     wrong = key.replace("query", "quary")
@@ -620,7 +620,7 @@ def test_a_key_without_a_place_is_named_with_the_nearest_names(tmp_path: Path) -
 
 
 def test_a_head_that_is_saved_without_being_listed_is_loaded(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     model = _trained(base, target_modules=["query"], modules_to_save=["classifier"])
     _saved(model, tmp_path, modules_to_save=None)
     assert _same(_outputs(_loaded(tmp_path, base), "bert"), _outputs(model, "bert"))
@@ -629,7 +629,7 @@ def test_a_head_that_is_saved_without_being_listed_is_loaded(tmp_path: Path) -> 
 @pytest.mark.parametrize("listed", [["classifier", "pooler"], ["pooler", "score"]], ids=str)
 @pytest.mark.parametrize("dropped", ["classifier.bias", "pooler.dense.bias"])
 def test_a_module_saved_in_part_is_an_error(dropped: str, listed: list[str], tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, **SAVED), tmp_path, modules_to_save=listed)
     _loaded(tmp_path, base)
     _written(tmp_path, {k: v for k, v in tensors.items() if not k.endswith(dropped)})
@@ -638,7 +638,7 @@ def test_a_module_saved_in_part_is_an_error(dropped: str, listed: list[str], tmp
 
 
 def test_a_listed_module_that_the_file_does_not_hold_is_an_error(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, **SAVED), tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "classifier" not in k})
     with pytest.raises(AdapterMismatchError, match=r"missing .*classifier\.weight"):
@@ -646,7 +646,7 @@ def test_a_listed_module_that_the_file_does_not_hold_is_an_error(tmp_path: Path)
 
 
 def test_targets_and_modules_to_save_that_the_model_does_not_have_are_no_error(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     model = _trained(base, target_modules=["query", "value"], modules_to_save=["classifier"])
     _saved(model, tmp_path, target_modules=["query", "value", "xxx", "q_proj"], modules_to_save=["classifier", "score"])
     assert _same(_outputs(_loaded(tmp_path, base), "bert"), _outputs(model, "bert"))
@@ -654,7 +654,7 @@ def test_targets_and_modules_to_save_that_the_model_does_not_have_are_no_error(t
 
 @pytest.mark.parametrize("targets", [["query", "value"], "all-linear", None], ids=str)
 def test_a_layer_dropped_from_a_file_is_an_error_however_its_targets_are_given(targets: Any, tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, target_modules=["query", "value"]), tmp_path, target_modules=targets)
     _loaded(tmp_path, base)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layer.1.attention.self.value" not in k})
@@ -663,7 +663,7 @@ def test_a_layer_dropped_from_a_file_is_an_error_however_its_targets_are_given(t
 
 
 def test_fused_experts_dropped_from_a_file_are_an_error(tmp_path: Path) -> None:
-    base = families.build("mixtral")
+    base = tiny("mixtral", noisy=True)
     model = _trained(base, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
     tensors = _saved(model, tmp_path)
     _written(tmp_path, {k: v for k, v in tensors.items() if "layers.1.mlp.experts.lora" not in k})
@@ -673,20 +673,20 @@ def test_fused_experts_dropped_from_a_file_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}], ids=str)  # fmt: skip
 def test_tables_of_another_vocabulary_say_how_to_make_room(config: dict[str, Any], tmp_path: Path) -> None:
-    base = families.build("llama")
+    base = tiny("llama", noisy=True)
     grown = copy.deepcopy(base)
-    grown.resize_token_embeddings(families.VOCAB + 3, mean_resizing=False)
+    grown.resize_token_embeddings(VOCAB + 3, mean_resizing=False)
     grown.save_pretrained(tmp_path / "base")
     grown = type(base).from_pretrained(tmp_path / "base")  # a base that was always so: nothing in it is new
     model = _trained(grown, **{"target_modules": ["q_proj"], **config})
     model.save_pretrained(tmp_path)
-    with pytest.raises(AdapterMismatchError, match=rf"resize_token_embeddings\({families.VOCAB + 3}\)"):
+    with pytest.raises(AdapterMismatchError, match=rf"resize_token_embeddings\({VOCAB + 3}\)"):
         _loaded(tmp_path, base)
     assert _same(_outputs(_loaded(tmp_path, grown), "llama"), _outputs(model, "llama"))
 
 
 def test_a_checkpoint_by_older_names_goes_into_an_adapter_that_is_there(tmp_path: Path) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     model = _trained(base, **SAVED)
     fresh = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(**SAVED, lora_alpha=3))
     tensors = _saved(model, tmp_path, SPELLINGS["everything at once"])
@@ -696,7 +696,7 @@ def test_a_checkpoint_by_older_names_goes_into_an_adapter_that_is_there(tmp_path
 
 @pytest.mark.parametrize("parameters", [["q_proj.weight"], ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"]], ids=len)  # fmt: skip
 def test_raw_parameters_follow_a_prefix_too(parameters: list[str], tmp_path: Path) -> None:
-    base = families.build("llama")
+    base = tiny("llama", noisy=True)
     part = copy.deepcopy(base.model)
     model = _trained(base, target_parameters=parameters, rank_pattern={"model.layers.1.self_attn.q_proj.weight": 3})
     model.save_pretrained(tmp_path / "whole")
@@ -717,7 +717,7 @@ def test_transformers_still_says_where_older_weights_lie_today() -> None:
 
     layer = "model.layers.0.block_sparse_moe"
     names = [f"{layer}.experts.3.w1.weight", f"{layer}.experts.2.w3.weight", f"{layer}.experts.1.w2.weight", f"{layer}.gate.weight", "model.norm.weight"]  # fmt: skip
-    found = todays_names(families.build("mixtral"), names)
+    found = todays_names(tiny("mixtral", noisy=True), names)
     fused, down = ("model.layers.0.mlp.experts.gate_up_proj",), ("model.layers.0.mlp.experts.down_proj",)
     assert found == {
         names[0]: Today(fused, ("stack", "beside in 1"), 0, 2, 3),
@@ -743,7 +743,7 @@ def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
         raise AssertionError("asked")
 
     monkeypatch.setattr(fitting, "todays_names", asked)
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     _trained(base, **SAVED).save_pretrained(tmp_path)
     _loaded(tmp_path, base)
     _saved(_trained(base, **SAVED), tmp_path, lambda key: f"module.{key}x")
@@ -754,7 +754,7 @@ def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
 def test_weights_that_were_put_together_in_ways_not_understood_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = families.build("bert")
+    base = tiny("bert", noisy=True)
     tensors = _saved(_trained(base, target_modules=["query"]), tmp_path, _replaced((".query.", ".older.")))
 
     def table(model: nn.Module, names: list[str]) -> dict[str, Today]:

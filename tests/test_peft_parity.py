@@ -33,7 +33,7 @@ from transformers import (
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
 
-from . import families
+from .tiny import FAMILIES, floats, inputs, scatter, tiny
 from .versions import not_older
 
 # PEFT's own chatter. The last one is about a lora_bias, which it takes for a shard of a matrix.
@@ -86,22 +86,22 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @cache
 def _base(name: str) -> nn.Module:
     if name not in NETS:
-        return families.build(name)
+        return tiny(name, noisy=True)
     model = NETS[name][0]()
     torch.manual_seed(5)
-    families.scatter(model)
+    scatter(model)
     return model.eval()
 
 
 def _inputs(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if name not in NETS:
-        return (), families.inputs(name)
+        return (), inputs(name)
     return (torch.randn(NETS[name][1], generator=torch.Generator().manual_seed(6)),), {}
 
 
 def _forward(model: nn.Module, name: str) -> list[Tensor]:
     args, kwargs = _inputs(name)
-    return families.floats(model(*args, **kwargs))
+    return floats(model(*args, **kwargs))
 
 
 def _outputs(model: nn.Module, name: str) -> list[Tensor]:
@@ -513,7 +513,7 @@ BEYOND_PEFT = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=not_older if n in MIXTURES else ()) for n in families.FAMILIES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=not_older if n in MIXTURES else ()) for n in FAMILIES])
 def test_every_linear_layer_of_every_family_computes_the_same_in_peft(name: str, tmp_path: Path) -> None:
     case = Case(name, {"target_modules": "all-linear", "exclude_modules": BEYOND_PEFT.get(name)})
     model = _ours(case)
@@ -612,7 +612,7 @@ def test_biases_that_one_layer_lacks_are_an_error(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_a_compiled_model_is_saved_by_the_plain_names(tmp_path: Path) -> None:
-    base, compiled = families.build("llama"), torch.compile(families.build("llama"), backend="eager")
+    base, compiled = tiny("llama", noisy=True), torch.compile(tiny("llama", noisy=True), backend="eager")
     model = LoRAModel.from_model(compiled, LoRAConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path)
     assert not [key for key in load_file(tmp_path / WEIGHTS) if "_orig_mod" in key]

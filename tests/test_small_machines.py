@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .small import IDS, bert, gpt2
+from .tiny import IDS, tiny
 from .trainings import trainer
 from .versions import OLDER
 
@@ -55,7 +55,7 @@ def vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
 
 def classifier() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    return bert(BertForSequenceClassification), {"input_ids": IDS, "labels": LABELS}
+    return tiny("bert_mlm", BertForSequenceClassification), {"input_ids": IDS, "labels": LABELS}
 
 
 MODELS: dict[Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]], tuple[list[str], ...]] = {
@@ -204,7 +204,7 @@ def from_disk(folder: Path, device_map: dict[str, str] | None, **settings: objec
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    gpt2().save_pretrained(tmp_path / "base")
+    tiny("gpt2").save_pretrained(tmp_path / "base")
     return tmp_path
 
 
@@ -242,8 +242,8 @@ def test_the_trainer_trains_an_offloaded_base_to_the_same_adapter(place: str, se
 
 
 def test_a_second_adapter_on_an_offloaded_base_starts_from_the_base_and_unload_gives_it_back(folder: Path) -> None:
-    plain = gpt2().eval()
-    model = gpt2()
+    plain = tiny("gpt2").eval()
+    model = tiny("gpt2")
     disk_offload(model, str(folder / "disk"), torch.device("cpu"))
     hooks = {name: type(m._hf_hook) for name, m in model.named_modules() if hasattr(m, "_hf_hook")}
     model = LoRAModel.from_model(model, LoRAConfig(r=2, modules_to_save=["lm_head"], init_lora_weights=False))
@@ -256,7 +256,7 @@ def test_a_second_adapter_on_an_offloaded_base_starts_from_the_base_and_unload_g
 
 
 def test_accelerates_hook_still_reads_the_flag_that_is_kept_for_it() -> None:
-    model = gpt2()
+    model = tiny("gpt2")
     cpu_offload(model, torch.device("cpu"))
     model = LoRAModel.from_model(model, LoRAConfig(r=2, modules_to_save=["ln_f"]))
     norm = model.transformer.ln_f

@@ -10,14 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    T5Config,
     T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
@@ -25,6 +20,8 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
+
+from .tiny import tiny
 
 DEFAULTS = {
     "max_steps": 6,
@@ -65,39 +62,27 @@ class StopsAt(TrainerCallback):
         return control
 
 
-def _base(seed: int, make: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    base = make()
-    torch.manual_seed(seed)  # of the adapter
-    return base
+def _adapted(base: Any, adapter_name: str, seed: int, changes: Any) -> LoRAModel:
+    """Return a model with an adapter; the base is always the same, the adapter depends on the seed."""
+    torch.manual_seed(seed)
+    return LoRAModel.from_model(base, LoRAConfig(**{"r": 2, "lora_dropout": 0.1, **changes}), adapter_name)
 
 
 def bert(adapter_name: str = "default", seed: int = 0, dtype: torch.dtype | None = None, **changes: Any) -> LoRAModel:
-    """Return a classifier with dropout; its base is always the same, its adapter depends on the seed."""
-    lora = LoRAConfig(**{"r": 2, "lora_dropout": 0.1, "task_type": "SEQ_CLS", **changes})
-    config = BertConfig(
-        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32,
-        hidden_dropout_prob=lora.lora_dropout, attention_probs_dropout_prob=lora.lora_dropout,
-    )  # fmt: skip
-    return LoRAModel.from_model(
-        _base(seed, lambda: BertForSequenceClassification(config).to(dtype)), lora, adapter_name
-    )
+    """Return a classifier with dropout, as much in the base as in the adapter."""
+    p = changes.get("lora_dropout", 0.1)
+    base = tiny("bert", num_labels=2, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
+    return _adapted(base.to(dtype), adapter_name, seed, {"task_type": "SEQ_CLS", **changes})
 
 
 def gpt2(adapter_name: str = "default", seed: int = 0, **changes: Any) -> LoRAModel:
-    """Return a causal LM with dropout; its base is always the same."""
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
-    lora = LoRAConfig(**{"r": 2, "lora_dropout": 0.1, **changes})
-    return LoRAModel.from_model(_base(seed, lambda: GPT2LMHeadModel(config)), lora, adapter_name)
+    """Return a causal LM with dropout."""
+    return _adapted(tiny("gpt2"), adapter_name, seed, changes)
 
 
 def t5(adapter_name: str = "default", seed: int = 0, **changes: Any) -> LoRAModel:
-    """Return an encoder-decoder with dropout; its base is always the same."""
-    config = T5Config(
-        d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=32, decoder_start_token_id=0, pad_token_id=0
-    )
-    lora = LoRAConfig(**{"r": 2, "lora_dropout": 0.1, **changes})
-    return LoRAModel.from_model(_base(seed, lambda: T5ForConditionalGeneration(config)), lora, adapter_name)
+    """Return an encoder-decoder with dropout."""
+    return _adapted(tiny("t5"), adapter_name, seed, changes)
 
 
 def trainer(model: LoRAModel, out: Path, callbacks: Any = None, **changes: Any) -> Trainer:
