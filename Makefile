@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core; a file's tests stay together, because they share what they set up.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench gpu clean
 demo: .venv/demo
 	$(BIN)/python -m hf_lora demo
 
@@ -19,6 +19,10 @@ check: .venv/dev
 
 bench: .venv/test
 	$(BIN)/python -m benchmarks
+
+# On a machine with one GPU, with what is installed there: no network, six minutes at most.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf .venv

@@ -5,6 +5,8 @@
     accuracy.py    what does LoRA give up against full fine-tuning?
     operations.py  loading, switching, merging, one token, importing?     floors.py, imports.py
 
+    gpu.py         what can one GPU tell in six minutes? `make gpu`       correctness.py, llama.py  its parts
+
     arms.py        the contestants;  gradients.py  the proof that they compute the same
     measure.py     arms timed against each other
 

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Row = dict[str, Any]  # one arm in one cell: its names and its figures, as JSON takes them
+
+
+class Budget:
+    """Seconds that may be spent, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.start, self.seconds = time.perf_counter(), seconds
+
+    def spent(self) -> float:
+        """Return the seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def over(self) -> bool:
+        """Return whether they are spent."""
+        return self.spent() >= self.seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a question is to be asked. rounds: times that each arm is timed; scale: which cells, `smoke` for tests."""
+    """How a question is to be asked.
+
+    rounds: times that each arm is timed; scale: which cells, `smoke` for tests; budget: after which no round begins.
+    """
 
     device: torch.device
     rounds: int = 15
     scale: Literal["smoke", "default", "full"] = "default"
+    budget: Budget = field(default_factory=lambda: Budget(math.inf))
 
 
 class Findings(NamedTuple):
@@ -45,28 +67,40 @@ class Arm:
     def seconds(self, device: torch.device) -> float:
         """Return how long one run takes, in seconds, the device's queue included."""
         subject = self.prepare()
-        _wait(device)
-        start = time.perf_counter()
+        stop = watch(device)
         result = self.run(subject)
-        _wait(device)
-        elapsed = time.perf_counter() - start
+        elapsed = stop()
         del result  # freed outside the timed region, for every arm alike
         self.restore(subject)
         return elapsed
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def watch(device: torch.device) -> Callable[[], float]:
+    """Start to measure and return what stops and gives the seconds: of CUDA events on a GPU, whose queue is empty."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        return lambda: time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+
+    def stop() -> float:
+        end.record()
         torch.cuda.synchronize(device)
+        return float(begin.elapsed_time(end)) / 1000
+
+    return stop
 
 
-def compare(arms: Mapping[str, Arm], device: torch.device, rounds: int) -> list[Row]:
+def compare(arms: Mapping[str, Arm], device: torch.device, rounds: int, budget: Budget | None = None) -> list[Row]:
     """Time every arm once a round and return one row an arm; see `interleave`."""
-    return interleave({name: partial(arm.seconds, device) for name, arm in arms.items()}, rounds)
+    return interleave({name: partial(arm.seconds, device) for name, arm in arms.items()}, rounds, budget)
 
 
-def interleave(timers: Mapping[str, Callable[[], float]], rounds: int) -> list[Row]:
+def interleave(timers: Mapping[str, Callable[[], float]], rounds: int, budget: Budget | None = None) -> list[Row]:
     """Return one row an arm: its median seconds, and its ratio to the first arm with quartiles.
+
+    budget: after it, one round is made and no more.
 
     timers: what runs an arm once and returns its seconds. The first round does not count. The ratio is the median of
     the rounds' own ratios: a machine whose speed drifts moves all arms of a round alike.
@@ -76,6 +110,8 @@ def interleave(timers: Mapping[str, Callable[[], float]], rounds: int) -> list[R
         timers[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
+        if turn and budget is not None and budget.over():
+            break
         order = names[turn % len(names) :] + names[: turn % len(names)]
         for name in order if turn % 2 else reversed(order):
             times[name].append(timers[name]())
@@ -91,6 +127,15 @@ def _summary(times: Sequence[float], reference: Sequence[float]) -> dict[str, fl
         "ratio_low": round(low, 6),
         "ratio_high": round(high, 6),
     }
+
+
+def installed(arms: Mapping[str, T]) -> dict[str, T]:
+    """Return the arms without those of PEFT where it cannot be imported."""
+    try:
+        importlib.import_module("peft")
+    except ImportError:
+        return {name: arm for name, arm in arms.items() if not name.startswith("PEFT")}
+    return dict(arms)
 
 
 def print_times(title: str, rows: Sequence[Row]) -> None:

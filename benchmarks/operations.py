@@ -15,7 +15,6 @@ from functools import partial
 from operator import methodcaller
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -24,7 +23,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.model import provenance
 
 from . import floors, imports
-from .measure import Arm, Findings, Options, Row, compare, print_times
+from .measure import Arm, Findings, Options, Row, compare, installed, print_times
 
 TARGETS = ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"]
 CONFIG = LoRAConfig(r=16, lora_alpha=32, target_modules=TARGETS, init_lora_weights=False)
@@ -32,10 +31,18 @@ MANY, NEW = 40, "new"  # adapters on a model, named a0, a1, ...; the one that is
 TINY = GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0)
 IMPORT_ROUNDS = 5  # at most: each starts three processes
 
-LIBRARIES: Mapping[str, Callable[[nn.Module, str], Any]] = {
-    "PEFT": lambda base, folder: peft.PeftModel.from_pretrained(base, folder, adapter_name="a0"),
-    "hf_lora": lambda base, folder: LoRAModel.from_pretrained(folder, base_model=base, adapter_name="a0"),
-}
+
+def _peft(base: nn.Module, folder: str) -> Any:
+    import peft
+
+    return peft.PeftModel.from_pretrained(base, folder, adapter_name="a0")
+
+
+def _hf_lora(base: nn.Module, folder: str) -> Any:
+    return LoRAModel.from_pretrained(folder, base_model=base, adapter_name="a0")
+
+
+LIBRARIES: Mapping[str, Callable[[nn.Module, str], Any]] = {"PEFT": _peft, "hf_lora": _hf_lora}
 Models = Mapping[str, Any]  # library -> its model
 Arms = dict[str, Arm]
 
@@ -43,18 +50,25 @@ Arms = dict[str, Arm]
 def run(options: Options) -> Findings:
     """Time each operation, print its table and return one row an arm."""
     smoke = options.scale == "smoke"
-    torch.manual_seed(0)
-    base: nn.Module = GPT2LMHeadModel(TINY if smoke else GPT2Config())
-    base.to(options.device).eval()
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        LoRAModel.from_model(copy.deepcopy(base), CONFIG).save_pretrained(folder)
-        for title, arms in _cells(base, folder, 3 if smoke else MANY):
-            rows += _told(title, compare(arms, options.device, options.rounds))
+    rows = list(on_device(options))
     for ground, statements in imports.SMOKE if smoke else imports.CELLS:
         rounds = min(options.rounds, IMPORT_ROUNDS)
         rows += _told(f"import, after `{ground}`", imports.measure(ground, statements, rounds))
     return Findings(rows, [])
+
+
+def on_device(options: Options) -> Iterator[Row]:
+    """Time all but the import, print the tables and yield one row an arm."""
+    smoke = options.scale == "smoke"
+    torch.manual_seed(0)
+    base: nn.Module = GPT2LMHeadModel(TINY if smoke else GPT2Config())
+    base.to(options.device).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        LoRAModel.from_model(copy.deepcopy(base), CONFIG).save_pretrained(folder)
+        for title, arms in _cells(base, folder, 3 if smoke else MANY):
+            if options.budget.over():
+                return
+            yield from _told(title, compare(arms, options.device, options.rounds, options.budget))
 
 
 def _told(title: str, rows: list[Row]) -> list[Row]:
@@ -79,7 +93,7 @@ def _cells(base: nn.Module, folder: str, many: int) -> Iterator[tuple[str, Arms]
 
 
 def _models(base: nn.Module, folder: str) -> Models:
-    return {name: make(copy.deepcopy(base), folder).eval() for name, make in LIBRARIES.items()}
+    return {name: make(copy.deepcopy(base), folder).eval() for name, make in installed(LIBRARIES).items()}
 
 
 def _load_up_to(models: Models, folder: str, numbers: range) -> None:
@@ -104,13 +118,12 @@ def _load(models: Models, base: nn.Module, folder: str) -> Arms:
         model.set_adapter("a0")
 
     load = methodcaller("load_adapter", folder, NEW)
-    sparing = methodcaller("load_adapter", folder, NEW, low_cpu_mem_usage=True)
-    return {
-        "floor: read the file, copy": floors.reading(folder, next(base.parameters()).device),
-        "PEFT": Arm(lambda: models["PEFT"], load, restore),
-        "PEFT, low_cpu_mem_usage": Arm(lambda: models["PEFT"], sparing, restore),
-        "hf_lora": Arm(lambda: models["hf_lora"], load, restore),
-    }
+    arms = {"floor: read the file, copy": floors.reading(folder, next(base.parameters()).device)}
+    arms |= {name: Arm(partial(models.__getitem__, name), load, restore) for name in models}
+    if "PEFT" in models:
+        sparing = methodcaller("load_adapter", folder, NEW, low_cpu_mem_usage=True)
+        arms["PEFT, low_cpu_mem_usage"] = Arm(lambda: models["PEFT"], sparing, restore)
+    return arms
 
 
 def _merge(models: Models, base: nn.Module) -> Arms:
@@ -151,7 +164,7 @@ def _forward(base: nn.Module, one: Models, more: Models, idle: int) -> Arms:
             return model(input_ids=token, use_cache=False).logits
 
     arms = {"base": Arm(lambda: base, forward)}
-    for name in LIBRARIES:
+    for name in one:
         arms[name] = Arm(partial(one.__getitem__, name), forward)
         arms[f"{name}, {idle} idle adapters more"] = Arm(partial(more.__getitem__, name), forward)
     return arms
