@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import AdapterFileError
+from ..wording import some
 from .sources import Source
 from .strict_json import read_json
 from .tensors import read_tensors
@@ -34,7 +35,7 @@ def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
     promised = _index(path)
     files = {file: source.find(file) for file in sorted(set(promised.values()))}
     if missing := [file for file, found in files.items() if found is None]:
-        raise AdapterFileError(f"{source.name}: {path.name} names {len(missing)} missing files: {_some(missing)}.")
+        raise AdapterFileError(f"{source.name}: {path.name} names {len(missing)} missing files: {some(missing)}.")
     result: dict[str, Tensor] = {}
     problems = []
     for file, found in files.items():
@@ -46,7 +47,8 @@ def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
         problems += [f"{key} is in {file} without being named" for key in tensors if promised.get(key) != file]
         result |= tensors
     if problems:
-        raise AdapterFileError(f"{source.name}: {path.name} does not say what its files hold: {_some(problems)}.")
+        said = some(problems, between="; ")
+        raise AdapterFileError(f"{source.name}: {path.name} does not say what its files hold: {said}.")
     return result
 
 
@@ -59,11 +61,7 @@ def _index(path: Path) -> dict[str, str]:
     odd = [v for v in content.values() if not (isinstance(v, str) and _PLAIN.fullmatch(v) and v.endswith(suffix))]
     if odd:
         raise AdapterFileError(
-            f"{path} names files that cannot be shards: {_some(sorted({repr(v)[:80] for v in odd}))}. A shard is a "
+            f"{path} names files that cannot be shards: {some(sorted({repr(v)[:80] for v in odd}))}. A shard is a "
             f"{suffix} file beside the index, named without any directory."
         )
     return dict(content)
-
-
-def _some(items: list[str]) -> str:
-    return "; ".join(items[:4]) + (f"; and {len(items) - 4} more" if len(items) > 4 else "")

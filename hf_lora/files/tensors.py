@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import AdapterFileError
 from ..maths.low_rank import is_finite
+from ..wording import some
 from .disk import open_regular, remove, write_new
 from .names import NOTES_KEY
 from .pickles import read_pickled
@@ -167,9 +168,8 @@ def _split(header: Header, data: Tensor) -> dict[str, Tensor]:
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name, tensor in tensors.items() if tensor.dtype.is_floating_point and not _in_range(tensor)]
     if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise AdapterFileError(
-            f"{path} holds values that are not finite (NaN or infinity) in {shown}: the training that made it "
+            f"{path} holds values that are not finite (NaN or infinity) in {some(wrong)}: the training that made it "
             "diverged, or the file is damaged. Take an earlier checkpoint."
         )
 

@@ -27,6 +27,7 @@ from ..files.strict_json import read_json
 from ..files.tensors import read_tensors
 from ..layers.layer import own_tensor
 from ..variants.table import FORMULAS
+from ..wording import some
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets
 from .peft import PREFIX
@@ -132,10 +133,10 @@ def _named(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """Return the tensors under PEFT's names. Raises AdapterFileError where they are not one LoRA's."""
     found = {key: _KEY.fullmatch(key) for key in raw}
     if odd := [key for key, match in found.items() if match is None]:
-        raise AdapterFileError(f"{path} holds {len(odd)} tensors that are no lora_A or lora_B: {', '.join(odd[:4])}.")
+        raise AdapterFileError(f"{path} holds {len(odd)} tensors that are no lora_A or lora_B: {some(odd)}.")
     names = sorted({match[2] for match in found.values() if match})
     if len(names) != 1:
-        raise AdapterFileError(f"{path} holds {len(names)} adapters ({', '.join(names[:4])}); one was expected.")
+        raise AdapterFileError(f"{path} holds {len(names)} adapters ({some(names)}); one was expected.")
     return {f"{PREFIX}{match[1]}.lora_{match[3]}.weight": raw[key] for key, match in found.items() if match}
 
 

@@ -7,7 +7,6 @@ there with all of its parameters.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
@@ -17,6 +16,7 @@ from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
 from ..targets.names import listed_modules, match_names, parameter_names, saved_modules
 from ..variants.table import ADAPTERS
+from ..wording import full_name, numberless
 
 __all__ = ["lopsided", "missing_names"]
 
@@ -28,7 +28,7 @@ def missing_names(
 
     held: (module, parameter, role) of what the file holds.
     """
-    names = {module for module, _, _ in held} | {_full(module, parameter) for module, parameter, _ in held}
+    names = {module for module, _, _ in held} | {full_name(module, parameter) for module, parameter, _ in held}
     wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
     raw = match_names(config.target_parameters or (), parameter_names(modules))
     missing = [n for n in [*wanted, *_not_excluded(config, raw)] if n not in names]
@@ -63,7 +63,7 @@ def _unbiased(
         return []
     owners = [module for module, parameter, role in held if ADAPTERS[role].whole and parameter == "bias"]
     names = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
-    return [_full(n, "bias") for n in lopsided(config, owners, names)]
+    return [full_name(n, "bias") for n in lopsided(config, owners, names)]
 
 
 def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collection[tuple[str, str]]) -> list[str]:
@@ -72,7 +72,7 @@ def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collec
     inside = [n for n in modules if listed and f"{n}.".startswith(listed)]
     owners = dict.fromkeys([*inside, *(module for module, parameter in saved if parameter == "weight")])
     owned = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
-    return [_full(n, p) for n, p in owned if (n, p) not in saved]
+    return [full_name(n, p) for n, p in owned if (n, p) not in saved]
 
 
 def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -83,8 +83,8 @@ def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -
     if chosen or config.layers_to_transform not in (None, []) or any(_numbered(e) for e in entries):
         return []
     held = set(adapted)
-    shapes = {_shape(name) for name in held}
-    return _not_excluded(config, [n for n in names if n not in held and _shape(n) in shapes])
+    shapes = {numberless(name) for name in held}
+    return _not_excluded(config, [n for n in names if n not in held and numberless(n) in shapes])
 
 
 def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
@@ -93,13 +93,5 @@ def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
     return listed_modules(config.copy(target_modules=names, layers_to_transform=None, layers_pattern=None), names)
 
 
-def _full(module: str, parameter: str) -> str:
-    return f"{module}.{parameter}" if module else parameter
-
-
 def _numbered(entry: str) -> bool:
     return any(word.isdigit() for word in entry.split("."))
-
-
-def _shape(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
+from ..wording import some
 
 __all__ = ["warn_of_doubled_updates"]
 
@@ -27,9 +28,8 @@ def warn_of_doubled_updates(modules: Mapping[str, nn.Module], config: LoRAConfig
         if name.endswith("out_proj") and isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
     ]
     if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         warnings.warn(
-            f"this adapter comes from PEFT {version}, whose forward adds the update of {found[0]}{more} twice (the "
+            f"this adapter comes from PEFT {version}, whose forward adds the update of {some(found, 1)} twice (the "
             "output projection of an nn.MultiheadAttention); here it is added once, as the formula says. Double that "
             "lora_B to get the outputs that PEFT's forward gave.",
             stacklevel=4,

@@ -11,6 +11,7 @@ from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
 from ..layers.layer import own_tensor
 from ..variants.table import SAVED, TOKENS
+from ..wording import full_name
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
@@ -42,7 +43,7 @@ class Entry:
     @property
     def weight(self) -> str:
         """The full name of the parameter that it stands for, as long as that is a layer's."""
-        return f"{self.path}.{self.leaf if self.is_saved else 'weight'}".lstrip(".")
+        return full_name(self.path, self.leaf if self.is_saved else "weight")
 
 
 def entry_of(key: str, tensor: Tensor) -> Entry:
@@ -54,7 +55,7 @@ def entry_of(key: str, tensor: Tensor) -> Entry:
 
 def key_at(entry: Entry, path: str) -> str:
     """Return PEFT's key of the same tensor at another module."""
-    return PREFIX + ".".join(part for part in (path, *[WRAP] * entry.wraps, entry.leaf) if part)
+    return PREFIX + full_name(path, *[WRAP] * entry.wraps, entry.leaf)
 
 
 def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, today: Today) -> bool:

@@ -19,6 +19,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, ConfigError
 from ..files.tensors import read_tensors
 from ..targets.names import listed_modules
+from ..wording import some
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets, is_flags, split_pairs
 from .peft import PREFIX
@@ -68,7 +69,7 @@ def _named(path: Path, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"{path} is the weights file of a PEFT adapter; name the folder that holds it and adapter_config.json."
             if peft
             else f"{path} holds no lora_A and lora_B of loralib: it is not an adapter. Its tensors: "
-            f"{', '.join(sorted(raw)[:4]) or 'none'}."
+            f"{some(sorted(raw)) or 'none'}."
         )
     whole = sorted(n for n in layers if f"{n}.weight" in raw or f"{n}.conv.weight" in raw)
     if whole:

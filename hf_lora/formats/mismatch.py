@@ -9,18 +9,20 @@ from torch import nn
 
 from ..errors import AdapterMismatchError
 from ..variants.table import ADAPTERS, SAVED
+from ..wording import some
 from .keys import split_key, unwrapped
 
 __all__ = ["mismatch", "other_labels"]
+
+_MOST = 6  # problems that an error tells
 
 
 def mismatch(
     modules: Mapping[str, nn.Module], unexpected: Sequence[str], problems: Sequence[str], count: int
 ) -> AdapterMismatchError:
     """Return the error that lists what does not fit, with the nearest names for each key without a place."""
-    said = [*(f"unexpected {key}{_nearest(key, modules)}" for key in unexpected[:6]), *problems]
-    rest = len(unexpected) + len(problems) - 6
-    shown = "; ".join(said[:6]) + (f"; and {rest} more" if rest > 0 else "")
+    said = [f"unexpected {key}{_nearest(key, modules) if i < _MOST else ''}" for i, key in enumerate(unexpected)]
+    shown = some([*said, *problems], _MOST, "; ")
     return AdapterMismatchError(
         f"the adapter does not fit {type(modules['']).__name__}: {shown}. Its file holds {count} tensors. Load it onto "
         "the base it was trained on (base_model_name_or_path in its adapter_config.json), of the same class."

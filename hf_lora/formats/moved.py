@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..targets.names import as_endings, match_names, parameter_names, saved_modules
+from ..wording import full_name
 from .entries import Entry, key_at, raw_owner
 from .experts import Pair, beside, stacked
 from .keys import PREFIX, WRAP
@@ -87,7 +88,7 @@ def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, move: Move, res
     elif place is not None and match_names(config.target_parameters or (), [f"{place[0]}.{place[1]}"]):
         full = f"{place[0]}.{place[1]}"
         result.raw[full][entry.attribute] = entry.tensor
-        result.sites[full] = _strength(config, f"{entry.path}.{place[1]}".lstrip("."))
+        result.sites[full] = _strength(config, full_name(entry.path, place[1]))
     else:
         site, old = _owner(modules, path), entry.path
         result.sites[site] = _strength(config, old if site == path else old.rpartition(".")[0])

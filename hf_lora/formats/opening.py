@@ -11,6 +11,7 @@ from ..files.names import CONFIG_NAME
 from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.transaction import find_config
+from ..wording import some
 from .contents import Candidate, Contents
 from .table import READERS
 
@@ -36,7 +37,7 @@ def open_adapter(
     if contents is None:
         if below := _adapters_below(source):
             raise AdapterFileError(
-                f"{name} holds no {CONFIG_NAME}, but adapters in {', '.join(below[:8])}; pass subfolder={below[-1]!r}, "
+                f"{name} holds no {CONFIG_NAME}, but adapters in {some(below, 8)}; pass subfolder={below[-1]!r}, "
                 "or the path of one of them."
             )
         if required:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..variants.adapter import Adapter, own_tensor
+from ..wording import full_name
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
@@ -105,7 +106,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
         for child_name, child in module._modules.items():
             if child is not None and not (child_name == "adapters" and isinstance(module, LoRALayer)):
-                yield from walk(child, f"{name}.{child_name}" if name else child_name)
+                yield from walk(child, full_name(name, child_name))
 
     return walk(model, "")
 

@@ -11,6 +11,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, ModelError
 from ..layers.layer import LoRALayer
 from ..layers.specialising import Specialised
+from ..wording import some
 
 __all__ = ["as_config", "check_plain", "uncompiled"]
 
@@ -103,7 +104,7 @@ def _of_peft(model: nn.Module, named: list[str]) -> str:
             "learnt, model.unload() does not. An adapter that PEFT saved loads here by its folder."
         )
     return (
-        f"this {kind} already carries PEFT's layers ({', '.join(named[:2])}{', ...' if len(named) > 2 else ''}), which "
+        f"this {kind} already carries PEFT's layers ({some(named, 2)}), which "
         "Transformers' add_adapter or load_adapter put there. Load the plain model again, and the adapter that PEFT "
         "saved with LoRAModel.from_pretrained; of a PeftModel, unload() or merge_and_unload() gives the plain one."
     )

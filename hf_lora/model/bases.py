@@ -22,6 +22,7 @@ from ..formats.peft import PREFIX
 from ..formats.spelling import plain_keys
 from ..layers.layer import base_modules
 from ..targets.names import as_endings, match_names, saved_modules
+from ..wording import some
 from .without_adapters import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
@@ -93,7 +94,7 @@ def load_base_of(
         name = adapter.source.name
         warnings.warn(
             f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {name} and start at "
-            f"random: {', '.join(left[:4])}{', ...' if len(left) > 4 else ''}.",
+            f"random: {some(left)}.",
             stacklevel=2,
         )
     return model

@@ -22,6 +22,7 @@ from ..layers.layer import base_modules
 from ..layers.state import AdapterState
 from ..targets.plan import Site
 from ..variants.adapter import Adapter
+from ..wording import full_name, some
 from .selecting import check_known
 
 __all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights"]
@@ -111,7 +112,7 @@ def check_dtypes(found: Iterable[tuple[Site, Adapter, Mapping[str, Tensor]]]) ->
     if odd:
         raise AdapterMismatchError(
             f"{len(odd)} tensors of the adapter's file are of a type that cannot stand for what is trained: "
-            f"{'; '.join(odd[:6])}. Save its weights as floating-point numbers."
+            f"{some(odd, 6, '; ')}. Save its weights as floating-point numbers."
         )
 
 
@@ -120,15 +121,14 @@ def check_same(state: AdapterState, name: str, targets: Sequence[tuple[Site, Ada
     problems = [problem for site, adapter, values in targets for problem in _changes(site, adapter, values)]
     held = {id(adapter) for _, adapter, _ in targets}
     problems += [
-        f"the file lacks {module}.{adapter.parameter}"
+        f"the file lacks {full_name(module, adapter.parameter)}"
         for module, layer in state.layers.items()
         for adapter in layer.carried(name).values()
         if id(adapter) not in held
     ]
     if problems:
-        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise AdapterMismatchError(
-            f"the file is no state of the adapter {name!r}: {'; '.join(problems[:6])}{more}. Give the adapter the "
+            f"the file is no state of the adapter {name!r}: {some(problems, 6, '; ')}. Give the adapter the "
             "config it was saved with, or load the file under another name."
         )
 

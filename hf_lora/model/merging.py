@@ -21,6 +21,7 @@ from ..layers import merging as layers
 from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import shared_memory, tied_groups, untie
+from ..wording import full_name
 from .creating import leave
 from .selecting import check_together, names_of
 
@@ -161,7 +162,7 @@ def _loss(state: AdapterState, names: Route, half_only: bool = False, dtype: tor
     for module, layer in state.layers.items():
         with _merging(module):
             for parameter, lost, effect in layers.merge_losses(layer, names, half_only, dtype):
-                shares[f"{module}.{parameter}".lstrip(".")] = math.sqrt(lost / effect) if effect else 0.0
+                shares[full_name(module, parameter)] = math.sqrt(lost / effect) if effect else 0.0
                 all_lost, all_effect = all_lost + lost, all_effect + effect
     return MergeReport(shares, math.sqrt(all_lost / all_effect) if all_effect else 0.0)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import AdapterNameError
 from ..layers.layer import base_modules
+from ..wording import full_name, numberless
 
-__all__ = ["aligned", "pattern_of", "print_trainable", "targets_table", "trainable_counts"]
+__all__ = ["aligned", "print_trainable", "targets_table", "trainable_counts"]
 
 
 def trainable_counts(model: Any) -> tuple[int, int]:
@@ -39,12 +39,12 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
     for module, layer in base_modules(model):
         for parameter, value in (*layer._parameters.items(), *layer._buffers.items()):
             if value is not None:
-                there[pattern_of(module, parameter)] += 1
+                there[numberless(full_name(module, parameter))] += 1
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for module, layer in state.layers.items():
         for adapter in layer.carried(name).values():
             kind, shape = adapter.described()
-            row = rows[pattern_of(module, adapter.parameter), kind, shape]
+            row = rows[numberless(full_name(module, adapter.parameter)), kind, shape]
             row[0] += 1
             row[1] += sum(p.numel() for p in adapter.parameters())
     lines = [("target", "kind", "shape", "layers", "parameters")]
@@ -67,8 +67,3 @@ def aligned(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("  ".join([*left, last.strip().rjust(widths[-1])]) for *left, last in rows)
-
-
-def pattern_of(module: str, parameter: str) -> str:
-    """Return a parameter's full name with "*" for each layer's number: parameters that share it are one group."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{module}.{parameter}")[1:]

@@ -11,6 +11,7 @@ from ..errors import AdapterStateError
 from ..layers.distributed import is_spread, whole
 from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
+from ..wording import full_name
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 
@@ -111,4 +112,4 @@ def _held(model: Any, name: str) -> Iterator[tuple[str, Adapter]]:
     """Yield every adapter of a name with its path in the model; one that two layers share (tied) comes twice."""
     for module, layer in model._lora.layers.items():
         for key, adapter in layer.carried(name).items():
-            yield f"{module}.adapters.{name}.{key}".lstrip("."), adapter
+            yield full_name(module, "adapters", name, key), adapter

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..wording import full_name
 from .tree import Projection, Tree
 from .words import is_experts, is_first_factor, is_indexer, is_output, is_side, letters, says_attention, words
 
@@ -148,5 +149,4 @@ def _parameter_block(tree: Tree, module: nn.Module) -> Block | None:
     made = {letter for n in raw for letter in letters(n)}
     if not says_attention(type(module).__name__) or not {"q", "v"} <= made:
         return None
-    prefix = tree.names[module]
-    return Block(module, (), (), tuple(f"{prefix}.{n}" if prefix else n for n in raw))
+    return Block(module, (), (), tuple(full_name(tree.names[module], n) for n in raw))

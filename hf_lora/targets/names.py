@@ -17,6 +17,7 @@ from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..errors import TargetError
 from ..layers.layer import base_modules
+from ..wording import full_name, some
 from .presets import preset_targets
 
 __all__ = [
@@ -65,7 +66,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
 
 def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the full names of the parameters that modules own."""
-    return [f"{n}.{p}" if n else p for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
+    return [full_name(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
 
 
 def _preset(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -178,7 +179,7 @@ def _nothing(
     where = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
     return (
         f"{what}: {', '.join(map(repr, entries))} match nothing{where} in {type(model).__name__}. "
-        f"{hints + '. ' if hints else ''}Its linear layers end in {', '.join(linear[:20]) or 'nothing (it has none)'}; "
+        f"{hints + '. ' if hints else ''}Its linear layers end in {some(linear, 20) or 'nothing (it has none)'}; "
         "name some of them, or use 'auto'."
     )
 

@@ -20,6 +20,7 @@ from ..variants.adapter import Adapter
 from ..variants.initial import INITS, InitName
 from ..variants.spec import Spec
 from ..variants.table import SAVED, TOKENS
+from ..wording import full_name, some
 from .names import find_targets, input_table, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 
@@ -81,8 +82,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
     if problems:
-        more = f" And {len(problems) - 6} more like these." if len(problems) > 6 else ""
-        raise TargetError(f"{type(model).__name__}: {' '.join(problems[:6])}{more}")
+        raise TargetError(f"{type(model).__name__}: {some(problems, 6, ' ')}")
     return list({(s.module, s.key): s for s in sites}.values()), targets, parameters
 
 
@@ -96,7 +96,7 @@ def lora_site(
     """
     layer = modules[name]
     kind, behind, factor = _raw(layer, name, parameter) if parameter else _layer(modules, name)
-    full = f"{name}.{parameter}" if parameter else name
+    full = full_name(name, parameter)
     rank = config.rank_of(target or full)
     kind.check(layer, full, rank)
     init: InitName = True if kind.embeds and INITS[config.init_lora_weights].reads_weight else config.init_lora_weights
@@ -157,7 +157,7 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, flo
     kind = kind_of(layer)
     if kind is None:
         inside = [n.removeprefix(name + ".") for n, m in modules.items() if n.startswith(name + ".") and kind_of(m)]
-        hint = f"name the layers inside it: {', '.join(inside[:6])}" if inside else "leave it out"
+        hint = f"name the layers inside it: {some(inside, 6)}" if inside else "leave it out"
         raise TargetError(f"{name} is a {type(layer).__name__}, which cannot carry an adapter; {hint}.")
     parent, _, child = name.rpartition(".")
     owner = modules.get(parent)

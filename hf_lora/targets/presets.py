@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from ..config.keys import PRESETS, Preset
 from ..errors import TargetError
+from ..wording import numberless
 from .attention import Block, find_blocks
 from .backbone import backbone, block_linears
 from .tree import Tree, is_convolution, is_linear
@@ -87,5 +87,5 @@ def _nothing(tree: Tree, preset: str) -> TargetError:
 
 
 def _patterns(names: Iterable[str]) -> str:
-    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
+    counts = Counter(numberless(name) for name in names)
     return ", ".join(f"{pattern} ({count})" for pattern, count in counts.items())

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..wording import full_name
+
 _CONV1D = ("transformers.pytorch_utils", "Conv1D")  # known by name: a plain PyTorch model needs no Transformers
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -81,7 +83,7 @@ class Tree:
             adapters = label == "adapters" and isinstance(child, nn.ModuleDict)
             if child not in self.names and not adapters:
                 self.parents[child] = module
-                self._walk(child, f"{name}.{label}" if name else label)
+                self._walk(child, full_name(name, label))
 
     def children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the module's own children and their labels, adapters left out."""

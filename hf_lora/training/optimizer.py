@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import AdapterStateError
+from ..wording import some
 from .groups import check_rates
 from .ready import check_trains
 
@@ -32,13 +33,13 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if missing := [name for name, p in trained if id(p) not in held]:
         raise AdapterStateError(
             f"{len(missing)} of {len(trained)} parameters that require gradients are missing from the optimizer and "
-            f"would not train: {_some(missing)}. Build the optimizer after adding, loading or choosing adapters; "
+            f"would not train: {some(missing)}. Build the optimizer after adding, loading or choosing adapters; "
             "trainer.optimizer = None lets a Trainer that has trained build a new one."
         )
     if twice := [name for name, p in trained if held[id(p)] > 1]:
         raise AdapterStateError(
             f"{len(twice)} of {len(trained)} parameters are in the optimizer more than once and would be moved twice a "
-            f"step: {_some(twice)}. Give each to one group."
+            f"step: {some(twice)}. Give each to one group."
         )
     check_rates(model, optimizer)
 
@@ -46,7 +47,3 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 def held_by(optimizer: Optimizer) -> set[int]:
     """Return the ids (Python's) of the parameters that an optimizer holds."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"

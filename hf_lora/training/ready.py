@@ -12,6 +12,7 @@ from ..errors import AdapterStateError
 from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
 from ..variants.table import SAVED
+from ..wording import full_name, some
 
 __all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains", "widen_masters"]
 
@@ -103,7 +104,7 @@ def _offloaded(model: nn.Module) -> Iterator[str]:
     names = [name for name, p in model.named_parameters() if p.requires_grad and p.is_meta]
     if names and any("_hf_hook" in module.__dict__ for module in model.modules()):  # else FSDP2 is going to fill them
         yield (
-            f"{len(names)} weights that train are offloaded ({_some(names)}), where no optimizer can step: load or "
+            f"{len(names)} weights that train are offloaded ({some(names)}), where no optimizer can step: load or "
             "dispatch the base first (device_map=, cpu_offload) and add the adapter afterwards."
         )
 
@@ -113,10 +114,10 @@ def _lost_weights(model: nn.Module, state: AdapterState) -> Iterator[str]:
     for name, module in base_modules(model):
         for key, p in module._parameters.items():
             if p is not None and p.requires_grad:
-                found.setdefault(id(p), f"{name}.{key}".lstrip("."))
+                found.setdefault(id(p), full_name(name, key))
     if names := list(found.values()):
         yield (
-            f"{len(names)} weights of the base require gradients ({_some(names)}): they would train, and no save of an "
+            f"{len(names)} weights of the base require gradients ({some(names)}): they would train, and no save of an "
             "adapter holds them. Name their modules in modules_to_save, or freeze them again: "
             f"model.requires_grad_(False), then model.set_adapter({list(state.selected)!r}). To train every "
             "weight, merge_and_unload() first."
@@ -127,7 +128,7 @@ def _lost_adapters(model: nn.Module, state: AdapterState) -> Iterator[str]:
     names = [n for n, m in model.named_modules() if isinstance(m, LoRALayer) and m._lora is not state]
     if names:
         yield (
-            f"{len(names)} layers ({_some(names)}) carry adapters of another LoRAModel inside this one, which this one "
+            f"{len(names)} layers ({some(names)}) carry adapters of another LoRAModel inside this one, which this one "
             "neither chooses nor saves: unload() it and add its adapter to the whole."
         )
 
@@ -142,14 +143,10 @@ def _lost_averages(model: nn.Module, state: AdapterState) -> Iterator[str]:
     ]  # fmt: skip
     if names:
         yield (
-            f"{len(names)} batch norms of the base ({_some(names)}) would move their running averages in training, and "
+            f"{len(names)} batch norms of the base ({some(names)}) would move their running averages in training, and "
             "no save of an adapter holds them: evaluation after a reload would differ. Name them in modules_to_save "
             f"({names[0].rpartition('.')[2]!r} takes all of that name), or set their momentum to 0."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def widen_masters(model: nn.Module) -> int:

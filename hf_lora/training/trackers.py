@@ -25,8 +25,8 @@ from torch import Tensor
 from ..layers.layer import LoRALayer, own_tensor
 from ..layers.tying import is_plain
 from ..maths import low_rank
-from ..model.report import pattern_of
 from ..variants.adapter import Adapter, Product
+from ..wording import full_name, numberless
 
 __all__ = ["lora_scalars"]
 
@@ -66,7 +66,7 @@ def _places(state: Any) -> Iterator[_Place]:
         for name in names:
             for adapter in layer.carried(name).values():
                 if adapter.low_rank and _is_whole(adapter) and (product := adapter.product_of_factors()):
-                    group = pattern_of(module, adapter.parameter).removesuffix(".weight").replace("*", "N")
+                    group = numberless(full_name(module, adapter.parameter)).removesuffix(".weight").replace("*", "N")
                     yield name, group, layer, adapter, product
 
 

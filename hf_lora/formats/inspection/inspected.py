@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ...wording import some
 from .layout import Target
 from .suspicion import Finding
 
@@ -82,7 +83,7 @@ def _facts(seen: Inspection) -> Iterator[str]:
         "task": seen.task or "",
         "variant": seen.variant + numbers,
         "weights": weights if seen.tensors else "",
-        "saved whole": ", ".join(saved[:4]) + (f", and {len(saved) - 4} more" if len(saved) > 4 else ""),
+        "saved whole": some(saved),
     }
     yield from (f"  {key:<12} {text}" for key, text in facts.items() if text)
 

@@ -17,11 +17,11 @@ from typing import Any
 from ...files.safetensors_header import TensorEntry
 from ...variants.row import Row, Stored
 from ...variants.table import FORMULAS, LORA, TOKENS, formula_of
-from ..keys import stored_tensors
+from ...wording import numberless
+from ..keys import PREFIX, stored_tensors, unwrapped
 
 __all__ = ["Adapted", "Layout", "Target", "layout_of"]
 
-_PREFIX = "base_model.model."
 _LORALIB = re.compile(r"(?:^|\.)lora_[AB]$")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -91,7 +91,7 @@ class Layout:
         groups: dict[str, list[Adapted]] = defaultdict(list)
         deepest: dict[str, int] = defaultdict(int)
         for one in self.adapted.values():
-            groups[_NUMBER.sub("*", one.module)].append(one)
+            groups[numberless(one.module)].append(one)
             stack, number = _place(one.module)
             deepest[stack] = max(deepest[stack], number + 1)
         result = []
@@ -118,9 +118,9 @@ def layout_of(tensors: Mapping[str, TensorEntry]) -> Layout:
     tokens: dict[str, TensorEntry] = {}
     loralib = False
     for name in sorted(tensors):
-        key = name.removeprefix(_PREFIX)
+        key = name.removeprefix(PREFIX)
         part, path = _split(key)
-        module = ".".join(word for word in path.split(".") if word != "base_layer")
+        module, _ = unwrapped(path)
         if part == TOKENS.name:
             tokens[module] = tensors[name]
         elif part:

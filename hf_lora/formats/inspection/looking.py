@@ -20,6 +20,7 @@ from ...files.names import CONFIG_NAME, WEIGHTS_NAME
 from ...files.safetensors_header import TensorEntry, header_size, read_header
 from ...files.sources import Source
 from ...variants.table import scaling_of
+from ...wording import some
 from .inspected import Inspection
 from .layout import Layout, layout_of
 from .suspicion import Finding, is_number, of_base, of_config, of_files, of_layout
@@ -51,7 +52,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     files = place.files
     weights = _weights(place, files, found)
     if config is None and not weights:
-        inside = f", but adapters in {', '.join(place.below()[:8])}; name one of them" if place.below() else ""
+        inside = f", but adapters in {some(place.below(), 8)}; name one of them" if place.below() else ""
         raise AdapterFileError(f"{name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{inside or ': no adapter'}.")
     tensors: dict[str, TensorEntry] = {}
     notes: dict[str, Any] = {}

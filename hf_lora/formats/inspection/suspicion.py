@@ -15,6 +15,7 @@ from ...config.expressions import may_hang
 from ...config.fields import Fields
 from ...config.keys import INERT, UNSUPPORTED
 from ...variants.table import FORMULAS, switches
+from ...wording import some
 from .layout import Layout, Target
 
 __all__ = ["KNOWN_KEYS", "Finding", "is_number", "of_base", "of_config", "of_files", "of_layout"]
@@ -80,11 +81,11 @@ def of_config(config: Mapping[str, Any]) -> Iterator[Finding]:
     known = KNOWN_KEYS | {*switches()}
     unknown = sorted(k for k in config.keys() - known if config[k] not in _EMPTY)
     if unknown:
-        yield Finding("unknown-keys", f"keys that no LoRA of PEFT's has: {_some(unknown)}")
+        yield Finding("unknown-keys", f"keys that no LoRA of PEFT's has: {some(unknown)}")
     for key in ("target_modules", "modules_to_save"):
         names = config.get(key)
         if isinstance(names, list) and len(set(map(str, names))) < len(names):
-            yield Finding("duplicates", f"{key} names some modules twice: {_some(map(str, names))}")
+            yield Finding("duplicates", f"{key} names some modules twice: {some(map(str, names))}")
     if not config.get("target_modules") and not config.get("target_parameters"):
         yield Finding(
             "targets", f"target_modules is {config.get('target_modules')!r}: only the file says what is adapted"
@@ -126,11 +127,11 @@ def _pairs(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
             if not fits and layout.names == "PEFT":
                 other.append(f"{one.module} ({rank}, not {wanted})")
     if alone:
-        yield Finding("missing-pair", f"{len(alone)} layers lack half of a pair: {_some(alone)}")
+        yield Finding("missing-pair", f"{len(alone)} layers lack half of a pair: {some(alone)}")
     if uneven:
-        yield Finding("rank", f"A and B differ in rank in {_some(uneven)}")
+        yield Finding("rank", f"A and B differ in rank in {some(uneven)}")
     if other:
-        yield Finding("rank", f"{len(other)} layers have another rank than the config says: {_some(other)}")
+        yield Finding("rank", f"{len(other)} layers have another rank than the config says: {some(other)}")
 
 
 def _targets(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -157,10 +158,10 @@ def _targets(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
     else:
         return
     if modules and unmatched:
-        yield Finding("targets", f"targets without a tensor in the file: {_some(unmatched)}")
+        yield Finding("targets", f"targets without a tensor in the file: {some(unmatched)}")
     outside = [m for m in outside if not any(_ends(m, owner) for owner in owners) and m not in layout.tokens]
     if outside and unmatched != [wanted]:
-        yield Finding("targets", f"{len(outside)} adapted layers that the config does not name: {_some(outside)}")
+        yield Finding("targets", f"{len(outside)} adapted layers that the config does not name: {some(outside)}")
 
 
 def _coverage(targets: Sequence[Target], layers: Any) -> Iterator[Finding]:
@@ -178,10 +179,10 @@ def _coverage(targets: Sequence[Target], layers: Any) -> Iterator[Finding]:
         elsewhere = set().union(*(held for held in others if not held & set(target.layers)))
         absent = [i for i in target.absent if i not in elsewhere and (chosen is None or i in chosen)]
         if target.layers and absent and not _is_regular(target.layers, target.of):
-            numbers = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+            numbers = some(absent, 8)
             uneven.append(f"{target.name} lacks {numbers} of {target.of}")
     if uneven:
-        yield Finding("coverage", f"layers left out: {_some(uneven, '; ')}")
+        yield Finding("coverage", f"layers left out: {some(uneven, between='; ')}")
 
 
 def _saved(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -194,12 +195,12 @@ def _saved(layout: Layout, config: Mapping[str, Any]) -> Iterator[Finding]:
     ]
     unlisted = sorted({m for m in held if not any(_ends(m, n) or _inside(m, n) for n in names)})
     if unlisted:
-        yield Finding("saved", f"modules saved whole that the config does not list: {_some(unlisted)}")
+        yield Finding("saved", f"modules saved whole that the config does not list: {some(unlisted)}")
     lacking = [n for n in dict.fromkeys(names) if not any(_ends(m, n) or _inside(m, n) for m in layout.saved)]
     if lacking and set(lacking) < set(_SEQ_CLS_HEADS) <= set(names):
         lacking = []
     if lacking and (layout.adapted or layout.saved):
-        yield Finding("saved", f"modules_to_save without a tensor in the file: {_some(lacking)}")
+        yield Finding("saved", f"modules_to_save without a tensor in the file: {some(lacking)}")
     for module, parameters in layout.saved.items():
         for parameter, entry in parameters.items():
             if len(entry.shape) == 2 and (_TABLES.search(module) or max(entry.shape) >= _HUGE_TABLE):
@@ -219,7 +220,7 @@ def _dtypes(layout: Layout) -> Iterator[Finding]:
     empty = sorted(path for path, one in layout.adapted.items() if any(0 in e.shape for e in one.parts.values()))
     if empty:
         yield Finding(
-            "empty", f"{len(empty)} layers have empty tensors (a sharded run that saved its shards?): {_some(empty)}"
+            "empty", f"{len(empty)} layers have empty tensors (a sharded run that saved its shards?): {some(empty)}"
         )
 
 
@@ -231,12 +232,12 @@ def of_files(files: Mapping[str, int], weights: Iterable[str]) -> Iterator[Findi
         yield Finding("secret", f"{', '.join(secret)} may hold a token in clear")
     pickles = sorted(f for f in files if f.endswith(_PICKLES) and f not in secret)
     if pickles:
-        yield Finding("pickle", f"pickles, which can run code when they are opened: {_some(pickles)}")
+        yield Finding("pickle", f"pickles, which can run code when they are opened: {some(pickles)}")
     whole = sorted(
         f for f in files if re.fullmatch(r"(model|pytorch_model)[\w.-]*\.(safetensors|bin)", f) and f not in own
     )
     if whole:
-        yield Finding("base-weights", f"weights of a whole model lie beside the adapter: {_some(whole)}")
+        yield Finding("base-weights", f"weights of a whole model lie beside the adapter: {some(whole)}")
 
 
 def _by_pattern(patterns: Any, name: str, default: Any) -> Any:
@@ -268,11 +269,6 @@ def _inside(module: str, name: str) -> bool:
 def is_number(value: Any) -> bool:
     """Return whether a value is a number that can be computed with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _BEYOND
-
-
-def _some(names: Iterable[str], between: str = ", ") -> str:
-    every = list(names)
-    return between.join(every[:4]) + (f"{between}and {len(every) - 4} more" if len(every) > 4 else "")
 
 
 def _short(value: Any) -> str:
