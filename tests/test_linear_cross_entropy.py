@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import itertools
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload, dispatch_model
+from accelerate import cpu_offload
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora
+from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import ModelError
 
 from .peek import LazyHead, LazyLogits, chunked, chunked_cross_entropy, lazy
+from .test_memory import adapted, labelled, same, step
 from .tiny import HIDDEN, LENGTH, VOCAB, inputs, tiny
 
 ROWS = 14
 FAMILIES = ["gpt2", "llama", "qwen2", "gemma2", "gpt_oss", "falcon", "bert_mlm", "t5", "bart", "whisper"]
-Result = tuple[Tensor, dict[str, Tensor]]
 
 
 @pytest.fixture(autouse=True)
@@ -45,46 +40,6 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the logits were computed")
 
     monkeypatch.setattr(lazy, "_computed", refuse)
-
-
-def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
-    torch.manual_seed(0)
-    config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
-    return LoRAModel.from_model(without_dropout(tiny(name, noisy=True)), LoRAConfig(**config)).train()
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return model
-
-
-def labelled(name: str = "llama") -> dict[str, Tensor]:
-    given = inputs(name)
-    labels = given.get("decoder_input_ids", given.get("input_ids")).clone()
-    labels[0, 1:3] = -100
-    return {**given, "labels": labels}
-
-
-def step(model: nn.Module, name: str = "llama", **more: Any) -> Result:
-    """Return the loss and the gradients of a step."""
-    model.zero_grad()
-    loss = model(**labelled(name), **more).loss
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def same(a: Result, b: Result, tolerance: float = 1e-5) -> bool:
-    """Return whether losses and gradients agree, relative to the norm of all gradients."""
-    assert a[1]
-    assert a[1].keys() == b[1].keys()
-    norm = torch.stack([g.norm() for g in a[1].values()]).norm()
-    off = torch.stack([(g - b[1][n]).norm() for n, g in a[1].items()]).norm()
-    assert norm > 0
-    return bool((a[0] - b[0]).abs() <= tolerance * a[0].abs() and off <= tolerance * norm)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -179,19 +134,6 @@ def test_a_loss_computed_outside_of_autocast_and_after_accelerates_widening_is_t
     assert torch.allclose(loss(), plain, rtol=1e-4)  # of bfloat16 logits
 
 
-@pytest.mark.usefixtures("unseen")
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_around_the_layers_changes_nothing(reentrant: bool) -> None:
-    model = adapted()
-    plain = step(model)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
-    model.enable_linear_cross_entropy()
-    model.enable_mlp_recompute()
-    assert same(plain, step(model))
-
-
 class LogitRows(TorchDispatchMode):
     """Counts the rows of the largest tensor of logits made inside a `with` block."""
 
@@ -225,15 +167,6 @@ def test_evaluation_and_no_grad_give_ordinary_logits() -> None:
     assert type(model.train()(ids).logits) is LazyLogits
     assert torch.equal(model(ids).logits, want)
     assert model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (2, 9)
-
-
-def test_a_compiled_head_gives_ordinary_logits_in_one_graph() -> None:
-    model = adapted()
-    model.enable_linear_cross_entropy()
-    hidden = torch.randn(2, HIDDEN, requires_grad=True)
-    compiled = torch.compile(model.lm_head, fullgraph=True, backend="eager")(hidden)
-    assert type(compiled) is Tensor
-    assert torch.equal(compiled, model.lm_head(hidden))
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -346,14 +279,7 @@ LOOK = {
     "written": lambda z: (z.__setitem__((..., 0), -1.0), z + 0)[1],
     "einsum": lambda z: torch.einsum("btv->bv", z),
     "clone": lambda z: z.clone(),
-    "inference": lambda z: with_inference(z),
 }
-
-
-def with_inference(z: Tensor) -> Tensor:
-    with torch.inference_mode():
-        z.argmax(-1)
-    return z + 0
 
 
 def check(want: Tensor, got: Tensor, ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -465,20 +391,6 @@ def test_class_probabilities_as_targets_and_evaluation_under_no_grad_are_right()
 # --- a model stays what it was ----------------------------------------------------------------------------------------
 
 
-def test_the_head_keeps_its_name_its_keys_and_gets_its_class_back() -> None:
-    model = adapted("gpt2")
-    before = {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()}
-    keys = list(model.state_dict())
-    model.enable_linear_cross_entropy()
-    model.enable_linear_cross_entropy()
-    assert isinstance(model.lm_head, LazyHead)
-    assert type(model.lm_head).__name__ == "Linear"
-    assert list(model.state_dict()) == keys
-    model.disable_linear_cross_entropy()
-    model.disable_linear_cross_entropy()
-    assert {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()} == before
-
-
 @pytest.mark.usefixtures("unseen")
 def test_adapters_on_the_head_come_and_go_while_it_is_lazy(tmp_path: Path) -> None:
     model = adapted("gpt2")
@@ -506,38 +418,6 @@ def test_a_resized_head_is_lazy_too() -> None:
     model.resize_token_embeddings(VOCAB + 8)
     assert type(model(**labelled()).logits) is LazyLogits
     assert model(**labelled()).logits.shape == (2, 7, VOCAB + 8)
-
-
-@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
-@pytest.mark.parametrize("targets", [["c_attn"], ["lm_head", "c_attn"]])
-def test_unloading_switches_off(leave: str, targets: list[str]) -> None:
-    plain = {n: type(m) for n, m in tiny("gpt2", noisy=True).named_modules()}
-    model = adapted("gpt2", target_modules=targets)
-    model.enable_linear_cross_entropy()
-    assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
-
-
-@pytest.mark.parametrize("targets", [["c_attn"], ["lm_head", "c_attn"]])
-def test_copies_pickles_and_saved_adapters_are_the_same_model(targets: list[str], tmp_path: Path) -> None:
-    model = adapted("gpt2", target_modules=targets)
-    model.enable_linear_cross_entropy()
-    want = step(model, "gpt2")
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for again in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert type(again.lm_head) is type(model.lm_head)
-        assert type(again(**inputs("gpt2")).logits) is LazyLogits
-        assert same(want, step(again, "gpt2"))
-    model.merge_adapter()
-    merged = model(**labelled("gpt2")).loss
-    model.unmerge_adapter()
-    model.save_pretrained(tmp_path)
-    loaded = LoRAModel.from_pretrained(
-        tmp_path, base_model=without_dropout(tiny("gpt2", noisy=True)), is_trainable=True
-    ).train()
-    assert same(want, step(loaded, "gpt2"))
-    assert torch.allclose(merged, want[0], rtol=1e-4)
 
 
 def test_logits_are_those_of_the_forward_whatever_happened_since() -> None:
@@ -581,72 +461,9 @@ def test_hooks_on_the_head_see_hidden_states_and_logits() -> None:
     assert seen["grad"].shape == (2, 7, VOCAB)
 
 
-def test_a_dispatched_head_is_lazy_and_an_offloaded_one_is_refused() -> None:
-    model = adapted()
-    plain = step(model)
-    dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    model.enable_linear_cross_entropy()
-    assert type(model(**labelled()).logits) is LazyLogits
-    assert same(plain, step(model))
-    offloaded = tiny("llama", noisy=True)
+def test_an_offloaded_head_is_refused() -> None:
+    offloaded = tiny("llama")
     cpu_offload(offloaded, torch.device("cpu"))
     model = LoRAModel.from_model(offloaded, LoRAConfig(r=2))
     with pytest.raises(ModelError, match="device_map"):
         model.enable_linear_cross_entropy()
-
-
-def test_a_model_without_logits_over_a_vocabulary_is_refused() -> None:
-    for model in (adapted("bert"), add_lora(nn.Sequential(nn.Linear(2, 2)), LoRAConfig(target_modules=["0"]))):
-        with pytest.raises(ModelError, match="get_output_embeddings"):
-            model.enable_linear_cross_entropy()
-        model.disable_linear_cross_entropy()
-
-
-# --- the stock Trainer ------------------------------------------------------------------------------------------------
-
-
-class Rows(Dataset):
-    """Token rows, half of whose labels are left out."""
-
-    def __init__(self) -> None:
-        self.ids = torch.randint(4, VOCAB, (24, 6), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        labels = self.ids[index].clone()
-        labels[: index % 4] = -100
-        return {"input_ids": self.ids[index], "labels": labels}
-
-
-def train(switch: Callable[[LoRAModel], None], out: Path, **changes: Any) -> tuple[list[float], LoRAModel]:
-    model = adapted(lora_dropout=0.1)
-    switch(model)
-    args = TrainingArguments(
-        output_dir=str(out), max_steps=4, per_device_train_batch_size=3, gradient_accumulation_steps=2,
-        learning_rate=0.05, optim="sgd", report_to=[], disable_tqdm=True, use_cpu=True, seed=1, logging_steps=1,
-        save_strategy="no", eval_strategy="steps", eval_steps=2, dataloader_pin_memory=False, **changes,
-    )  # fmt: skip
-    # SGD: Adam's first steps are as long where a gradient is nothing but rounding.
-    trainer = Trainer(model=model, args=args, train_dataset=Rows(), eval_dataset=Rows())
-    trainer.train()
-    return [row[k] for row in trainer.state.log_history for k in ("loss", "eval_loss") if k in row], model
-
-
-@pytest.mark.parametrize(("changes", "of_loss", "of_path"), [({}, 1e-5, 1e-4), ({"bf16": True}, 1e-2, 0.3)])
-def test_the_stock_trainer_trains_the_same_model(
-    changes: dict[str, Any], of_loss: float, of_path: float, tmp_path: Path
-) -> None:
-    def both(model: LoRAModel) -> None:
-        model.enable_linear_cross_entropy()
-        model.enable_mlp_recompute()
-
-    losses, plain = train(lambda model: None, tmp_path, **changes)
-    again, switched = train(both, tmp_path, **changes)
-    assert len(losses) == 6
-    assert losses == pytest.approx(again, rel=of_loss)
-    ends = [
-        torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (adapted(lora_dropout=0.1), plain, switched)
-    ]
-    assert (ends[1] - ends[2]).norm() <= of_path * (ends[1] - ends[0]).norm()

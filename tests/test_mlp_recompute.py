@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import gc
-import io
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from accelerate import dispatch_model
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import ModelError
 
-from .peek import RecomputingMLP, gated, gated_form, mlp
-from .tiny import DECODER, HIDDEN, floats, inputs, tiny
+from .peek import gated, gated_form, mlp
+from .test_memory import Held, adapted
+from .tiny import DECODER, floats, inputs
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "deepseek_v3", "qwen3_next"]
 Grads = dict[str, Tensor]
-
-
-def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
-    config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
-    return LoRAModel.from_model(tiny(name, noisy=True), LoRAConfig(**config)).train()
 
 
 def step(model: nn.Module, name: str = "llama") -> tuple[list[Tensor], Grads]:
@@ -52,27 +40,6 @@ def check_same(model: LoRAModel, run: Callable[[], tuple[list[Tensor], Grads]]) 
         assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
         assert grads.keys() == regrads.keys()
         assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of the storages made inside a `with` block that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata not in self.alive:
-                self.alive[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, storage._cdata)
-        return out
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.alive.values())
 
 
 def held_after_forward(model: nn.Module, name: str = "llama") -> int:
@@ -141,18 +108,6 @@ def test_nothing_more_is_held_where_neither_branch_trains() -> None:
     assert held_after_forward(model) <= before
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_around_gives_the_same_bits_and_holds_as_little(reentrant: bool) -> None:
-    model = adapted()
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
-    before = held_after_forward(model)
-    check_same(model, lambda: step(model))
-    model.enable_mlp_recompute()
-    assert held_after_forward(model) <= before
-
-
 def test_offloading_what_is_saved_goes_on_working_and_nothing_slips_past_it() -> None:
     model = adapted()
 
@@ -168,13 +123,6 @@ def test_offloading_what_is_saved_goes_on_working_and_nothing_slips_past_it() ->
     before = held_where_hooks_drop_all()
     model.enable_mlp_recompute()
     assert held_where_hooks_drop_all() <= before
-
-
-def test_a_compiled_mlp_takes_the_plain_forward_in_one_graph() -> None:
-    model = adapted()
-    model.enable_mlp_recompute()
-    mlp, x = model.model.layers[0].mlp, torch.randn(2, 3, HIDDEN)
-    assert torch.allclose(torch.compile(mlp, fullgraph=True, backend="eager")(x), mlp(x), atol=1e-6)
 
 
 def test_evaluation_takes_the_plain_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,20 +157,6 @@ def test_the_gradient_can_be_differentiated_again() -> None:
     assert torch.autograd.gradgradcheck(f, (gate, up, weight))
 
 
-def test_hooks_that_change_the_layout_of_gate_and_up_change_no_gradient() -> None:
-    weight = torch.randn(3, 5, requires_grad=True)
-    gate, up = (torch.randn(5, 2).T.requires_grad_() for _ in range(2))
-    results = []
-    for make in (
-        lambda: gated(torch.tanh, gate, up, lambda p: p @ weight.T),
-        lambda: (torch.tanh(gate) * up) @ weight.T,
-    ):
-        with saved_tensors_hooks(lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t):
-            y = make()
-        results.append(torch.autograd.grad(y.sin().sum(), (gate, up, weight)))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
-
-
 def test_a_layer_that_writes_into_its_input_gets_its_own_gradient() -> None:
     weight = torch.randn(3, 5, requires_grad=True)
     gate, up = (torch.randn(2, 5, requires_grad=True) for _ in range(2))
@@ -232,15 +166,6 @@ def test_a_layer_that_writes_into_its_input_gets_its_own_gradient() -> None:
         results.append([t.grad.clone() for t in (gate, up, weight)])
         gate.grad = up.grad = weight.grad = None
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_a_second_backward_through_a_retained_graph_gives_the_same() -> None:
-    model = adapted()
-    model.enable_mlp_recompute()
-    loss = model(**inputs("llama")).logits.sin().sum()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    first = torch.autograd.grad(loss, trained, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, trained), strict=True))
 
 
 # --- which modules qualify --------------------------------------------------------------------------------------------
@@ -270,24 +195,8 @@ class Fused(nn.Module):
         return self.last(self.act(gate) * up)
 
 
-class Scaled(Gated):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.act(self.w1(x) * 0.9) * self.w3(x))
-
-
-class Clamped(Gated):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.act(self.w1(x).clamp(max=20.0)) * self.w3(x))
-
-
-class Dropped(Gated):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(nn.functional.dropout(self.act(self.w1(x)) * self.w3(x), 0.5, self.training))
-
-
-class Reads(Gated):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.act(nn.functional.linear(x, self.w1.weight)) * self.w3(x))
+def _named(forward: Callable[[Any, Tensor], Tensor]) -> type:
+    return type("Named", (Gated,), {"forward": forward})
 
 
 class OwnScale(Gated):
@@ -311,19 +220,27 @@ class WithDropout(Gated):
         self.drop = nn.Dropout(0.0)
 
 
+NEARLY = [
+    _named(lambda m, x: m.w2(m.act(m.w1(x) * 0.9) * m.w3(x))),
+    _named(lambda m, x: m.w2(m.act(m.w1(x).clamp(max=20.0)) * m.w3(x))),
+    _named(lambda m, x: m.w2(nn.functional.dropout(m.act(m.w1(x)) * m.w3(x), 0.5, m.training))),
+    _named(lambda m, x: m.w2(m.act(nn.functional.linear(x, m.w1.weight)) * m.w3(x))),
+]
+
+
 def test_roles_are_found_by_trial_and_not_by_name() -> None:
     form = gated_form(Gated())
     assert form is not None
     assert (form.split, form.down, form.act) == (("w1", "w3"), "w2", "act")
 
 
-@pytest.mark.parametrize("make", [Scaled, Clamped, Dropped, Reads, OwnScale, Replaced, WithDropout, Fused, lambda: Gated(nn.SiLU(inplace=True)), lambda: Gated(nn.PReLU()), lambda: Gated(nn.RReLU())])  # fmt: skip
+@pytest.mark.parametrize("make", [*NEARLY, OwnScale, Replaced, WithDropout, Fused, lambda: Gated(nn.SiLU(inplace=True)), lambda: Gated(nn.PReLU()), lambda: Gated(nn.RReLU())])  # fmt: skip
 def test_what_is_nearly_a_gated_mlp_is_left_alone(make: Callable[[], nn.Module]) -> None:
     assert gated_form(make()) is None
 
 
 def test_probing_draws_no_random_number() -> None:
-    modules = Gated(), Dropped()
+    modules = Gated(), NEARLY[2]()
     state = torch.get_rng_state()
     for module in modules:
         gated_form(module)
@@ -356,82 +273,3 @@ def test_sparse_layers_of_gemma3n_and_scaled_ones_of_falcon_are_left_alone() -> 
     assert gated_form(Gemma3nTextMLP(config, 0)) is None
     assert gated_form(Gemma3nTextMLP(config, 1)) is not None
     assert gated_form(FalconH1MLP(tf.FalconH1Config(hidden_size=8, intermediate_size=12, mlp_multipliers=[0.5, 0.5]))) is None  # fmt: skip
-
-
-def test_a_model_without_gated_mlps_is_refused_with_what_to_do() -> None:
-    for name in ("gpt2", "t5", "mixtral"):
-        model = adapted(name)
-        with pytest.raises(ModelError, match="checkpointing"):
-            model.enable_mlp_recompute()
-        model.disable_mlp_recompute()
-
-
-# --- a model stays what it was ----------------------------------------------------------------------------------------
-
-
-def test_classes_keys_and_names_are_given_back_exactly() -> None:
-    model = adapted()
-    before = {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()}
-    keys = list(model.state_dict())
-    model.enable_mlp_recompute()
-    model.enable_mlp_recompute()
-    mlp = model.model.layers[0].mlp
-    assert isinstance(mlp, RecomputingMLP)
-    assert (type(mlp).__name__, type(mlp).__module__) == ("LlamaMLP", "transformers.models.llama.modeling_llama")
-    assert list(model.state_dict()) == keys
-    model.disable_mlp_recompute()
-    assert {n: (type(m), sorted(m.__dict__)) for n, m in model.named_modules()} == before
-
-
-@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
-def test_unloading_switches_off(leave: str) -> None:
-    plain = {n: type(m) for n, m in tiny("llama", noisy=True).named_modules()}
-    model = adapted()
-    model.enable_mlp_recompute()
-    assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
-
-
-def test_copies_and_pickles_stay_switched_on_and_give_the_same_bits(tmp_path) -> None:
-    model = adapted()
-    model.enable_mlp_recompute()
-    outputs, grads = step(model)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for again in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert type(again.model.layers[1].mlp) is type(model.model.layers[1].mlp)
-        reoutputs, regrads = step(again)
-        assert all(torch.equal(a, b) for a, b in zip(outputs, reoutputs, strict=True))
-        assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
-    model.save_pretrained(tmp_path)
-    loaded = LoRAModel.from_pretrained(tmp_path, base_model=tiny("llama", noisy=True), is_trainable=True).train()
-    assert torch.equal(loaded(**inputs("llama")).logits, outputs[0])
-
-
-def test_a_dispatched_model_computes_with_the_switched_forward() -> None:
-    model = adapted()
-    outputs, grads = step(model)
-    dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    before = held_after_forward(model)
-    model.enable_mlp_recompute()
-    assert held_after_forward(model) < before
-    again, regrads = step(model)
-    assert torch.equal(outputs[0], again[0])
-    assert all(torch.equal(g, regrads[n]) for n, g in grads.items())
-
-
-def test_nothing_outlives_a_step_and_nothing_waits_for_the_garbage_collector() -> None:
-    model = adapted()
-    model.enable_mlp_recompute()
-    model.enable_linear_cross_entropy()
-    gc.collect()
-    gc.disable()
-    try:
-        with Held() as held:
-            step(model)
-            first = held.bytes
-            step(model)
-            model(**inputs("llama"), labels=inputs("llama")["input_ids"])
-            assert held.bytes == first
-    finally:
-        gc.enable()
