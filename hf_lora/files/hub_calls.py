@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubAccessError, HubError, HubNotFoundError
+from .privacy import redacted
 
 __all__ = [
     "FAILURES",
@@ -30,8 +30,6 @@ __all__ = [
     "as_hub_error",
     "call",
     "cannot_connect",
-    "holds_token",
-    "redacted",
     "wait_for",
 ]
 
@@ -42,8 +40,6 @@ FAILURES: tuple[type[Exception], ...] = (_CONNECTION, OSError, ValueError, Runti
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try, where the Hub does not say
 PATIENCE = 20.0  # seconds after the first failure in which a further try may start; upstream tries within each, too
-_TOKEN = re.compile(r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{16,}[\w.-]*|(?<=Bearer )\S+|(?<=://)[^/\s@]+(?=@)")
-_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # of a presigned URL: as good as a token
 
 T = TypeVar("T")
 
@@ -137,27 +133,6 @@ def as_hub_error(error: BaseException, subject: Request) -> HubError:
             "and try again."
         )
     return HubError(f"cannot {subject.doing} {repo}: {redacted(str(error), subject.token)}")
-
-
-def holds_token(text: str, token: str | bool | None = None) -> bool:
-    """Whether a text holds this token, the one logged in, or anything of a token's form.
-
-    >>> holds_token("from hf_lora import LoRAModel"), holds_token("login('hf_" + 34 * "x" + "')")
-    (False, True)
-    """
-    known = [each for each in (token, get_token()) if isinstance(each, str) and each]
-    return re.search("hf_[A-Za-z0-9]{30}", text) is not None or any(each in text for each in known)
-
-
-def redacted(text: str, token: str | bool | None = None) -> str:
-    """Return a text of upstream's in one line, without this token, the one logged in, anything like one, or signatures.
-
-    >>> redacted("GET https://cdn/x?Signature=abc with Bearer secret")
-    'GET https://cdn/x with Bearer ***'
-    """
-    for known in (token, get_token()):
-        text = text.replace(known, "***") if isinstance(known, str) and known else text
-    return " ".join(_QUERY.sub(r"\1", _TOKEN.sub("***", text)).split())
 
 
 def _of_status(error: HfHubHTTPError, subject: Request) -> HubError:

@@ -15,30 +15,18 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import HubError
 from .hub_calls import FAILURES, Request, call, cannot_connect
 from .names import CONFIG_NAME
+from .privacy import is_repo_id
 
-__all__ = ["digest", "fetch", "fetch_range", "file_size", "is_repo_id", "list_files"]
+__all__ = ["digest", "fetch", "fetch_range", "file_size", "list_files"]
 
 _PIECE = 1 << 20  # bytes read at a time
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether a name can be the id of a repo: "name" or "owner/name".
-
-    >>> is_repo_id("gpt2"), is_repo_id("me/gpt2-lora"), is_repo_id("./gpt2"), is_repo_id("a/b/c")
-    (True, True, False, False)
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return bool(name)
 
 
 def fetch(repo_id: str, file: str, **kwargs: Any) -> Path | None:

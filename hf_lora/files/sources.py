@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import AdapterFileError
 from . import hub_files
+from .privacy import is_repo_id
 
 __all__ = ["HUB_KWARGS", "Source"]
 
@@ -48,7 +49,7 @@ class Source:
     @property
     def missing(self) -> str:
         """Why nothing was found, for the error where an adapter is required."""
-        if self.is_local or hub_files.is_repo_id(self.name):
+        if self.is_local or is_repo_id(self.name):
             where = f"the folder {self.hub['subfolder']} of {self.name}" if "subfolder" in self.hub else self.name
             return f"{where} holds no adapter"
         return f"{self.name!r} is neither a directory or file of this machine nor the id of a Hub repo (owner/name)"

@@ -7,9 +7,7 @@ and old checkpoints are deleted while that folder is uploaded.
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +18,9 @@ import huggingface_hub
 
 from ..errors import HubError
 from ..files.disk import write_atomically
-from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES
+from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES, places_of
+from ..files.privacy import holds_token, names_path
 from .commits import commit
-from .places import places_of
 
 __all__ = [
     "Private",
@@ -35,53 +33,37 @@ __all__ = [
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0])
 STATE_NAME = "trainer_state.json"
 # What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30}")
 RESUMING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")
 
 
 @dataclass(frozen=True)
 class Private:
-    """What nobody else is to see: tokens, and a folder of this machine as an absolute path ("" for none)."""
+    """What a run must not publish: a token, and a folder of this machine as an absolute path ("" for none)."""
 
-    tokens: tuple[str, ...]
+    token: str | None
     folder: str
 
     @classmethod
-    def of(cls, token: Any, folder: str | os.PathLike[str]) -> Private:
-        """Take the token of a call (what is no text is none) along with the one this machine is logged in with."""
-        known = (token, huggingface_hub.get_token())
+    def of(cls, token: str | None, folder: str | os.PathLike[str]) -> Private:
+        """Take a call's token, and a Trainer's folder."""
         place = os.path.abspath(folder)
-        tokens = tuple(t for t in dict.fromkeys(known) if isinstance(t, str) and t)
-        return cls(tokens, "" if place == os.path.dirname(place) else place)  # every path has the root in it
-
-    def redacted(self, text: str) -> str:
-        """Return a text without the tokens."""
-        for token in self.tokens:
-            text = text.replace(token, "hf_***")
-        return text
+        return cls(token, "" if place == os.path.dirname(place) else place)  # every path has the root in it
 
     def scrubbed(self, value: Any) -> Any:
         """Return a JSON value without tokens, and without texts that name the folder or something in it."""
         if isinstance(value, dict):
-            return {self.redacted(k): self.scrubbed(v) for k, v in value.items() if not self.names_folder(k)}
+            return {k: self.scrubbed(v) for k, v in value.items() if not self.is_in(k.encode())}
         if isinstance(value, list):
             return [self.scrubbed(item) for item in value]
-        if not isinstance(value, str):
-            return value
-        return None if self.names_folder(value) else self.redacted(value)
+        return None if isinstance(value, str) and self.is_in(value.encode()) else value
 
-    def is_in(self, path: Path, *, folder: bool) -> bool:
-        """Return whether a file's bytes hold a token, what looks like one, or (`folder`) the folder's path."""
-        wanted = [*self.tokens, *((self.folder,) if folder and self.folder else ())]
-        if not path.stat().st_size:
-            return False
-        forms = {form.encode() for text in wanted for form in (text, json.dumps(text)[1:-1])}  # JSON escapes
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return any(content.find(form) >= 0 for form in forms) or _TOKEN.search(content) is not None
+    def is_in(self, content: bytes) -> bool:
+        """Return whether a file's content holds a token or the folder's path."""
+        return holds_token(content, self.token) or self.names_folder(content)
 
-    def names_folder(self, text: str) -> bool:
-        """Return whether a text names the folder, as it is or as JSON escapes it."""
-        return bool(self.folder) and (self.folder in text or json.dumps(self.folder)[1:-1] in text)
+    def names_folder(self, content: bytes) -> bool:
+        """Return whether a file's content names the folder."""
+        return bool(self.folder) and names_path(content, self.folder)
 
 
 def stage_adapters(source: Path, target: Path, names: Sequence[str], *, cards: bool = True) -> None:
@@ -116,7 +98,7 @@ def stage_logs(source: Path, target: Path, private: Private) -> None:
         if path.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-            if private.is_in(copy, folder=True):
+            if private.is_in(copy.read_bytes()):
                 copy.unlink()
 
 
@@ -127,10 +109,10 @@ def upload(
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.suffix == ".json" and path.name.endswith("_config.json"):
-            text = path.read_text(encoding="utf-8")
-            if private.names_folder(text):
+            text = path.read_bytes()
+            if private.names_folder(text) and not holds_token(text, private.token):
                 path.write_text(json.dumps(private.scrubbed(json.loads(text)), indent=2) + "\n", encoding="utf-8")
-        if private.is_in(path, folder=False):
+        if holds_token(path.read_bytes(), private.token):
             name = path.relative_to(folder)
             raise HubError(
                 f"{name} holds the token that it would be uploaded with, or what looks like one, so nothing was pushed "

@@ -26,10 +26,9 @@ def facts_of(trainer: Any, **given: Any) -> TrainingFacts:
 
 def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | None = None) -> None:
     """Write or update the card of every adapter of a model, in the folder that they were saved to."""
-    from ..files.names import CARD_NAME, WEIGHTS_NAMES
+    from ..files.names import CARD_NAME, WEIGHTS_NAMES, places_of
     from ..files.tensors import read_tensors
     from ..hub.card.writing import write_card
-    from ..hub.places import places_of
 
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]

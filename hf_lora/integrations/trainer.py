@@ -205,8 +205,7 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..files.names import CARD_NAME
-    from ..hub.places import places_of
+    from ..files.names import CARD_NAME, places_of
     from ..hub.uploads import Private, stage_adapters, stage_checkpoint, stage_logs
 
     _check_bases(model)
@@ -235,7 +234,7 @@ def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Pa
 
 def _check_bases(model: Any) -> None:
     """Raise ModelError where an adapter's base is known by no public name."""
-    from ..hub.places import public_base
+    from ..files.privacy import public_base
 
     for name, config in model.peft_config.items():
         way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, BaseMismatchError
-from ..hub.privacy import hub_id
+from ..files.privacy import hub_id
 from ..layers.layer import LoRALayer, own_tensor
 from ..layers.specialising import base_of
 from ..layers.state import AdapterState

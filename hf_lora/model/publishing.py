@@ -19,15 +19,15 @@ from torch import Tensor
 
 from ..errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
-from ..files.hub_calls import Request, call, holds_token
+from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
-from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES
+from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES, places_of
+from ..files.privacy import holds_token, is_local_base, public_base
 from ..files.tensors import write_tensors
 from ..formats.contents import Contents
 from ..formats.opening import open_adapter
 from ..hub.card.writing import amend_card
 from ..hub.commits import commit
-from ..hub.places import is_local_base, places_of, public_base
 from .saving import save_adapters
 
 __all__ = ["push_adapter", "push_folder", "save_pretrained"]

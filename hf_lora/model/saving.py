@@ -14,11 +14,10 @@ from torch import Tensor
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
 from ..files.disk import locked
-from ..files.names import CARD_NAME
+from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, withdraw
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
-from ..hub.places import places_of
 from ..layers.specialising import base_of
 from ..layers.state import CHANGES
 from .provenance import BASE_NOTE, note_of

@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import AdapterFileError, ConfigError
 from ...files import hub_files
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
+from ...files.privacy import is_repo_id
 from ...files.safetensors_header import TensorEntry, header_size, read_header
 from ...files.sources import Source
 from ...variants.table import scaling_of
@@ -157,7 +158,7 @@ class _Place:
                 return {p.name: p.stat().st_size for p in sorted(inside) if p.is_file()}
         except OSError as error:
             raise AdapterFileError(f"{self.top} cannot be looked into: {error}") from None
-        if not hub_files.is_repo_id(self.source.name):
+        if not is_repo_id(self.source.name):
             raise AdapterFileError(f"{self.source.missing}.")
         every = hub_files.list_files(self.source.name, **self.source.hub)
         return {file: size for file, size in every.items() if "/" not in file}

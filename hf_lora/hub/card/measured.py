@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..privacy import is_private
+from ...files.privacy import is_private
 from .training_facts import TrainingFacts
 
 __all__ = ["Measured", "measured"]

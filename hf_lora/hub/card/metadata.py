@@ -14,10 +14,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ...config.lora_config import LoRAConfig
+from ...files.privacy import hub_id, is_private, public_name, scrubbed
 from ...variants.initial import INITS
 from ...variants.papers import Paper
 from ...variants.table import LORA, formula_of, scaling_of
-from ..privacy import hub_id, is_private, public_name, scrubbed
 from .measured import measured
 from .record import CardRecord, value_digest
 from .tasks import Task

@@ -17,10 +17,10 @@ from torch import Tensor
 from ..._version import __version__
 from ...config.lora_config import LoRAConfig
 from ...files.names import WEIGHTS_NAMES
+from ...files.privacy import is_private, public_name, public_setting
 from ...layers.specialising import base_of
 from ...variants.papers import Paper
 from ...variants.table import LORA, scaling_of
-from ..privacy import is_private, public_name, public_setting
 from .measured import measured
 from .metadata import papers_of
 from .snippets import CardSubject, snippets

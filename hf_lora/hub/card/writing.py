@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...config.lora_config import LoRAConfig
 from ...files.disk import write_atomically
+from ...files.privacy import hub_id
 from ...layers.specialising import base_of
-from ..privacy import hub_id
 from . import sections
 from .frontmatter import BrokenMetadataError, replaced, split
 from .metadata import given_metadata, listed, merged, model_name, own_metadata
