@@ -18,47 +18,23 @@ from typing import Any
 
 import torch
 from torch.multiprocessing import ProcessExitedException
-from torch.utils.data import Dataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel
 
 from .peek import whole
+from .tiny import tiny
+from .trainings import DEFAULTS, Rows
 
 Scenario = Callable[[Path], dict[str, Any]]
 SECONDS = 600  # for all that two processes do in one start: what takes longer hangs
 
 
-class Rows(Dataset):
-    """Token rows: for a causal LM, or labelled by the parity of their first token."""
-
-    def __init__(self, count: int, classes: bool) -> None:
-        ids = torch.randint(2, 32, (count, 6), generator=torch.Generator().manual_seed(0))
-        self.rows = [{"input_ids": row, "labels": row[0] % 2 if classes else row} for row in ids]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.rows[index]
-
-
 def gpt2(dtype: torch.dtype = torch.float32, **changes: Any) -> LoRAModel:
     """Return a tiny GPT-2 without dropout, its input and output embeddings tied."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    return LoRAModel.from_model(GPT2LMHeadModel(config).to(dtype), LoRAConfig(**{"r": 2, **changes}))
+    base = tiny("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).to(dtype)
+    return LoRAModel.from_model(base, LoRAConfig(**{"r": 2, **changes}))
 
 
 def bert(base: Path) -> LoRAModel:
@@ -69,35 +45,23 @@ def bert(base: Path) -> LoRAModel:
 
 def save_bert(folder: Path) -> None:
     """Write a tiny BERT without head and dropout."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
+    tiny("bert", "BertModel", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(folder)
 
 
 def trainer(model: LoRAModel, out: Path, batch: int, **changes: Any) -> Trainer:
     """Return the stock Trainer of a model: 6 steps, a checkpoint every second one."""
     defaults: dict[str, Any] = {
-        "max_steps": 6,
-        "save_steps": 2,
-        "learning_rate": 0.02,
+        **DEFAULTS,
         "adam_epsilon": 1e-3,  # else its steps are as long where a gradient is nothing but rounding
         "lr_scheduler_type": "constant",
-        "logging_steps": 1,
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": 4,
-        "report_to": [],
-        "disable_tqdm": True,
         "log_level": "error",
-        "use_cpu": True,
-        "seed": 1,
         "average_tokens_across_devices": not isinstance(model, BertForSequenceClassification),
     }
     args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
-    classes = isinstance(model, BertForSequenceClassification)
-    return Trainer(model=model, args=args, train_dataset=Rows(24, classes), eval_dataset=Rows(8, classes))
+    labels = "class" if isinstance(model, BertForSequenceClassification) else "tokens"
+    return Trainer(model=model, args=args, train_dataset=Rows(24, labels), eval_dataset=Rows(8, labels))
 
 
 def trained(model: LoRAModel, out: Path, batch: int, resume: Path | None = None, **changes: Any) -> dict[str, Any]:
