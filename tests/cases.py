@@ -131,6 +131,8 @@ def allowed(kind: str, variant: str) -> bool:
 
 
 PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v)]
+# Every kind and every variant at least once: enough for what does not depend on how the two meet.
+COVER = [(k, v) for k, v in PAIRS if k == "linear" or v == "lora"]
 
 
 def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
