@@ -1,4 +1,6 @@
-"""`hf-lora inspect`: what it says of adapters, what it finds odd, and that it never loads or breaks."""
+"""`hf-lora inspect`: what it says of adapters, what it finds, and that it loads neither weights nor base."""
+
+# ruff: noqa: F811 (tests take the imported fixture by its name)
 
 from __future__ import annotations
 
@@ -6,9 +8,7 @@ import json
 import random
 import shutil
 import struct
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, inspect_adapter
-from hf_lora.errors import AdapterFileError, LoRAError
+from hf_lora.errors import AdapterFileError, BaseMismatchError, HubError, LoRAError
 
-from .peek import cli, hub, looking, suspicion
+from .hub import Hub, hub  # noqa: F401
+from .peek import cli, inspecting, read_metadata
+from .tiny import tiny
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -29,67 +30,62 @@ CONFIGS = sorted((DATA / "community_configs").glob("*.json"))
 with_data = pytest.mark.skipif(not CONFIGS, reason="the community adapters are not part of the repository")
 
 
+def saved(folder: Path, layers: int = 4, **settings: Any) -> Path:
+    """Save an adapter of a GPT-2 that has a name."""
+    base = tiny("gpt2", n_layer=layers, n_embd=8)
+    base.name_or_path = "someone/tiny-gpt2"
+    lora = {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn", "c_fc"], "task_type": "CAUSAL_LM", "revision": "v1"}
+    LoRAModel.from_model(base, LoRAConfig(**{**lora, **settings})).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """Return a folder with a clean adapter of four layers, on a base that has a name."""
-    torch.manual_seed(0)
-    base = GPT2LMHeadModel(
-        GPT2Config(n_layer=4, n_embd=8, n_head=2, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0)
-    )
-    base.name_or_path = "someone/tiny-gpt2"
-    lora = LoRAConfig(r=2, lora_alpha=4, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", revision="v1")
-    LoRAModel.from_model(base, lora).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    return saved(tmp_path / "adapter")
 
 
-def _config(folder: Path, **changes: Any) -> Path:
+def configured(folder: Path, **changes: Any) -> Path:
     values = json.loads((folder / CONFIG).read_text())
-    values.update(changes)
+    (folder / CONFIG).write_text(json.dumps({**values, **changes}))
+    return folder
+
+
+def written(folder: Path, names: list[str], **config: Any) -> Path:
+    """Write an adapter that nobody trained: tensors of ones by their names, and a config."""
+    folder.mkdir(exist_ok=True)
+    values = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "a/b", **config}
     (folder / CONFIG).write_text(json.dumps(values))
+    save_file({name: torch.ones(2, 2) for name in names}, folder / WEIGHTS)
     return folder
 
 
-def _tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    return folder
-
-
-def _codes(folder: Path | str) -> list[str]:
+def codes(folder: Path | str) -> list[str]:
     return [finding.code for finding in inspect_adapter(folder).findings]
 
 
-def _name(layer: int, module: str, leaf: str) -> str:
+def key(layer: int, module: str, leaf: str) -> str:
     return f"base_model.model.transformer.h.{layer}.{module}.{leaf}"
 
 
 # --- what it says -------------------------------------------------------------------------------------------------
 
 
-def test_a_clean_adapter_is_told_in_full_and_nothing_is_odd_about_it(adapter: Path) -> None:
+def test_a_clean_adapter_is_told_in_full_aligned_and_as_json(adapter: Path) -> None:
     seen = inspect_adapter(adapter)
     assert seen.findings == ()
     assert (seen.format, seen.task, seen.variant) == ("PEFT (LORA)", "CAUSAL_LM", "LoRA")
     assert (seen.r, seen.alpha, seen.scaling, seen.ranks) == (2, 4, 2.0, {2: 8})
     assert seen.base == {"id": "someone/tiny-gpt2", "revision": "v1", "class": "GPT2LMHeadModel", "model_type": "gpt2"}
-    assert seen.provenance == "fingerprint of 8 weights"
+    assert seen.provenance
     assert (seen.tensors, seen.parameters, seen.dtypes) == (16, 4 * 2 * (8 + 24 + 8 + 32), {"F32": 16})
     assert [(t.name, t.layers, t.of, t.shapes) for t in seen.targets] == [
         ("transformer.h.*.attn.c_attn", (0, 1, 2, 3), 4, ((24, 8),)),
         ("transformer.h.*.mlp.c_fc", (0, 1, 2, 3), 4, ((32, 8),)),
     ]
     assert seen.size == (adapter / WEIGHTS).stat().st_size
-
-
-def test_the_report_is_aligned_and_short_and_json_says_the_same(adapter: Path) -> None:
-    seen = inspect_adapter(adapter)
-    text = str(seen)
-    assert len(text.splitlines()) < 40
-    rows = [line for line in text.splitlines() if " of 4" in line]
-    assert len(rows) == 2
+    rows = [line for line in str(seen).splitlines() if " of 4" in line]
     assert len({line.index("4 of 4") for line in rows}) == 1
-    assert json.loads(json.dumps(seen.to_dict())) == seen.to_dict()
+    assert len(rows) == 2
     assert seen.to_dict()["targets"][0]["name"] == "transformer.h.*.attn.c_attn"
     assert seen.to_dict()["findings"] == []
 
@@ -99,36 +95,30 @@ def test_the_report_is_aligned_and_short_and_json_says_the_same(adapter: Path) -
     [
         ({"use_dora": True}, "DoRA", 2.0),
         ({"use_rslora": True}, "LoRA, rsLoRA", 4 / 2**0.5),
-        ({"init_lora_weights": "pissa"}, "LoRA, started as PiSSA", 2.0),
+        ({"init_lora_weights": "pissa"}, "LoRA, started as pissa", 2.0),
         ({"lora_bias": True}, "LoRA, with trained biases", 2.0),
     ],
 )
 def test_variants_are_told_by_name(settings: dict[str, Any], variant: str, scaling: float, tmp_path: Path) -> None:
-    base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
-    base.name_or_path = "someone/tiny"
-    LoRAModel.from_model(base, LoRAConfig(r=2, lora_alpha=4, **settings)).save_pretrained(tmp_path)
-    seen = inspect_adapter(tmp_path)
+    seen = inspect_adapter(saved(tmp_path, layers=1, **settings))
     assert seen.variant == variant
     assert seen.scaling == pytest.approx(scaling)
     assert sum(target.parameters for target in seen.targets) == seen.parameters
     assert seen.findings == ()
 
 
-def test_different_ranks_by_pattern_are_counted_and_not_odd(tmp_path: Path) -> None:
-    base = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
-    base.name_or_path = "someone/tiny"
-    lora = LoRAConfig(r=2, target_modules=["c_attn"], rank_pattern={r"h\.[01]\.attn\.c_attn": 4})
-    LoRAModel.from_model(base, lora).save_pretrained(tmp_path)
-    seen = inspect_adapter(tmp_path)
-    assert seen.ranks == {2: 2, 4: 2}
-    assert "in the file r=2 (2x) 4 (2x)" in str(seen)
+def test_ranks_by_pattern_and_what_trains_besides_are_told_and_no_findings(tmp_path: Path) -> None:
+    patterns = {r"h\.[01]\.attn\.c_attn": 4}
+    seen = inspect_adapter(saved(tmp_path, rank_pattern=patterns, modules_to_save=["wpe"], trainable_token_indices=[1]))
+    assert seen.ranks == {2: 6, 4: 2}
+    assert "r=2 of 6 layers, r=4 of 2 layers" in str(seen)
+    assert seen.saved == {"transformer.wpe": 32 * 8, "transformer.wte (rows)": 8}
     assert seen.findings == ()
 
 
 def test_a_weights_file_alone_is_read_and_its_config_missed(adapter: Path, tmp_path: Path) -> None:
     seen = inspect_adapter(adapter / WEIGHTS)
-    assert [f.code for f in seen.findings] == ["no-config"]
-    assert seen.format == "PEFT"
+    assert (seen.format, [f.code for f in seen.findings], seen.is_usable) == ("PEFT", ["config"], True)
     save_file({"layer.0.lora_A": torch.ones(2, 4), "layer.0.lora_B": torch.ones(4, 2)}, tmp_path / "x.safetensors")
     assert inspect_adapter(tmp_path / "x.safetensors").format == "loralib"
 
@@ -139,153 +129,109 @@ def test_shards_are_read_together(adapter: Path) -> None:
     (adapter / WEIGHTS).unlink()
     for i, part in enumerate((names[:7], names[7:]), 1):
         save_file({n: tensors[n] for n in part}, adapter / f"adapter_model-0000{i}-of-00002.safetensors")
-    assert _codes(adapter) == ["shards"]
-    (adapter / "adapter_model.safetensors.index.json").write_text("{}")
+    assert codes(adapter) == ["weights"]
+    (adapter / f"{WEIGHTS}.index.json").write_text("{}")
     seen = inspect_adapter(adapter)
-    assert seen.findings == ()
-    assert seen.tensors == 16
+    assert (seen.findings, seen.tensors) == ((), 16)
 
 
 @with_data
-def test_the_published_adapters_are_told_with_what_is_odd_about_each() -> None:
-    found = {}
-    for folder in sorted((DATA / "community_adapters").iterdir()):
-        seen = inspect_adapter(folder)
+def test_the_published_adapters_and_configs_are_told_in_less_than_40_lines(tmp_path: Path) -> None:
+    for folder in (DATA / "community_adapters").iterdir():
+        assert inspect_adapter(folder).findings == ()
+    local = set()
+    for path in CONFIGS:
+        shutil.copyfile(path, tmp_path / CONFIG)
+        seen = inspect_adapter(tmp_path)
+        found = {finding.code: finding.text for finding in seen.findings}
         assert len(str(seen).splitlines()) < 40
-        found[folder.name] = [finding.text for finding in seen.findings]
-    assert found == {
-        "bert_seqcls_head": [],
-        "distilbert_seqcls_head": ["modules saved whole that the config does not list: pre_classifier"],
-        "gpt2_seqcls": ["modules saved whole that the config does not list: score"],
-    }
+        assert seen.to_dict()["name"] == str(tmp_path)
+        peft_type = json.loads(path.read_text()).get("peft_type")
+        assert "config" in found or peft_type == "LORA" or seen.format == "AdapterHub"
+        local |= {int(path.stem[:2])} if "is a path" in found.get("base", "") else set()
+    assert local == {2, 26, 32, 47, 60}
 
 
-@with_data
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_published_config_is_told_in_less_than_40_lines(path: Path, tmp_path: Path) -> None:
-    shutil.copyfile(path, tmp_path / CONFIG)
-    seen = inspect_adapter(tmp_path)
-    codes = {finding.code for finding in seen.findings}
-    assert "no-weights" in codes
-    assert len(str(seen).splitlines()) < 40
-    json.dumps(seen.to_dict())
-    values = json.loads(path.read_text())
-    assert ("not-peft" in codes) is ("peft_type" not in values)
-    assert ("not-lora" in codes) is (values.get("peft_type") not in (None, "LORA"))
-    number = int(path.stem[:2])
-    assert ("base-local" in codes) is (number in (2, 26, 32, 39, 47, 60))
-    assert ("base-placeholder" in codes) is (number == 9)
+# --- what it finds ------------------------------------------------------------------------------------------------
+
+SETTINGS: list[tuple[dict[str, Any], str, bool]] = [
+    ({"base_model_name_or_path": None}, "base", True),
+    ({"base_model_name_or_path": "/home/me/llama"}, "base", True),
+    ({"base_model_name_or_path": "C:\\models\\llama"}, "base", True),
+    ({"base_model_name_or_path": "a/b/c"}, "base", True),
+    ({"brand_new": 1}, "unknown-keys", True),
+    ({"lora_alpha": 0}, "config", False),
+    ({"r": "2"}, "config", False),
+    ({"use_qalora": True}, "config", False),
+    ({"peft_type": "IA3"}, "config", False),
+    ({"target_modules": "("}, "config", False),
+    ({"target_modules": "((a+)+)+!", "rank_pattern": {"((a+)+)+!": 4}}, "config", False),
+    ({"r": 4}, "tensors", False),
+    ({"use_dora": True}, "tensors", False),
+    ({"target_modules": ["c_attn", "c_fc", "xxx"]}, "coverage", True),
+    ({"target_modules": "nothing"}, "coverage", True),
+    ({"modules_to_save": ["score"]}, "coverage", True),
+]
 
 
-def test_the_keys_that_inspect_knows_are_peft_s_and_a_written_config_s() -> None:
-    peft = pytest.importorskip("peft")
-    assert peft.LoraConfig().to_dict().keys() <= suspicion.KNOWN_KEYS
-    assert LoRAConfig().to_dict().keys() == suspicion.KNOWN_KEYS
+@pytest.mark.parametrize(("changes", "code", "usable"), SETTINGS, ids=str)
+def test_a_setting_that_matters_is_found(changes: dict[str, Any], code: str, usable: bool, adapter: Path) -> None:
+    seen = inspect_adapter(configured(adapter, **changes))
+    assert code in {finding.code for finding in seen.findings}
+    assert seen.is_usable is usable
 
 
-# --- what it finds odd --------------------------------------------------------------------------------------------
+def test_settings_that_only_look_odd_are_no_finding(adapter: Path) -> None:
+    configured(adapter, target_modules=r"transformer\.h\.\d\.(attn\.c_attn|mlp\.c_fc)", merge_weights=False)
+    assert codes(adapter) == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [
-        ({"base_model_name_or_path": None}, "base-unknown"),
-        ({"base_model_name_or_path": 3}, "base-unknown"),
-        ({"base_model_name_or_path": "/home/me/llama"}, "base-local"),
-        ({"base_model_name_or_path": "../llama"}, "base-local"),
-        ({"base_model_name_or_path": "C:\\models\\llama"}, "base-local"),
-        ({"base_model_name_or_path": "a/b/c"}, "base-local"),
-        ({"base_model_name_or_path": "checkpoints/last"}, "base-local"),
-        ({"base_model_name_or_path": "model"}, "base-placeholder"),
-        ({"base_model_name_or_path": "<your-base>"}, "base-placeholder"),
-        ({"lora_alpha": 0}, "alpha"),
-        ({"lora_alpha": "16"}, "alpha"),
-        ({"lora_dropout": 1.5}, "dropout"),
-        ({"r": 4}, "rank"),
-        ({"r": "2"}, "rank"),
-        ({"inference_mode": False}, "inference-mode"),
-        ({"fan_in_fan_out": "yes"}, "setting"),
-        ({"use_qalora": True}, "not-built"),
-        ({"brand_new": 1}, "unknown-keys"),
-        ({"target_modules": ["c_attn", "c_fc", "xxx"]}, "targets"),
-        ({"target_modules": ["c_attn"]}, "targets"),
-        ({"target_modules": ["c_attn", "c_fc", "c_attn"]}, "duplicates"),
-        ({"target_modules": None}, "targets"),
-        ({"target_modules": "("}, "targets"),
-        ({"target_modules": ".*c_attn"}, "targets"),
-        ({"target_modules": "nothing"}, "targets"),
-        ({"modules_to_save": ["score"]}, "saved"),
-        ({"use_dora": True}, "dora"),
-        ({"peft_type": "IA3"}, "not-lora"),
-    ],
-)  # fmt: skip
-def test_an_odd_setting_is_found(changes: dict[str, Any], code: str, adapter: Path) -> None:
-    assert code in _codes(_config(adapter, **changes))
-
-
-def test_a_regular_expression_that_matches_all_is_not_odd(adapter: Path) -> None:
-    assert _codes(_config(adapter, target_modules=r"transformer\.h\.\d\.(attn\.c_attn|mlp\.c_fc)")) == []
-
-
-A0, B0 = _name(0, "attn.c_attn", "lora_A.weight"), _name(0, "attn.c_attn", "lora_B.weight")
-CHANGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
-    "half a pair": ("missing-pair", lambda t: t.pop(A0)),
-    "another rank": ("rank", lambda t: t.update({A0: torch.ones(3, 8), B0: torch.ones(24, 3)})),
-    "two ranks in a pair": ("rank", lambda t: t.update({A0: torch.ones(3, 8)})),
-    "another dtype": ("dtype", lambda t: t.update({A0: t[A0].half()})),
-    "integers": ("dtype", lambda t: t.update({k: v.to(torch.int8) for k, v in t.items()})),
-    "a layer left out": ("coverage", lambda t: [t.pop(_name(2, "mlp.c_fc", f"lora_{x}.weight")) for x in "AB"]),
+A0, B0 = key(0, "attn.c_attn", "lora_A.weight"), key(0, "attn.c_attn", "lora_B.weight")
+TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
+    "half a pair": ("tensors", lambda t: t.pop(A0)),
+    "another rank": ("tensors", lambda t: t.update({A0: torch.ones(3, 8), B0: torch.ones(24, 3)})),
+    "two ranks in a pair": ("tensors", lambda t: t.update({A0: torch.ones(3, 8)})),
+    "a DoRA length": ("tensors", lambda t: t.update({key(0, "attn.c_attn", "lora_magnitude_vector"): torch.ones(24)})),
+    "an empty shard": ("tensors", lambda t: t.update({A0: torch.ones(2, 0)})),
+    "a base": ("tensors", lambda t: t.clear() or t.update({"x.weight": torch.ones(2)})),
+    "a layer left out": ("coverage", lambda t: [t.pop(key(2, "mlp.c_fc", f"lora_{x}.weight")) for x in "AB"]),
     "no layer 1": ("coverage", lambda t: [t.pop(k) for k in list(t) if ".h.1." in k]),
-    "an unlisted head": ("saved", lambda t: t.update({"base_model.model.score.weight": torch.ones(2, 8)})),
-    "an embedding": ("whole-table", lambda t: t.update({"base_model.model.transformer.wte.weight": torch.ones(16, 8)})),
-    "a large table": ("whole-table", lambda t: t.update({"base_model.model.odd.weight": torch.ones(20000, 2)})),
-    "a DoRA length": ("dora", lambda t: t.update({_name(0, "attn.c_attn", "lora_magnitude_vector"): torch.ones(24)})),
-    "an empty shard": ("empty", lambda t: t.update({A0: torch.ones(2, 0)})),
-    "another module": ("targets", lambda t: t.update({A0.replace("c_attn", "q"): t.pop(A0), B0.replace("c_attn", "q"): t.pop(B0)})),
-    "nothing": ("no-adapter", lambda t: t.clear() or t.update({"x.weight": torch.ones(2)})),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_an_odd_tensor_is_found(what: str, adapter: Path) -> None:
-    code, change = CHANGES[what]
-    assert code in _codes(_tensors(adapter, change))
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit_are_found(what: str, adapter: Path) -> None:
+    code, change = TENSORS[what]
+    tensors = load_file(adapter / WEIGHTS)
+    change(tensors)
+    save_file(tensors, adapter / WEIGHTS)
+    assert code in codes(adapter)
+    assert inspect_adapter(adapter).is_usable is (code == "coverage")
 
 
-def test_layers_that_recur_or_were_chosen_are_not_odd(tmp_path: Path) -> None:
-    for number, (layers, chosen, odd) in enumerate(
-        [
-            (range(0, 12, 3), None, False),
-            (range(3, 12, 4), None, False),
-            ((0, 1, 5), None, True),
-            ((0, 1, 5), [0, 1, 5], False),
-        ]
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        values = {
-            "peft_type": "LORA",
-            "r": 2,
-            "base_model_name_or_path": "a/b",
-            "target_modules": ["q"],
-            "layers_to_transform": chosen,
-        }
-        (folder / CONFIG).write_text(json.dumps(values))
-        names = [f"base_model.model.layers.{i}.{m}.lora_{x}.weight" for i in layers for m in ("q",) for x in "AB"]
-        names += (
-            [] if odd or chosen else [f"base_model.model.layers.11.q.lora_{x}.weight" for x in "AB" if 11 in layers]
-        )
-        save_file({n: torch.ones(2, 2) for n in names}, folder / WEIGHTS)
-        assert ("coverage" in _codes(folder)) is odd, number
+@pytest.mark.parametrize(
+    ("layers", "chosen", "odd"),
+    [
+        ({0, 3, 6, 9}, None, False),
+        ({3, 7, 11}, None, False),
+        ({0, 1, 5}, None, True),
+        ({0, 1, 5}, [0, 1, 5], False),
+        ({0, 1, 5}, [0, 1, 4], True),
+    ],
+)
+def test_layers_that_recur_or_were_chosen_are_no_finding(
+    layers: set[int], chosen: list[int] | None, odd: bool, tmp_path: Path
+) -> None:
+    names = [f"base_model.model.layers.{i}.q.lora_{x}.weight" for i in layers for x in "AB"]
+    names += [f"base_model.model.layers.{i}.k.lora_{x}.weight" for i in range(12) if chosen is None for x in "AB"]
+    written(tmp_path, names, target_modules=["q", "k"] if chosen is None else ["q"], layers_to_transform=chosen)
+    assert (codes(tmp_path) == ["coverage"]) is odd
 
 
-def test_layers_of_another_build_are_not_odd(tmp_path: Path) -> None:
-    values = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "a/b", "target_modules": ["q_proj", "in_proj"]}
-    (tmp_path / CONFIG).write_text(json.dumps(values))
+def test_layers_of_another_build_are_no_finding(tmp_path: Path) -> None:
     kinds = ["self_attn.q_proj" if i in (1, 2, 5) else "mamba.in_proj" for i in range(8)]
     names = [f"base_model.model.layers.{i}.{kind}.lora_{x}.weight" for i, kind in enumerate(kinds) for x in "AB"]
-    save_file({n: torch.ones(2, 2) for n in names}, tmp_path / WEIGHTS)
-    seen = inspect_adapter(tmp_path)
+    seen = inspect_adapter(written(tmp_path, names, target_modules=["q_proj", "in_proj"]))
     assert seen.findings == ()
     assert {t.name: len(t.layers) for t in seen.targets} == {
         "layers.*.self_attn.q_proj": 3,
@@ -293,172 +239,135 @@ def test_layers_of_another_build_are_not_odd(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("file", "code"),
-    [
-        ("training_args.bin", "secret"), (".env", "secret"), ("optimizer.pt", "pickle"), ("adapter_model.bin", "pickle"),
-        ("rng_state.pth", "pickle"), ("model.safetensors", "base-weights"), ("pytorch_model-00001-of-2.bin", "base-weights"),
-        ("adapter_model-00001-of-00002.safetensors", "twice"),
-    ],
-)  # fmt: skip
-def test_a_file_that_does_not_belong_there_is_found(file: str, code: str, adapter: Path) -> None:
-    (adapter / file).write_bytes(b"hf_secret")
-    assert code in _codes(adapter)
-    assert "hf_secret" not in str(inspect_adapter(adapter))
-
-
-def test_notes_that_do_not_fit_the_file_are_found(adapter: Path) -> None:
-    tensors = load_file(adapter / WEIGHTS)
-    for notes in ('{"tensors": 15}', "[", "[]"):
-        save_file(tensors, adapter / WEIGHTS, metadata={"hf_lora": notes})
-        assert _codes(adapter) == ["notes"]
-
-
-def test_a_key_that_stands_twice_in_the_config_is_found(adapter: Path) -> None:
-    text = (adapter / CONFIG).read_text()
-    (adapter / CONFIG).write_text(text.replace("{", '{"r": 64, ', 1))
-    assert "duplicates" in _codes(adapter)
+def test_experts_multiply_the_rank(tmp_path: Path) -> None:
+    names = [f"base_model.model.layers.0.experts.base_layer.lora_{x}.weight" for x in "AB"]
+    raw = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
+    assert codes(written(tmp_path, names, **raw, r=1)) == []
+    assert codes(written(tmp_path, names, **raw, r=3)) == ["tensors"]
 
 
 # --- that it never loads, runs or breaks --------------------------------------------------------------------------
 
 
-def test_the_command_starts_without_torch_and_reads_the_head_only(adapter: Path) -> None:
+def test_only_the_head_of_the_weights_is_read(adapter: Path) -> None:
     raw = bytearray((adapter / WEIGHTS).read_bytes())
     size = 8 + struct.unpack("<Q", raw[:8])[0]
     raw[size:] = b"\xff" * (len(raw) - size)  # NaNs, which nobody looks at
     (adapter / WEIGHTS).write_bytes(raw)
-    code = f"import sys; from hf_lora.cli import main as cli; status = cli.main(['inspect', {str(adapter)!r}]); assert 'torch' not in sys.modules; sys.exit(status)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "nothing suspicious" in done.stdout
+    assert inspect_adapter(adapter).findings == ()
 
 
-def test_the_exit_status_says_whether_something_is_odd(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_status_says_whether_the_adapter_can_be_used(
+    adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["inspect", str(adapter)]) == 0
-    assert cli.main(["inspect", str(_config(adapter, lora_alpha=0)), "--json"]) == 1
-    told = capsys.readouterr().out
-    (finding,) = json.loads(told[told.index("\n{") :])["findings"]
-    assert finding["code"] == "alpha"
-    assert "lora_alpha" in finding["text"]
+    assert "no findings" in capsys.readouterr().out
+    assert cli.main(["inspect", str(configured(adapter, base_model_name_or_path="/a"))]) == 0
+    assert "to know: the base '/a' is a path" in capsys.readouterr().out
+    assert cli.main(["inspect", str(configured(adapter, base_model_name_or_path="a/b", r=0)), "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["code"], finding["fatal"]) == ("config", True)
     assert cli.main(["inspect", str(adapter.parent)]) == 2
-    assert cli.main(["inspect", str(adapter.parent), "--subfolder", "adapter"]) == 1
     assert "adapter_config.json" in capsys.readouterr().err
+    assert cli.main(["inspect", str(adapter.parent), "--subfolder", "adapter"]) == 1
 
 
-def test_an_adapter_of_the_hub_is_read_by_its_first_bytes(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int, int]] = []
-    seen_with: list[Mapping[str, Any]] = []
-
-    def fetch(repo: str, file: str, **kwargs: Any) -> Path | None:
-        assert file == CONFIG
-        seen_with.append(kwargs)
-        return adapter / file
-
-    def fetch_range(repo: str, file: str, start: int, stop: int, **kwargs: Any) -> bytes:
-        asked.append((file, start, stop))
-        return (adapter / file).read_bytes()[start:stop]
-
-    def list_files(repo: str, **kwargs: Any) -> dict[str, int]:
-        return {**{p.name: p.stat().st_size for p in adapter.iterdir()}, "checkpoint-1/optimizer.pt": 1}
-
-    monkeypatch.setattr(hub, "fetch", fetch)
-    monkeypatch.setattr(hub, "fetch_range", fetch_range)
-    monkeypatch.setattr(hub, "list_files", list_files)
-    monkeypatch.setattr(looking, "_FIRST", 64)
-    seen = inspect_adapter("someone/adapter", revision="v2")
-    assert seen.findings == ()
-    assert seen.tensors == 16
-    assert [(file, start) for file, start, _ in asked] == [(WEIGHTS, 0), (WEIGHTS, 64)]
-    assert asked[1][2] < (adapter / WEIGHTS).stat().st_size
-    assert seen_with == [{"revision": "v2"}]
+def test_of_a_file_on_the_hub_only_the_head_is_fetched(
+    hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    hub.add("me/adapter", {**files, "checkpoint-1/optimizer.pt": b"x"})
+    monkeypatch.setattr(inspecting, "_FIRST", 256)
+    seen = inspect_adapter("me/adapter", revision="main")
+    assert (seen.findings, seen.tensors) == ((), 16)
+    asked = [request.headers.get("Range") for request in hub.asked("GET.*safetensors")]
+    assert asked[0] == "bytes=0-255"
+    assert len(asked) == 2
+    assert int(str(asked[1]).rpartition("-")[2]) < len(files[WEIGHTS]) - 1000
+    with pytest.raises((AdapterFileError, HubError)):
+        inspect_adapter("me/none")
+    hub.add("me/plain", {"config.json": b"{}"})
+    with pytest.raises(AdapterFileError, match="me/plain"):
+        inspect_adapter("me/plain")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'"x"', b"[" * 100_000, b"{" + b" " * (1 << 24) + b"}"])
+def test_the_commit_of_a_base_on_the_hub_is_noted(hub: Hub, tmp_path: Path) -> None:
+    tiny("gpt2", n_embd=64).save_pretrained(tmp_path / "base")
+    hub.add("me/base", {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()})
+    LoRAModel.from_pretrained("me/base", LoRAConfig(r=2)).save_pretrained(tmp_path / "out")
+    note = json.loads(read_metadata(tmp_path / "out" / WEIGHTS)["hf_lora"])["base"]
+    assert note["id"] == "me/base"
+    assert len(note["commit"]) == 40
+    assert f"me/base at {note['commit']}" in str(inspect_adapter(tmp_path / "out"))
+    with pytest.raises(BaseMismatchError, match=f"me/base.*{note['commit']}"):
+        LoRAModel.from_pretrained(tmp_path / "out", base_model=tiny("gpt2", n_embd=64, seed=1))
+    LoRAModel.from_pretrained(tmp_path / "out")
+
+
+def test_names_that_steer_a_terminal_are_told_without_their_power(adapter: Path) -> None:
+    configured(adapter, base_model_name_or_path="a\x1b[2Jb/\u202ec", task_type="x\ny" * 999)
+    save_file({**load_file(adapter / WEIGHTS), "evil\x07\r\n.weight": torch.ones(1)}, adapter / WEIGHTS)
+    text = str(inspect_adapter(adapter))
+    assert all(c == "\n" or c.isprintable() for c in text)
+    assert len(text.splitlines()) < 40
+    assert max(map(len, text.splitlines())) <= 240
+
+
+def test_pickles_are_never_opened(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "lora.pt").write_bytes(b"x")
+    with pytest.raises(AdapterFileError, match="pickle"):
+        inspect_adapter(tmp_path / "lora.pt")
+    (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
+    seen = inspect_adapter(adapter)
+    assert [(f.code, f.fatal) for f in seen.findings] == [("pickle", False)]
+    (adapter / "adapter_model.bin").unlink()
+    assert not inspect_adapter(adapter).is_usable
+
+
+def test_a_place_without_adapter_is_refused_and_adapters_below_are_named(adapter: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json.*adapters in adapter"):
+        inspect_adapter(adapter.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"r": 1, "r": 2}'])
 def test_a_config_that_is_no_object_is_one_error(content: bytes, adapter: Path) -> None:
     (adapter / CONFIG).write_bytes(content)
     with pytest.raises(LoRAError):
         inspect_adapter(adapter)
 
 
-def test_names_that_steer_a_terminal_are_told_without_their_power(adapter: Path) -> None:
-    _config(adapter, base_model_name_or_path="a\x1b[2Jb/\u202ec", task_type="x\ny" * 999)
-    _tensors(adapter, lambda t: t.update({"evil\x07\r\n.weight": torch.ones(1)}))
-    text = str(inspect_adapter(adapter))
-    assert all(c == "\n" or c.isprintable() for c in text)
-    assert len(text.splitlines()) < 40
-    assert max(map(len, text.splitlines())) <= 200
+ODD: list[Any] = [None, True, -1, 0, 1.5, 1e308, "", "x", [], [1], [[1]], ["("], {}, {"(": 1}, {"x": [1]}, [None]]
 
 
-def test_a_pickle_and_a_folder_without_adapter_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "lora.pt").write_bytes(b"x")
-    with pytest.raises(AdapterFileError, match="pickle"):
-        inspect_adapter(tmp_path / "lora.pt")
-    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
-        inspect_adapter(tmp_path)
-
-
-def test_the_adapters_in_the_folders_below_are_named(adapter: Path) -> None:
-    adapter.rename(adapter.with_name("below"))
-    with pytest.raises(AdapterFileError, match="below"):
-        inspect_adapter(adapter.parent)
-
-
-ODD_VALUES: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    10**400,
-    1.5,
-    1e308,
-    "",
-    "x",
-    [],
-    [1],
-    [[1]],
-    ["("],
-    {},
-    {"(": 1},
-    {"x": [1]},
-    [None],
-    "\ud800",
-]
-
-
-def test_400_mutated_adapters_end_in_a_report_or_in_one_of_our_errors(adapter: Path) -> None:
+def test_mutated_adapters_end_in_a_report_or_in_one_of_our_errors(adapter: Path) -> None:
     generator = random.Random(0)
     raw, values = (adapter / WEIGHTS).read_bytes(), json.loads((adapter / CONFIG).read_text())
     size = 8 + struct.unpack("<Q", raw[:8])[0]
     told = 0
-    for number in range(400):
+    for number in range(200):
+        (adapter / CONFIG).write_text(json.dumps(values))
+        (adapter / WEIGHTS).write_bytes(raw)
         if number % 2:
-            changed = {**values, generator.choice(sorted(values)): generator.choice(ODD_VALUES)}
-            (adapter / CONFIG).write_text(json.dumps(changed))
+            configured(adapter, **{generator.choice(sorted(values)): generator.choice(ODD)})
         else:
             mutated = bytearray(raw)
             for _ in range(generator.randint(1, 4)):
                 mutated[generator.randrange(size)] = generator.randrange(256)
-            (adapter / WEIGHTS).write_bytes(
-                mutated[: generator.choice([len(mutated), size, generator.randrange(size)])]
-            )
+            (adapter / WEIGHTS).write_bytes(mutated[: generator.choice([len(raw), size, generator.randrange(size)])])
         try:
             seen = inspect_adapter(adapter)
         except LoRAError:
-            pass
-        else:
-            told += 1
-            assert len(str(seen).splitlines()) < 40
-            json.dumps(seen.to_dict())
-        (adapter / CONFIG).write_text(json.dumps(values))
-        (adapter / WEIGHTS).write_bytes(raw)
-    assert told > 150
+            continue
+        told += 1
+        assert len(str(seen).splitlines()) < 40
+        assert seen.to_dict()["name"] == str(adapter)
+    assert told > 75
 
 
-def test_an_expression_that_could_take_for_ever_is_told_and_not_tried(tmp_path: Path) -> None:
-    net = nn.ModuleDict({"a" * 60: nn.Linear(4, 4)})
-    add_lora(net, LoRAConfig(r=2, target_modules=["a" * 60])).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    config |= {"target_modules": "((a+)+)+!", "rank_pattern": {"((a+)+)+!": 4}}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert any("could take for ever" in str(finding) for finding in inspect_adapter(tmp_path).findings)
+def test_an_adapter_of_one_module_without_layers_is_told(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"fc": nn.Linear(4, 4)})
+    add_lora(net, LoRAConfig(r=2, target_modules=["fc"])).save_pretrained(tmp_path)
+    seen = inspect_adapter(tmp_path)
+    assert [(t.name, t.layers) for t in seen.targets] == [("fc", ())]
+    assert "fc" in str(seen)
+    assert codes(tmp_path) == ["base"]

@@ -245,12 +245,12 @@ def test_the_inspection_knows_a_toy(tmp_path: Path) -> None:
     adapted("linear", "gated").save_pretrained(tmp_path)
     seen = inspect_adapter(tmp_path)
     assert seen.variant == "Gated LoRA"
-    assert {finding.code for finding in seen.findings} <= {"base-unknown"}
+    assert {finding.code for finding in seen.findings} <= {"base"}
     assert sum(t.parameters for t in seen.targets) == seen.parameters
     path = tmp_path / "adapter_config.json"
     path.write_text(path.read_text().replace('"use_gate": true', '"use_gate": false'))
     found = {finding.code: finding.text for finding in inspect_adapter(tmp_path).findings}
-    assert found["gated"] == "1 of 1 layers have a gate, but use_gate is False"
+    assert found["tensors"] == "1 of 1 layers have a gate, but use_gate is False"
 
 
 def test_learning_rates_and_decay_take_a_toy() -> None:

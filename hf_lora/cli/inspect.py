@@ -10,12 +10,14 @@ __all__ = ["add"]
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    text = "say what an adapter is, and what is odd about it, from its config and the heads of its files"
+    text = (
+        "say what an adapter is, and what to know before using it, from its config and the first bytes of its weights"
+    )
     inspect = commands.add_parser(
         "inspect",
         help=text,
         description=text[0].upper() + text[1:] + ". Neither its weights nor its base are loaded; nothing is executed.",
-        epilog="Exit status: 0 nothing suspicious, 1 something suspicious, 2 no adapter, or one that cannot be read.",
+        epilog="Exit status: 0 it can be used, 1 it cannot be used, 2 no adapter, or one that cannot be read.",
     )
     inspect.add_argument("adapter", metavar="ID_OR_PATH", help="a repo of the Hub, a directory or a .safetensors file")
     inspect.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -30,4 +32,4 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {"revision": arguments.revision, "subfolder": arguments.subfolder}
     seen = inspect_adapter(arguments.adapter, **{key: value for key, value in given.items() if value is not None})
     print(json.dumps(seen.to_dict(), indent=2) if arguments.json else seen)
-    return 1 if seen.findings else 0
+    return 0 if seen.is_usable else 1

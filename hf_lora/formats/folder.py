@@ -15,9 +15,9 @@ from ..files.tensors import read_notes
 from .contents import Candidate, Contents, Fit
 from .pairs import fit_pairs, is_flags
 
-__all__ = ["read_folder"]
+__all__ = ["MERGED_KEYS", "read_folder"]
 
-_MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
+MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
 
 def read_folder(candidate: Candidate) -> Contents | None:
@@ -49,7 +49,7 @@ def _parsed(values: Mapping[str, Any], where: str, ignore_unknown: bool) -> tupl
         raise ConfigError(
             f"{where}: enable_lora={enabled!r}, but it is a list of True and False, a block of rows each."
         )
-    kept = {k: v for k, v in values.items() if k not in _MERGED_KEYS}
+    kept = {k: v for k, v in values.items() if k not in MERGED_KEYS}
     return LoRAConfig.from_dict(kept, where, ignore_unknown), enabled
 
 

@@ -15,7 +15,7 @@ from ..wording import some
 from .contents import Candidate, Contents
 from .table import READERS
 
-__all__ = ["open_adapter"]
+__all__ = ["adapters_below", "open_adapter"]
 
 
 def open_adapter(
@@ -35,7 +35,7 @@ def open_adapter(
     source = Source.of(name, kwargs)
     contents = _read(source, lora_config, ignore_unknown)
     if contents is None:
-        if below := _adapters_below(source):
+        if below := adapters_below(source):
             raise AdapterFileError(
                 f"{name} holds no {CONFIG_NAME}, but adapters in {some(below, 8)}; pass subfolder={below[-1]!r}, "
                 "or the path of one of them."
@@ -67,7 +67,7 @@ def _read(source: Source, lora_config: LoRAConfig | None, ignore_unknown: bool) 
             return contents
 
 
-def _adapters_below(source: Source) -> list[str]:
+def adapters_below(source: Source) -> list[str]:
     """Return the folders of a directory that hold adapters, checkpoints by their numbers; none beside a whole model."""
     top = Path(source.name, source.hub.get("subfolder", ""))
     if not top.is_dir() or (top / "config.json").exists():

@@ -1,8 +1,8 @@
-"""What an adapter is, and what is odd about it, told from its config and the heads of its files."""
+"""What an adapter is and what to know before using it, from its config and the first bytes of its weights."""
 
 from __future__ import annotations
 
-from .inspected import Inspection
-from .looking import inspect_adapter
+from .inspecting import inspect_adapter
+from .report import Inspection
 
 __all__ = ["Inspection", "inspect_adapter"]

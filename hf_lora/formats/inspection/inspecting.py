@@ -1,0 +1,168 @@
+"""Looking at an adapter without loading it: its config is read, and the first bytes of its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ...errors import AdapterFileError
+from ...files import hub_files
+from ...files.names import CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, WEIGHTS_NAMES
+from ...files.safetensors_header import Header, header_size, read_header
+from ...files.sources import Source
+from ...files.strict_json import read_json
+from ...files.tensors import read_file_header
+from ...variants.table import scaling_of
+from .. import adapterhub
+from ..opening import adapters_below
+from .findings import Finding, of_base, of_config, of_coverage, of_tensors
+from .layout import Layout, layout_of, ranks_of
+from .report import Inspection
+
+__all__ = ["inspect_adapter"]
+
+_FIRST = 1 << 16  # bytes of a file on the Hub, which hold the head of nearly every adapter
+
+
+def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspection:
+    """Return what a directory, a .safetensors file or a repo of the Hub holds, without loading weights or base.
+
+    hub_kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
+    Raises AdapterFileError where there is no adapter or it cannot be read, HubError.
+    """
+    source = Source.of(os.fspath(name), hub_kwargs)
+    files = _files(source)
+    path = None if source.is_file else source.find(CONFIG_NAME)
+    config = {} if path is None else read_json(path)
+    weights, missing = _weights(source, files)
+    if path is None and not weights:
+        below = f", but adapters in {', '.join(found[:8])}" if (found := adapters_below(source)) else ": no adapter"
+        raise AdapterFileError(f"{source.name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{below}.")
+    headers = [_header(source, file, files[file]) for file in weights]
+    tensors = {key: entry for header in headers for key, entry in header.tensors.items()}
+    layout, form = layout_of(tensors), _format(config)
+    r, alpha = _number(config.get("r")), _number(config.get("lora_alpha"))
+    return Inspection(
+        name=source.name,
+        format=form or layout.names or "unknown",
+        **_origin(config, headers),
+        task=str(config["task_type"]) if config.get("task_type") else None,
+        variant=_variant(config, layout),
+        r=r,
+        alpha=alpha,
+        scaling=scaling_of(config).of(alpha, r) if r and r > 0 and alpha is not None else None,
+        ranks=dict(sorted(Counter(rank for parts in layout.adapted.values() for rank in ranks_of(parts)).items())),
+        targets=tuple(layout.targets()),
+        saved={module: sum(prod(entry.shape) for entry in own) for module, own in layout.saved.items()},
+        tensors=len(tensors),
+        parameters=sum(prod(entry.shape) for entry in tensors.values()),
+        dtypes=dict(sorted(Counter(entry.dtype for entry in tensors.values()).items())),
+        size=sum(files[file] for file in weights),
+        findings=(*_findings(None if path is None else config, form, layout), *missing),
+    )
+
+
+def _findings(config: Mapping[str, Any] | None, form: str, layout: Layout) -> Iterator[Finding]:
+    """Yield what is to know of config and tensors; nothing of AdapterHub's, whose own reader checks them."""
+    if form == "AdapterHub":
+        return
+    parsed, found = of_config(config)
+    yield from found
+    if config is not None and "peft_type" in config:
+        yield from of_base(config.get("base_model_name_or_path"))
+    if layout.adapted or layout.saved:
+        yield from of_tensors(layout, parsed)
+        yield from of_coverage(layout, parsed)
+
+
+def _files(source: Source) -> dict[str, int]:
+    """Return the files of a place (not those in folders below) with their sizes in bytes."""
+    top = Path(source.name, source.hub.get("subfolder", ""))
+    try:
+        if source.is_local:
+            inside = top.iterdir() if top.is_dir() else [top] if top.is_file() else []
+            return {path.name: path.stat().st_size for path in sorted(inside) if path.is_file()}
+    except OSError as error:
+        raise AdapterFileError(f"{top} cannot be looked into: {error}") from None
+    if not hub_files.is_repo_id(source.name):
+        raise AdapterFileError(f"{source.missing}.")
+    every = hub_files.list_files(source.name, **source.hub)
+    return {file: size for file, size in every.items() if "/" not in file}
+
+
+def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[Finding]]:
+    """Return the safetensors files that hold an adapter's tensors, and what to know where they are not there."""
+    if source.is_file:
+        if not source.name.endswith(".safetensors"):
+            raise AdapterFileError(f"{source.name} is no .safetensors file: a pickle is not opened to look at it.")
+        return [*files], []
+    named = [file for file in (*WEIGHTS_NAMES, *adapterhub.WEIGHTS) if file in files]
+    if whole := [file for file in named if file.endswith(".safetensors")]:
+        return whole[:1], []
+    if f"{WEIGHTS_NAME}.index.json" in files:
+        return [file for file in files if file.startswith("adapter_model-") and file.endswith(".safetensors")], []
+    if named:
+        text = f"{named[0]} is a pickle: hf_lora reads it as data, but another tool that opens it may run its code"
+        return [], [Finding("pickle", text)]
+    return [], [Finding("weights", f"there is neither {' nor '.join(WEIGHTS_NAMES)}, whole or with an index", True)]
+
+
+def _header(source: Source, file: str, size: int) -> Header:
+    """Return the head of a safetensors file. Raises AdapterFileError, HubError."""
+    if source.is_local:
+        return read_file_header(Path(source.name, source.hub.get("subfolder", ""), "" if source.is_file else file))
+    head = hub_files.fetch_range(source.name, file, 0, min(_FIRST, size), **source.hub)
+    needed = header_size(head, size, file)
+    if needed > len(head):
+        head += hub_files.fetch_range(source.name, file, len(head), needed, **source.hub)
+    return read_header(head, size, f"{file} of {source.name}")
+
+
+def _origin(config: Mapping[str, Any], headers: list[Header]) -> dict[str, Any]:
+    """Return base, provenance and versions, from the config and from what hf_lora noted in the weights' file."""
+    try:
+        notes = json.loads(headers[0].metadata.get(NOTES_KEY, "{}")) if headers else {}
+    except (ValueError, RecursionError):
+        notes = {}
+    noted, mapped = _object(_object(notes).get("base")), _object(config.get("auto_mapping"))
+    base = {key: noted.get(key) for key in ("id", "revision", "commit", "class", "model_type")}
+    base["id"] = config.get("base_model_name_or_path") or base["id"]
+    base["revision"] = config.get("revision") or base["revision"]
+    base["class"] = base["class"] or mapped.get("base_model_class")
+    versions = {"peft": config.get("peft_version"), "hf_lora": noted.get("hf_lora")}
+    return {
+        "base": {key: str(value) for key, value in base.items() if value},
+        "provenance": "fingerprint" in noted,
+        "versions": {tool: str(version) for tool, version in versions.items() if version},
+    }
+
+
+def _format(config: Mapping[str, Any]) -> str:
+    """Return whose config this is, "" where there is none."""
+    if "peft_type" in config:
+        return f"PEFT ({config['peft_type']})"
+    return "AdapterHub" if isinstance(config.get("config"), Mapping) else "unknown" if config else ""
+
+
+def _variant(config: Mapping[str, Any], layout: Layout) -> str:
+    """Return the formula, the scaling's paper and the start in words, "" where it is no LoRA."""
+    if config.get("peft_type", "LORA") != "LORA":
+        return ""
+    init, scaling = config.get("init_lora_weights"), scaling_of(config)
+    words = [layout.formula(config).title, scaling.paper.short if scaling.paper else ""]
+    words.append("with trained biases" if config.get("lora_bias") is True else "")
+    words.append(f"started as {init}" if isinstance(init, str) else "")
+    return ", ".join(filter(None, words))
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
