@@ -73,8 +73,7 @@ def read_adapterhub(candidate: Candidate) -> Contents | None:
 
     def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
         pairs = fit_pairs(config, tensors, modules, enabled)
-        if odd := [name for name, r in pairs.ranks.items() if r != config.r]:
-            raise ConfigError(f"{where}: r={config.r}, but the factors of {odd[0]} have rank {pairs.ranks[odd[0]]}.")
+        pairs.check_ranks(config, where)
         fitted = fit_targets(pairs.config, list(pairs.ranks), list(modules))
         kept = _fitting(source, head, head_class, modules)
         owners = list(dict.fromkeys(key.removeprefix(PREFIX).rpartition(".")[0] for key in kept))

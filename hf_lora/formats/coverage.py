@@ -14,37 +14,28 @@ from torch import nn
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
-from ..targets.names import listed_modules, match_names, parameter_names, saved_modules
+from ..targets.names import is_inside, listed_modules, match_names, parameter_names, saved_modules
 from ..variants.table import ADAPTERS
 from ..wording import full_name, numberless
 
-__all__ = ["lopsided", "missing_names"]
+__all__ = ["Held", "lopsided", "missing_names"]
+
+Held = Collection[tuple[str, str, str]]  # (module, parameter, role) of what a file holds
 
 
-def missing_names(
-    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
-) -> list[str]:
-    """Return what a config targets in a model and a file does not hold, by full name.
-
-    held: (module, parameter, role) of what the file holds.
-    """
-    names = {module for module, _, _ in held} | {full_name(module, parameter) for module, parameter, _ in held}
+def missing_names(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
+    """Return what a config targets in a model and a file does not hold, by full name."""
+    names = {name for module, parameter, _ in held for name in (module, full_name(module, parameter))}
     wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
-    raw = match_names(config.target_parameters or (), parameter_names(modules))
-    missing = [n for n in [*wanted, *_not_excluded(config, raw)] if n not in names]
+    wanted += _not_excluded(config, match_names(config.target_parameters or (), parameter_names(modules)))
     if config.target_modules is None or config.target_modules in PRESETS:
         adapted = [module for module, _, role in held if ADAPTERS[role].low_rank]
-        layers = [n for n, m in modules.items() if kind_of(m) is not None]
-        missing += [n for n in lopsided(config, adapted, layers) if n not in names]
-    missing += _tokenless(config, modules, held) + _unbiased(config, modules, held)
-    return missing + _unsaved(
-        config, modules, {(module, parameter) for module, parameter, role in held if ADAPTERS[role].whole}
-    )
+        wanted += lopsided(config, adapted, [n for n, m in modules.items() if kind_of(m) is not None])
+    missing = [name for name in wanted if name not in names]
+    return missing + _tokenless(config, modules, held) + _unsaved(config, modules, held)
 
 
-def _tokenless(
-    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
-) -> list[str]:
+def _tokenless(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
     """Return the tables whose rows a config trains and a file does not hold; one of several tied ones is enough."""
     tables = [module for module, _, role in held if ADAPTERS[role].of_rows]
     wanted = config.trainable_token_indices or ()
@@ -55,24 +46,20 @@ def _tokenless(
     return [f"the token rows of {n}" for n in listed if id(modules[n]._parameters.get("weight")) not in weights]
 
 
-def _unbiased(
-    config: LoRAConfig, modules: Mapping[str, nn.Module], held: Collection[tuple[str, str, str]]
-) -> list[str]:
-    """Return the biases that a file lacks although it holds those of layers that are alike but for their numbers."""
-    if config.bias == "none":
-        return []
-    owners = [module for module, parameter, role in held if ADAPTERS[role].whole and parameter == "bias"]
-    names = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
-    return [full_name(n, "bias") for n in lopsided(config, owners, names)]
+def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
+    """Return the parameters that a file lacks of what it saves in full.
 
-
-def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], saved: Collection[tuple[str, str]]) -> list[str]:
-    """Return the parameters that a file lacks of modules it saves: those it lists, and those whose weight it holds."""
-    listed = tuple(f"{name}." for name in saved_modules(config.modules_to_save or (), modules))
-    inside = [n for n in modules if listed and f"{n}.".startswith(listed)]
+    That is all of the modules it lists, all of those whose weight it holds, and the biases of layers that are alike.
+    """
+    saved = {(module, parameter) for module, parameter, role in held if ADAPTERS[role].whole}
+    listed = saved_modules(config.modules_to_save or (), modules)
+    inside = [n for n in modules if any(is_inside(n, name) for name in listed)]
     owners = dict.fromkeys([*inside, *(module for module, parameter in saved if parameter == "weight")])
-    owned = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
-    return [full_name(n, p) for n, p in owned if (n, p) not in saved]
+    wanted = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
+    if config.bias != "none":
+        biased = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
+        wanted += [(n, "bias") for n in lopsided(config, [m for m, p in saved if p == "bias"], biased)]
+    return [full_name(*place) for place in dict.fromkeys(wanted) if place not in saved]
 
 
 def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -80,7 +67,7 @@ def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -
     spec = config.target_modules
     chosen = isinstance(spec, str) and spec not in PRESETS
     entries = () if spec is None or isinstance(spec, str) else spec
-    if chosen or config.layers_to_transform not in (None, []) or any(_numbered(e) for e in entries):
+    if chosen or config.layers_to_transform not in (None, []) or any(numberless(e) != e for e in entries):
         return []
     held = set(adapted)
     shapes = {numberless(name) for name in held}
@@ -91,7 +78,3 @@ def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
     if not names:
         return []
     return listed_modules(config.copy(target_modules=names, layers_to_transform=None, layers_pattern=None), names)
-
-
-def _numbered(entry: str) -> bool:
-    return any(word.isdigit() for word in entry.split("."))

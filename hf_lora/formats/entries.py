@@ -16,7 +16,9 @@ from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
 
-__all__ = ["Entry", "entry_of", "fits", "has_place", "key_at", "raw_owner"]
+__all__ = ["Entry", "Move", "entry_of", "fits", "has_place", "key_at", "parameter_at", "raw_owner"]
+
+FACTORS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,9 @@ class Entry:
         return full_name(self.path, self.leaf if self.is_saved else "weight")
 
 
+Move = tuple[Entry, Today]  # a tensor of a file, and where it lies today
+
+
 def entry_of(key: str, tensor: Tensor) -> Entry:
     """Return a file's tensor with its key taken apart."""
     path, leaf, attribute = split_key(key)
@@ -58,26 +63,30 @@ def key_at(entry: Entry, path: str) -> str:
     return PREFIX + full_name(path, *[WRAP] * entry.wraps, entry.leaf)
 
 
+def parameter_at(modules: Mapping[str, nn.Module], name: str) -> Tensor | None:
+    """Return the parameter of a full name, None where there is none."""
+    owner, _, leaf = name.rpartition(".")
+    return modules[owner]._parameters.get(leaf) if owner in modules else None
+
+
 def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, today: Today) -> bool:
     """Return whether the model has a place for a tensor at today's name."""
     if today.steps:
-        return all(_parameter(modules, name) is not None for name in today.names)
+        return all(parameter_at(modules, name) is not None for name in today.names)
     path, _, leaf = today.names[0].rpartition(".")
     if entry.is_saved:
         return path in modules and own_tensor(modules[path], leaf) is not None
-    return (leaf == "weight" and place_of(key_at(entry, path), modules, config) is not None) or bool(
-        raw_owner(modules, entry, today)
-    )
+    if leaf == "weight" and place_of(key_at(entry, path), modules, config) is not None:
+        return True
+    return raw_owner(modules, entry, today) != ""
 
 
 def raw_owner(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> str:
     """Return the owner of a parameter that a pair now belongs to and that is no layer's (a router's), else ""."""
     owner, _, _ = today.names[0].rpartition(".")
-    parameter = _parameter(modules, today.names[0])
-    is_pair = entry.attribute in ("lora_A", "lora_B") and not entry.leaf.startswith("lora_embedding")
-    if parameter is None or parameter.ndim != 2 or not is_pair or kind_of(modules[owner]) is not None:
-        return ""
-    return owner
+    parameter = parameter_at(modules, today.names[0])
+    is_pair = entry.attribute in FACTORS and not entry.leaf.startswith("lora_embedding")
+    return owner if is_pair and parameter is not None and parameter.ndim == 2 and not kind_of(modules[owner]) else ""
 
 
 def fits(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> bool:
@@ -90,13 +99,7 @@ def fits(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> bool:
         own = own_tensor(layer, leaf)
         return own is None or own.shape == entry.tensor.shape
     kind = kind_of(layer)
-    if kind is None or entry.attribute not in ("lora_A", "lora_B") or entry.tensor.ndim < 2:
+    if kind is None or entry.attribute not in FACTORS or entry.tensor.ndim < 2:
         return True
-    first = entry.attribute == "lora_A"
-    a, b = kind.factor_shapes(kind.weight_shape(layer), entry.tensor.shape[0 if first else 1])
-    return tuple(entry.tensor.shape) == (a if first else b)
-
-
-def _parameter(modules: Mapping[str, nn.Module], name: str) -> Tensor | None:
-    owner, _, leaf = name.rpartition(".")
-    return modules[owner]._parameters.get(leaf) if owner in modules else None
+    which = FACTORS.index(entry.attribute)
+    return tuple(entry.tensor.shape) == kind.factor_shapes(kind.weight_shape(layer), entry.tensor.shape[which])[which]

@@ -5,7 +5,8 @@ Weights below one another, [W1; W2]: each pair keeps columns of B of its own,
     [W1; W2] + s [B1 A1; B2 A2] = [W1; W2] + s [B1 0; 0 B2] [A1; A2]
 
 so the rank is the sum of the ranks. Weights in a stack (fused experts) have a pair each, filled up with zeros to the
-largest rank. A weight without a pair gets zeros.
+largest rank. A weight without a pair gets zeros. Exact where the scalings of the pairs are equal; otherwise each B is
+rounded once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["Pair", "beside", "stacked"]
 
@@ -33,34 +35,22 @@ class Pair:
 
 
 def beside(pairs: Sequence[Pair | None], rows: Sequence[int]) -> Pair:
-    """Return the pair of weights below one another; rows: how many each of them has. At least one has a pair.
-
-    Exact where their scalings are equal; otherwise each B is rounded once.
-    """
-    first = next(pair for pair in pairs if pair is not None)
-    held = [None if pair is None else pair.scaled(first.scaling) for pair in pairs]
-    b = first.b.new_zeros(sum(rows), sum(pair.b.shape[1] for pair in held if pair is not None))
-    top = left = 0
-    for pair, count in zip(held, rows, strict=True):
-        if pair is not None:
-            b[top : top + count, left : left + pair.b.shape[1]] = pair.b
-            left += pair.b.shape[1]
-        top += count
-    return Pair(torch.cat([pair.a for pair in held if pair is not None]), b, first.scaling)
+    """Return the pair of weights below one another; rows: how many each of them has. At least one has a pair."""
+    held = _whole(pairs, rows)
+    return Pair(torch.cat([p.a for p in held]), torch.block_diag(*[p.b for p in held]), held[0].scaling)
 
 
 def stacked(pairs: Sequence[Pair | None]) -> tuple[Tensor, Tensor, float]:
-    """Return A (experts, r, in), B (experts, out, r) and the scaling of a stack of weights.
+    """Return A (experts, r, in), B (experts, out, r) and the scaling of a stack of weights. At least one has a pair."""
+    held = _whole(pairs, [next(len(pair.b) for pair in pairs if pair is not None)] * len(pairs))
+    rank = max(len(pair.a) for pair in held)
+    a = torch.stack([pad(pair.a, (0, 0, 0, rank - len(pair.a))) for pair in held])
+    b = torch.stack([pad(pair.b, (0, rank - len(pair.a))) for pair in held])
+    return a, b, held[0].scaling
 
-    At least one has a pair. Exact where their scalings are equal; otherwise each B is rounded once.
-    """
+
+def _whole(pairs: Sequence[Pair | None], rows: Sequence[int]) -> list[Pair]:
+    """Return pairs of one scaling, of rank 0 where a weight has none; rows: of each weight."""
     first = next(pair for pair in pairs if pair is not None)
-    rank = max(pair.a.shape[0] for pair in pairs if pair is not None)
-    a = first.a.new_zeros(len(pairs), rank, first.a.shape[1])
-    b = first.b.new_zeros(len(pairs), first.b.shape[0], rank)
-    for i, pair in enumerate(pairs):
-        if pair is not None:
-            same = pair.scaled(first.scaling)
-            a[i, : pair.a.shape[0]] = same.a
-            b[i, :, : pair.a.shape[0]] = same.b
-    return a, b, first.scaling
+    none = [Pair(first.a[:0], first.b.new_zeros(count, 0), first.scaling) for count in rows]
+    return [none[i] if pair is None else pair.scaled(first.scaling) for i, pair in enumerate(pairs)]

@@ -1,17 +1,26 @@
-"""The parts of one of PEFT's keys: its prefix, the layer's path, its wrappers, and what of the adapter it names."""
+"""PEFT's keys: the parts of one, and its one spelling without what wrappers and versions of PEFT leave in it.
+
+module.base_model.model.<layer>.lora_A.default.weight          distributed, the adapter's name inside
+base_model.model._orig_mod.<layer>._fsdp_wrapped_module.lora_A.weight   compiled, sharded
+base_model.model.base_model.model.<layer>.lora_A.weight        wrapped twice
+base_model.model.<module>.modules_to_save.default.weight       saved whole; `original_module` is the base's own
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import cache
 
 from ..variants.row import Row, Stored
 from ..variants.table import ADAPTERS, SAVED, TOKENS
 
-__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "split_key", "stored_tensors", "unwrapped"]
+__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "split_key", "stored_tensors", "unwrapped"]
 
 PREFIX = "base_model.model."
 WRAP = "base_layer"
 ROWS_KEY = TOKENS.tensors[0].key
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def stored_tensors() -> tuple[tuple[str, Stored], ...]:
@@ -39,6 +48,28 @@ def unwrapped(path: str) -> tuple[str, int]:
     return ".".join(word for word in words if word != WRAP), depth
 
 
+def plain_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return each key with PEFT's prefix and without wrappers and adapter names; the base's own copies are left out.
+
+    >>> plain_keys(["module.base_model.model.fc.lora_A.default.weight", "fc.lora_B.default.weight"])
+    {'module.base_model.model.fc.lora_A.default.weight': 'base_model.model.fc.lora_A.weight', \
+'fc.lora_B.default.weight': 'base_model.model.fc.lora_B.weight'}
+    """
+    named = _with_adapter(tuple(ADAPTERS.values()))
+    bare = {key: _unwrapped(key) for key in keys if "original_module" not in key.split(".")}
+    adapters = {found["adapter"] for name in bare.values() if (found := named.search(name))} | {"default"}
+    saved = re.compile(rf"\.modules_to_save(\.({'|'.join(map(re.escape, adapters))}))?(?=\.)")
+    return {key: PREFIX + saved.sub("", named.sub(r"\g<stem>\g<end>", name)) for key, name in bare.items()}
+
+
+def _unwrapped(key: str) -> str:
+    """Return a key without wrappers' words and without PEFT's prefix, however often it is there."""
+    key = ".".join(word for word in key.split(".") if word not in _WRAPPERS)
+    while (name := key.removeprefix("module.")).startswith(PREFIX):
+        key = name.removeprefix(PREFIX)
+    return key
+
+
 @cache
 def _stored(rows: tuple[Row, ...]) -> tuple[tuple[str, Stored], ...]:
     named = ((s.attribute if row.low_rank else row.name, s) for row in rows for s in row.tensors if s.keys)
@@ -48,3 +79,10 @@ def _stored(rows: tuple[Row, ...]) -> tuple[tuple[str, Stored], ...]:
 @cache
 def _leaves(rows: tuple[Row, ...]) -> dict[str, str]:
     return {key: name for name, stored in _stored(rows) for key in stored.keys}
+
+
+@cache
+def _with_adapter(rows: tuple[Row, ...]) -> re.Pattern[str]:
+    """Return what the end of a key with an adapter's name inside looks like."""
+    stems = "|".join(re.escape(stem.rpartition(".")[2]) for _, each in _stored(rows) for stem in each.stems)
+    return re.compile(rf"(?<![^.])(?P<stem>{stems})\.(?P<adapter>(?!weight$|bias$)[^.]+)(?P<end>\.weight|\.bias)?$")

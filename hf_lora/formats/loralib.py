@@ -21,7 +21,7 @@ from ..files.tensors import read_tensors
 from ..targets.names import listed_modules
 from ..wording import some
 from .contents import Candidate, Contents
-from .pairs import fit_pairs, fit_targets, is_flags, split_pairs
+from .pairs import checked_flags, fit_pairs, fit_targets, split_pairs
 from .peft import PREFIX
 
 __all__ = ["read_loralib"]
@@ -45,11 +45,8 @@ def read_loralib(candidate: Candidate) -> Contents | None:
             "rank and the layers are read from the file."
         )
     config = _with_saved(candidate.given, tensors)
-    enabled = config.other.get("enable_lora")
-    if enabled is not None and not is_flags(enabled):
-        raise ConfigError(f"enable_lora={enabled!r}, but it is a list of True and False, a block of rows each.")
-    other = {key: value for key, value in config.other.items() if key != "enable_lora"}
-    config = config.copy(other=other)
+    enabled = checked_flags(config.other.get("enable_lora"))
+    config = config.copy(other={key: value for key, value in config.other.items() if key != "enable_lora"})
 
     def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
         pairs = fit_pairs(config.copy(rank_pattern={}), tensors, modules, enabled)

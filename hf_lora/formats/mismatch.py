@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..errors import AdapterMismatchError
-from ..variants.table import ADAPTERS, SAVED
+from ..targets.names import input_table
+from ..variants.table import SAVED
 from ..wording import some
 from .keys import split_key, unwrapped
 
-__all__ = ["mismatch", "other_labels"]
+__all__ = ["mismatch", "other_size"]
 
 _MOST = 6  # problems that an error tells
 
@@ -29,21 +30,26 @@ def mismatch(
     )
 
 
-def other_labels(model: nn.Module, role: str, own: Sequence[int], found: Sequence[int]) -> str:
-    """Say what to do where a saved head is for another number of labels than the model's; nothing where it is not.
+def other_size(model: nn.Module, own: Sequence[int], found: Sequence[int], is_whole: bool) -> str:
+    """Say what to do where a tensor is for another vocabulary or number of labels; nothing where it is for neither.
 
-    own, found: the shapes of a parameter in the model and in the file.
+    own, found: its shapes in the model and in the file. is_whole: whether it is all of a parameter, as a head's is.
     """
+    differing = [(n, m) for n, m in zip(own, found, strict=False) if n != m]
+    if len(own) != len(found) or len(differing) != 1:
+        return ""
+    ((have, held),) = differing
     labels = getattr(getattr(model, "config", None), "num_labels", None)
-    if not ADAPTERS[role].whole or not own or not found:
+    if is_whole and own[0] == have == labels:
+        return (
+            f" (a head for {held} labels, where the model has num_labels={labels}: load the base with "
+            f"num_labels={held}, which LoRAModel.from_pretrained does by itself where neither num_labels nor a loaded "
+            f"base_model is given; for {labels} labels, train a new adapter)"
+        )
+    table = input_table(model)
+    if not isinstance(table, nn.Embedding) or table.num_embeddings != have:
         return ""
-    if own[0] != labels or found[0] == labels or own[1:] != found[1:]:
-        return ""
-    return (
-        f" (a head for {found[0]} labels, where the model has num_labels={labels}: load the base with "
-        f"num_labels={found[0]}, which LoRAModel.from_pretrained does by itself where neither num_labels nor a loaded "
-        f"base_model is given; for {labels} labels, train a new adapter)"
-    )
+    return f" (another vocabulary: the model has {have} rows; call model.resize_token_embeddings({held}) first)"
 
 
 def _nearest(key: str, modules: Mapping[str, nn.Module]) -> str:

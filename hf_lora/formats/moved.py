@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
-from ..targets.names import as_endings, match_names, parameter_names, saved_modules
+from ..targets.names import as_endings, is_inside, is_saved, match_names, parameter_names, saved_modules
 from ..wording import full_name
-from .entries import Entry, key_at, raw_owner
+from .entries import FACTORS, Entry, Move, key_at, parameter_at
 from .experts import Pair, beside, stacked
 from .keys import PREFIX, WRAP
+from .pairs import alpha_for, with_sizes
 from .peft import place_of
-from .renames import Today
 
-__all__ = ["Move", "rebuilt"]
+__all__ = ["rebuilt"]
 
 Factors = dict[str, Tensor]  # an adapter's tensors by attribute
-
-
-@dataclass(frozen=True, eq=False)
-class Move:
-    """A tensor of a file, and where it lies today."""
-
-    entry: Entry
-    today: Today
+# How weights were put together, where their pairs can follow.
+_STACKED, _STACKED_PARTS, _BELOW = ("stack",), ("stack", "beside in 1"), ("beside in 0",)
 
 
 @dataclass
@@ -45,6 +37,12 @@ class _Result:
     saved: dict[str, None] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
 
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Add a tensor. Raises AdapterMismatchError where there is one of its key."""
+        if key in self.tensors:
+            raise AdapterMismatchError(f"two tensors of the file stand for {key}; save one adapter alone.")
+        self.tensors[key] = tensor
+
 
 def rebuilt(
     modules: Mapping[str, nn.Module], config: LoRAConfig, moves: Sequence[Move], same_class: bool
@@ -57,110 +55,110 @@ def rebuilt(
     result = _Result()
     joined: dict[tuple[str, ...], list[Move]] = defaultdict(list)
     for move in moves:
-        if move.today.steps:
-            joined[move.today.names].append(move)
+        if move[1].steps in ((), ("split",)):
+            for entry, name in _apart(modules, *move):
+                _carry(modules, config, entry, name, result)
         else:
-            _carry(modules, config, move, result)
+            joined[move[1].names].append(move)
     for group in joined.values():
         _join(modules, config, group, result)
     changed = _config(modules, config, result, same_class)
-    _nest(modules, changed, result)
+    for full, factors in result.raw.items():  # PEFT nests an owner's parameters, the first one innermost
+        owner = full.rpartition(".")[0]
+        names = match_names(changed.target_parameters or (), parameter_names({owner: modules[owner]}))
+        depth = len(names) - 1 - names.index(full)
+        for attribute, tensor in factors.items():
+            result.put(PREFIX + full_name(owner, *[WRAP] * depth, f"{attribute}.weight"), tensor)
     return changed, result.tensors
 
 
-def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, move: Move, result: _Result) -> None:
-    """Put one tensor at its new name."""
-    entry, (name,) = move.entry, move.today.names
+def _apart(modules: Mapping[str, nn.Module], entry: Entry, today: Any) -> Iterator[tuple[Entry, str]]:
+    """Yield a tensor with its parameter's name; of a weight that was split, each part's rows (of A, all) with its name.
+
+    Raises AdapterMismatchError where the parts have other rows in the model.
+    """
+    if not today.steps:
+        yield entry, today.names[0]
+        return
+    rows = [parameter_at(modules, name).shape[0] for name in today.names]  # type: ignore[union-attr]
+    whole = entry.attribute == "lora_A"
+    if entry.tensor.ndim == 0 or (not whole and len(entry.tensor) != sum(rows)):
+        raise AdapterMismatchError(
+            f"{entry.key} is {tuple(entry.tensor.shape)}, its parts in the model have {rows} rows."
+        )
+    pieces = [entry.tensor] * len(rows) if whole else entry.tensor.split(rows)
+    for name, piece in zip(today.names, pieces, strict=True):
+        leaf = name.rpartition(".")[2] if entry.is_saved else entry.leaf
+        yield replace(entry, leaf=leaf, tensor=piece.clone()), name
+
+
+def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, name: str, result: _Result) -> None:
+    """Put one tensor at its parameter's new name."""
     path, _, leaf = name.rpartition(".")
+    key, old = key_at(entry, path), entry.path
     if entry.is_saved:
-        _put(result.tensors, key_at(entry, path) if leaf == entry.leaf else PREFIX + name, entry.tensor)
+        result.put(key if leaf == entry.leaf else PREFIX + name, entry.tensor)
         if not (entry.wraps or (config.bias != "none" and "bias" in leaf)):
             result.saved[path] = None
         return
-    key = key_at(entry, path)
     place = place_of(key, modules, config) if leaf == "weight" else None
-    if place is None and raw_owner(modules, entry, move.today):
-        result.raw[name][entry.attribute] = entry.tensor
-        result.sites[name] = _strength(config, entry.path)
-    elif entry.is_rows:
-        result.tables[entry.path] = path
-        _put(result.tensors, key, entry.tensor)
-    elif place is not None and match_names(config.target_parameters or (), [f"{place[0]}.{place[1]}"]):
-        full = f"{place[0]}.{place[1]}"
+    full = full_name(*place[:2]) if place is not None else name
+    if entry.is_rows:
+        result.tables[old] = path
+        result.put(key, entry.tensor)
+    elif place is None or match_names(config.target_parameters or (), [full]):
+        known_as = old if place is None else full_name(old, place[1])
         result.raw[full][entry.attribute] = entry.tensor
-        result.sites[full] = _strength(config, full_name(entry.path, place[1]))
+        result.sites[full] = config.rank_of(known_as), config.alpha_of(known_as)
     else:
-        site, old = _owner(modules, path), entry.path
-        result.sites[site] = _strength(config, old if site == path else old.rpartition(".")[0])
-        result.layers[site] = None
-        _put(result.tensors, key, entry.tensor)
-
-
-def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
-    """Return the name that a config knows a layer by: an attention's, for its output projection."""
-    owner = path.rpartition(".")[0]
-    return owner if isinstance(modules.get(owner), nn.MultiheadAttention) else path
-
-
-def _put(tensors: Factors, key: str, tensor: Tensor) -> None:
-    if key in tensors:
-        raise AdapterMismatchError(f"two tensors of the file stand for {key}; save one adapter alone.")
-    tensors[key] = tensor
-
-
-def _strength(config: LoRAConfig, name: str) -> tuple[int, float]:
-    return config.rank_of(name), config.alpha_of(name)
+        owner = path.rpartition(".")[0]
+        if isinstance(modules.get(owner), nn.MultiheadAttention):  # a config knows its output projection by its name
+            path, old = owner, old.rpartition(".")[0]
+        result.sites[path] = config.rank_of(old), config.alpha_of(old)
+        result.layers[path] = None
+        result.put(key, entry.tensor)
 
 
 def _join(modules: Mapping[str, nn.Module], config: LoRAConfig, group: Sequence[Move], result: _Result) -> None:
-    """Put the tensors of several old weights together, or one apart, as their weights were."""
-    today = group[0].today
-    rows = [modules[n.rpartition(".")[0]]._parameters[n.rpartition(".")[2]].shape for n in today.names]  # type: ignore[union-attr]
-    attributes = {m.entry.attribute for m in group}
-    if today.steps == ("split",):
-        for move in group:
-            _split(modules, config, move, [shape[0] for shape in rows], result)
-        return
-    if attributes != {"lora_A", "lora_B"} or today.steps not in (
-        ("stack",),
-        ("stack", "beside in 1"),
-        ("beside in 0",),
-    ):
+    """Put the pairs of several old weights together, as their weights were."""
+    entry, today = group[0]
+    attributes = {entry.attribute for entry, _ in group}
+    if attributes != {*FACTORS} or today.steps not in (_STACKED, _STACKED_PARTS, _BELOW):
         raise AdapterMismatchError(
-            f"{group[0].entry.key} belongs to a weight that Transformers made {', '.join(today.names)} of "
+            f"{entry.key} belongs to a weight that Transformers made {', '.join(today.names)} of "
             f"({', '.join(today.steps)}), where its {', '.join(sorted(attributes))} cannot follow."
         )
     (name,) = today.names
+    owner, shape = name.rpartition(".")[0], parameter_at(modules, name).shape  # type: ignore[union-attr]
     pairs = _pairs(config, group)
-    if today.steps == ("beside in 0",):
-        _fused_layer(config, name, pairs, today.parts, rows[0][0], result)
+    if today.steps == _BELOW:
+        own = [pairs.get((0, part)) for part in range(today.parts)]
+        pair = _beside(name, own, _rows(name, own, shape[0]))
+        result.layers[owner] = None
+        result.sites[owner] = len(pair.a), alpha_for(config, pair.scaling, len(pair.a))
+        for attribute, tensor in zip(FACTORS, (pair.a, pair.b), strict=True):
+            result.put(f"{PREFIX}{owner}.{attribute}.weight", tensor)
         return
-    experts, parts = rows[0][0], today.parts if len(today.steps) > 1 else 1
-    halves: list[Pair | None] = []
-    transposed = getattr(modules[name.rpartition(".")[0]], "is_transposed", False)
-    out = rows[0][2 if transposed else 1] // parts
-    for i in range(experts):
-        own = [pairs.pop((i, part), None) for part in range(parts)]
-        halves.append(beside(own, _checked(name, own, [out] * parts)) if any(own) else None)
-    if pairs:
-        raise AdapterMismatchError(
-            f"the file adapts experts {sorted({i for i, _ in pairs})} of {name}, which has {experts}."
-        )
-    a, b, scaling = stacked(halves)
+    if beyond := sorted({i for i, _ in pairs if i >= shape[0]}):
+        raise AdapterMismatchError(f"the file adapts experts {beyond} of {name}, which has {shape[0]}.")
+    parts = today.parts if today.steps == _STACKED_PARTS else 1
+    rows = [shape[2 if getattr(modules[owner], "is_transposed", False) else 1] // parts] * parts
+    items = [[pairs.get((i, part)) for part in range(parts)] for i in range(shape[0])]
+    a, b, scaling = stacked([_beside(name, own, rows) if any(own) else None for own in items])
     result.raw[name] = {"lora_A": a.flatten(0, 1), "lora_B": b.permute(1, 2, 0).flatten(1)}
-    result.sites[name] = a.shape[1], _alpha(config, scaling, a.shape[1])
+    result.sites[name] = a.shape[1], alpha_for(config, scaling, a.shape[1])
 
 
 def _pairs(config: LoRAConfig, group: Iterable[Move]) -> dict[tuple[int, int], Pair]:
     """Return the pairs of a group by (item, part)."""
     factors: dict[tuple[int, int], dict[str, Entry]] = defaultdict(dict)
-    for move in group:
-        held = factors[move.today.item, move.today.part]
-        if (other := held.setdefault(move.entry.attribute, move.entry)) is not move.entry:
-            raise AdapterMismatchError(f"{other.key} and {move.entry.key} are two tensors for one place.")
+    for entry, today in group:
+        other = factors[today.item, today.part].setdefault(entry.attribute, entry)
+        if other is not entry:
+            raise AdapterMismatchError(f"{other.key} and {entry.key} are two tensors for one place.")
     pairs = {}
     for at, held in factors.items():
-        if held.keys() != {"lora_A", "lora_B"} or any(entry.tensor.ndim != 2 for entry in held.values()):
+        if held.keys() != {*FACTORS} or any(entry.tensor.ndim != 2 for entry in held.values()):
             raise AdapterMismatchError(f"{next(iter(held.values())).key} has no lora_A and lora_B of two dimensions.")
         a, b = held["lora_A"], held["lora_B"]
         rank = config.rank_of(a.path)
@@ -171,87 +169,38 @@ def _pairs(config: LoRAConfig, group: Iterable[Move]) -> dict[tuple[int, int], P
     return pairs
 
 
-def _checked(name: str, pairs: Sequence[Pair | None], rows: Sequence[int]) -> Sequence[int]:
-    """Return how many rows each weight has. Raises AdapterMismatchError where a pair has others."""
-    if any(pair is not None and pair.b.shape[0] != count for pair, count in zip(pairs, rows, strict=True)):
-        found = [None if pair is None else pair.b.shape[0] for pair in pairs]
+def _beside(name: str, pairs: Sequence[Pair | None], rows: Sequence[int]) -> Pair:
+    """Return the pair of a weight's parts. Raises AdapterMismatchError where they have other rows, or other inputs."""
+    found = [count if pair is None else len(pair.b) for pair, count in zip(pairs, rows, strict=True)]
+    if found != rows:
         raise AdapterMismatchError(f"the file's parts of {name} have {found} rows, the model's {list(rows)}.")
     if len({pair.a.shape[1] for pair in pairs if pair is not None}) > 1:
         raise AdapterMismatchError(f"the file's parts of {name} do not read inputs of one width.")
-    return rows
+    return beside(pairs, rows)
 
 
-def _fused_layer(
-    config: LoRAConfig, name: str, pairs: Mapping[tuple[int, int], Pair], parts: int, total: int, result: _Result
-) -> None:
-    own = [pairs.get((0, part)) for part in range(parts)]
-    known = [pair.b.shape[0] for pair in own if pair is not None]
-    left, unknown = total - sum(known), parts - len(known)
-    if unknown and left % unknown:
+def _rows(name: str, pairs: Sequence[Pair | None], total: int) -> list[int]:
+    """Return how many rows each part of a weight has: a pair says so, and one part without gets what is left."""
+    known = [len(pair.b) for pair in pairs if pair is not None]
+    left, unknown = total - sum(known), len(pairs) - len(known)
+    if left < 0 or unknown > 1 or bool(left) != bool(unknown):
         raise AdapterMismatchError(
-            f"the file adapts {len(known)} of {parts} parts of {name}; where they lie is not known."
+            f"the file adapts {len(known)} of {len(pairs)} parts of {name}, of {known} rows; the model's weight has "
+            f"{total}, and where they lie is not known."
         )
-    rows = [left // unknown if pair is None else pair.b.shape[0] for pair in own]
-    if unknown > 1 or sum(rows) != total:
-        raise AdapterMismatchError(f"the file's parts of {name} have {known} rows, the model's weight {total}.")
-    pair, path = beside(own, _checked(name, own, rows)), name.removesuffix(".weight")
-    result.layers[path] = None
-    result.sites[path] = pair.a.shape[0], _alpha(config, pair.scaling, pair.a.shape[0])
-    _put(result.tensors, f"{PREFIX}{path}.lora_A.weight", pair.a)
-    _put(result.tensors, f"{PREFIX}{path}.lora_B.weight", pair.b)
-
-
-def _split(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, move: Move, rows: Sequence[int], result: _Result
-) -> None:
-    """Give each part of a weight the rows of B that are its own, and all of A."""
-    entry = move.entry
-    if entry.tensor.ndim == 0 or (entry.attribute != "lora_A" and entry.tensor.shape[0] != sum(rows)):
-        raise AdapterMismatchError(
-            f"{entry.key} is {tuple(entry.tensor.shape)}, its parts in the model have {list(rows)} rows."
-        )
-    pieces = [entry.tensor] * len(rows) if entry.attribute == "lora_A" else entry.tensor.split(list(rows))
-    for name, piece in zip(move.today.names, pieces, strict=True):
-        leaf = name.rpartition(".")[2]
-        part = Entry(
-            entry.key,
-            entry.path,
-            entry.wraps,
-            leaf if entry.is_saved else entry.leaf,
-            entry.attribute,
-            piece.clone(),
-        )
-        _carry(modules, config, Move(part, Today((name,))), result)
-
-
-def _alpha(config: LoRAConfig, scaling: float, rank: int) -> float:
-    alpha = scaling * (math.sqrt(rank) if config.use_rslora else rank)
-    return float(f"{alpha:.12g}")
-
-
-def _nest(modules: Mapping[str, nn.Module], config: LoRAConfig, result: _Result) -> None:
-    """Write the factors of raw parameters under the keys that PEFT gives them, the owner's first one innermost."""
-    for full, factors in result.raw.items():
-        owner = full.rpartition(".")[0]
-        names = match_names(config.target_parameters or (), parameter_names({owner: modules[owner]}))
-        depth = len(names) - 1 - names.index(full)
-        for attribute, tensor in factors.items():
-            path = ".".join([owner, *[WRAP] * depth, f"{attribute}.weight"])
-            _put(result.tensors, PREFIX + path, tensor)
+    return [left if pair is None else len(pair.b) for pair in pairs]
 
 
 def _config(modules: Mapping[str, nn.Module], config: LoRAConfig, result: _Result, same_class: bool) -> LoRAConfig:
     """Return a config that means for the new names what the old one meant for the old."""
-    entries = config.modules_to_save or ()
     whole = [
-        e for e in entries if (found := saved_modules([e], modules)) and (same_class or _holds(modules, found, result))
+        e for e in config.modules_to_save or () if _holds(modules, saved_modules([e], modules), result, same_class)
     ]
-    more = [n for n in result.saved if n and not saved_modules(whole, _within(n))]
+    held = config.copy(modules_to_save=whole or None)
+    more = [n for n in result.saved if n and not is_saved(held, n)]
     ends = as_endings(more, list(modules))
     ends = ends if set(saved_modules(ends, modules)) == set(more) else more
     changes: dict[str, Any] = {
-        "rank_pattern": _patterns({n: r for n, (r, _) in result.sites.items()}, config.r),
-        "alpha_pattern": _patterns({n: a for n, (_, a) in result.sites.items()}, config.lora_alpha),
         "modules_to_save": [*whole, *ends] or None,
         "auto_mapping": config.auto_mapping if same_class else None,  # saving names the class that it is for now
     }
@@ -261,34 +210,17 @@ def _config(modules: Mapping[str, nn.Module], config: LoRAConfig, result: _Resul
         changes |= {"layers_to_transform": None, "layers_pattern": None}
     tokens = config.trainable_token_indices
     if isinstance(tokens, Mapping):
-        rows = {
+        changes["trainable_token_indices"] = {
             result.tables.get(old, old): v for k, v in tokens.items() for old in match_names([k], result.tables) or [k]
         }
-        changes["trainable_token_indices"] = rows
-    return config.copy(**changes)
+    return with_sizes(config.copy(**changes), result.sites)
 
 
-def _holds(modules: Mapping[str, nn.Module], names: Iterable[str], result: _Result) -> bool:
-    """Return whether every parameter inside modules is of a module that was saved."""
-    inside = tuple(f"{name}." for name in names)
-    owners = [
+def _holds(modules: Mapping[str, nn.Module], names: Sequence[str], result: _Result, same_class: bool) -> bool:
+    """Return whether the model has modules to save, and the file, unless it was made for this class, all of them."""
+    inside = [
         n
         for n, m in modules.items()
-        if f"{n}.".startswith(inside) and any(v is not None for v in m._parameters.values())
+        if any(is_inside(n, name) for name in names) and any(v is not None for v in m._parameters.values())
     ]
-    return all(owner in result.saved for owner in owners)
-
-
-def _within(name: str) -> list[str]:
-    words = name.split(".")
-    return [".".join(words[: i + 1]) for i in range(len(words))]
-
-
-def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Return name endings with their values, for all names whose value is not the default."""
-    by_value: dict[Any, list[str]] = defaultdict(list)
-    for name, value in values.items():
-        if value != default:
-            by_value[value].append(name)
-    names: Collection[str] = list(values)
-    return {re.escape(e): value for value, group in by_value.items() for e in as_endings(group, names)}
+    return bool(names) and (same_class or all(n in result.saved for n in inside))

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
 from ..kinds.table import kind_of
 from ..targets.names import as_endings
-from ..variants.table import LORA
-from .peft import PREFIX
+from ..variants.table import LORA, scaling_of
+from .experts import Pair, beside
+from .keys import PREFIX
 
-__all__ = ["Pairs", "fit_pairs", "fit_targets", "is_flags", "split_pairs"]
+__all__ = ["Pairs", "alpha_for", "checked_flags", "fit_pairs", "fit_targets", "split_pairs", "with_sizes"]
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 MOST_BLOCKS = 16  # query, key and value are three; without a limit a small file could ask for a huge B
@@ -41,19 +43,21 @@ class Pairs:
     tensors: dict[str, Tensor]
     ranks: dict[str, int]
 
+    def check_ranks(self, config: LoRAConfig, where: str) -> None:
+        """Raise ConfigError where factors have another rank than a config gives them; where: its file."""
+        if odd := [name for name, r in self.ranks.items() if r != config.rank_of(name)]:
+            raise ConfigError(f"{where}: r={config.r}, but the factors of {odd[0]} have rank {self.ranks[odd[0]]}.")
+
 
 def merged(a: Tensor, b: Tensor, enabled: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """Return one pair for the enabled blocks of rows of a weight.
 
     a: (r n, in) and b: (n block, r), n of the blocks enabled. Returns (r n, in) and (blocks block, r n).
     """
-    r, places = b.shape[1], [i for i, on in enumerate(enabled) if on]
-    block = b.shape[0] // len(places)
-    wide = b.new_zeros(block * len(enabled), a.shape[0])
-    for pair, place in enumerate(places):
-        rows = slice(place * block, (place + 1) * block)
-        wide[rows, pair * r : (pair + 1) * r] = b[pair * block : (pair + 1) * block]
-    return a, wide
+    block = len(b) // sum(enabled)
+    held = iter(zip(a.split(b.shape[1]), b.split(block), strict=True))
+    pair = beside([Pair(*next(held), 1.0) if on else None for on in enabled], [block] * len(enabled))
+    return pair.a, pair.b
 
 
 def unfolded(a: Tensor, b: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -90,13 +94,12 @@ def fit_pairs(
     reader of PEFT's layout to report. Raises ConfigError where the shapes can stand for several things.
     """
     pairs, result = split_pairs(tensors)
+    kinds = {name: kind_of(modules[name]) if name in modules else None for name in pairs}
     ranks, sizes, guessed = {}, {}, []
     for name, (a, b) in pairs.items():
-        layer = modules.get(name)
-        kind = None if layer is None else kind_of(layer)
-        r, shape = b.shape[1], () if kind is None or layer is None else kind.weight_shape(layer)
-        out = kind.factor_shapes(shape, 1)[1][0] if kind is not None else None
-        leaves = [f".{stored.key_on(kind is not None and kind.embeds)}" for stored in LORA.tensors[:2]]
+        kind, r = kinds[name], b.shape[1]
+        shape = () if kind is None else kind.weight_shape(modules[name])
+        out = None if kind is None else kind.factor_shapes(shape, 1)[1][0]
         if kind is not None and kind.convolves:
             if _is_unfolded(a, b, shape):
                 r //= shape[-1]
@@ -104,19 +107,21 @@ def fit_pairs(
         elif a.shape[0] != r or out not in (None, b.shape[0]):
             flags = _blocks(name, a, b, out, enabled)
             if flags is not None:
-                guessed += [name] if enabled is None and sum(flags) < len(flags) else []
+                guessed += [name] if enabled is None and not all(flags) else []
                 a, b = merged(a, b, flags)
-        ranks[name], sizes[name] = r, (a.shape[0], _alpha(config, name, r, a.shape[0]))
-        result |= {f"{PREFIX}{name}{leaf}": factor for leaf, factor in zip(leaves, (a, b), strict=True)}
+        ranks[name] = r
+        sizes[name] = len(a), alpha_for(config, scaling_of(config).of(config.alpha_of(name), r), len(a))
+        for stored, factor in zip(LORA.tensors, (a, b), strict=False):
+            result[f"{PREFIX}{name}.{stored.key_on(kind is not None and kind.embeds)}"] = factor
     if guessed:
         warnings.warn(
             f"two of three blocks of {guessed[0]} have factors ({len(guessed)} layers so); they are taken for query "
             "and value, as in loralib's example. If they are others, say so by enable_lora.",
             stacklevel=2,
         )
-    transposed = any(kind.fan_in_fan_out for n in pairs if n in modules and (kind := kind_of(modules[n])))
+    transposed = any(kind is not None and kind.fan_in_fan_out for kind in kinds.values())
     config = config.copy(fan_in_fan_out=config.fan_in_fan_out or transposed)
-    return Pairs(_with_sizes(config, sizes), result, ranks)
+    return Pairs(with_sizes(config, sizes), result, ranks)
 
 
 def fit_targets(config: LoRAConfig, adapted: Collection[str], modules: Collection[str]) -> LoRAConfig:
@@ -127,14 +132,38 @@ def fit_targets(config: LoRAConfig, adapted: Collection[str], modules: Collectio
     return config.copy(target_modules=targets, exclude_modules=None, layers_to_transform=None, layers_pattern=None)
 
 
-def is_flags(value: object) -> bool:
-    """Return whether a value can be an enable_lora: a short list of True and False, one of them True."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) <= MOST_BLOCKS
-        and all(isinstance(v, bool) for v in value)
-        and any(value)
-    )
+def checked_flags(value: Any, where: str = "") -> list[bool] | None:
+    """Return an enable_lora, None where there is none.
+
+    Raises ConfigError where it is no short list of True and False, one of them True; where: its file, for the message.
+    """
+    if value is None:
+        return None
+    flags = isinstance(value, list | tuple) and len(value) <= MOST_BLOCKS and all(isinstance(v, bool) for v in value)
+    if not flags or not any(value):
+        raise ConfigError(f"{where}enable_lora={value!r}, but it is a list of True and False, a block of rows each.")
+    return list(value)
+
+
+def alpha_for(config: LoRAConfig, scaling: float, rank: int) -> float:
+    """Return the lora_alpha with which a config gives a scaling to adapters of a rank."""
+    alpha = float(f"{scaling / scaling_of(config).of(1.0, rank):.12g}")
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def with_sizes(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) -> LoRAConfig:
+    """Return a config with each name's (rank, alpha): its own r and lora_alpha, or the commonest, and patterns."""
+    usual = (config.r, config.lora_alpha)
+    if sizes and usual not in sizes.values():
+        usual = Counter(sizes.values()).most_common(1)[0][0]
+    patterns: list[dict[str, Any]] = []
+    for i, common in enumerate(usual):
+        groups: dict[float, list[str]] = defaultdict(list)
+        for name, size in sizes.items():
+            if size[i] != common:
+                groups[size[i]].append(name)
+        patterns.append({re.escape(end): value for value, group in groups.items() for end in as_endings(group, sizes)})
+    return config.copy(r=usual[0], lora_alpha=usual[1], rank_pattern=patterns[0], alpha_pattern=patterns[1])
 
 
 def _is_unfolded(a: Tensor, b: Tensor, shape: Sequence[int]) -> bool:
@@ -152,50 +181,19 @@ def _blocks(name: str, a: Tensor, b: Tensor, out: int | None, enabled: Sequence[
     block = b.shape[0] // pairs
     if out is None:  # the reader of PEFT's layout will look for the layer, and compare its shape
         count = len(enabled) if enabled is not None else max(pairs, 3)
-    elif out % block or out // block < pairs:
-        return None
     else:
-        count = out // block
-    if count > MOST_BLOCKS:
+        count = out // block if out % block == 0 else 0
+    if not pairs <= count <= MOST_BLOCKS:
         return None
-    if enabled is not None:
-        if len(enabled) == count and sum(enabled) == pairs:
-            return enabled
+    if enabled is not None and (len(enabled), sum(enabled)) != (count, pairs):
         raise ConfigError(
             f"{name}: the factors stand for {pairs} of {count} blocks of rows, enable_lora={list(enabled)} for "
             f"{sum(enabled)} of {len(enabled)}."
         )
-    if pairs == count:
-        return [True] * count
-    if (pairs, count) == (2, 3):
-        return [True, False, True]
-    raise ConfigError(
-        f"{name}: the factors stand for {pairs} of {count} blocks of rows, and their shapes do not say which; pass "
-        'lora_config=LoRAConfig(lora_alpha=..., other={"enable_lora": [True, False, ...]}), or write enable_lora into '
-        "the adapter's own config."
-    )
-
-
-def _alpha(config: LoRAConfig, name: str, r: int, wide: int) -> float:
-    """Return the alpha that gives rank `wide` the scaling that the config gives this module at rank r."""
-    alpha = config.copy(r=1, rank_pattern={}).scaling_of(name)
-    alpha *= (wide / r) ** 0.5 if config.use_rslora else wide / r
-    return int(alpha) if alpha == int(alpha) else alpha
-
-
-def _with_sizes(config: LoRAConfig, sizes: Mapping[str, tuple[int, float]]) -> LoRAConfig:
-    """Return a config with each module's (rank, alpha): the commonest for all, patterns for the others."""
-    if not sizes:
-        return config
-    ((r, alpha), _), *_ = Counter(sizes.values()).most_common()
-    by_word: dict[str, set[tuple[int, float]]] = {}
-    for name, size in sizes.items():
-        by_word.setdefault(name.rpartition(".")[2], set()).add(size)
-    patterns = {}
-    for name, size in sizes.items():
-        word = name.rpartition(".")[2]
-        if by_word[word] != {(r, alpha)}:
-            patterns[re.escape(word if len(by_word[word]) == 1 else name)] = size
-    ranks = {key: size[0] for key, size in patterns.items() if size[0] != r}
-    alphas = {key: size[1] for key, size in patterns.items() if size[1] != alpha}
-    return config.copy(r=r, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas)
+    if enabled is None and pairs < count and (pairs, count) != (2, 3):
+        raise ConfigError(
+            f"{name}: the factors stand for {pairs} of {count} blocks of rows, and their shapes do not say which; pass "
+            'lora_config=LoRAConfig(lora_alpha=..., other={"enable_lora": [True, False, ...]}), or write enable_lora '
+            "into the adapter's own config."
+        )
+    return enabled or ([True] * count if pairs == count else [True, False, True])

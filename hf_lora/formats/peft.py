@@ -15,8 +15,9 @@ A is (experts * r, in) and B is (out, r * experts).
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -26,9 +27,10 @@ from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, lora_site, mha_sites, tied_sites
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
+from ..wording import full_name, some
 from .coverage import missing_names
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
-from .mismatch import mismatch, other_labels
+from .mismatch import mismatch, other_size
 
 __all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
 
@@ -56,14 +58,14 @@ def adapter_tensors(
         seen.add(id(adapter))
         outer = [a.parameter for a in adapters[module].values() if a.low_rank]
         depth = len(outer) - 1 - outer.index(adapter.parameter) if adapter.low_rank else wraps[module]
-        path = ".".join([_wrapped(module, wraps), *[WRAP] * depth]).strip(".")
+        path = full_name(_wrapped(module, wraps), *[WRAP] * depth)
         path = path.removeprefix("_orig_mod.")  # of torch.compile: other tools know the plain model's names
         values = {attribute: tensor.detach() for attribute, tensor in adapter.tensors().items()}
         if state_dict is not None:
-            at = f"{module}.adapters.{name}.{key}".lstrip(".")
+            at = full_name(module, "adapters", name, key)
             values = {attribute: state_dict[f"{at}.{attribute}"] for attribute in values}
         for leaf, tensor in adapter.to_file(values):
-            result[f"{PREFIX}{path}.{leaf}" if path else PREFIX + leaf] = tensor
+            result[PREFIX + full_name(path, leaf)] = tensor
     return result
 
 
@@ -96,6 +98,7 @@ def read_sites(
     problems += [f"missing the tensors of {name}" for name in missing_names(config, modules, parts)]
     if problems or unexpected:
         raise mismatch(modules, unexpected, problems, len(tensors))
+    _warn_of_doubled_updates(modules, config, [site for site, _ in found])
     saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
     tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site)]
     return [*saved_first, *((site, {}) for site in tied)]
@@ -183,18 +186,14 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
     if row.whole:
         return Site(parameter, role, module=module)
     if row.of_rows:
-        wanted = config.trainable_token_indices
-        rows = (
-            wanted
-            if not isinstance(wanted, Mapping)
-            else next((v for k, v in wanted.items() if match_names([k], [module])), ())
-        )
-        return Site("weight", role, module=module, rows=tuple(rows or ()))
-    owner = module.rpartition(".")[0]
-    if isinstance(modules.get(owner), nn.MultiheadAttention):
-        return next(s for s in mha_sites(modules, owner, config) if s.module == module)
-    if isinstance(modules[module], nn.MultiheadAttention):
-        return next(s for s in mha_sites(modules, module, config) if s.parameter == parameter)
+        wanted = config.trainable_token_indices or ()
+        if isinstance(wanted, Mapping):
+            wanted = next((rows for name, rows in wanted.items() if match_names([name], [module])), ())
+        return Site("weight", role, module=module, rows=tuple(wanted))
+    for name in (module, module.rpartition(".")[0]):
+        if isinstance(modules.get(name), nn.MultiheadAttention):
+            sites = mha_sites(modules, name, config)
+            return next(s for s in sites if s.module == module and (name != module or s.parameter == parameter))
     raw = bool(match_names(config.target_parameters or (), [f"{module}.{parameter}"]))
     return lora_site(modules, config, module, parameter if raw else "")
 
@@ -211,7 +210,7 @@ def _fit(
     trouble += [f"unexpected {k} of {where}" for k in values if k not in wanted]
     trouble += [
         f"{where}: {k} is {tuple(values[k].shape)} in the file, {shape} in the model"
-        + (_resize(site, modules, k, values[k]) or other_labels(modules[""], site.role, shape, values[k].shape))
+        + other_size(modules[""], shape, values[k].shape, site.row.whole)
         for k, shape in wanted.items()
         if k in values and tuple(values[k].shape) != shape
     ]
@@ -222,18 +221,18 @@ def _fit(
     return values, trouble
 
 
-def _resize(site: Site, modules: Mapping[str, nn.Module], attribute: str, tensor: Tensor) -> str:
-    """Say how to make room for the rows of another vocabulary."""
-    layer, model = modules[site.module], modules[""]
-    table, embeds = layer._parameters.get("weight"), isinstance(layer, nn.Embedding)
-    is_head = layer is getattr(model, "get_output_embeddings", lambda: None)()
-    stored = site.row.stored.get(attribute)
-    if stored is None or table is None or not (embeds or is_head) or not tensor.ndim:
-        return ""
-    along = stored.inputs if embeds else stored.outputs  # a table's entries are its inputs, a head's its outputs
-    if along is None:
-        return ""
-    rows, own = tensor.shape[along], table.shape[0]
-    if rows == own:
-        return ""
-    return f" (another vocabulary: the model has {own} rows; call model.resize_token_embeddings({rows}) first)"
+def _warn_of_doubled_updates(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
+    """Warn where an adapter that PEFT wrote adapts an attention's output projection, whose update PEFT adds twice.
+
+    0.21.2, tuners/lora/layer.py: merged by hand, and again by `out_proj.merge`. Here it is added once.
+    """
+    version = config.other.get("peft_version")  # hf_lora writes none
+    owners = {site.module: modules.get(site.module.rpartition(".")[0]) for site in sites if site.row.low_rank}
+    found = [n for n, m in owners.items() if n.endswith("out_proj") and isinstance(m, nn.MultiheadAttention)]
+    if version and found:
+        warnings.warn(
+            f"this adapter comes from PEFT {version}, whose forward adds the update of {some(found, 1)} twice (the "
+            "output projection of an nn.MultiheadAttention); here it is added once, as the formula says. Double that "
+            "lora_B to get the outputs that PEFT's forward gave.",
+            stacklevel=3,
+        )

@@ -8,7 +8,7 @@ renamings, then by at most one converter, which also says how the tensors are pu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -31,10 +31,6 @@ class Today:
     part: int = 0
     parts: int = 1
     item: int = 0
-
-    def renamed(self, names: Iterable[str]) -> Today:
-        """Return the same under other names."""
-        return replace(self, names=tuple(names))
 
 
 def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, Today]:

@@ -18,8 +18,8 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, LoRAError, ModelError
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
+from ..formats.keys import plain_keys
 from ..formats.peft import PREFIX
-from ..formats.spelling import plain_keys
 from ..layers.layer import base_modules
 from ..targets.names import as_endings, match_names, saved_modules
 from ..wording import some

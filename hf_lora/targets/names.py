@@ -24,6 +24,7 @@ __all__ = [
     "as_endings",
     "find_targets",
     "input_table",
+    "is_inside",
     "is_saved",
     "layer_of",
     "listed_modules",
@@ -109,6 +110,11 @@ def saved_modules(endings: Iterable[str], names: Iterable[str]) -> list[str]:
     """Return the names that modules_to_save entries match: PEFT's rule there is any ending, whole word or not."""
     wanted = tuple(endings)
     return [n for n in names if n and n.endswith(wanted)] if wanted else []
+
+
+def is_inside(name: str, prefix: str) -> bool:
+    """Return whether a dotted name is a prefix, whole words, or lies below it; "" is the prefix of all."""
+    return not prefix or name == prefix or name.startswith(prefix + ".")
 
 
 def as_endings(names: Collection[str], all_names: Collection[str]) -> list[str]:

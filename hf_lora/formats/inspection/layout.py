@@ -13,8 +13,7 @@ from ...files.safetensors_header import TensorEntry
 from ...variants.row import Row
 from ...variants.table import COPIES, FORMULAS, LORA, formula_of
 from ...wording import numberless
-from ..keys import split_key, unwrapped
-from ..spelling import plain_keys
+from ..keys import plain_keys, split_key, unwrapped
 
 __all__ = ["Layout", "Parts", "Target", "layout_of", "ranks_of"]
 
