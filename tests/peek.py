@@ -54,7 +54,7 @@ PLACES = {
     "todays_names": "hf_lora.formats.renames:todays_names",
     "header_size": "hf_lora.files.safetensors_header:header_size",
     "read_header": "hf_lora.files.safetensors_header:read_header",
-    "READERS": "hf_lora.formats.table:READERS",
+    "READERS": "hf_lora.formats.opening:READERS",
     "refined": "hf_lora.layers.specialising:refined",
     "LF": "hf_lora.maths.low_rank",
     "hooks": "hf_lora.integrations.installing",

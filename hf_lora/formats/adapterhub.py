@@ -49,6 +49,7 @@ PLAIN: dict[str, tuple[Any, str]] = {
 INERT = ("architecture", "dtype", "init_weights", "init_weights_seed", "intermediate_lora", "leave_out", "output_lora")
 READ = ("alpha", "attn_matrices", "dropout", "r", "selfattn_lora")
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "ImageClassification", "MultipleChoice")
+_UNSCALED = re.compile(r"adapters\.(0|1\.0)\.")  # versions of `adapters`, not of adapter-transformers
 _KEY = re.compile(r"(.+)\.loras\.([^.]+)\.lora_([AB])")
 
 
@@ -90,19 +91,20 @@ def _config(values: Mapping[str, Any], where: str) -> tuple[LoRAConfig, list[boo
         found = repr(architecture) if architecture else "a bottleneck, which names no architecture"
         raise ConfigError(f"{where} is AdapterHub's, for the architecture {found}; hf_lora reads its 'lora'.")
     problems = [
-        f"{key}={given[key]!r}: {reason}." for key, (plain, reason) in PLAIN.items() if given.get(key, plain) != plain
+        f"{key}={given[key]!r}: {why}." for key, (plain, why) in PLAIN.items() if given.get(key, plain) != plain
     ]
-    unknown = [
-        k for k, v in given.items() if k not in (*PLAIN, *INERT, *READ) and v not in (None, False, 0, "", [], {})
+    problems += [
+        f"unknown key {key}={value!r}; if it has no effect, delete it from the file."
+        for key, value in given.items()
+        if value and key not in (*PLAIN, *INERT, *READ)
     ]
-    problems += [f"unknown key {key}={given[key]!r}; if it has no effect, delete it from the file." for key in unknown]
     matrices = given.get("attn_matrices", ["q", "v"])
     if not isinstance(matrices, list) or not set(map(str, matrices)) <= {"q", "k", "v", "o"}:
         problems.append(f"attn_matrices={matrices!r}, but it lists some of 'q', 'k', 'v' and 'o'.")
     if problems:
         raise ConfigError(f"{where}: " + " ".join(problems))
     r, alpha = given.get("r", 8), given.get("alpha", 8)
-    if _scaled_by_one(values.get("version")) and r != alpha:
+    if _UNSCALED.match(str(values.get("version"))) and r != alpha:
         warnings.warn(
             f"{where}: the adapters library left alpha/r out before 1.1.0; with version {values['version']!r} the "
             f"scaling is 1, as the adapter was trained, not {alpha}/{r}.",
@@ -110,22 +112,9 @@ def _config(values: Mapping[str, Any], where: str) -> tuple[LoRAConfig, list[boo
         )
         alpha = r
     base = values.get("model_name")
-    try:
-        config = LoRAConfig(
-            r=r,
-            lora_alpha=alpha,
-            lora_dropout=given.get("dropout", 0.0),
-            base_model_name_or_path=base if isinstance(base, str) else None,
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return config, [matrix in matrices for matrix in "qkv"]
-
-
-def _scaled_by_one(version: object) -> bool:
-    """Return whether a version of `adapters` (not of adapter-transformers) did not scale what it added."""
-    found = re.match(r"adapters\.(\d+)\.(\d+)", version) if isinstance(version, str) else None
-    return found is not None and (int(found[1]), int(found[2])) < (1, 1)
+    own = {"r": r, "lora_alpha": alpha, "lora_dropout": given.get("dropout", 0.0), "target_modules": "auto"}
+    own |= {"peft_type": "LORA", "base_model_name_or_path": base if isinstance(base, str) else None}
+    return LoRAConfig.from_dict(own, where), [matrix in matrices for matrix in "qkv"]
 
 
 def _named(raw: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:

@@ -94,8 +94,7 @@ def _with_saved(config: LoRAConfig, tensors: Mapping[str, Tensor]) -> LoRAConfig
     bias = config.bias
     if biases and bias == "none":
         bias = "lora_only" if pairs.keys() >= set(biases) else "all"
-    kept = list(dict.fromkeys([*(config.modules_to_save or ()), *modules]))
-    return config.copy(bias=bias, modules_to_save=kept or None)
+    return config.copy(bias=bias, modules_to_save=[*(config.modules_to_save or ()), *modules] or None)
 
 
 def _check_given(config: LoRAConfig, ranks: Mapping[str, int], path: str) -> None:

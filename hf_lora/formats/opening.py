@@ -1,7 +1,12 @@
-"""Finding the adapter that a name stands for, in any of the formats."""
+"""Finding the adapter that a name stands for, in any of the formats: one reader each.
+
+A reader takes a Candidate and returns its Contents, or None where it is not of its format. To add one: write the file,
+add its reader to `READERS`. PEFT's comes last, because it says what is wrong with a config that is nobody's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,18 @@ from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.transaction import find_config
 from ..wording import some
+from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
-from .table import READERS
+from .folder import read_folder
+from .loralib import read_loralib
 
-__all__ = ["adapters_below", "open_adapter"]
+__all__ = ["READERS", "adapters_below", "open_adapter"]
+
+READERS: dict[str, Callable[[Candidate], Contents | None]] = {
+    "loralib": read_loralib,
+    "adapterhub": read_adapterhub,
+    "peft": read_folder,
+}
 
 
 def open_adapter(
