@@ -16,6 +16,10 @@ logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty times what it brings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, metavar="N", help="try so many damaged adapter folders")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -255,7 +255,7 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path, dict[str, str]], None], str]] = {
     "a missing shard": (_drop, r"missing.*adapter_model-00002-of-00002\.safetensors"),
     "a promised tensor": (lambda f, p: _index(f, p | {"more": p[min(p)]}), r"\bmore\b.*adapter_model-00001"),
     "an unnamed tensor": (lambda f, p: _index(f, {k: v for k, v in p.items() if k != min(p)}), r"layer\.0\..*adapter_model-00001"),
-    "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), "adapter_model-00001.*adapter_model-00002"),
+    "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), r"layer\..*adapter_model-00001"),
     "no map": (lambda f, _: _index(f, None), "weight_map"),
     "an empty map": (lambda f, _: _index(f, {}), "weight_map"),
     "a list": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[]"), "JSON list"),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -305,7 +306,7 @@ def test_what_comes_back_changed_from_the_disk_is_an_error_and_the_old_adapter_s
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("call", ["open", "fsync", "replace", "write"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("before", [nothing, ours])
 def test_a_disk_that_refuses_is_a_clear_error_without_litter(
     before: Callable, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,16 +315,18 @@ def test_a_disk_that_refuses_is_a_clear_error_without_litter(
     if before is ours:
         ours(folder)
     old = {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else None
-    original = getattr(os, call)
 
-    def full(*args: object, **kwargs: object) -> object:
-        is_write = call != "open" or (isinstance(args[1], int) and args[1] & os.O_CREAT)
-        if is_write:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(*args, **kwargs)
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    if call == "write":
-        monkeypatch.setattr(disk.os, "fdopen", lambda handle, mode: _Full(os.dup(handle), mode))
+    def opened(path: Path, mode: str = "r", **options: Any) -> Any:
+        if "x" in mode and call == "open":
+            full()
+        file = open(path, mode, **options)  # noqa: SIM115
+        return _Full(file) if "x" in mode else file
+
+    if call in ("open", "write"):
+        monkeypatch.setattr(disk, "open", opened, raising=False)
     else:
         monkeypatch.setattr(os, call, full)
     with pytest.raises(AdapterFileError, match="No space left") as caught:
@@ -336,17 +339,14 @@ def test_a_disk_that_refuses_is_a_clear_error_without_litter(
 class _Full:
     """A file on a full disk."""
 
-    def __init__(self, handle: int, mode: str) -> None:
-        self.file = open(handle, mode)  # noqa: SIM115
+    def __init__(self, file: Any) -> None:
+        self.file = file
 
     def __enter__(self) -> _Full:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-
-    def read(self, *args: int) -> bytes:
-        return self.file.read(*args)
 
     def write(self, part: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""Reading files strictly: a head is checked before anything is read behind it, JSON means one thing, pickles run nothing."""
+"""Reading files strictly: a name comes once, JSON means one thing, numbers are finite, pickles run nothing."""
 
 from __future__ import annotations
 
@@ -17,54 +17,57 @@ from hf_lora.errors import AdapterFileError
 from .fuzz import joined
 from .peek import header_size, read_header, read_json, read_metadata, read_tensors
 
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
 
 def test_a_head_is_read_from_a_files_first_bytes_alone() -> None:
     raw = save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}, metadata={"format": "pt"})
     size = header_size(raw[:8], len(raw))
     header = read_header(raw[:size], len(raw))
-    assert {n: (e.dtype, e.shape, e.nbytes) for n, e in header.tensors.items()} == {
-        "a": ("F32", (2, 3), 24),
-        "b": ("F16", (4,), 8),
-    }
+    assert {n: (e.dtype, e.shape) for n, e in header.tensors.items()} == {"a": ("F32", (2, 3)), "b": ("F16", (4,))}
     assert header.metadata == {"format": "pt"}
-    assert header.size == size == len(raw) - 32
-    with pytest.raises(AdapterFileError, match="truncated"):
-        read_header(raw[: size - 1], len(raw))
+    assert size == len(raw) - 32
+    for head, file_size in ((raw[:size], len(raw) - 1), (raw[: size - 9], len(raw)), (raw[:7], 7)):
+        with pytest.raises(AdapterFileError, match="damaged"):
+            read_header(head, file_size)
     with pytest.raises(AdapterFileError, match="truncated"):
         header_size(struct.pack("<Q", 10**8 + 1), 10**9)
 
 
-def test_an_error_in_a_head_names_the_tensor_and_what_is_wrong(tmp_path: Path) -> None:
-    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    for change, match in (
-        ({"dtype": "F8_E8M0"}, r"layer\.x.*F8_E8M0"),
-        ({"shape": [3]}, r"layer\.x.*12 bytes"),
-        ({"shape": [2**40, 2**40]}, r"layer\.x.*memory"),
-        ({"data_offsets": [4, 12]}, r"layer\.x.*byte 4"),
-    ):
-        (tmp_path / "x.safetensors").write_bytes(joined({"layer.x": {**entry, **change}}, bytes(8)))
-        with pytest.raises(AdapterFileError, match=match):
-            read_tensors(tmp_path / "x.safetensors")
+@pytest.mark.parametrize(
+    ("head", "match"),
+    [
+        (f'{{"x": {json.dumps(ENTRY)}, "x": {json.dumps(ENTRY)}}}', "'x' comes more than once"),
+        ({"x": ENTRY, "__metadata__": {"a": 1}}, "strings"),
+        ({"x": []}, "x has no dtype"),
+        ({"x": {**ENTRY, "shape": [-2]}}, "x has an impossible"),
+        ({"x": {**ENTRY, "shape": [3]}}, "safetensors"),
+        ({"x": {**ENTRY, "shape": [2**40, 2**40]}}, "safetensors"),
+        ({"x": {**ENTRY, "data_offsets": [0, 2**40]}}, "truncated"),
+    ],
+)
+def test_an_error_in_a_head_is_told(head: object, match: str, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(joined(head, bytes(8)))
+    with pytest.raises(AdapterFileError, match=match):
+        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_tensors_that_do_not_lie_on_their_own_boundary_are_read_right(tmp_path: Path) -> None:
-    header = {
-        "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
-        "float": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]},
-    }
+    header = {"byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "float": {**ENTRY, "data_offsets": [1, 9]}}
     (tmp_path / "x.safetensors").write_bytes(joined(header, struct.pack("<Bff", 7, 1.5, -2)))
     got = read_tensors(tmp_path / "x.safetensors")
-    assert got["float"].tolist() == [1.5, -2]
+    assert (got["float"].tolist(), got["byte"].tolist()) == ([1.5, -2], [7])
     assert got["float"].data_ptr() % 4 == 0
-    assert got["byte"].tolist() == [7]
 
 
 def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     tensors = {n: torch.ones(3) for n in "abcd"}
     tensors["b"][1], tensors["d"][2] = float("nan"), float("-inf")
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterFileError, match="b, d"):
-        read_tensors(tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.bin")
+    for name in ("x.safetensors", "x.bin"):
+        with pytest.raises(AdapterFileError, match="b, d"):
+            read_tensors(tmp_path / name)
     save_file({"large": torch.full((9,), 3e38)}, tmp_path / "x.safetensors")  # whose sum is not finite
     assert read_tensors(tmp_path / "x.safetensors")["large"].isfinite().all()
 
@@ -75,8 +78,8 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
         ('{"r": 1, "r": 1}', "'r'"),
         ('{"a": NaN}', "NaN"),
         ('{"a": 1e999}', "1e999"),
-        ('{"a": ' + "9" * 30 + "}", "64 bits"),
-        ('{"a":' * 50_000, "nested|Expecting"),
+        ('{"a": ' + "9" * 30 + "}", "64"),
+        ('{"a":' * 50_000, "JSON"),
         ("[]", "list"),
         ('{"a": "\\ud800"}', "surrogates"),
         ("{", "JSON"),
@@ -99,15 +102,14 @@ def test_a_json_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_pipes_and_devices_are_not_opened_for_ever(tmp_path: Path) -> None:
     for name in ("adapter_config.json", "x.safetensors", "x.bin"):
         os.mkfifo(tmp_path / name)
-    for read in (
-        LoRAConfig.from_pretrained,
-        lambda p: read_tensors(p / "x.safetensors"),
-        lambda p: read_tensors(p / "x.bin"),
+    for read, name in (
+        (LoRAConfig.from_pretrained, ""),
+        (read_tensors, "x.safetensors"),
+        (read_tensors, "x.bin"),
+        (read_metadata, "x.safetensors"),
     ):
         with pytest.raises(AdapterFileError, match="pipe"):
-            read(tmp_path)
-    with pytest.raises(AdapterFileError, match="pipe"):
-        read_metadata(Path(tmp_path / "x.safetensors"))
+            read(tmp_path / name)
 
 
 def test_a_bare_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from ..errors import AdapterFileError
 
@@ -20,8 +18,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "locked",
-    "open_regular",
-    "remove",
+    "read_regular",
     "sweep",
     "sync_directory",
     "sync_tree",
@@ -30,53 +27,48 @@ __all__ = [
     "write_new",
 ]
 
-_REAL = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # any other error of fsync on a directory says that it takes none
 
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """Return the first `most` bytes of a regular file, by default all of them.
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; links are followed, pipes and devices, which could block, are refused.
-
-    Raises AdapterFileError where there is none or it cannot be opened.
+    Links are followed; pipes and devices, which could block, are refused. Raises AdapterFileError where there is no
+    such file or it cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        handle = os.open(path, flags)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise AdapterFileError(f"{path} is no regular file (a directory, a pipe or a device), so it is not read.")
+        with open(path, "rb") as file:
+            return file.read(most)
     except FileNotFoundError:
         raise AdapterFileError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} cannot be opened: {error}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise AdapterFileError(f"{path} is no regular file (a directory, a pipe or a device), so it is not read.")
-    return os.fdopen(handle, "rb")
+    except AdapterFileError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
+        raise AdapterFileError(f"{path} cannot be read: {error}") from error
 
 
-def write_new(path: Path, parts: Iterable[Any]) -> None:
-    """Write a file that is not there yet and bring it onto the disk; what fails leaves none. Raises OSError.
-
-    parts: objects of bytes (bytes, memoryviews), written one after the other.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags, 0o666)
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet and bring it onto the disk; what fails leaves none. Raises OSError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
+        with open(path, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+    except FileExistsError:
+        raise
     except BaseException:
-        remove(path)
+        path.unlink(missing_ok=True)
         raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there, so that a crash leaves the old file whole. Raises OSError."""
     beside = temporary(path)
-    write_new(beside, [content])
+    write_new(beside, content)
     try:
         os.replace(beside, path)
     except BaseException:
-        remove(beside)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -89,41 +81,24 @@ def sweep(directory: Path, names: Iterable[str]) -> None:
     """Delete what crashed writers of files of these names have left in a directory."""
     for name in names:
         for path in directory.glob(f".{name}.*.tmp"):
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, where there is one."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+            path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:
     """Bring a directory's entries onto the disk, where its file system can."""
-    try:
+    with suppress(OSError), ExitStack() as stack:
         handle = os.open(directory, os.O_RDONLY)
-    except OSError:  # Windows opens none
-        return
-    try:
+        stack.callback(os.close, handle)
         os.fsync(handle)
-    except OSError as error:
-        if error.errno in _REAL:
-            raise
-    finally:
-        os.close(handle)
 
 
 def sync_tree(directory: Path) -> None:
     """Bring all files and folders below a directory, and its own entries, onto the disk; not what links lead to."""
     for folder, _, names in os.walk(directory, topdown=False):
-        for name in names:
-            if not stat.S_ISREG(os.lstat(Path(folder, name)).st_mode):
-                continue
-            handle = os.open(Path(folder, name), os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        for path in (Path(folder, name) for name in names):
+            if stat.S_ISREG(path.lstat().st_mode):
+                with open(path, "rb+" if os.name == "nt" else "rb") as file:
+                    os.fsync(file.fileno())
         sync_directory(Path(folder))
 
 
@@ -133,15 +108,10 @@ def locked(directory: Path) -> Iterator[None]:
 
     The lock is the directory's own: it leaves no file behind and ends with the process.
     """
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:  # Windows opens none
-        yield
-        return
-    try:
-        if fcntl is not None:
-            with suppress(OSError):
+    with ExitStack() as stack:
+        with suppress(OSError):  # Windows opens no directory
+            handle = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)

@@ -1,9 +1,9 @@
-"""Tensors in one file or in several: which file an index names for what, checked before anything is opened."""
+"""Tensors in one file or in several: which file an index names for what."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from .tensors import read_tensors
 
 __all__ = ["find_weights", "read_weights"]
 
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def find_weights(source: Source, names: Iterable[str]) -> Path | None:
@@ -27,41 +27,36 @@ def find_weights(source: Source, names: Iterable[str]) -> Path | None:
 def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, or of all the shards of an index.
 
-    Raises AdapterFileError where the index names a file that is no plain name beside it, or where files or tensors are
-    missing, there twice or there without being named.
+    Raises AdapterFileError where the index names a file that is no plain name beside it, or where tensors are missing,
+    there twice or there without being named.
     """
     if path.suffix != ".json":
         return read_tensors(path)
-    promised = _index(path)
-    files = {file: source.find(file) for file in sorted(set(promised.values()))}
-    if missing := [file for file, found in files.items() if found is None]:
-        raise AdapterFileError(f"{source.name}: {path.name} names {len(missing)} missing files: {some(missing)}.")
+    places = _index(path)
     result: dict[str, Tensor] = {}
-    problems = []
-    for file, found in files.items():
-        assert found is not None
+    for file in sorted(set(places.values())):
+        found = source.find(file)
+        if found is None:
+            raise AdapterFileError(f"{source.name}: {path.name} names a missing file: {file}.")
         tensors = read_tensors(found)
-        problems += [
-            f"{key} is not in {file}" for key, place in promised.items() if place == file and key not in tensors
-        ]
-        problems += [f"{key} is in {file} without being named" for key in tensors if promised.get(key) != file]
+        if odd := tensors.keys() ^ {key for key, place in places.items() if place == file}:
+            raise AdapterFileError(
+                f"{source.name}: {some(sorted(odd))}: either {file} lacks them or {path.name} does not name them there."
+            )
         result |= tensors
-    if problems:
-        said = some(problems, between="; ")
-        raise AdapterFileError(f"{source.name}: {path.name} does not say what its files hold: {said}.")
     return result
 
 
 def _index(path: Path) -> dict[str, str]:
     """Return file by tensor name, each file a plain name with the ending that the index has."""
     suffix = Path(path.name.removesuffix(".index.json")).suffix
-    content = read_json(path).get("weight_map")
-    if not isinstance(content, Mapping) or not content:
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
         raise AdapterFileError(f"{path} has no weight_map from tensors to files.")
-    odd = [v for v in content.values() if not (isinstance(v, str) and _PLAIN.fullmatch(v) and v.endswith(suffix))]
-    if odd:
-        raise AdapterFileError(
-            f"{path} names files that cannot be shards: {some(sorted({repr(v)[:80] for v in odd}))}. A shard is a "
-            f"{suffix} file beside the index, named without any directory."
-        )
-    return dict(content)
+    for file in places.values():
+        if not (isinstance(file, str) and _PLAIN.fullmatch(file) and file.endswith(suffix)):
+            raise AdapterFileError(
+                f"{path} names {file!r:.80}, which cannot be a shard: that is a {suffix} file beside the index, named "
+                "without any directory."
+            )
+    return places

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AdapterFileError
-from .disk import locked, open_regular, remove, sweep, sync_directory, temporary, write_new
+from .disk import locked, read_regular, sweep, sync_directory, temporary, write_new
 from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from .sources import Source
 from .tensors import read_notes, write_tensors
@@ -49,19 +49,17 @@ def commit(directory: Path, config: bytes, tensors: Mapping[str, Tensor], notes:
     _settle(directory)
     beside = temporary(weights)
     try:
-        write_new(pending, [config])
+        write_new(pending, config)
         write_tensors(beside, tensors, {"format": "pt", NOTES_KEY: text})
         sync_directory(directory)
         os.replace(beside, weights)
-    except BaseException:
-        remove(beside)
-        _settle(directory)  # an interrupt may come after the weights have changed
-        raise
-    sync_directory(directory)
-    _settle(directory)
-    for name in os.listdir(directory):
-        if _OLDER.fullmatch(name):
-            remove(directory / name)
+    finally:
+        beside.unlink(missing_ok=True)
+        sync_directory(directory)
+        _settle(directory)  # whatever happened: an interrupt may come after the weights have changed
+    for path in directory.iterdir():
+        if _OLDER.fullmatch(path.name):
+            path.unlink()
     sync_directory(directory)
 
 
@@ -71,7 +69,7 @@ def withdraw(directory: Path) -> None:
         return
     with locked(directory):
         for name in (PENDING_NAME, CONFIG_NAME, *WEIGHTS_NAMES):  # without a config it is no adapter any more
-            remove(directory / name)
+            (directory / name).unlink(missing_ok=True)
         sync_directory(directory)
 
 
@@ -100,7 +98,7 @@ def _settle(directory: Path) -> None:
     if _is_due(directory):
         os.replace(pending, directory / CONFIG_NAME)
     else:
-        remove(pending)
+        pending.unlink()
 
 
 def _is_due(directory: Path) -> bool:
@@ -119,7 +117,6 @@ def _noted(weights: Path) -> str | None:
 
 def _hash(path: Path) -> str | None:
     try:
-        with open_regular(path) as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError:
+        return hashlib.sha256(read_regular(path)).hexdigest()
+    except AdapterFileError:
         return None
