@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sklearn.metrics
 import torch
 from huggingface_hub import ModelCard
-from transformers import (
-    BartConfig,
-    BartForCausalLM,
-    BertConfig,
-    BertForTokenClassification,
-    EvalPrediction,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    T5Config,
-    T5ForConditionalGeneration,
-    Trainer,
-    TrainingArguments,
-    WhisperConfig,
-    WhisperForCausalLM,
-)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import EvalPrediction, PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 from hf_lora import LoRAConfig, LoRAModel, metrics
 from hf_lora.errors import ConfigError
 
 from .peek import Metrics, facts_of
-from .trainings import Rows, bert, gpt2, trainer
+from .tiny import VOCAB, tiny
+from .trainings import Rows, bert, gpt2, t5, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-OPTIONS = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "per_device_eval_batch_size": 3}
+DECODER_ALONE = {"is_decoder": True, "is_encoder_decoder": False}
 
 
-def llama() -> LoRAModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32,
-        bos_token_id=0, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    return LoRAModel.from_model(LlamaForCausalLM(config), LoRAConfig(r=2))
+def lora(name: str, **settings: Any) -> LoRAModel:
+    """Return a tiny model with a fresh adapter."""
+    return LoRAModel.from_model(tiny(name, **settings), LoRAConfig(r=2))
 
 
-def evaluating(model: LoRAModel, compute: Metrics, rows: list, out: Path, **settings: object) -> Trainer:
-    arguments = TrainingArguments(output_dir=str(out), **{**OPTIONS, **settings})
-    return Trainer(model=model, args=arguments, eval_dataset=rows, compute_metrics=compute)
+def evaluating(model: Any, compute: Metrics | None, rows: list, out: Path, **settings: Any) -> Trainer:
+    run = trainer(model, out, per_device_eval_batch_size=settings.pop("per_device_eval_batch_size", 3), **settings)
+    run.eval_dataset, run.compute_metrics = rows, compute
+    return run
 
 
 def token_rows(lengths: list[int]) -> list[dict[str, torch.Tensor]]:
@@ -63,25 +46,36 @@ def token_rows(lengths: list[int]) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
-def test_perplexity_is_exp_of_the_evaluation_loss(make, tmp_path: Path) -> None:
-    run = evaluating(make(), metrics("perplexity"), token_rows([6] * 6), tmp_path)
-    found = run.evaluate()
+def stacked(rows: list, key: str = "input_ids") -> torch.Tensor:
+    return torch.stack([row[key] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gpt2", {}),
+        ("llama", {}),
+        ("bert_mlm", {}),
+        ("bart", {"cls": "BartForCausalLM", **DECODER_ALONE}),  # whose loss shifts no labels
+        ("whisper", {"cls": "WhisperForCausalLM", **DECODER_ALONE}),
+    ],
+)
+def test_perplexity_is_exp_of_the_evaluation_loss(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    found = evaluating(lora(name, **settings), metrics("perplexity"), token_rows([6] * 6), tmp_path).evaluate()
     assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
 
 
 def test_perplexity_counts_every_token_the_same_however_the_rows_are_batched(tmp_path: Path) -> None:
-    rows = token_rows([6, 3, 6, 2, 4, 6, 5])
-    model = gpt2().eval()
+    rows, model = token_rows([6, 3, 6, 2, 4, 6, 5]), gpt2().eval()
     with torch.no_grad():
-        loss = model(torch.stack([r["input_ids"] for r in rows]), labels=torch.stack([r["labels"] for r in rows])).loss
+        loss = model(stacked(rows), labels=stacked(rows, "labels")).loss
     for size in (1, 3, 7):
         run = evaluating(model, metrics("perplexity"), rows, tmp_path, per_device_eval_batch_size=size)
         assert run.evaluate()["eval_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
 def test_evaluating_keeps_no_logits_and_predicting_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
+    seen: list[Any] = []
     original = Metrics.__call__
     monkeypatch.setattr(
         Metrics,
@@ -89,12 +83,12 @@ def test_evaluating_keeps_no_logits_and_predicting_gives_them(tmp_path: Path, mo
         lambda self, given, *rest: (seen.append(given.predictions), original(self, given, *rest))[1],
     )
     run = evaluating(gpt2(), metrics("perplexity"), token_rows([6] * 6), tmp_path)
-    measured = run.evaluate()
+    found = run.evaluate()
     assert {k: v.shape for k, v in seen[0].items()} == {"ids": (6, 6), "nll": (6, 6)}
     assert run.preprocess_logits_for_metrics is None
     predicted = run.predict(run.eval_dataset)
-    assert predicted.predictions.shape == (6, 6, 32)
-    assert predicted.metrics["test_perplexity"] == pytest.approx(measured["eval_perplexity"], rel=1e-5)
+    assert predicted.predictions.shape == (6, 6, VOCAB)
+    assert predicted.metrics["test_perplexity"] == pytest.approx(found["eval_perplexity"], rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The number of unique classes:UserWarning")  # scikit-learn 1.7, of 32 words
@@ -111,7 +105,7 @@ def test_metrics_over_batches_are_those_of_the_whole(settings: dict, tmp_path: P
     rows = [{"input_ids": torch.randint(2, 32, (6,)), "labels": torch.tensor(i % 2)} for i in range(8)]
     model, compute = bert(), metrics("accuracy", "f1", "matthews_correlation")
     with torch.no_grad():
-        logits = model.eval()(torch.stack([row["input_ids"] for row in rows])).logits
+        logits = model.eval()(stacked(rows)).logits
     expected = compute(EvalPrediction(predictions=logits, label_ids=torch.arange(8) % 2))
     for batched in (False, True):
         run = evaluating(model, compute, rows, tmp_path, batch_eval_metrics=batched, **settings)
@@ -129,107 +123,68 @@ def test_batches_of_an_evaluation_that_was_broken_off_do_not_count(tmp_path: Pat
 
 
 def test_token_classifiers_are_measured_where_a_label_stands(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32, num_labels=3)  # fmt: skip
-    model = LoRAModel.from_model(BertForTokenClassification(config), LoRAConfig(r=2, task_type="TOKEN_CLS"))
+    model = lora("roberta")
     rows = [
         {"input_ids": torch.randint(2, 32, (6,)), "labels": torch.tensor([-100, 0, 1, 2, 1, -100])} for _ in range(7)
     ]
     with torch.no_grad():
-        logits = model.eval()(torch.stack([row["input_ids"] for row in rows])).logits
+        ids = model.eval()(stacked(rows)).logits.argmax(-1)[:, 1:5]
     found = evaluating(model, metrics("accuracy", "f1", average="macro"), rows, tmp_path).evaluate()
-    truth, ids = torch.stack([row["labels"] for row in rows])[:, 1:5], logits.argmax(-1)[:, 1:5]
+    truth = stacked(rows, "labels")[:, 1:5]
     assert found["eval_accuracy"] == (ids == truth).double().mean().item()
     assert found["eval_f1"] == sklearn.metrics.f1_score(truth.flatten(), ids.flatten(), average="macro")
 
 
-def test_a_model_of_three_classes_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    model = bert()
-    model.config.num_labels = 3
+def test_a_model_of_three_classes_is_refused_before_anything_is_computed() -> None:
+    model = tiny("bert", num_labels=3)
     with pytest.raises(ConfigError, match="'f1'"):
         metrics("accuracy", "f1").begin(model)
     metrics("accuracy", "f1", average="macro").begin(model)
 
 
-def t5_and_tokenizer() -> tuple[LoRAModel, PreTrainedTokenizerFast]:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocab = {"<pad>": 0, "</s>": 1, "[UNK]": 2, **{f"w{i}": i for i in range(3, 32)}}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+def test_generated_texts_are_compared_and_tokens_are_not_since_labels_stand_one_place_apart(tmp_path: Path) -> None:
+    inner = Tokenizer(models.WordLevel({"<pad>": 0, **{f"w{i}": i for i in range(1, VOCAB)}}, unk_token="w2"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="[UNK]")
-    torch.manual_seed(0)
-    config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=32, decoder_start_token_id=0)
-    return LoRAModel.from_model(T5ForConditionalGeneration(config), LoRAConfig(r=2)), tokenizer
-
-
-def test_what_a_seq2seq_trainer_generates_is_compared_as_text_and_its_perplexity_is_not_shifted(tmp_path: Path) -> None:
-    model, tokenizer = t5_and_tokenizer()
-    model.generation_config.update(max_new_tokens=4, suppress_tokens=[0, 1, 2])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="w1")
+    model = t5().eval()
+    model.generation_config.update(max_length=6, suppress_tokens=[0, 1, 2])  # both are padded to this length
     ids = torch.randint(3, 32, (3, 5))  # one whole batch: a Trainer counts rows of others more often
     with torch.no_grad():
-        own = model.eval().generate(ids)[:, 1:]
+        own = model.generate(ids)[:, 1:]
     rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, own, strict=True)]
 
-    def run(compute: Metrics, **settings: object) -> Seq2SeqTrainer:
-        arguments = Seq2SeqTrainingArguments(output_dir=str(tmp_path), **OPTIONS, **settings)
+    def run(compute: Metrics, generates: bool) -> Seq2SeqTrainer:
+        arguments = Seq2SeqTrainingArguments(
+            str(tmp_path), predict_with_generate=generates, report_to=[], disable_tqdm=True, use_cpu=True
+        )
         return Seq2SeqTrainer(
             model=model, args=arguments, eval_dataset=rows, compute_metrics=compute, processing_class=tokenizer
         )
 
     texts = metrics("rouge", "exact_match", processing_class=tokenizer)
-    found = run(texts, predict_with_generate=True).evaluate()
-    assert {k: found[f"eval_{k}"] for k in ("rouge1", "rouge2", "rougeL", "exact_match")} == {
-        "rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0, "exact_match": 1.0,
-    }  # fmt: skip
-    found = run(metrics("perplexity")).evaluate()
-    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
+    found = run(texts, True).evaluate()
+    assert {found[f"eval_{name}"] for name in ("rouge1", "rouge2", "rougeL", "exact_match")} == {1.0}
+    found = run(metrics("perplexity"), False).evaluate()
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5), "an encoder-decoder's"
     with pytest.raises(ConfigError, match="predict_with_generate=True"):
-        run(texts).evaluate()
-
-
-def test_generated_tokens_are_not_compared_with_labels_that_stand_one_place_apart(tmp_path: Path) -> None:
-    model, tokenizer = t5_and_tokenizer()
-    model.generation_config.update(max_length=6, suppress_tokens=[0, 1, 2])  # both are padded to this length
-    ids = torch.randint(3, 32, (3, 5))
-    with torch.no_grad():
-        own = model.eval().generate(ids)[:, 1:]
-    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, own, strict=True)]
-    arguments = Seq2SeqTrainingArguments(output_dir=str(tmp_path), predict_with_generate=True, **OPTIONS)
-    run = Seq2SeqTrainer(
-        model=model, args=arguments, eval_dataset=rows, compute_metrics=metrics("accuracy"), processing_class=tokenizer
-    )
-    for measure in (run.evaluate, lambda: run.predict(rows)):
+        run(texts, False).evaluate()
+    of_tokens = run(metrics("accuracy"), True)
+    for measure in (of_tokens.evaluate, lambda: of_tokens.predict(rows)):
         with pytest.raises(ConfigError, match="'accuracy'.*'exact_match'"):
             measure()
 
 
-@pytest.mark.parametrize(("cls", "config"), [(BartForCausalLM, BartConfig), (WhisperForCausalLM, WhisperConfig)])
-def test_the_perplexity_of_a_decoder_whose_loss_shifts_no_labels_is_exp_of_that_loss(cls, config, tmp_path) -> None:
-    torch.manual_seed(0)
-    model = cls(
-        config(
-            vocab_size=32, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, is_decoder=True, is_encoder_decoder=False,
-        )
-    ).eval()  # fmt: skip
-    rows = [{"input_ids": (ids := torch.randint(3, 32, (6,))), "labels": ids} for _ in range(6)]
-    found = evaluating(model, metrics("perplexity"), rows, tmp_path).evaluate()
-    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]), rel=1e-5)
-
-
 def test_the_best_model_by_a_metric_is_there_at_the_end(tmp_path: Path) -> None:
-    run = trainer(
-        bert(), tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, learning_rate=0.2,
-        metric_for_best_model="accuracy", greater_is_better=False,
+    values = iter([0.25, 0.75, 0.5, 0.0])  # of the three evaluations in training; step 4 is the best
+    run = evaluating(
+        bert(), metrics(lambda predictions, references: {"found": next(values)}), list(Rows(24)), tmp_path,
+        eval_strategy="steps", eval_steps=2, learning_rate=0.2, load_best_model_at_end=True,
+        metric_for_best_model="found", greater_is_better=True,
     )  # fmt: skip
-    run.compute_metrics = metrics("accuracy")
     run.train()
-    found = {e["step"]: e["eval_accuracy"] for e in run.state.log_history if "eval_accuracy" in e}
-    best = min(found, key=found.get)  # the worst, in truth, because it is not the last
-    assert found[best] != found[6], "the last step is as good, so this test proves nothing"
-    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
-    assert run.evaluate()["eval_accuracy"] == found[best]
+    losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_found" in entry}
+    assert run.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert run.evaluate()["eval_loss"] == losses[4] != losses[6]
 
 
 def test_a_trainer_with_another_compute_metrics_evaluates_as_before(tmp_path: Path) -> None:
@@ -268,6 +223,8 @@ def test_the_card_has_every_metric_with_its_type_its_settings_and_its_value(tmp_
     assert f"| f1 (average=macro) | {found['eval_f1']:.4g} |" in text
     run.create_model_card(dataset="Words", dataset_tags="me/words")
     assert (tmp_path / "README.md").read_text() == text
+    run.model.save_pretrained(tmp_path)
+    assert f"| f1 (average=macro) | {found['eval_f1']:.4g} |" in (tmp_path / "README.md").read_text()
 
 
 def test_the_card_knows_rouge_perplexity_and_correlations(tmp_path: Path) -> None:
@@ -310,15 +267,3 @@ def test_the_card_s_results_are_those_of_the_weights_that_are_there(tmp_path: Pa
     assert facts_of(run).metrics["loss"] == best["eval_loss"]
     run.log({"eval_loss": 7.0})  # measured after that
     assert facts_of(run).metrics["loss"] == 7.0
-
-
-def test_saving_the_model_keeps_the_results_in_its_card(tmp_path: Path) -> None:
-    model = bert()
-    run = trainer(model, tmp_path, max_steps=2)
-    run.compute_metrics = metrics("accuracy")
-    run.train()
-    found = run.evaluate()
-    run.save_model()
-    run.create_model_card(dataset_tags="me/words")
-    model.save_pretrained(tmp_path)
-    assert without_loss(results_of(tmp_path)) == [{"type": "accuracy", "value": found["eval_accuracy"]}]

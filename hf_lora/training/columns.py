@@ -1,0 +1,265 @@
+"""A Trainer's predictions and labels as two columns that a metric compares: classes, numbers, texts, token losses.
+
+Logits for each token are reduced to two numbers a token, where they lie, so that no Trainer keeps them:
+
+    ids[i, t] = argmax over v of logits[i, t', v],   nll[i, t] = -log softmax(logits[i, t'])[labels[i, t]]
+
+with t' = t - 1 where the logits at a position are about the next token (causal language models), else t. So both stand
+at the label that they are about: 12 bytes a token instead of 2 or 4 for each word of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from ..layers.specialising import name_of
+
+__all__ = ["IGNORED", "Batch", "Columns", "EvaluatedModel", "are_logits_of_tokens", "first", "joined", "reduced"]
+
+IGNORED = -100  # Transformers' label of what does not count, and what its Trainer pads with
+# Their losses compare each position with the label at the same one (users shift labels), which no mapping tells.
+_ALIGNED = {
+    "BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM",
+    "CpmAntForCausalLM", "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM", "PLBartForCausalLM",
+    "PegasusForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM", "XLNetLMHeadModel",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """What the metrics have to know of the model whose outputs they see; None where that is not known.
+
+    shifted: its logits at a position are about the next token. classes: how many it tells apart.
+    """
+
+    shifted: bool | None = None
+    classes: int | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> EvaluatedModel:
+        """Return what a model of Transformers says of itself; nothing of another module, or of None."""
+        config = getattr(model, "config", None)
+        if config is None:
+            return cls()
+        name = name_of(model)
+        return cls(_shifted(name, config), getattr(config, "num_labels", None) if "Classification" in name else None)
+
+
+def _shifted(name: str, config: Any) -> bool | None:
+    from transformers.models.auto import modeling_auto
+
+    def stands_in(*mappings: str) -> bool:
+        found = [getattr(modeling_auto, f"MODEL_FOR_{each}_MAPPING_NAMES").values() for each in mappings]
+        return any(name == each or (isinstance(each, tuple) and name in each) for values in found for each in values)
+
+    if getattr(config, "is_encoder_decoder", False) or name in _ALIGNED:
+        return False
+    aligned, shifted = stands_in("MASKED_LM", "TOKEN_CLASSIFICATION"), stands_in("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT")
+    return None if aligned == shifted else shifted
+
+
+def first(outputs: Any) -> Any:
+    """Return the logits of what a Trainer hands over: the first of several outputs (hidden states, caches)."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return first(outputs[0]) if isinstance(outputs, tuple) and outputs else outputs
+
+
+def are_logits_of_tokens(scores: Any, labels: Any) -> bool:
+    """Return whether scores are (rows, tokens, vocabulary) and labels (rows, tokens); both are tensors or arrays."""
+    if getattr(scores, "ndim", 0) != 3 or getattr(labels, "ndim", 0) != 2:
+        return False
+    return _is_float(scores) and not _is_float(labels)
+
+
+def reduced(logits: Tensor, labels: Tensor, shifted: bool) -> dict[str, Tensor]:
+    """Return "ids" (int64) and "nll" (float32), of the labels' shape; IGNORED where nothing counts.
+
+    logits: (rows, tokens, vocabulary), labels: (rows, tokens); left unchanged. Raises ConfigError for other shapes, and
+    for labels that are no word of the vocabulary.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ConfigError(
+            f"the logits are of shape {tuple(logits.shape)} and the labels of {tuple(labels.shape)}: there has to be a "
+            "label for each token."
+        )
+    _check_labels(labels, logits.shape[-1])
+    start = int(shifted)
+    ids = torch.full(labels.shape, IGNORED, dtype=torch.int64, device=logits.device)
+    nll = torch.full(labels.shape, float(IGNORED), dtype=torch.float32, device=logits.device)
+    for row in range(len(labels)):  # one at a time: a float32 copy of all logits would be a second one of them
+        about = logits[row, : labels.shape[1] - start]
+        ids[row, start:] = about.argmax(-1)
+        nll[row, start:] = F.cross_entropy(
+            about.float(), labels[row, start:].long(), reduction="none", ignore_index=IGNORED
+        )
+    return {"ids": ids, "nll": nll}
+
+
+class Columns(NamedTuple):
+    """What is compared with what, row by row: arrays of (rows,), or of (rows, labels) where a row has several.
+
+    classes: how many there are, where that is known.
+    """
+
+    predictions: np.ndarray
+    references: np.ndarray
+    classes: int | None = None
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Return the columns of all batches, one below the other."""
+    predictions, references, classes = zip(*parts, strict=True)
+    return Columns(np.concatenate(predictions), np.concatenate(references), classes[0])
+
+
+class Batch:
+    """What a Trainer measured: of all rows at once, or of one batch.
+
+    predictions: logits, what `reduced` makes of them, classes, or generated tokens; labels: their truth. texts: gives
+    the texts of rows of tokens.
+    """
+
+    def __init__(self, predictions: Any, labels: Any, model: EvaluatedModel, texts: Callable[[Any], np.ndarray] | None):
+        if labels is None:
+            raise ConfigError("there are no labels to compare with; does the data set have a column 'labels'?")
+        if isinstance(labels, tuple):
+            raise ConfigError(f"there are {len(labels)} columns of labels; metrics() compares one, 'labels'.")
+        found = first(predictions)
+        self.model, self.texts = model, texts
+        self.labels = _array(labels)
+        self.reduced = {key: _array(value) for key, value in found.items()} if isinstance(found, Mapping) else None
+        self.predictions = self.reduced["ids"] if self.reduced else _array(found)
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, np.ndarray] | None:
+        """The predicted "ids" and the "nll" at the labels they are about; None where these are no logits of tokens."""
+        if not are_logits_of_tokens(self.predictions, self.labels):
+            return self.reduced
+        logits, labels = (torch.from_numpy(np.ascontiguousarray(values)) for values in (self.predictions, self.labels))
+        return {key: value.numpy() for key, value in reduced(logits, labels, self.shifted()).items()}
+
+    def shifted(self) -> bool:
+        """Return whether a position's predictions are about the next token. Raises ConfigError where nobody knows."""
+        if self.model.shifted is None:
+            raise ConfigError(
+                "these are predictions for each token, of a model that does not say whether a position's are about the "
+                "next one, as a causal language model's are: pass shift_labels=True to metrics(), or False."
+            )
+        return self.model.shifted
+
+    def columns(self, kind: str) -> Columns:
+        """Return what a metric of a kind compares. Raises ConfigError where this is something else."""
+        read, needs = READERS[kind]
+        if (found := read(self)) is None:
+            p, y = self.predictions, self.labels
+            raise ConfigError(
+                f"predictions of shape {p.shape} ({p.dtype}) and labels of shape {y.shape} ({y.dtype}) do not fit: "
+                f"{needs}"
+            )
+        return found
+
+
+def _classes(batch: Batch) -> Columns | None:
+    """Return class ids, the likeliest of logits; of several labels a row, those with a probability above a half."""
+    p, y, classes = batch.predictions, batch.labels, batch.model.classes
+    if _are_several(y):
+        chosen = (p > 0) if _is_float(p) else p  # sigmoid(x) > 0.5 where x > 0
+        return Columns(chosen.astype(np.int64), y.astype(np.int64), y.shape[1]) if p.shape == y.shape else None
+    if batch.tokens is not None:
+        p = batch.tokens["ids"]
+    elif _is_float(p) and p.ndim == y.ndim + 1 and p.shape[-1] > 1:
+        p, classes = p.argmax(-1), p.shape[-1]
+    elif y.ndim == 2 and p.shape == y.shape and not _is_float(p) and batch.shifted():
+        p, y = p[:, :-1], y[:, 1:]
+    if p.shape != y.shape or _is_float(p) or _is_float(y):
+        return None
+    if classes is not None:
+        _check_labels(y, classes)
+    counts = (y != IGNORED) & (p != IGNORED)
+    return Columns(p[counts].astype(np.int64), y[counts].astype(np.int64), classes)
+
+
+def _numbers(batch: Batch) -> Columns | None:
+    """Return numbers: a regression's outputs."""
+    p, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (batch.predictions, batch.labels))
+    fits = p.shape == y.shape and p.ndim <= 2 and _is_float(p)
+    return Columns(p.astype(np.float64), y.astype(np.float64)) if fits else None
+
+
+def _texts(batch: Batch) -> Columns | None:
+    """Return the generated texts and the labels' texts."""
+    p, y = batch.predictions, batch.labels
+    if batch.texts is None or batch.reduced or p.ndim != 2 or y.ndim != 2 or _is_float(p) or _is_float(y):
+        return None
+    return Columns(batch.texts(p), batch.texts(y))
+
+
+def _token_losses(batch: Batch) -> Columns | None:
+    """Return the loss of each token that counts."""
+    if batch.tokens is None:
+        return None
+    counts = (batch.labels != IGNORED) & (batch.tokens["ids"] != IGNORED)
+    return Columns(batch.tokens["nll"][counts].astype(np.float64), batch.labels[counts])
+
+
+def _fitting(batch: Batch) -> Columns | None:
+    """Return what predictions and labels look like: for functions, which do not say what they compare."""
+    of_numbers = _is_float(batch.labels) and not _are_several(batch.labels)
+    return _texts(batch) or (_numbers(batch) if of_numbers else _classes(batch))
+
+
+_CLASSES = (
+    "classes are logits (rows, classes), of two at least, or ids, with whole numbers as labels; several labels a row "
+    "are zeros and ones, as many as the model has outputs. A regression (num_labels=1) is measured by 'mse', 'mae', "
+    "'pearsonr' or 'spearmanr'; two classes need num_labels=2."
+)
+_NUMBERS = "numbers are compared of a regression (num_labels=1): one output, no class and no token, for each label."
+# kind -> how a batch becomes what is compared (None where it cannot), and what it needs for that.
+READERS: dict[str, tuple[Callable[[Batch], Columns | None], str]] = {
+    "classes": (_classes, _CLASSES),
+    "numbers": (_numbers, _NUMBERS),
+    "texts": (_texts, "texts are compared of generated tokens: take Seq2SeqTrainer with predict_with_generate=True."),
+    "tokens": (
+        _token_losses,
+        "perplexity needs a language model's logits (rows, tokens, vocabulary), and predict_with_generate=True leaves "
+        "them out.",
+    ),
+    "fitting": (_fitting, f"{_CLASSES} {_NUMBERS}"),
+}
+
+
+def _array(values: Any) -> np.ndarray:
+    """Return an array of a tensor or of anything like one; bfloat16, which numpy has not, as float32."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ConfigError("predictions or labels are rows of different lengths; pad them with -100.") from error
+
+
+def _is_float(values: Any) -> bool:
+    return bool(values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating))
+
+
+def _are_several(labels: np.ndarray) -> bool:
+    """Return whether labels are zeros and ones, several a row, as floats."""
+    return _is_float(labels) and labels.ndim == 2 and bool(np.isin(labels, (0.0, 1.0)).all())
+
+
+def _check_labels(labels: Any, classes: int) -> None:
+    """Raise ConfigError for a label that is none of the classes, nor IGNORED."""
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise ConfigError(f"label {int(wrong[0])} is none of the model's {classes} classes (0 to {classes - 1}).")

@@ -1,0 +1,238 @@
+"""One metric with its options: what it compares, and who computes it: scikit-learn, SciPy, `evaluate`, a function."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import constants
+
+from ..errors import ConfigError, HubError, MissingExtraError
+from .columns import Columns
+
+__all__ = ["AVERAGES", "NAMES", "Measure", "measures_of"]
+
+AVERAGES = ("binary", "micro", "macro", "weighted")
+
+
+def exact_match(
+    references: Sequence[str],
+    predictions: Sequence[str],
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+    ignore_numbers: bool = False,
+) -> float:
+    """Return the share of texts that equal their reference, after what is to be ignored was taken out."""
+    drop = (string.punctuation if ignore_punctuation else "") + (string.digits if ignore_numbers else "")
+
+    def plain(text: str) -> str:
+        for pattern in regexes_to_ignore:
+            text = re.sub(pattern, "", text)
+        return (text.lower() if ignore_case else text).translate(str.maketrans("", "", drop))
+
+    equal = [plain(p) == plain(r) for p, r in zip(predictions, references, strict=True)]
+    return sum(equal) / len(equal)
+
+
+def rouge(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L, each the mean over the texts of
+
+        F = 2 P R / (P + R) = 2 shared / (count(prediction) + count(reference))
+
+    where `shared` is the number of n-grams in both, each as often as in the one that has it less often; for ROUGE-L it
+    is the length of the longest common subsequence of words. Lin 2004, ROUGE: A Package for Automatic Evaluation of
+    Summaries. The words are those of the package rouge_score without stemming: lower case, all but a-z, 0-9 parts them.
+    """
+    pairs = [[re.findall("[a-z0-9]+", text.lower()) for text in pair] for pair in zip(predictions, references)]  # noqa: B905
+    scores = [(_shared_ngrams(p, r, 1), _shared_ngrams(p, r, 2), _f(_common(p, r), len(p), len(r))) for p, r in pairs]
+    return dict(zip(("rouge1", "rouge2", "rougeL"), np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def _shared_ngrams(prediction: list[str], reference: list[str], n: int) -> float:
+    mine, theirs = (Counter(zip(*(words[i:] for i in range(n)))) for words in (prediction, reference))  # noqa: B905
+    return _f((mine & theirs).total(), mine.total(), theirs.total())
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """Return the length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for i, candidate in enumerate(other, start=1):
+            diagonal, row[i] = row[i], diagonal + 1 if word == candidate else max(row[i], row[i - 1])
+    return row[-1]
+
+
+def _f(shared: int, mine: int, theirs: int) -> float:
+    return 2 * shared / (mine + theirs) if shared else 0.0
+
+
+def perplexity(references: Any, losses: np.ndarray) -> float:
+    """Return exp of the mean loss of the tokens; infinity where that is no float any more."""
+    mean = float(losses.mean())
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+# name -> the kind of columns it compares, and the function of (references, predictions, **options) that computes it.
+NAMES = {
+    "accuracy": ("classes", "sklearn.metrics.accuracy_score"),
+    "exact_match": ("texts", f"{__name__}.exact_match"),
+    "f1": ("classes", "sklearn.metrics.f1_score"),
+    "mae": ("numbers", "sklearn.metrics.mean_absolute_error"),
+    "matthews_correlation": ("classes", "sklearn.metrics.matthews_corrcoef"),
+    "mse": ("numbers", "sklearn.metrics.mean_squared_error"),
+    "pearsonr": ("numbers", "scipy.stats.pearsonr"),
+    "perplexity": ("tokens", f"{__name__}.perplexity"),
+    "precision": ("classes", "sklearn.metrics.precision_score"),
+    "recall": ("classes", "sklearn.metrics.recall_score"),
+    "rouge": ("texts", f"{__name__}.rouge"),
+    "spearmanr": ("numbers", "scipy.stats.spearmanr"),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric: run(references, predictions, **options) gives its results.
+
+    kind: of the columns that it compares (`Batch.columns`). source: who computes it. takes: its options' names.
+    """
+
+    name: str
+    kind: str
+    source: str
+    run: Callable[..., Any]
+    takes: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def set(self, options: Mapping[str, Any], average: str | None) -> Measure:
+        """Return it with options, and with an average where it takes one. Raises ConfigError for others than it has."""
+        for option in options:
+            if option not in self.takes:
+                near = difflib.get_close_matches(option, self.takes, n=3, cutoff=0.5)
+                hint = f"Did you mean {' or '.join(near)}?" if near else f"It takes {', '.join(self.takes) or 'none'}."
+                raise ConfigError(f"the metric {self.name!r} ({self.source}) has no option {option!r}. {hint}")
+        averaged = {"average": average} if average is not None and "average" in self.takes else {}
+        return replace(self, options={**averaged, **options})
+
+    def check_average(self, classes: int, several_labels: bool = False) -> None:
+        """Raise ConfigError where the scores of several classes have to be averaged and nobody says how."""
+        unsaid = "average" in self.takes and self.options.get("average", "binary") == "binary"
+        if unsaid and (several_labels or classes > 2):
+            among = "several labels a row" if several_labels else f"{classes} classes"
+            raise ConfigError(
+                f"{self.name!r} of {among} is an average, of several kinds: pass average='macro' (each class counts "
+                "the same), 'weighted' (by its size) or 'micro' (each row counts the same) to metrics()."
+            )
+
+    def compute(self, columns: Columns) -> dict[str, float]:
+        """Return the numbers by name. Raises ConfigError where the metric cannot compare the columns."""
+        p, y, classes = columns.predictions, columns.references, columns.classes
+        if not len(y):
+            raise ConfigError(f"there is nothing to compare for {self.name!r}: every label is -100, which is ignored.")
+        if self.kind == "classes":
+            self.check_average(classes or 1 + int(max(p.max(), y.max())), several_labels=y.ndim == 2)
+        try:
+            found = self.run(*((y.tolist(), p.tolist()) if p.dtype == object else (y, p)), **self.options)  # texts
+        except (ValueError, TypeError) as error:
+            told = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{self.name!r} ({self.source}) refuses these predictions and labels: {told}") from error
+        found = getattr(found, "statistic", found)  # SciPy gives a p-value beside it
+        results = found if isinstance(found, Mapping) else {self.name: found}
+        numbers = {key: float(value) for key, value in results.items() if isinstance(value, Real)}
+        if not numbers:
+            raise ConfigError(f"{self.name!r} ({self.source}) gives no number, but {found!r}; a Trainer logs numbers.")
+        return numbers
+
+
+def measures_of(metric: Any, source: str) -> list[Measure]:
+    """Return a metric without its options yet; of combined ones, each of them.
+
+    metric: a name, a module of `evaluate` or several combined, or a function of (predictions=, references=).
+    Raises ConfigError for what a Trainer cannot feed, HubError, MissingExtraError.
+    """
+    if hasattr(metric, "evaluation_modules"):
+        parts = zip(metric.evaluation_module_names, metric.evaluation_modules, strict=True)
+        return [_of_module(name, module) for name, module in parts]
+    if hasattr(metric, "compute") and hasattr(metric, "features"):
+        return [_of_module(metric.name, metric)]
+    if callable(metric):
+        return [_of_function(metric)]
+    if metric == "perplexity" or (source != "hub" and metric in NAMES):
+        return [_named(metric)]
+    if not isinstance(metric, str) or not metric:
+        raise ConfigError(f"{metric!r} is no metric; name one, or hand in a module of evaluate or a function.")
+    return [_of_module(metric, _loaded(metric, source))]
+
+
+def _named(name: str) -> Measure:
+    kind, path = NAMES[name]
+    module, _, function = path.rpartition(".")
+    try:
+        run = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise MissingExtraError(
+            f'the metric {name!r} is {path}, which is not here; pip install "hf-lora[metrics]" brings scikit-learn and '
+            f"SciPy. {error}"
+        ) from error
+    return Measure(name, kind, path, run, tuple(inspect.signature(run).parameters)[2:])
+
+
+def _of_function(function: Callable[..., Any]) -> Measure:
+    def run(references: Any, predictions: Any, **options: Any) -> Any:
+        return function(predictions=predictions, references=references, **options)
+
+    name = getattr(function, "__name__", type(function).__name__)
+    return Measure(name, "fitting", "a function of yours", run, _options(function))
+
+
+def _of_module(name: str, module: Any) -> Measure:
+    def run(references: Any, predictions: Any, **options: Any) -> Any:
+        return module.compute(predictions=predictions, references=references, **options)
+
+    features = module.features[0] if isinstance(module.features, list) else module.features
+    column = features.get("predictions")
+    dtype = str(getattr(getattr(column, "feature", column), "dtype", ""))  # a column of lists has a feature
+    for kind, starts in (("classes", ("int", "uint", "bool")), ("numbers", ("float",)), ("texts", ("string",))):
+        if set(features) == {"predictions", "references"} and dtype.startswith(starts):
+            return Measure(name, kind, f"evaluate's {module.name}", run, _options(module._compute))
+    raise ConfigError(
+        f"the metric {name!r} compares {dict(features)}, which a Trainer's predictions and labels are not; hand in a "
+        "function of (predictions, references)."
+    )
+
+
+def _options(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(function).parameters if name not in ("predictions", "references"))
+
+
+def _loaded(name: str, source: str) -> Any:
+    """Return a module that `evaluate` finds: a file or folder, or one of the Hub, whose code is run."""
+    near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    without = f"Without a network work {', '.join(NAMES)}, a module's path, and whatever you hand in."
+    if source == "shipped":
+        raise ConfigError(f"hf_lora computes no metric {name!r}{hint}. {without}")
+    import evaluate  # takes a second, and whoever only trains needs none of it
+
+    try:
+        if constants.HF_HUB_OFFLINE and not Path(name).exists():  # evaluate looks at HF_EVALUATE_OFFLINE alone
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        return evaluate.load(name, keep_in_memory=True)  # so that processes share no file
+    except ImportError as error:
+        raise MissingExtraError(f"the metric {name!r} of evaluate needs packages that are not here. {error}") from error
+    except OSError as error:
+        raise HubError(
+            f"evaluate finds no metric {name!r}{hint}, or cannot ask the Hub for it: {error}. {without}"
+        ) from error
