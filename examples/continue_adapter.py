@@ -52,7 +52,7 @@ def main() -> None:
             args=arguments,
             train_dataset=train[part],
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=metrics("accuracy", "f1", source="shipped"),
+            compute_metrics=metrics("accuracy", "f1"),
         )
         trainer.train()
         scores = {name: trainer.evaluate(rows)["eval_accuracy"] for name, rows in test.items()}

@@ -54,7 +54,7 @@ def main() -> None:
             train_dataset=encoded(train),
             eval_dataset=encoded(test),
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=metrics("accuracy", source="shipped"),
+            compute_metrics=metrics("accuracy"),
         )
         trainer.train()
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)

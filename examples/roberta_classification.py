@@ -64,7 +64,7 @@ def main() -> None:
         train_dataset=encoded(train),
         eval_dataset=encoded(valid),
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=metrics("accuracy", "f1", source="shipped"),
+        compute_metrics=metrics("accuracy", "f1"),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )
     trainer.train()
