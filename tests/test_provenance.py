@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, BaseMismatchError
 
-from .peek import fp, hub_id, provenance, read_metadata
+from .peek import fp, provenance, read_metadata
+from .tiny import tiny
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
@@ -32,12 +33,8 @@ pytestmark = [
 CONFIG = LoRAConfig(r=2, target_modules=["c_attn", "c_fc"], init_lora_weights=False)
 
 
-def _base(seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        n_layer=layers, n_embd=32, n_head=2, vocab_size=32, n_positions=8, bos_token_id=0, eos_token_id=0
-    )
-    return GPT2LMHeadModel(config).to(dtype).eval()
+def _base(seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 2) -> Any:
+    return tiny("gpt2", seed=seed, n_layer=layers).to(dtype)
 
 
 def _saved(directory: Path, base: nn.Module, config: LoRAConfig = CONFIG) -> Path:
@@ -53,53 +50,38 @@ def _notes(directory: Path) -> dict[str, Any]:
     return json.loads(read_metadata(directory / WEIGHTS).get("hf_lora", "{}"))
 
 
-def _rewrite(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    notes = _notes(directory)
-    change(notes)
-    metadata = {"format": "pt", "hf_lora": json.dumps(notes)}
+def _rewrite(directory: Path, base: object) -> None:
+    metadata = {"format": "pt", "hf_lora": json.dumps({**_notes(directory), "base": base})}
     save_file(load_file(directory / WEIGHTS), directory / WEIGHTS, metadata=metadata)
 
 
-def _state(model: nn.Module) -> tuple[type, dict[str, Tensor], list[bool]]:
-    return (
-        type(model),
-        {k: v.clone() for k, v in model.state_dict().items()},
-        [p.requires_grad for p in model.parameters()],
-    )
+def _note_of(model: Any) -> Mapping[str, Any]:
+    return provenance.note_of(model, model._lora, "default")
 
 
 # --- the fingerprint ----------------------------------------------------------------------------------------------
 
 
-def _verdict(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> str:
-    found = fp.compare(fp.fingerprint(list(mine)), fp.fingerprint(list(theirs)))
+def _differ(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
+    found = fp.differ(fp.fingerprint(list(mine)), fp.fingerprint(list(theirs)))
     assert found is not None
-    return "changed" if found.changed else "rounded" if found.rounded else "same"
+    return found
 
 
-# A relative change of 24 weights, and what is found of it, by the grids that the two sides are on.
-VERDICTS = {
-    #       1e-7       1e-6       1e-5       1e-4       1e-3       1e-2       1e-1
-    "ff": ["same", "same", "changed", "changed", "changed", "changed", "changed"],
-    "fh": ["same", "same", "same", "same", "changed", "changed", "changed"],
-    "fb": ["same", "same", "same", "same", "same", "changed", "changed"],
-    "hb": ["same", "same", "same", "same", "same", "changed", "changed"],
-    "hh": ["", "rounded", "rounded", "rounded", "changed", "changed", "changed"],  # 1e-7: whether one value flips
-    "bb": ["", "", "rounded", "rounded", "rounded", "changed", "changed"],
-}
-
-
-@pytest.mark.parametrize("pair", VERDICTS)
-def test_what_is_found_follows_from_the_size_of_the_change_and_the_coarser_grid(pair: str) -> None:
+# By the coarser grid of two sides: the relative change of 24 weights that is rounding, and the one that is not.
+@pytest.mark.parametrize(("grids", "rounding", "change"), [("f", 1e-7, 1e-5), ("fh", 1e-4, 3e-3), ("fhb", 1e-3, 3e-2)])
+def test_what_is_found_follows_from_the_size_of_the_change_and_the_coarser_grid(
+    grids: str, rounding: float, change: float
+) -> None:
     weights = [torch.randn(64, 64) * 0.02 for _ in range(24)]
-    for exponent, want in zip(range(-7, 0), VERDICTS[pair], strict=True):
-        changed = [w + 10.0**exponent * 0.02 * torch.randn_like(w) for w in weights]
-        for one, other in (pair, pair[::-1]):
-            found = _verdict((w.to(GRIDS[one]) for w in weights), (w.to(GRIDS[other]) for w in changed))
-            assert found == want or not want, (pair, exponent)
+    for share in (rounding, change):
+        changed = [w + share * 0.02 * torch.randn_like(w) for w in weights]
+        for other in grids:
+            pair = [w.to(GRIDS[grids[-1]]) for w in weights], [w.to(GRIDS[other]) for w in changed]
+            assert _differ(*pair) == _differ(*pair[::-1]) == (share == change), (other, share)
 
 
-def _tiny_weights(generator: torch.Generator) -> list[Tensor]:
+def _small_weights(generator: torch.Generator) -> list[Tensor]:
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))
 
@@ -121,56 +103,35 @@ def test_of_200_bases_in_every_pair_of_dtypes_none_is_taken_for_another_and_200_
     generator = torch.Generator().manual_seed(1)
     false_alarms, missed = [], []
     for number in range(200):
-        weights = _tiny_weights(generator)
+        weights = _small_weights(generator)
         changed = [
             w + 0.3 * w.std(correction=0).nan_to_num() * torch.randn(w.shape, generator=generator) for w in weights
         ]
         changed = [c if c.numel() > 1 else w * 1.3 for c, w in zip(changed, weights, strict=True)]
         mine, theirs = ROUTES[number % 6], ROUTES[number // 6 % 6]
-        if _verdict(_through(weights, mine), _through(weights, theirs)) == "changed":
+        if _differ(_through(weights, mine), _through(weights, theirs)):
             false_alarms.append((number, mine, theirs))
-        if _verdict(_through(weights, mine), _through(changed, theirs)) != "changed":
+        if not _differ(_through(weights, mine), _through(changed, theirs)):
             missed.append((number, mine, theirs))
     assert false_alarms == []
     assert missed == []
-
-
-def test_the_estimated_distance_is_the_true_one_within_a_tenth() -> None:
-    weights = [torch.randn(200, 300) for _ in range(48)]
-    for share in (0.01, 0.12, 1.0):
-        other = [w + share * torch.randn_like(w) for w in weights]
-        found = fp.compare(fp.fingerprint(other), fp.fingerprint(weights))
-        assert found is not None
-        assert found.relative == pytest.approx(share / (1 + share**2) ** 0.5, rel=0.15)
 
 
 def test_a_low_rank_change_is_found_though_it_lies_in_one_direction() -> None:
     for seed in range(50):
         torch.manual_seed(seed)
         weight = torch.randn(64, 96)
-        changed = weight + 0.3 * torch.outer(torch.randn(64), torch.randn(96))
-        assert _verdict([weight], [changed]) == "changed"
-
-
-def test_one_weight_of_twelve_that_differs_is_named_by_its_number() -> None:
-    weights = [torch.randn(32, 32) for _ in range(12)]
-    for dtype in (torch.float32, torch.bfloat16):
-        other = [(w if i != 7 else torch.randn(32, 32)).to(dtype) for i, w in enumerate(weights)]
-        found = fp.compare(fp.fingerprint(other), fp.fingerprint(weights))
-        assert found is not None
-        assert found.changed
-        assert found.outliers == (7,)
+        assert _differ([weight], [weight + 0.3 * torch.outer(torch.randn(64), torch.randn(96))])
 
 
 def test_stacks_convolutions_vectors_and_layouts_are_read_as_they_are() -> None:
     weights = [torch.randn(s) for s in [(4, 6, 5), (8, 3, 2, 2), (3000, 2), (2, 5000), (7,), (1, 1)]]
     kept = [w.clone() for w in weights]
-    strided = [w.mT.contiguous().mT if w.ndim > 1 else w for w in weights]
-    assert _verdict(weights, strided) == "same"
+    assert not _differ(weights, [w.mT.contiguous().mT if w.ndim > 1 else w for w in weights])
     assert all(torch.equal(a, b) for a, b in zip(weights, kept, strict=True))
     for i, weight in enumerate(weights):
         weight.add_(weight.std(correction=0) + 1)
-        assert _verdict(weights, kept) == "changed", i
+        assert _differ(weights, kept), i
         weight.copy_(kept[i])
 
 
@@ -178,46 +139,41 @@ def test_what_cannot_be_read_is_left_out_and_nothing_read_compares_to_nothing() 
     weight = torch.randn(8, 8)
     half = fp.fingerprint([weight, None, torch.full((8, 8), torch.nan), torch.empty(0, 8), torch.tensor(1.0)])
     assert half.grids == "f...."
-    whole = fp.fingerprint([weight, weight, weight, weight, weight])
-    found = fp.compare(half, whole)
-    assert found is not None
-    assert not found.changed
-    assert fp.compare(fp.fingerprint([None]), fp.fingerprint([weight])) is None
-    assert fp.compare(half, fp.fingerprint([weight])) is None
+    assert fp.differ(half, fp.fingerprint([weight] * 5)) is False
+    assert fp.differ(fp.fingerprint([None]), fp.fingerprint([weight])) is None
+    assert fp.differ(half, fp.fingerprint([weight])) is None
 
 
 def test_zero_weights_are_the_same_as_zero_weights_and_not_as_others() -> None:
-    zero, other = torch.zeros(16, 16), torch.randn(16, 16) * 0.02
-    assert _verdict([zero], [zero.half()]) == "same"
-    assert _verdict([zero], [other]) == "changed"
+    zero = torch.zeros(16, 16)
+    assert not _differ([zero], [zero.half()])
+    assert _differ([zero], [torch.randn(16, 16) * 0.02])
 
 
 def test_a_fingerprint_written_and_read_again_is_the_same_and_the_signs_never_change() -> None:
-    found = fp.fingerprint(
-        [torch.arange(4000.0).view(4, 1000), torch.arange(8.0, dtype=torch.bfloat16).view(4, 2), None]
-    )
+    found = fp.fingerprint([torch.arange(4000.0).view(4, 1000), torch.arange(8).view(4, 2).bfloat16(), None])
     again = fp.decode(json.loads(json.dumps(fp.encode(found))))
     assert torch.equal(again.projections, found.projections)
     assert torch.equal(again.squares, found.squares.float().double())
     assert again.grids == found.grids == "fb."
-    assert found.projections[0].tolist() == PROJECTIONS  # files that are out there were written with these signs
+    # files that are out there were written with these signs
+    assert found.projections[0].tolist() == [-2222.0, 36750.0, -103654.0, 4462.0]
 
 
-PROJECTIONS = [-2222.0, 36750.0, -103654.0, 4462.0]
+def _packed(*numbers: float) -> str:
+    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        None, [], {}, {"data": 1, "grids": "f"}, {"data": "%", "grids": "f"}, {"data": "", "grids": "f"},
-        {"data": "é", "grids": ""}, {"data": "AAAA" * 6, "grids": "fff"},
-        {**fp.encode(fp.fingerprint([torch.ones(2, 2)])), "grids": "x"},
-        {"data": fp.base64.b64encode(struct.pack("<5f", 1, 1, 1, float("nan"), 1)).decode(), "grids": "f"},
-        {"data": fp.base64.b64encode(struct.pack("<5f", 1, 1, 1, 1, -1)).decode(), "grids": "f"},
+        None, [], {}, {"data": 1, "grids": "f"}, {"data": "%", "grids": "f"}, {"data": "", "grids": "f"}, {"data": "é", "grids": ""},
+        {"data": "AAAA" * 6, "grids": "fff"}, {"data": _packed(1, 1, 1, 1, 1), "grids": "x"}, {"data": _packed(1, 1, 1, 1, 1), "grids": 1},
+        {"data": _packed(1, 1, 1, float("nan"), 1), "grids": "f"}, {"data": _packed(1, 1, 1, 1, -1), "grids": "f"},
     ],
 )  # fmt: skip
 def test_a_damaged_fingerprint_is_a_value_error(value: object) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match="no fingerprint"):
         fp.decode(value)
 
 
@@ -227,32 +183,26 @@ def test_a_damaged_fingerprint_is_a_value_error(value: object) -> None:
 def test_an_adapter_is_refused_on_another_base_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
     _saved(tmp_path, _base())
     other = _base(seed=1)
-    before = _state(other)
-    with pytest.raises(BaseMismatchError, match=r"1\d\d%.*check_base=False"):
+    kind, before, trains = type(other), copy.deepcopy(other.state_dict()), [p.requires_grad for p in other.parameters()]
+    with pytest.raises(BaseMismatchError, match=r"other weights.*check_base=False"):
         _load(tmp_path, other)
-    after = _state(other)
-    assert before[0] is after[0]
-    assert before[2] == after[2]
-    assert all(torch.equal(v, after[1][k]) for k, v in before[1].items())
+    assert type(other) is kind
+    assert [p.requires_grad for p in other.parameters()] == trains
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
     assert not isinstance(_load(tmp_path, other, check_base=False).unload(), LoRAModel)
-
-
-def test_load_adapter_checks_as_well_and_leaves_the_adapters_that_are_there(tmp_path: Path) -> None:
-    _saved(tmp_path, _base())
-    model = LoRAModel.from_model(_base(seed=1), CONFIG)
+    model = LoRAModel.from_model(other, CONFIG)
     with pytest.raises(BaseMismatchError):
         model.load_adapter(tmp_path, "second")
-    assert list(model.peft_config) == ["default"]
-    assert "second" not in model._lora.records
+    assert list(model.peft_config) == list(model._lora.records) == ["default"]
     model.load_adapter(tmp_path, "second", check_base=False)
     assert model.active_adapters() == ["second"]
 
 
-def test_one_layer_of_another_base_is_told_by_its_name(tmp_path: Path) -> None:
+def test_one_layer_of_another_base_is_enough(tmp_path: Path) -> None:
     _saved(tmp_path, _base(layers=12))
     other = _base(layers=12)
     nn.init.normal_(other.transformer.h[5].mlp.c_fc.weight, std=0.02)
-    with pytest.raises(BaseMismatchError, match=r"transformer\.h\.5\.mlp\.c_fc"):
+    with pytest.raises(BaseMismatchError):
         _load(tmp_path, other)
 
 
@@ -269,12 +219,6 @@ def test_the_same_base_in_another_dtype_is_the_same_base(trained: str, loaded: s
         _load(tmp_path, tuned)
 
 
-def test_a_base_rounded_twice_is_warned_of_and_used(tmp_path: Path) -> None:
-    _saved(tmp_path, _base(dtype=torch.bfloat16))
-    with pytest.warns(UserWarning, match="rounding"):
-        _load(tmp_path, _base(dtype=torch.float16).bfloat16())
-
-
 def test_other_adapters_merging_and_unloading_leave_the_base_the_same(tmp_path: Path) -> None:
     _saved(tmp_path, _base())
     model = LoRAModel.from_model(_base(), CONFIG.copy(init_lora_weights="pissa"), "other")
@@ -283,7 +227,6 @@ def test_other_adapters_merging_and_unloading_leave_the_base_the_same(tmp_path: 
     model.unmerge_adapter()
     model.load_adapter(tmp_path, "two")
     model.delete_adapter(["one", "other"])
-    assert set(model._lora.records) == {"two"}
     _load(tmp_path, model.unload())
 
 
@@ -306,37 +249,22 @@ def test_weights_changed_after_the_adapter_was_added_are_what_it_was_trained_on(
     _load(tmp_path, _base())
 
 
-def test_a_class_with_a_head_takes_the_same_base_with_another_prefix(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    tall = BertForSequenceClassification(
-        BertConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=8)
-    )
-    LoRAModel.from_model(tall.bert, LoRAConfig(r=2, target_modules=["query", "value"])).save_pretrained(tmp_path)
-    note = _notes(tmp_path)["base"]
-    weights = [(f"bert.{m}", p) for m, p in provenance.adapted(tall.bert._lora.layers, "default")]
-    modules = dict(tall.named_modules())
-    provenance.check(note, tall, modules, weights)
-    nn.init.normal_(tall.bert.encoder.layer[1].attention.self.value.weight)
-    with pytest.raises(BaseMismatchError):
-        provenance.check(note, tall, modules, weights)
-
-
 def test_names_that_sort_otherwise_are_found_by_their_values_and_the_same_names_are_not() -> None:
     modules = {name: nn.Linear(8, 8) for name in ("a", "b", "c")}
-    net = nn.ModuleDict(modules)
-    note = _note_of(net, "abc")
-    renamed = {"x": modules["c"], "y": modules["a"], "z": modules["b"]}
-    provenance.check(note, net, renamed, [(name, "weight") for name in renamed])
-    swapped = {"a": modules["b"], "b": modules["a"], "c": modules["c"]}
-    with pytest.raises(BaseMismatchError, match="2 of 3"):
-        provenance.check(note, net, swapped, [(name, "weight") for name in swapped])
+    model = add_lora(nn.ModuleDict(modules), LoRAConfig(r=2, target_modules=["a", "b", "c"]))
+    note = _note_of(model)
+    net = model.unload()
 
+    def check(**named: nn.Module) -> None:
+        provenance.check(note, net, named, [(name, "weight") for name in named])
 
-def _note_of(net: nn.Module, names: Iterable[str]) -> Mapping[str, Any]:
-    model = add_lora(net, LoRAConfig(r=2, target_modules=list(names)))
-    note = provenance.note_of(model, model._lora, "default")
-    model.unload()
-    return note
+    check(x=modules["c"], y=modules["a"], z=modules["b"])
+    check(x=nn.Linear(8, 8), **modules)  # others by number: nothing to compare with
+    for others in ({"a": modules["b"], "b": modules["a"], "c": modules["c"]}, {**modules, "c": nn.Linear(8, 8)}):
+        with pytest.raises(BaseMismatchError):
+            check(**others)
+    with pytest.raises(BaseMismatchError):
+        check(x=modules["c"], y=modules["a"], z=nn.Linear(8, 8))
 
 
 def test_raw_expert_parameters_are_looked_at(tmp_path: Path) -> None:
@@ -348,13 +276,12 @@ def test_raw_expert_parameters_are_looked_at(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.einsum("eoi,bi->bo", self.stack, x)
 
-    config = LoRAConfig(r=2, target_parameters=["stack"])
     base = Experts()
-    same, other = copy.deepcopy(base), Experts()
-    _saved(tmp_path, base, config)
+    same = copy.deepcopy(base)
+    _saved(tmp_path, base, LoRAConfig(r=2, target_parameters=["stack"]))
     _load(tmp_path, same)
     with pytest.raises(BaseMismatchError):
-        _load(tmp_path, other)
+        _load(tmp_path, Experts())
 
 
 # --- what cannot be checked ---------------------------------------------------------------------------------------
@@ -363,31 +290,23 @@ def test_raw_expert_parameters_are_looked_at(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_read_are_not_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger=provenance.__name__)
     _saved(tmp_path, _base())
-    with torch.device("meta"):
-        empty = _base(seed=1)
-    _load(tmp_path, empty)
+    empty = LoRAModel.from_model(_base(seed=1).to("meta"), CONFIG)
+    note = _note_of(empty)
+    assert (note["class"], "fingerprint" in note) == ("GPT2LMHeadModel", False)
+    _load(tmp_path, empty.unload())
     assert "not checked" in caplog.text
-    packed = nn.Linear(8, 8)
+    packed, flat = nn.Linear(8, 8), nn.Linear(8, 8)
     packed.weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.uint8), requires_grad=False)
-    flat = nn.Linear(8, 8)
     flat.weight = nn.Parameter(torch.ones(32))  # what FSDP1 leaves of a weight
     found = provenance.observe({"x": packed, "y": flat, "z": nn.Linear(8, 8)}, [(n, "weight") for n in "xyz"])
     assert found.grids == "..f"
 
 
-def test_an_adapter_on_a_base_that_cannot_be_read_says_nothing_of_its_weights() -> None:
-    with torch.device("meta"):
-        model = LoRAModel.from_model(_base(), CONFIG)
-    note = provenance.note_of(model, model._lora, "default")
-    assert note["class"] == "GPT2LMHeadModel"
-    assert "fingerprint" not in note
-
-
 def test_weights_sharded_after_the_adapter_came_are_known_from_before() -> None:
     model = LoRAModel.from_model(_base(), CONFIG)
-    before = provenance.note_of(model, model._lora, "default")
+    before = _note_of(model)
     model.to("meta")
-    assert provenance.note_of(model, model._lora, "default") == before
+    assert _note_of(model) == before
 
 
 def test_an_adapter_of_peft_s_loads_as_before_and_claims_nothing_when_saved_again(tmp_path: Path) -> None:
@@ -405,14 +324,12 @@ def test_an_adapter_of_peft_s_loads_as_before_and_claims_nothing_when_saved_agai
 # --- the notes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", GRIDS.values())
-def test_a_loaded_adapter_saved_again_has_the_same_bytes_whatever_the_base_s_dtype(
-    dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_a_loaded_adapter_saved_again_has_the_same_bytes_whatever_the_base_s_dtype(tmp_path: Path) -> None:
     _saved(tmp_path / "one", _base())
-    for trainable in (False, True):
-        _load(tmp_path / "one", _base(dtype=dtype), is_trainable=trainable).save_pretrained(tmp_path / "two")
-        assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+    for dtype in GRIDS.values():
+        for trainable in (False, True):
+            _load(tmp_path / "one", _base(dtype=dtype), is_trainable=trainable).save_pretrained(tmp_path / "two")
+            assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
 
 
 def test_an_adapter_forced_onto_another_base_keeps_its_note_unless_it_trains_there(tmp_path: Path) -> None:
@@ -424,30 +341,22 @@ def test_an_adapter_forced_onto_another_base_keeps_its_note_unless_it_trains_the
     _load(tmp_path / "moved", _base(seed=1))
 
 
-def test_deepcopy_and_pickle_keep_the_provenance(tmp_path: Path) -> None:
-    _saved(tmp_path / "one", _base())
-    model = _load(tmp_path / "one", _base())
-    for i, twin in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
-        twin.save_pretrained(tmp_path / f"twin{i}")
-        assert _notes(tmp_path / f"twin{i}") == _notes(tmp_path / "one")
-
-
-def test_two_saves_and_a_save_in_a_fresh_model_write_the_same_notes(tmp_path: Path) -> None:
-    model = LoRAModel.from_model(_base(), CONFIG)
-    texts = []
-    for i in range(2):
-        model.save_pretrained(tmp_path / str(i))
-        texts.append(read_metadata(tmp_path / str(i) / WEIGHTS)["hf_lora"])
-    assert texts[0] == texts[1]
-    assert _notes(tmp_path / "0")["tensors"] == 8
+def test_copies_and_later_saves_write_the_same_notes(tmp_path: Path) -> None:
+    fresh = LoRAModel.from_model(_base(), CONFIG)
+    fresh.save_pretrained(tmp_path / "one")
+    loaded = _load(tmp_path / "one", _base())
+    assert _notes(tmp_path / "one")["tensors"] == 8
+    for i, twin in enumerate((fresh, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)))):
+        twin.save_pretrained(tmp_path / str(i))
+        assert _notes(tmp_path / str(i)) == _notes(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
-    "damage", [[], "x", {"id": "a/b"}, {"format": "1"}, {"format": 1, "fingerprint": {"data": "%"}}]
+    "damage", [["x"], "x", {"id": "a/b"}, {"format": "1"}, {"format": 1, "fingerprint": {"data": "%"}}]
 )
 def test_a_damaged_note_of_ours_is_an_error_that_check_base_passes_by(damage: Any, tmp_path: Path) -> None:
     _saved(tmp_path, _base())
-    _rewrite(tmp_path, lambda notes: notes.update(base=damage))
+    _rewrite(tmp_path, damage)
     with pytest.raises(AdapterFileError, match="check_base=False"):
         _load(tmp_path, _base())
     _load(tmp_path, _base(), check_base=False).save_pretrained(tmp_path / "again")
@@ -456,7 +365,7 @@ def test_a_damaged_note_of_ours_is_an_error_that_check_base_passes_by(damage: An
 def test_a_note_of_a_later_format_is_left_alone_and_kept(tmp_path: Path) -> None:
     _saved(tmp_path, _base())
     later = {"format": 2, "fingerprint": ["something else"]}
-    _rewrite(tmp_path, lambda notes: notes.update(base=later))
+    _rewrite(tmp_path, later)
     _load(tmp_path, _base(seed=1)).save_pretrained(tmp_path / "again")
     assert _notes(tmp_path / "again")["base"] == later
 
@@ -470,13 +379,8 @@ def test_a_local_path_is_never_noted_and_a_hub_id_is(tmp_path: Path, monkeypatch
     base = _base()
     base.name_or_path = "someone/base"
     _saved(tmp_path / "hub", base, CONFIG.copy(revision="v2"))
-    note = _notes(tmp_path / "hub")["base"]
-    assert (note["id"], note["revision"], note["class"], note["model_type"]) == (
-        "someone/base",
-        "v2",
-        "GPT2LMHeadModel",
-        "gpt2",
-    )
+    want = {"id": "someone/base", "revision": "v2", "class": "GPT2LMHeadModel", "model_type": "gpt2"}
+    assert want.items() <= _notes(tmp_path / "hub")["base"].items()
 
 
 def test_the_commit_of_a_base_from_the_hub_is_noted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,22 +397,6 @@ def test_the_commit_of_a_base_from_the_hub_is_noted_and_told(tmp_path: Path, mon
         _load(tmp_path / "out", _base(seed=1))
 
 
-@pytest.mark.parametrize(
-    ("targets", "most"), [(["c_attn"], 640), (["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"], 1664)]
-)
-def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(targets: list[str], most: int, tmp_path: Path) -> None:
-    _saved(tmp_path, _base(layers=12), LoRAConfig(r=1, target_modules=targets))
-    assert len(read_metadata(tmp_path / WEIGHTS)["hf_lora"]) < most
-
-
-@pytest.mark.parametrize(
-    ("name", "hub"),
-    [("gpt2", True), ("a/b", True), ("/a/b", False), ("./a", False), ("../a/b", False), ("a/b/c", False), ("", False),
-     (None, False), ("~/a", False), ("C:\\a", False), ("tests", False)],
-)  # fmt: skip
-def test_a_name_is_the_hub_s_where_it_is_no_path(
-    name: str | None, hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tests").mkdir()
-    assert (hub_id(name) == name) is (hub or name is None)
+def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(tmp_path: Path) -> None:
+    _saved(tmp_path, _base(layers=12), LoRAConfig(r=1, target_modules=["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"]))
+    assert len(read_metadata(tmp_path / WEIGHTS)["hf_lora"]) < 1664

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -45,40 +43,34 @@ def observe(modules: Mapping[str, nn.Module], weights: Weights) -> fp.Fingerprin
 def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weights: Weights) -> None:
     """Raise BaseMismatchError where a model's weights are not those that an adapter's note tells of.
 
-    note: the one of its file, if it has one; one of a later format is not checked. Warns where the difference may be
-    rounding. Raises AdapterFileError where the note is damaged.
+    note: the one of its file, if it has one; one of a later format is not checked. Raises AdapterFileError where the
+    note is damaged.
     """
-    known = _parsed(note)
-    if known is None or "fingerprint" not in known:
+    if not note:
         return
+    try:
+        known = {"format": note["format"] + 0, **note}  # type: ignore[index,dict-item]
+        if known["format"] != FORMAT or "fingerprint" not in known:
+            return
+        theirs = fp.decode(known["fingerprint"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise AdapterFileError(
+            f"what the adapter's file says of its base is damaged ({error}); get the file again, or pass "
+            "check_base=False."
+        ) from None
     weights = list(weights)
-    mine, theirs = observe(modules, weights), _decoded(known["fingerprint"])
-    found = fp.compare(mine, theirs)
-    if found is not None and found.changed and known.get("names") != _names(weights):
-        other = fp.rearranged(mine, theirs)  # a class that names its layers otherwise may sort them otherwise
-        again = None if other is None else fp.compare(other, theirs)
-        found = again if again is not None and not again.changed else found
-    if found is None:
+    # A class that names its layers otherwise may sort them otherwise.
+    differ = fp.differ(observe(modules, weights), theirs, in_order=known.get("names") == _names(weights))
+    if differ is None:
         _LOG.info("The base was not checked: its weights cannot be read here, or are others by number.")
-    if found is None or not (found.changed or found.rounded):
-        return
-    told = _told(found, [".".join(filter(None, w)).removesuffix(".weight") for w in _chosen(weights)])
-    here, there = _described(_identity(model)), _described(known)
-    if found.rounded:
-        warnings.warn(
-            f"the base's weights differ {told} from those the adapter was trained on, which rounding may have made: "
-            f"it was trained on {there}, this is {here}.",
-            stacklevel=4,
+    if differ:
+        wanted, commit = known.get("id"), known.get("commit") or known.get("revision")
+        load = f"base_model={wanted!r}" + (f", revision={commit!r}" if commit else "") if wanted else "base_model=..."
+        raise BaseMismatchError(
+            f"the adapter fits {type(model).__name__}, but was trained on other weights: on {_described(known)}; this "
+            f"is {_described(_identity(model))}. Load the base it was trained on ({load}), or pass check_base=False to "
+            "use it on this one all the same."
         )
-        return
-    wanted = known.get("id")
-    commit = known.get("commit") or known.get("revision")
-    load = f"base_model={wanted!r}" + (f", revision={commit!r}" if commit else "") if wanted else "base_model=..."
-    raise BaseMismatchError(
-        f"the adapter fits {type(model).__name__}, but was trained on other weights: this base's differ {told}. It was "
-        f"trained on {there}; this is {here}. Load the base it was trained on ({load}), or pass check_base=False to "
-        "use it on this one all the same."
-    )
 
 
 def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig | None = None) -> dict[str, Any]:
@@ -122,9 +114,8 @@ def commit_of(name: str, kwargs: Mapping[str, Any]) -> str | None:
         )
     except ValueError:  # the name, or the revision, is not one
         return None
-    parts = Path(found).parts if isinstance(found, str) else ()
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
-    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+    commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})[\\/]", found) if isinstance(found, str) else None
+    return commit[1] if commit else None
 
 
 def _identity(model: nn.Module) -> dict[str, Any]:
@@ -143,19 +134,6 @@ def _described(known: Mapping[str, Any]) -> str:
     name = known.get("id") or f"a local {known.get('class') or 'model'}"
     at = known.get("commit") or known.get("revision")
     return f"{name} at {str(at)[:12]}" if at else str(name)
-
-
-def _told(found: fp.Difference, names: list[str]) -> str:
-    """Return how much the weights differ, and where, in words."""
-    if len(found.outliers) in (0, len(found.each)):
-        return f"by about {_percent(found.relative)} over {len(found.each)} adapted weights"
-    worst = max(found.outliers, key=found.each.__getitem__)
-    share = f"in {len(found.outliers)} of {len(found.each)} adapted weights"
-    return f"{share}, most in {names[worst]}, by about {_percent(found.each[worst])}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def _chosen(weights: Weights) -> list[tuple[str, str]]:
@@ -178,24 +156,3 @@ def _readable(layer: nn.Module, parameter: str) -> Tensor | None:
     if own is None or not is_plain(own) or own.is_meta or own.ndim < 2:
         return None
     return own if own.is_floating_point() and own.element_size() > 1 else None
-
-
-def _parsed(note: object) -> Mapping[str, Any] | None:
-    """Return a note of this format; None where there is none, or one of a later format."""
-    if note is None or note == {}:
-        return None
-    if not isinstance(note, Mapping) or not isinstance(note.get("format"), int):
-        raise AdapterFileError(
-            "what the adapter's file says of its base is damaged; get the file again, or pass check_base=False."
-        )
-    return note if note["format"] == FORMAT else None
-
-
-def _decoded(value: object) -> fp.Fingerprint:
-    try:
-        return fp.decode(value)
-    except ValueError as error:
-        raise AdapterFileError(
-            f"the fingerprint of the base in the adapter's file is damaged ({error}); get the file again, or pass "
-            "check_base=False."
-        ) from None
