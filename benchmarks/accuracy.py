@@ -1,6 +1,6 @@
 """What LoRA gives up against full fine-tuning: accuracy on real ratings, of a pretrained MiniLM, by the stock Trainer.
 
-The demo's job (hf_lora/cli/demo/data.py): the sentiment of words; the same fifth of the entries is held out for all.
+The demo's job (hf_lora/cli/demo.py): the sentiment of words; the same fifth of the entries is held out for all.
 Every arm trains as many epochs, at the learning rate that was best among its own four on a fifth of the training
 entries, with seed 0; then with each seed (head, factors, order, dropout) on all training entries. The held-out entries
 are looked at once a seed and arm. LoRA+ is an arm of `--full`. Figures are shares of entries that are told rightly.
@@ -29,8 +29,7 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.cli.demo.data import Split, base_directory, encode, ratings, split
-from hf_lora.cli.demo.training import quiet_loading
+from hf_lora.cli.demo import Rated, base, ratings, split
 
 from .measure import Findings, Options, Row
 
@@ -51,10 +50,9 @@ class Contender:
     def model(self, seed: int) -> nn.Module:
         """Return the pretrained model with a new head, as it starts to train."""
         set_seed(seed)
-        with quiet_loading():
-            if self.name == FULL:
-                return AutoModelForSequenceClassification.from_pretrained(base_directory(), num_labels=2)
-            model = LoRAModel.from_pretrained(base_directory(), CONFIG, num_labels=2)
+        if self.name == FULL:
+            return AutoModelForSequenceClassification.from_pretrained(base(), num_labels=2)
+        model = LoRAModel.from_pretrained(base(), CONFIG, num_labels=2)
         model.set_learning_rates(loraplus_lr_ratio=self.ratio)
         return model
 
@@ -75,8 +73,8 @@ class Job:
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: int = 4
 
-    def data(self) -> Split:
-        """Return the entries to train on and the ones held out."""
+    def data(self) -> tuple[Rated, Rated]:
+        """Return (the entries to train on, the ones held out)."""
         entries = ratings()
         return split(entries[:: len(entries) // self.entries] if self.entries else entries, seed=0)
 
@@ -85,7 +83,7 @@ def run(options: Options) -> Findings:
     """Choose each arm's rate, train it with every seed, and say whether LoRA is behind."""
     job = Job(entries=200, epochs=1, seeds=(0,), rates=1) if options.scale == "smoke" else Job()
     data = job.data()
-    print(f"\n{TITLE}: {len(data.train)} entries to train on, {len(data.held_out)} held out, {job.epochs:g} epoch(s)")
+    print(f"\n{TITLE}: {len(data[0])} entries to train on, {len(data[1])} held out, {job.epochs:g} epoch(s)")
     contenders = CONTENDERS[:2] if options.scale == "default" else CONTENDERS
     rows = [_measure(contender, job, data) for contender in contenders]
     full = rows[0]
@@ -95,8 +93,8 @@ def run(options: Options) -> Findings:
     return Findings(rows, summary(rows))
 
 
-def _measure(contender: Contender, job: Job, data: Split) -> Row:
-    inner, rates = split(data.train, seed=0), contender.rates[: job.rates]
+def _measure(contender: Contender, job: Job, data: tuple[Rated, Rated]) -> Row:
+    inner, rates = split(data[0], seed=0), contender.rates[: job.rates]
     tried = {rate: _train(contender, rate, job.seeds[0], inner, job).accuracy for rate in rates}
     chosen = max(tried, key=lambda rate: tried[rate])
     runs = [_train(contender, chosen, seed, data, job) for seed in job.seeds]
@@ -125,8 +123,12 @@ class Run:
     seconds: float
 
 
-def _train(contender: Contender, rate: float, seed: int, data: Split, job: Job) -> Run:
-    model, tokenizer = contender.model(seed), AutoTokenizer.from_pretrained(base_directory())
+def _train(contender: Contender, rate: float, seed: int, data: tuple[Rated, Rated], job: Job) -> Run:
+    model, tokenizer = contender.model(seed), AutoTokenizer.from_pretrained(base())
+
+    def encoded(rated: Rated) -> list[Any]:
+        return [{**tokenizer(text), "labels": label} for text, label in rated]
+
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch, num_train_epochs=job.epochs, learning_rate=rate, seed=seed, save_strategy="no",
@@ -136,8 +138,8 @@ def _train(contender: Contender, rate: float, seed: int, data: Split, job: Job) 
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=encode(tokenizer, data.train),
-            eval_dataset=encode(tokenizer, data.held_out),
+            train_dataset=encoded(data[0]),
+            eval_dataset=encoded(data[1]),
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=_accuracy,
         )

@@ -13,13 +13,7 @@ import hf_lora
 from .peek import cli
 
 
-def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        cli.main(["--version"])
-    assert capsys.readouterr().out == f"hf-lora {hf_lora.__version__}\n"
-
-
-def test_python_m_hf_lora_is_the_same_command() -> None:
+def test_python_m_hf_lora_is_the_command_and_says_the_package_s_version() -> None:
     command = [sys.executable, "-m", "hf_lora", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"hf-lora {hf_lora.__version__}\n"
@@ -33,6 +27,7 @@ def test_python_m_hf_lora_is_the_same_command() -> None:
         (["demo", "--output", "taken"], "--output"),
         (["inspect", "./nowhere"], "owner/name"),
         (["inspect", ""], "owner/name"),
+        (["push", "nowhere", "me/adapter"], "nowhere"),
     ],
 )
 def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
@@ -53,10 +48,7 @@ def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
     assert message in told.err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["train"], ["demo", "--epochs", "0"], ["demo", "--epochs", "nan"], ["demo", "--seed", "-1"], ["demo", "more"]],
-)
+@pytest.mark.parametrize("arguments", [[], ["train"], ["demo", "--epochs", "many"], ["demo", "more"]])
 def test_bad_arguments_are_refused_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(arguments)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import inspect, push
-from .demo import command as demo
+from . import demo, inspect, push
 
 __all__ = ["main"]
 
@@ -17,8 +16,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own unless given) and return its exit status.
 
-    0: done; 1: the demo's check found other scores, or `inspect` something suspicious; 2: a LoRAError, told in one line
-    on stderr, or bad arguments (then it raises SystemExit, as argparse does).
+    0: done; 1: the demo's check found other scores, or `inspect` an adapter that cannot be used; 2: a LoRAError, in one
+    line on stderr, or bad arguments (then it raises SystemExit, as argparse does).
     """
     arguments = _parser().parse_args(argv)
     try:
