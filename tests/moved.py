@@ -24,7 +24,8 @@ TRAINER = "transformers.trainer"
 ASKED_LATER = {
     "set_initial_training_values", "create_scheduler", "evaluation_loop", "log", "_load_from_checkpoint",
     "_load_best_model", "_save_checkpoint", "save_model", "_save_optimizer_and_scheduler",
-    "_load_optimizer_and_scheduler", "init_hf_repo", "create_model_card", "push_to_hub", "_push_from_checkpoint",
+    "_load_optimizer_and_scheduler", "_hp_search_setup", "init_hf_repo", "create_model_card", "push_to_hub",
+    "_push_from_checkpoint",
 }  # fmt: skip
 
 IMPORTED = (
@@ -171,7 +172,7 @@ def asked_later(said: Said, model: Any) -> None:
     from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from hf_lora import metrics
+    from hf_lora import LoRASearch, metrics
 
     with said.noted():
         run = trainer(model)
@@ -184,6 +185,8 @@ def asked_later(said: Said, model: Any) -> None:
             trainer(model, type("Own", (cls,), {"__init__": Trainer.__init__}))
     with said.noted():
         trainer(model, compute_metrics=metrics("perplexity"))
+    with said.noted():
+        trainer(None, model_init=LoRASearch(gpt2).model_init)
     with said.noted():
         run.train(resume_from_checkpoint="nowhere")
     for name in ("load_best_model_at_end", "push_to_hub"):
@@ -200,10 +203,8 @@ def asked_later(said: Said, model: Any) -> None:
 
 
 def asked_always(said: Said, model: Any) -> None:
-    """Make a Trainer, which is refused; ask what a push and a search would miss besides."""
+    """Make a Trainer, which is refused; ask what a push would miss besides."""
     from transformers import Trainer
-
-    from hf_lora import LoRASearch
 
     from .peek import missing
 
@@ -219,8 +220,6 @@ def asked_always(said: Said, model: Any) -> None:
     made[0].args.push_to_hub = True
     with said.noted():
         missing.tell_of_trainer(made[0])
-    with said.noted():
-        trainer(None, model_init=LoRASearch(gpt2).model_init)
 
 
 def constructor(said: Said, model: Any) -> None:

@@ -1,44 +1,29 @@
-"""The stock Trainer's search with a LoRASearch: what a trial drew is what its arguments hold."""
+"""The stock Trainer's search with a LoRASearch: what a trial drew is what the Trainer's arguments hold."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from .patches import answering
-
-__all__ = ["checks_drawn"]
+__all__ = ["checks_drawn", "search_of"]
 
 
 def checks_drawn(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Trainer.train: its search casts values silently, and lets a user set names that mean nothing to it.
-
-    They are checked where the training first asks for its numbers of steps: by then the trial has set them.
-    """
+    """Wrap Trainer._hp_search_setup, with which each training starts: it casts a trial's values without a word."""
 
     @functools.wraps(original)
-    def train(self: Any, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
-        search, plan = _search_of(self), getattr(self, "set_initial_training_values", None)
-        drawn = trial is None or (self.hp_search_backend is not None and hasattr(trial, "suggest_categorical"))
-        if search is None or plan is None or not drawn:
-            return original(self, resume_from_checkpoint, trial, *args, **kwargs)
+    def _hp_search_setup(self: Any, trial: Any) -> None:
+        original(self, trial)
+        if (search := search_of(self)) is not None:
+            search.check_arguments(trial if self.hp_search_backend else None, self.args)
 
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            search.check_arguments(trial, self.args)
-            return plan(*args, **kwargs)
-
-        with answering(self, set_initial_training_values=checked):
-            return original(self, resume_from_checkpoint, trial, *args, **kwargs)
-
-    return train
+    return _hp_search_setup
 
 
-def _search_of(trainer: Any) -> Any:
-    """Return the LoRASearch whose models a Trainer trains, or None."""
-    if trainer.model_init is None:
-        return None
-    from ..training.search import LoRASearch  # not above: it imports torch, which `import hf_lora` leaves alone
-
-    search = getattr(trainer.model_init, "__self__", None)
-    return search if isinstance(search, LoRASearch) else None
+def search_of(trainer: Any) -> Any:
+    """Return the LoRASearch whose models a Trainer trains, or None; where nobody imported it, there is none."""
+    cls = getattr(sys.modules.get("hf_lora.training.search"), "LoRASearch", None)
+    owner = getattr(trainer.model_init, "__self__", None)
+    return owner if cls is not None and isinstance(owner, cls) else None

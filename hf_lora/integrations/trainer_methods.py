@@ -5,7 +5,6 @@ One row for each thing that ours does there; of several rows with one name, a la
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from .measuring import prepares_metrics
 from .missing import Need
 from .optimizer import checks_optimizer, checks_schedule, notes_steps
 from .resuming import resumes_whole
-from .searching import checks_drawn
+from .searching import checks_drawn, search_of
 from .starting import checks_start, tells_what_is_missing
 from .trackers import reports_scalars
 from .trained_model import is_metrics
@@ -66,8 +65,7 @@ def _measures(trainer: Any, resumes: bool) -> bool:
 
 
 def _searches(trainer: Any, resumes: bool) -> bool:
-    search = getattr(sys.modules.get("hf_lora.training.search"), "LoRASearch", None)
-    return search is not None and isinstance(getattr(trainer.model_init, "__self__", None), search)
+    return search_of(trainer) is not None
 
 
 def _row(name: str, wrap: Any, purpose: str, needed: Any = _always, required: bool = False) -> Override:
@@ -81,7 +79,7 @@ def _must(name: str, wrap: Any, purpose: str, needed: Any = _always) -> Override
 METHODS: tuple[Override, ...] = (
     _must("train", resumes_whole, "to resume from whole checkpoints only"),
     _row("train", trainer.finishes_pushes, "to finish the pushes of a training, and to tell which failed", _pushes),
-    _row("train", checks_drawn, "to check what a trial of a LoRASearch drew", _searches),
+    _row("_hp_search_setup", checks_drawn, "to check what a trial of a LoRASearch drew", _searches),
     _row("train", tells_what_is_missing, "to say what else is missing"),
     _row("set_initial_training_values", checks_start, "to refuse an adapter that cannot train before it is trained"),
     _must("create_optimizer", checks_optimizer, "to give adapters their learning rates, and to see that all train"),

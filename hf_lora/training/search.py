@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import importlib.util
+import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,11 +20,47 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError, ConfigError, MissingExtraError, ModelError
 from ..model.lora_model import LoRAModel
 from ..model.report import aligned, trainable_counts
-from .space import LORA_NAMES, Range, Space, checked_space, config_with, default_space, labels
+from ..variants.table import scaling_of
 
-__all__ = ["LoRASearch", "Range"]
+__all__ = ["LoRASearch", "Range", "default_space"]
 
 _TRAINED = "trained_parameters"  # a trial's user attribute
+_COMBINATIONS = 10_000  # of choices that are tried as a LoRAConfig each, at about 10 microseconds
+_FIXED = {
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "task_type",
+}  # fmt: skip
+_ADAPTERS = {field.name for field in dataclasses.fields(LoRAConfig)} - _FIXED | {"scaling"}
+_TRAINERS = {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included: whole ones where both ends are `int`. log: drawn on a log scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: Any, name: str) -> float:
+        """Return the value that an Optuna trial draws. Raises ValueError for ends that are no range."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        drawn: float = (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
+        return drawn
+
+
+Space = Mapping[str, Sequence[Any] | Range]
+
+
+def default_space(config: LoRAConfig) -> Space:
+    """Return what is worth trying first, given a config.
+
+    r: 4 to 32 in doublings; little is gained above (Hu et al. 2021, section 7.2). scaling: 1 and 2, that is lora_alpha
+    = r and 2r, so that the rank alone does not change the step. target_modules: where the config leaves the default,
+    attention's two projections against every linear layer, which Dettmers et al. 2023 (QLoRA) found to need.
+    learning_rate: 1e-4 to 5e-3; adapters want about ten times what full fine-tuning takes.
+    """
+    targets = {"target_modules": ("auto", "all-linear")} if config.target_modules == "auto" else {}
+    return {"r": (4, 8, 16, 32), "scaling": (1, 2), **targets, "learning_rate": Range(1e-4, 5e-3, log=True)}
 
 
 class LoRASearch:
@@ -35,12 +75,11 @@ class LoRASearch:
     space: name -> choices (a list or tuple) or a `Range`. A name is a field of LoRAConfig, a field of
         TrainingArguments, or `scaling`, which sets lora_alpha to what makes it the factor on B A (r times as much;
         with use_rslora, sqrt(r) times). Where r is drawn alone, lora_alpha stays as given and the scaling falls with r.
-        Left out, it is what `default_space` of `training/space.py` gives.
+        Left out, it is `default_space(lora_config)`.
     kwargs: go to `LoRAModel.from_pretrained`: num_labels, dtype, ...
 
-    A trial's checkpoints lie where the Trainer puts them, `<output_dir>/run-<trial>/checkpoint-<step>`, each an
-    adapter that LoRAModel.from_pretrained loads; how many are kept, `save_strategy` and `save_total_limit` say.
-    Raises ConfigError for a space with a value that cannot be, MissingExtraError.
+    A trial's checkpoints lie in `<output_dir>/run-<trial>/checkpoint-<step>`, each an adapter that
+    LoRAModel.from_pretrained loads. Raises ConfigError for a space with a value that cannot be, MissingExtraError.
 
     >>> search = LoRASearch("bert-base-uncased", space={"r": (4, 8), "scaling": (1, 2), "target_modules": ("auto",)})
     >>> search.config_of({"r": 4, "scaling": 2, "target_modules": "auto"}).lora_alpha
@@ -62,23 +101,22 @@ class LoRASearch:
         if callable(base) and kwargs:
             raise TypeError(f"{', '.join(sorted(kwargs))}: these load a base, but the given function does that.")
         self.config = lora_config or LoRAConfig()
-        self.space = checked_space(default_space(self.config) if space is None else space, self.config)
+        self.space = _checked(default_space(self.config) if space is None else space)
         self.study: Any = None  # Optuna's, from the first trial on
-        self._thread = 0
-        self._base, self._kwargs = base, kwargs
+        self._base, self._kwargs, self._thread = base, kwargs, 0
+        self._try_combinations()
 
     def model_init(self, trial: Any = None) -> LoRAModel:
         """Return a new model with a fresh adapter: the config as given, or with what a trial draws.
 
         trial: Optuna's, a mapping of names to values, or None. The Trainer seeds before it calls this.
         """
-        drawn = self._drawn(trial)
-        if "seed" in drawn:  # the Trainer takes it over only after this
-            set_seed(drawn["seed"])
-        config = config_with(self.config, {name: drawn[name] for name in drawn if name in LORA_NAMES})
-        model = self._loaded(config)
+        values = self._values(trial)
+        if "seed" in values:  # the Trainer takes it over only after this
+            set_seed(values["seed"])
+        model = self._new(self._config_with(values))
         if hasattr(trial, "set_user_attr"):
-            trial.set_user_attr(_TRAINED, trainable_counts(model)[0])
+            trial.set_user_attr(_TRAINED, f"{trainable_counts(model)[0]:,d}")
         return model
 
     def hp_space(self, trial: Any) -> dict[str, Any]:
@@ -91,33 +129,29 @@ class LoRASearch:
                 f"LoRASearch draws with Optuna's trials, not with {type(trial).__name__}; call "
                 'hyperparameter_search(..., backend="optuna").'
             )
-        return {name: value for name, value in self._drawn(trial).items() if name not in LORA_NAMES}
+        return self.arguments_of(trial)
 
     def config_of(self, best: BestRun | Mapping[str, Any]) -> LoRAConfig:
         """Return the LoRAConfig of what `hyperparameter_search` returned, or of a trial's values."""
-        values = self._values(best.hyperparameters if isinstance(best, BestRun) else best)
-        return config_with(self.config, {name: value for name, value in values.items() if name in LORA_NAMES})
+        return self._config_with(self._values(best))
 
     def arguments_of(self, best: BestRun | Mapping[str, Any]) -> dict[str, Any]:
         """Return what goes into TrainingArguments of the same; the Trainer's own hold the last trial's by then."""
-        values = self._values(best.hyperparameters if isinstance(best, BestRun) else best)
-        return {name: value for name, value in values.items() if name not in LORA_NAMES}
+        return {name: value for name, value in self._values(best).items() if name not in _ADAPTERS}
 
     def check_arguments(self, trial: Any, args: TrainingArguments) -> None:
         """Raise ConfigError where a Trainer's arguments do not hold what a trial drew, or hold what is the adapter's.
 
         The Trainer casts each value to the type of the one before: 0.1 becomes 0 where TrainingArguments had 0.
         """
-        drawn = {} if trial is None else self.hp_space(trial)
-        for name, value in drawn.items():
+        for name, value in self.arguments_of(trial).items():
             if (kept := getattr(args, name)) != value:
-                cure = "pass hp_space=search.hp_space to hyperparameter_search()"
-                if type(kept) is not type(value):
-                    cure = (
-                        f"it casts to the type of what they held; give TrainingArguments a {type(value).__name__} there"
-                    )
-                raise ConfigError(f"{name}={value!r} was drawn, but the Trainer's arguments hold {kept!r}: {cure}.")
-        if strays := [name for name in self.space if name in LORA_NAMES and name in vars(args)]:
+                raise ConfigError(
+                    f"{name}={value!r} was drawn, but the Trainer's arguments hold {kept!r}: pass "
+                    "hp_space=search.hp_space to hyperparameter_search(), and give TrainingArguments a "
+                    f"{type(value).__name__} there, because each value is cast to the type of what they held."
+                )
+        if strays := [name for name in self.space if name in _ADAPTERS and name in vars(args)]:
             raise ConfigError(
                 f"{', '.join(strays)}: set on the Trainer's arguments, these change no adapter. Train the best trial's "
                 "with LoRAModel.from_pretrained(base, search.config_of(best)) in a Trainer(model=...)."
@@ -132,41 +166,43 @@ class LoRASearch:
         if self.study is None:
             raise AdapterStateError("no trial was drawn in this process yet; run hyperparameter_search() first.")
         trials = self.study.get_trials(deepcopy=False)
-        done = [trial for trial in trials if trial.state.name == "COMPLETE"]
-        best = {trial.number for trial in self.study.best_trials} if done else set()
-        names = list(self.space)
-        if "scaling" in self.space:
-            names.insert(names.index("scaling") + 1, "lora_alpha")
+        complete = any(trial.state.name == "COMPLETE" for trial in trials)
+        best = {trial.number for trial in self.study.best_trials} if complete else set()
+        names = [each for name in self.space for each in ((name, "lora_alpha") if name == "scaling" else (name,))]
         lines = [("trial", *names, "value", "state", "parameters")]
         for trial in trials:
-            values = self._shown(trial.params)
-            state = {"COMPLETE": "complete", "FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-            trained = trial.user_attrs.get(_TRAINED)
-            cells = (str(trial.number), *(_cell(values.get(name, "-")) for name in names), _reached(trial))
+            values = {"lora_alpha": self.config_of(trial.params).lora_alpha, **trial.params}
+            last = [] if trial.last_step is None else [trial.intermediate_values[trial.last_step]]
+            reached = ", ".join(f"{value:.6g}" for value in trial.values or last)
+            state = "failed" if trial.state.name == "FAIL" else trial.state.name.lower()
             note = ", best" if trial.number in best else ""
-            lines.append((*cells, state + note, "-" if trained is None else f"{trained:,d}"))
+            trained = trial.user_attrs.get(_TRAINED, "-")
+            cells = (str(trial.number), *(_cell(values.get(name, "-")) for name in names), reached or "-")
+            lines.append((*cells, state + note, trained))
         return aligned(lines)
 
-    def _drawn(self, trial: Any) -> dict[str, Any]:
-        """Return name -> value of a trial, the same at each call; in the space's order, so that a seed fixes them."""
-        if trial is None:
-            return {}
-        if isinstance(trial, Mapping):
-            return self._values(trial)
-        self._take(getattr(trial, "study", self.study))
-        drawn = {}
-        for name, where in self.space.items():
-            if isinstance(where, Range):
-                drawn[name] = where.suggest(trial, name)
-            else:
-                choices = labels(where)
-                drawn[name] = choices[trial.suggest_categorical(name, list(choices))]
-        return drawn
+    def _new(self, config: LoRAConfig) -> LoRAModel:
+        if not callable(self._base):
+            return LoRAModel.from_pretrained(self._base, config, **self._kwargs)
+        base = self._base()
+        if isinstance(base, LoRAModel):
+            raise ModelError("the function that makes the base returned one with adapters; it must make a new one.")
+        return LoRAModel.from_model(base, config)
 
-    def _take(self, study: Any) -> None:
-        """Keep a trial's study. Raises ConfigError for trials in several threads: they share a Trainer's model."""
-        thread = threading.get_ident()
-        if study is not None and study is self.study and thread != self._thread:
+    def _values(self, trial: Any) -> dict[str, Any]:
+        """Return name -> value of an Optuna trial (the same at each call), of recorded values, or of a best run."""
+        recorded = trial.hyperparameters if isinstance(trial, BestRun) else trial or {}
+        if isinstance(recorded, Mapping):
+            found = {name: recorded[name] for name in self.space if name in recorded}
+        else:
+            self._take(trial)
+            found = {name: _suggested(trial, name, where) for name, where in self.space.items()}
+        return {name: _meant(value, self.space[name]) for name, value in found.items()}
+
+    def _take(self, trial: Any) -> None:
+        """Keep a trial's study. Raises ConfigError for trials in several threads, which would share one model."""
+        study, thread = getattr(trial, "study", self.study), threading.get_ident()
+        if study is self.study is not None and thread != self._thread:
             raise ConfigError(
                 "the trials run in several threads, and one Trainer trains one model at a time: leave out n_jobs. To "
                 "try several at once, start this script several times with the same storage= and study_name=, "
@@ -174,35 +210,59 @@ class LoRASearch:
             )
         self.study, self._thread = study, thread
 
-    def _values(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of this space that a trial recorded, lists in the place of their text."""
-        found = {name: value for name, value in recorded.items() if name in self.space}
-        for name, value in found.items():
-            where = self.space[name]
-            if not isinstance(where, Range) and not isinstance(value, list | dict):
-                found[name] = labels(where).get(value, value)
-        return found
+    def _config_with(self, values: Mapping[str, Any]) -> LoRAConfig:
+        """Return the config with some fields changed; `scaling` sets the lora_alpha that gives it."""
+        fields = {name: value for name, value in values.items() if name in _ADAPTERS and name != "scaling"}
+        config = self.config.copy(**fields)
+        if "scaling" not in values:
+            return config
+        alpha = values["scaling"] / scaling_of(config).of(1.0, config.r)
+        return config.copy(lora_alpha=int(alpha) if float(alpha).is_integer() else alpha)
 
-    def _loaded(self, config: LoRAConfig) -> LoRAModel:
-        if not callable(self._base):
-            return LoRAModel.from_pretrained(self._base, config, **self._kwargs)
-        model = self._base()
-        if isinstance(model, LoRAModel):
-            raise ModelError("the function that makes the base returned one with adapters; it must make a new one.")
-        return LoRAModel.from_model(model, config)
+    def _try_combinations(self) -> None:
+        """Raise ConfigError for values of a LoRAConfig that cannot go together; of a range its ends are tried."""
+        wheres = {name: where for name, where in self.space.items() if name in _ADAPTERS}
+        tried = [(w.low, w.high) if isinstance(w, Range) else w for w in wheres.values()]
+        for values in itertools.islice(itertools.product(*tried), _COMBINATIONS):
+            drawn = dict(zip(wheres, values, strict=True))
+            try:
+                self._config_with(drawn)
+            except (ConfigError, TypeError) as error:
+                raise ConfigError(f"the search space has {drawn}, which cannot be: {error}") from error
 
-    def _shown(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a trial recorded, and the lora_alpha that its scaling stands for."""
-        if "scaling" in params and "lora_alpha" not in params:
-            return {**params, "lora_alpha": self.config_of(params).lora_alpha}
-        return dict(params)
+
+def _checked(space: Space) -> Space:
+    """Return a space. Raises ConfigError for every name that cannot be searched, and for what are no choices."""
+    known, problems = sorted(_ADAPTERS | _TRAINERS), [] if space else ["it is empty"]
+    for name, where in space.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            problems.append(f"{name!r} is no setting that can be searched; the nearest are {', '.join(near) or 'none'}")
+        if not isinstance(where, Range) and not (isinstance(where, list | tuple) and where):
+            problems.append(f"{name}={where!r}, but choices are a list or tuple, and numbers between two a Range")
+    if {"scaling", "lora_alpha"} <= space.keys():
+        problems.append("scaling and lora_alpha say the same thing twice (scaling = lora_alpha / r)")
+    if problems:
+        raise ConfigError(f"the search space: {'; '.join(problems)}.")
+    return space
+
+
+def _suggested(trial: Any, name: str, where: Sequence[Any] | Range) -> Any:
+    if isinstance(where, Range):
+        return where.suggest(trial, name)
+    return trial.suggest_categorical(name, list(dict.fromkeys(map(_stored, where))))
+
+
+def _meant(value: Any, where: Sequence[Any] | Range) -> Any:
+    """Return the choice that a stored value stands for."""
+    choices = () if isinstance(where, Range) else where
+    return next((choice for choice in choices if _stored(choice) == value), value)
+
+
+def _stored(choice: Any) -> Any:
+    """Return what Optuna can store of a choice: itself, or its text where it is a list or a mapping."""
+    return choice if choice is None or isinstance(choice, bool | int | float | str) else str(choice)
 
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _reached(trial: Any) -> str:
-    """Return a trial's value, or values; of one that was stopped, the last it reported."""
-    values = trial.values or ([trial.intermediate_values[s]] if (s := trial.last_step) is not None else [])
-    return ", ".join(f"{value:.6g}" for value in values) or "-"
