@@ -1,31 +1,29 @@
-"""What merging loses to rounding: measured, told, limited, and avoided by float32; and what the methods refuse."""
+"""Merging: what it loses to rounding is measured, told, limited and avoided; what it leaves alone, and what it refuses."""
 
 from __future__ import annotations
 
 import logging
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterStateError, MergeError
 
-from .cases import move
+from .cases import PAIRS, adapted, move
+from .peek import LF, LoRA
+from .tiny import IDS, tiny
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-
-
-def _gpt2(dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
-    return GPT2LMHeadModel(config).to(dtype).eval()
+METHODS = pytest.mark.parametrize("method", ["merge_adapter", "merge_and_unload"])
 
 
 def _adapted(dtype: torch.dtype, scale: float, **settings: object) -> LoRAModel:
     """A GPT-2 whose adapters change its weights by about `scale` of them."""
-    model = LoRAModel.from_model(_gpt2(dtype), LoRAConfig(r=4, target_modules=["c_attn", "c_fc"], **settings))
+    config = LoRAConfig(r=4, target_modules=["c_attn", "c_fc"], **settings)
+    model = LoRAModel.from_model(tiny("gpt2").to(dtype), config)
     move(model)
     with torch.no_grad():
         for layer in model._lora.layers.values():
@@ -36,9 +34,20 @@ def _adapted(dtype: torch.dtype, scale: float, **settings: object) -> LoRAModel:
     return model.eval()
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float64), (torch.float32, torch.float64)])
-def test_the_report_is_what_rounding_takes_of_the_effect(dtype: torch.dtype, wide: torch.dtype) -> None:
-    model = _adapted(dtype, 1e-2)
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _is(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+# --- what is lost -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_report_is_what_rounding_takes_of_the_effect(dtype: torch.dtype) -> None:
+    model, wide = _adapted(dtype, 1e-2), torch.float64
     report = model.merge_report()
     lost = effect = 0.0
     for name, layer in model._lora.layers.items():
@@ -66,44 +75,36 @@ def test_a_lossy_merge_is_told_and_a_good_one_is_not(caplog: pytest.LogCaptureFi
     assert "torch.float32" in record.getMessage()
 
 
-@pytest.mark.parametrize("method", ["merge_adapter", "merge_and_unload"])
+@METHODS
 def test_a_merge_that_loses_more_than_allowed_is_refused_with_nothing_merged(method: str) -> None:
     model = _adapted(torch.bfloat16, 1e-3)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = _state(model)
     with pytest.raises(MergeError, match=r"verify=0\.01.*torch\.float32"):
         getattr(model, method)(verify=0.01)
     assert isinstance(model, LoRAModel)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert _is(model, before)
     getattr(_adapted(torch.float32, 1e-3), method)(verify=0.01)
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_float32_on_request_loses_nothing(dora: bool) -> None:
     model = _adapted(torch.bfloat16, 1e-3, use_dora=dora)
-    exact = LoRAModel.from_model(_gpt2(torch.bfloat16).float(), model.peft_config["default"])
+    exact = LoRAModel.from_model(tiny("gpt2").to(torch.bfloat16).float(), model.peft_config["default"])
     exact.load_state_dict(model.state_dict())
     want = exact.eval()(IDS).logits
+    with pytest.raises(MergeError, match=r"verify=-1"):
+        model.merge_and_unload(dtype=torch.float32, verify=-1)
+    assert model.transformer.wte.weight.dtype == torch.bfloat16, "a refused merge widens nothing"
+    assert model.config.dtype != torch.float32
     merged = model.merge_and_unload(dtype=torch.float32, verify=1e-3)
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
     assert merged.config.dtype == torch.float32
     assert torch.allclose(merged(IDS).logits, want, atol=1e-5)
 
 
-def test_a_dtype_that_would_lose_is_refused() -> None:
-    model = _adapted(torch.float32, 1e-3)
-    for dtype in (torch.bfloat16, torch.int8):
-        with pytest.raises(MergeError, match=f"dtype={dtype}.*torch.float64"):
-            model.merge_and_unload(dtype=dtype)
-    model.merge_adapter()
-    for call in (model.merge_report, lambda: model.merge_and_unload(dtype=torch.float32)):
-        with pytest.raises(AdapterStateError, match="unmerge_adapter"):
-            call()
-
-
 def test_saved_modules_and_several_adapters_count_into_the_report() -> None:
-    net = add_lora(
-        nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), LoRAConfig(r=2, target_modules=["0"], modules_to_save=["1"])
-    )
+    base = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    net = add_lora(base, LoRAConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
     move(net)
     net.add_adapter(LoRAConfig(r=2, target_modules=["0"]), "b")
     move(net)
@@ -114,14 +115,44 @@ def test_saved_modules_and_several_adapters_count_into_the_report() -> None:
     assert net.merge_report([]).losses == {}
 
 
-def test_a_refused_widening_merge_leaves_every_dtype_as_it_was() -> None:
-    model = _adapted(torch.bfloat16, 1e-3)
-    with pytest.raises(MergeError, match=r"verify=0\.0"):
-        model.merge_and_unload(dtype=torch.float32, verify=0.0)
-    assert model.transformer.wte.weight.dtype == torch.bfloat16
-    assert model.config.dtype != torch.float32
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_merged_as_asked_is_refused() -> None:
+    model = _adapted(torch.float32, 1e-3)
+    for dtype in (torch.bfloat16, torch.int8):
+        with pytest.raises(MergeError, match=f"dtype={dtype}.*torch.float64"):
+            model.merge_and_unload(dtype=dtype)
     with pytest.raises(MergeError, match="wider"):
         _adapted(torch.float64, 1e-3).merge_and_unload(dtype=torch.float32)
+    model.set_adapter([])
+    for method in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(AdapterStateError, match="no adapter is active"):
+            method()
+    model.set_adapter("default")
+    model.merge_adapter()
+    late: list[dict[str, Any]] = [{"dtype": torch.float32}, {"verify": 0.5}]
+    for call in (model.merge_report, *(lambda kw=kw: model.merge_and_unload(**kw) for kw in late)):
+        with pytest.raises(AdapterStateError, match="unmerge_adapter"):
+            call()
+
+
+@METHODS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_overflow_in_the_last_layer_leaves_every_layer_as_it_was(dtype: torch.dtype, method: str) -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).to(dtype)
+    model = add_lora(model, LoRAConfig(r=2, target_modules=["0", "1", "2"]))
+    move(model)
+    top = torch.finfo(dtype).max
+    with torch.no_grad():
+        model[2].weight.fill_(top)
+        for factor in model[2].adapters["default"].parameters():
+            factor.fill_((top / 64) ** 0.5)
+    before, objects = _state(model), [layer.weight for layer in model]
+    with pytest.raises(MergeError, match="^2: .*finite"):
+        getattr(model, method)()
+    assert _is(model, before)
+    assert all(layer.weight is weight for layer, weight in zip(model, objects, strict=True))
 
 
 def test_what_overflows_in_half_precision_merges_in_float32() -> None:
@@ -132,8 +163,88 @@ def test_what_overflows_in_half_precision_merges_in_float32() -> None:
     assert all(p.isfinite().all() for p in merged.parameters())
 
 
-def test_a_limit_that_comes_too_late_is_refused() -> None:
-    model = _adapted(torch.bfloat16, 1e-3)
-    model.merge_adapter()
-    with pytest.raises(AdapterStateError, match="verify="):
-        model.merge_and_unload(verify=0.5)
+@METHODS
+def test_a_base_that_is_not_finite_is_not_merged_into(method: str) -> None:
+    model = adapted("linear", "lora")
+    with torch.no_grad():
+        model.layer.weight[1, 2] = float("inf")
+    with pytest.raises(MergeError, match="^layer: .*finite"):
+        getattr(model, method)()
+
+
+def test_packed_weights_are_told_apart_before_any_layer_is_written() -> None:
+    model = add_lora(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRAConfig(r=2, target_modules=["0", "1"]))
+    move(model)
+    model[1].adapters["default"]["weight"].kind = "packed"
+    before = [layer.weight.clone() for layer in model]
+    with pytest.raises(MergeError, match=r"^1: .*packed"):
+        model.merge_and_unload()
+    assert all(torch.equal(layer.weight, b) for layer, b in zip(model, before, strict=True))
+
+
+# --- what it leaves alone -----------------------------------------------------------------------------------------
+
+
+def test_merging_for_good_gives_what_merging_gives_and_writes_into_no_tensor_of_before() -> None:
+    """Tied as one parameter, as two parameters on one storage, and to a buffer; with two adapters at once."""
+    for tie in (
+        lambda one, other: setattr(other, "weight", one.weight),
+        lambda one, other: setattr(other, "weight", nn.Parameter(one.weight.data)),
+        lambda one, other: one.register_buffer("seen", one.weight.data),
+    ):
+        net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        tie(*net)
+        model = add_lora(net, LoRAConfig(r=2, target_modules=["0"]))
+        move(model)
+        model.add_adapter(LoRAConfig(r=3, target_modules=["0"]), "b")
+        move(model)
+        tensors = dict(net.state_dict(keep_vars=True))
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        model.merge_adapter(["default", "b"])
+        want = net[0].weight.clone()
+        model.unmerge_adapter()
+        plain = model.merge_and_unload(["default", "b"])
+        assert torch.equal(plain[0].weight, want)
+        assert not torch.equal(want, before["0.weight"])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+        assert torch.equal(plain[1].weight, before["1.weight"])
+
+
+def test_the_largest_weight_takes_a_small_update() -> None:
+    """Half a last bit cannot take the largest number past its end, so nothing needs to be tried."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        model = add_lora(nn.Sequential(nn.Linear(4, 4)).to(dtype), LoRAConfig(r=2, target_modules=["0"]))
+        move(model)
+        with torch.no_grad():
+            model[0].weight.fill_(torch.finfo(dtype).max)
+        assert torch.isfinite(model.merge_and_unload()[0].weight).all()
+
+
+@pytest.mark.parametrize(("kind", "variant"), PAIRS, ids=[f"{k}-{v}" for k, v in PAIRS])
+def test_the_factors_bound_what_changes(kind: str, variant: str) -> None:
+    model = adapted(kind, variant)
+    for layer in model._lora.layers.values():
+        for adapter in (a for a in layer.adapters["default"].values() if isinstance(a, LoRA)):
+            own = layer._parameters[adapter.parameter].detach()
+            assert 0 < float((adapter.effective(own) - own).abs().max().detach()) <= adapter.largest_change()
+            assert variant != "lora" or math.isfinite(adapter.largest_change())
+
+
+def test_finite_is_told_from_a_sum_that_overflows() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        values = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
+        assert LF.is_finite(values)
+        for bad in (float("inf"), float("-inf"), float("nan")):
+            values[7] = bad
+            assert not LF.is_finite(values)
+
+
+def test_adding_a_product_leaves_the_weight_as_it_was() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        weight, left, right = torch.randn(5, 4).to(dtype), torch.randn(5, 2), torch.randn(2, 4)
+        before, want = weight.clone(), weight.double() + 0.5 * left.double() @ right.double()
+        terms = weight.double().abs() + 0.5 * left.double().abs() @ right.double().abs()  # a sum rounds as its terms do
+        got = LF.add_product(weight, left, right, 0.5)
+        assert got.dtype is dtype
+        assert ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * terms).all()
+        assert torch.equal(weight, before)

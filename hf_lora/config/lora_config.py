@@ -141,23 +141,26 @@ class LoRAConfig(Fields):
         for key, value in values.items():
             if key in names:
                 mine[key] = value
-            elif key in UNSUPPORTED and value != UNSUPPORTED[key] and value is not None:
-                problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
-            elif key not in UNSUPPORTED and key not in kept and key != "peft_type" and value not in _EMPTY:
+            elif key in kept:
+                other[key] = value
+            elif key in UNSUPPORTED:
+                if value != UNSUPPORTED[key] and value is not None:
+                    problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
+            elif key != "peft_type" and value not in _EMPTY:
+                other[key] = value
                 if not ignore_unknown:
                     problems.append(
                         f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
                         "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
                     )
-                other[key] = value
-            elif key in kept:
-                other[key] = value
         problems += [
             f"the expression {pattern!r} could take for ever on a long name; write it without a repeat in a repeat."
             for pattern in _expressions(mine)
             if may_hang(pattern)
         ]
-        problems += _counted_from_the_end(mine.get("layers_to_transform"))
+        layers = mine.get("layers_to_transform")
+        if is_layers(layers) and not is_layers(layers, 0):
+            problems.append(f"layers_to_transform={layers!r}: a file has no layers that are counted from the end.")
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
         start = mine.get("init_lora_weights")
@@ -207,12 +210,6 @@ def _expressions(values: Mapping[str, Any]) -> list[str]:
     patterns = [v for key in ("rank_pattern", "alpha_pattern") if isinstance(v := values.get(key), Mapping)]
     found = [*single, *(key for each in patterns for key in each if isinstance(key, str))]
     return [pattern for pattern in found if pattern not in PRESETS]
-
-
-def _counted_from_the_end(layers: Any) -> list[str]:
-    if not is_layers(layers) or is_layers(layers, 0):
-        return []
-    return [f"layers_to_transform={layers!r}: a file has no layers that are counted from the end."]
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -39,12 +39,9 @@ def _value_problems(c: Fields) -> list[str]:
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
-    found += _init_problem(c)
-    flags = {name: is_on(c, name) for name in (*_FLAGS, *switches())}
-    found += [
-        f"{name}={value!r}, but it is True or False." for name, value in flags.items() if not isinstance(value, bool)
-    ]
-    return [*found, *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
+    flags = {name: value for name in (*_FLAGS, *switches()) if not isinstance(value := is_on(c, name), bool)}
+    found += [f"{name}={value!r}, but it is True or False." for name, value in flags.items()]
+    return [*found, *_init_problem(c), *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]
 
 
 # PEFT's starts that write into the base: without that base, the factors alone compute something else.
@@ -72,12 +69,10 @@ def _name_problems(c: Fields) -> list[str]:
         value = getattr(c, name)
         if isinstance(value, str) and name in ("target_parameters", "modules_to_save"):
             found.append(f"{name}={value!r} is one string; write a list, [{value!r}].")
+        elif isinstance(value, str) and name != "layers_pattern" and value not in PRESETS:
+            found += _regex_problem(name, value)
         elif value is not None and not isinstance(value, str) and not is_names(value):
             found.append(f"{name}={value!r}, but it takes a list of names.")
-    for name in ("exclude_modules", "target_modules"):
-        value = getattr(c, name)
-        if isinstance(value, str) and value not in PRESETS:
-            found += _regex_problem(name, value)
     return found
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ..model import listeners
+from ..model.hooks import LISTENERS
 from . import missing
 from .seams import SEAMS
 
@@ -27,13 +27,13 @@ def install() -> None:
         _patch(sys.modules[name])
     if not any(isinstance(f, _Finder) for f in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    listeners.LISTENERS[:] = [missing.tell_of_models]
+    LISTENERS[:] = [missing.tell_of_models]
 
 
 def uninstall() -> None:
     """Take every patch back. Trainers of LoRAModels that were made before keep their class."""
     sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Finder)]
-    listeners.LISTENERS.clear()
+    LISTENERS.clear()
     for seam in SEAMS:
         if seam.module in sys.modules:
             seam.patch.undo(sys.modules[seam.module])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..model.without_adapters import is_plain, plainly
+from ..model.hooks import is_plain, plainly
 
 __all__ = ["finds_adapters", "is_adapter", "load_adapter", "takes_lora_config"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ModelError
-from ..model.without_adapters import plainly
+from ..model.hooks import plainly
 from .loading import is_adapter, load_adapter
 from .patches import MARK
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from .conv1d import Conv1DKind
 from .convolution import ConvKind
-from .embedding import EmbeddingKind
 from .experts import ExpertsKind, TransposedExpertsKind
 from .kind import Kind
-from .linear import LinearKind
+from .linear import Conv1DKind, EmbeddingKind, LinearKind
 from .packed import PackedKind
 
 __all__ = ["KINDS", "kind_of", "name_of", "parameter_kind"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from ..maths import low_rank
 from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
 from .state import Route
-from .tying import is_alone, is_plain
+from .tying import is_plain
 
-__all__ = ["check_merge", "forget_originals", "merge_for_good", "merge_losses", "merged_values", "swap_back", "swap_in"]
+__all__ = ["check_merge", "merge_losses", "merged_values", "swap_back", "swap_in"]
 
 
 def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -24,10 +25,24 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
     Raises MergeError where the values cannot be had or are not finite; the layer is left unchanged.
     """
     values: dict[str, Tensor] = {}
+
+    def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor]) -> None:
+        value = values.get(parameter, own_tensor(layer, parameter))
+        if value is None and parameter == "bias":
+            raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
+        if value is None or value.is_meta:
+            raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
+        with torch.no_grad():
+            merged = formula(_widened(value, dtype))
+        if merged.is_floating_point() and not low_rank.is_finite(merged):
+            raise MergeError(f"merging into {parameter} of a {type(layer).__name__} gives values that are not finite.")
+        own = {id(tensor) for tensor in adapter.tensors().values()}  # a trained copy is its own effective value
+        values[parameter] = merged.detach().clone() if id(merged) in own else merged.contiguous()
+
     for adapter in _named(layer, names):
-        values[adapter.parameter] = _merge_one(layer, adapter, values, dtype)
+        merge(adapter, adapter.parameter, adapter.effective)
         if adapter.changes_bias:
-            values["bias"] = _merge_bias(layer, adapter, values, dtype)
+            merge(adapter, "bias", adapter.effective_bias)
     return values
 
 
@@ -66,27 +81,13 @@ def check_merge(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None
             return
 
 
-def merge_for_good(layer: LoRALayer, names: Route, shared: Collection[int]) -> None:
-    """Put the named adapters into the parameters and forget the base's own values.
-
-    shared: the memory that other parameters lie in (`tying.shared_memory`). What is a parameter's alone is written
-    in place, where it is of the factors' dtype; anything else is replaced by a new one.
-    """
-    adapters = [(adapter, own_tensor(layer, adapter.parameter)) for adapter in _named(layer, names)]
-    if all(own is not None and adapter.adds_to(own) and is_alone(own, shared) for adapter, own in adapters):
-        for adapter, own in adapters:
-            adapter.add_to(own)  # type: ignore[arg-type]
-    else:
-        swap_in(layer, merged_values(layer, names))
-        forget_originals(layer)
-
-
-def swap_in(layer: LoRALayer, values: dict[str, Tensor]) -> None:
-    """Put merged values in the place of the base's own tensors, which are kept untouched for `swap_back`."""
+def swap_in(layer: LoRALayer, values: dict[str, Tensor], keep: bool) -> None:
+    """Put merged values in the place of the base's own tensors. keep: these, untouched, for `swap_back`."""
     for parameter, value in values.items():
         own = own_tensor(layer, parameter)
         assert own is not None
-        layer._originals[parameter] = own
+        if keep:
+            layer._originals[parameter] = own
         _put(layer, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
 
 
@@ -97,41 +98,8 @@ def swap_back(layer: LoRALayer) -> None:
     layer._originals.clear()
 
 
-def forget_originals(layer: LoRALayer) -> None:
-    """Let go of the base's own tensors, so that what is merged stays."""
-    layer._originals.clear()
-
-
 def _named(layer: LoRALayer, names: Route) -> list[Adapter]:
     return [adapter for name in names for adapter in layer.carried(name).values()]
-
-
-def _merge_one(layer: LoRALayer, adapter: Adapter, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-    parameter = adapter.parameter
-    value = values.get(parameter, own_tensor(layer, parameter))
-    if value is None or value.is_meta:
-        raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
-    value = _widened(value, dtype)
-    with torch.no_grad():
-        merged = adapter.effective(value)
-    _check_finite(layer, parameter, merged)
-    own = {id(tensor) for tensor in adapter.tensors().values()}  # a copy that was trained is its own effective value
-    return merged.detach().clone() if id(merged) in own else merged.contiguous()
-
-
-def _merge_bias(layer: LoRALayer, adapter: Adapter, values: dict[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-    bias = values.get("bias", own_tensor(layer, "bias"))
-    if bias is None:
-        raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
-    with torch.no_grad():
-        merged = adapter.effective_bias(_widened(bias, dtype))
-    _check_finite(layer, "bias", merged)
-    return merged
-
-
-def _check_finite(layer: LoRALayer, parameter: str, merged: Tensor) -> None:
-    if merged.is_floating_point() and not low_rank.is_finite(merged):
-        raise MergeError(f"merging into {parameter} of a {type(layer).__name__} gives values that are not finite.")
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -139,7 +107,5 @@ def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _put(layer: nn.Module, name: str, value: Tensor) -> None:
-    if name in layer._parameters:
-        layer._parameters[name] = value  # type: ignore[assignment]
-    else:
-        layer._buffers[name] = value
+    own: dict[str, Any] = layer._parameters if name in layer._parameters else layer._buffers
+    own[name] = value

@@ -29,23 +29,14 @@ class LearningRates:
     head_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        problems = [
-            problem for f in fields(self) for problem in check_rate(f.name, getattr(self, f.name), optional=True)
-        ]
-        if problems:
+        if problems := [p for f in fields(self) for p in check_rate(f.name, getattr(self, f.name), optional=True)]:
             raise ConfigError(" ".join(problems))
-
-    @classmethod
-    def given(cls, ratio: float | None, embedding: float | None, head: float | None) -> LearningRates:
-        """Return the rates that a caller of `set_learning_rates` gives, with a warning where they are odd."""
-        rates = cls(ratio, embedding, head)
-        if ratio is not None and ratio < 1:
+        if self.loraplus_lr_ratio is not None and self.loraplus_lr_ratio < 1:
             warnings.warn(
-                f"loraplus_lr_ratio={ratio:g} trains B more slowly than A, the opposite of LoRA+; the ratio is B's "
-                "learning rate divided by A's.",
-                stacklevel=3,
+                f"loraplus_lr_ratio={self.loraplus_lr_ratio:g} trains B more slowly than A, the opposite of LoRA+; the "
+                "ratio is B's learning rate divided by A's.",
+                stacklevel=4,
             )
-        return rates
 
     def __bool__(self) -> bool:
         return any(getattr(self, f.name) is not None for f in fields(self))

@@ -106,19 +106,11 @@ class AdapterState:
         in training mode may have computed: that thread cannot know the block's route.
         """
         if self.is_routed:
-            block = self._own_block()
+            block = self.own_block()
             if block is not None:
                 return block.route
             self._refuse_unknown()
         return OFF if self.merged else self.selected if self.instead is None else self.instead
-
-    def select(self, names: Route) -> None:
-        """Choose the adapters that act while they are not switched off."""
-        self.selected = names
-
-    def enable(self, enabled: bool) -> None:
-        """Switch the selected adapters on or off, for everybody outside of a block."""
-        self.instead = None if enabled else OFF
 
     @contextmanager
     def routed(self, route: Route, what: str = "", trains: bool = False) -> Iterator[None]:
@@ -132,7 +124,7 @@ class AdapterState:
                 self.refuse_while_merged(what)
             if gone := [name for name in route if name not in self.records]:
                 raise AdapterNameError(f"the adapter {gone[0]!r} was deleted meanwhile.")
-            block = Block(route, self._own_block(), trains)
+            block = Block(route, self.own_block(), trains)
             self.blocks.append(block)
             self.is_routed = True
         token = _HERE.set({**_HERE.get(), id(self): block})
@@ -157,12 +149,8 @@ class AdapterState:
             block = f"adapters_active() uses {names}" if names else "adapters_disabled() runs"
             raise AdapterStateError(f"{what}: a block of {block} in this thread or another; end it first.")
 
-    def own_route(self) -> Route | None:
-        """Return the route of the block that this thread (or task) is in, None where it is in none."""
-        block = self._own_block()
-        return None if block is None else block.route
-
-    def _own_block(self) -> Block | None:
+    def own_block(self) -> Block | None:
+        """Return the innermost open block that this thread (or task) is in, None where it is in none."""
         block = _HERE.get().get(id(self))
         while block is not None and not block.is_open:
             block = block.outer

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Collection
 
 from torch import Tensor, nn
 
-__all__ = ["is_alone", "is_plain", "shared_memory", "tied_groups", "untie"]
+__all__ = ["is_plain", "tied_groups", "untie"]
 
 
 def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
@@ -17,26 +15,6 @@ def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [tuple(group) for group in names.values() if len(group) > 1]
-
-
-def shared_memory(model: nn.Module) -> set[int]:
-    """Return the addresses of the storages that more than one parameter or buffer of a model, by name, lies in."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    counts = Counter(t.untyped_storage().data_ptr() for _, t in named if is_plain(t))
-    return {address for address, count in counts.items() if count > 1}
-
-
-def is_alone(tensor: Tensor, shared: Collection[int]) -> bool:
-    """Tell whether a tensor may be written in place: torch allocated its memory, for it alone, all of it.
-
-    shared: what `shared_memory` returned. The memory of a file or of numpy cannot be resized.
-    """
-    if not is_plain(tensor) or tensor.is_inference() or not tensor.is_contiguous():
-        return False
-    storage = tensor.untyped_storage()
-    if storage.device.type == "cpu" and storage.is_shared():  # with another process; on CUDA it is always true
-        return False
-    return storage.resizable() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in shared
 
 
 def is_plain(tensor: object) -> bool:
@@ -53,22 +31,20 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     now = dict(model.named_parameters(remove_duplicate=False))
     parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
     for group in parted:
-        seen: set[int] = set()
-        owners: set[int] = set()
+        seen: set[int] = set()  # parameters, and the modules that hold them
         for name in group:
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
-            if id(module) in owners:  # one module of two names, as BART's tables are once they were resized
+            if id(module) in seen:  # one module of two names, as BART's tables are once they were resized
                 module = _parted(model, owner, module)
             if id(now[name]) in seen:
                 parameter = nn.Parameter(now[name].detach().clone(), requires_grad=now[name].requires_grad)
                 module._parameters[leaf] = parameter
-            seen.add(id(now[name]))
-            owners.add(id(module))
+            seen |= {id(now[name]), id(module)}
     config = getattr(model, "config", None)
     if not parted or config is None:
         return
-    for part in {id(c): c for c in (config, getattr(config, "get_text_config", lambda: config)())}.values():
+    for part in (config, getattr(config, "get_text_config", lambda: config)()):
         if getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
     keys = getattr(model, "all_tied_weights_keys", None)

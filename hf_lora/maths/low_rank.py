@@ -30,15 +30,11 @@ def add_product(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> 
     dtype = torch.promote_types(torch.promote_types(weight.dtype, left.dtype), torch.float32)
     left, right = left.to(dtype), right.to(dtype)
     if weight.dtype != dtype:  # the widened copy is nobody else's
-        return add_product_(weight.to(dtype), left, right, scaling).to(weight.dtype)
+        wide = weight.to(dtype)
+        add_ = wide.addmm_ if weight.ndim == 2 else wide.baddbmm_
+        return add_(left, right, alpha=scaling).to(weight.dtype)
     add = torch.addmm if weight.ndim == 2 else torch.baddbmm
     return add(weight, left, right, alpha=scaling)
-
-
-def add_product_(weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """Add scaling * left right to a weight in place and return it; all three are of one dtype."""
-    add = weight.addmm_ if weight.ndim == 2 else weight.baddbmm_
-    return add(left, right, alpha=scaling)
 
 
 def is_finite(values: Tensor) -> bool:

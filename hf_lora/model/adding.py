@@ -40,13 +40,10 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     with CHANGES:
-        _check_new(state, name)
-        modules = dict(base_modules(model))
-        refuse_spread(model, modules)
+        modules = _checked(model, state, name)
         config = settle_layers(model, config, modules)
         sites, targets, parameters = plan(model, config)
-        groups = _build(modules, sites)
-        _check_own(state, modules, groups)
+        groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
         seen = provenance.observe(modules, _weights(groups))
@@ -61,7 +58,7 @@ def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str)
         return
     with CHANGES:
         modules = dict(base_modules(model))
-        groups = _build(modules, token_sites(model, config, modules))
+        groups = _build(state, modules, token_sites(model, config, modules))
         _initialise(modules, groups)
         _attach(state, modules, groups, name, Record(config, record.origin, trainable=True))
 
@@ -87,16 +84,13 @@ def load(
             "such an adapter can be used but not trained on; load it with is_trainable=False."
         )
     with CHANGES:
-        _check_new(state, name)
-        modules = dict(base_modules(model))
-        refuse_spread(model, modules)
+        modules = _checked(model, state, name)
         config, tensors, places = fit_names(modules, config, tensors)
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         if check_base:
             provenance.check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.row.low_rank))
-        groups = _build(modules, [site for site, _ in found])
-        _check_own(state, modules, groups)
+        groups = _build(state, modules, [site for site, _ in found])
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
         for site, values in found:
             _take_over(modules[site.module], groups[site.module][site.key][1], values)
@@ -118,9 +112,11 @@ def remove_all(model: nn.Module, state: AdapterState) -> None:
                 parameter.requires_grad_(True)
 
 
-def _build(modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
+def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
+    """Return the empty adapters of sites. Raises AdapterStateError and TargetError where a layer cannot take one."""
     groups: Groups = {}
     for site in sites:
+        _check_own(state, modules[site.module], site.module)
         adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
         groups.setdefault(site.module, {})[site.key] = (site, adapter)
     return groups
@@ -149,26 +145,22 @@ def _weights(groups: Groups) -> list[tuple[str, str]]:
     return [(n, a.parameter) for n, group in groups.items() for _, a in group.values() if a.low_rank]
 
 
-def _check_own(state: AdapterState, modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
     """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following.
 
     TargetError where something of the layer's own has a name that its adapters need.
     """
-    names = list(names)
-    for name in names:
-        layer = modules[name]
-        is_ours = isinstance(layer, LoRALayer) or layer.__dict__.get("_lora") is state  # a model that is a layer itself
-        taken = [] if is_ours else [each for each in TAKEN if hasattr(layer, each)]
-        if taken:
-            raise TargetError(
-                f"{name or type(layer).__name__} has a {taken[0]!r} of its own, a name that its adapters need; leave "
-                "it out of target_modules and target_parameters."
-            )
-    foreign = [n for n in names if isinstance(layer := modules[n], LoRALayer) and layer._lora is not state]
-    if foreign:
+    if layer.__dict__.get("_lora") is state:  # a layer with adapters, or a model that is a layer itself
+        return
+    if isinstance(layer, LoRALayer):
         raise AdapterStateError(
-            f"{foreign[0]} carries an adapter of another LoRAModel, which goes on choosing what acts there; leave it "
+            f"{name} carries an adapter of another LoRAModel, which goes on choosing what acts there; leave it "
             "out of target_modules (exclude_modules), or unload() the other one first."
+        )
+    if taken := [each for each in TAKEN if hasattr(layer, each)]:
+        raise TargetError(
+            f"{name or type(layer).__name__} has a {taken[0]!r} of its own, a name that its adapters need; leave "
+            "it out of target_modules and target_parameters."
         )
 
 
@@ -192,7 +184,8 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
     state.records = {**state.records, name: record}
 
 
-def _check_new(state: AdapterState, name: str) -> None:
+def _checked(model: nn.Module, state: AdapterState, name: str) -> dict[str, nn.Module]:
+    """Return a model's own modules by name. Raises an error where it can take no adapter of that name now."""
     if not isinstance(name, str) or not name or "." in name:
         raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
     if name in state.records:
@@ -200,6 +193,9 @@ def _check_new(state: AdapterState, name: str) -> None:
     if name in dir(nn.ModuleDict):
         raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
     state.refuse_while_merged("adding an adapter")
+    modules = dict(base_modules(model))
+    refuse_spread(model, modules)
+    return modules
 
 
 def _resolved(
@@ -210,9 +206,8 @@ def _resolved(
     parameters: Collection[str],
 ) -> LoRAConfig:
     """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
-    changes: dict[str, object] = {
-        "fan_in_fan_out": any(s.row.low_rank and KINDS[s.kind].fan_in_fan_out for s in sites),
-    }
+    fan_in_fan_out = any(s.row.low_rank and KINDS[s.kind].fan_in_fan_out for s in sites)
+    changes: dict[str, object] = {"fan_in_fan_out": fan_in_fan_out}
     rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
     if isinstance(rows, Mapping):
         changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 from torch import nn
 
@@ -11,7 +10,6 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, ModelError
 from ..layers.layer import LoRALayer
 from ..layers.specialising import Specialised
-from ..wording import some
 
 __all__ = ["as_config", "check_plain", "uncompiled"]
 
@@ -56,58 +54,41 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def check_plain(model: nn.Module) -> None:
     """Raise ModelError where a model that is no LoRAModel carries adapters already, or parts of it are wrapped."""
     kind = type(model).__name__
-    if named := [name for name, m in model.named_modules() if _is_pefts(m)]:
-        raise ModelError(_of_peft(model, named))
-    inside = [name for name, m in model.named_modules() if is_lora_model(m)]
-    if inside:
-        raise ModelError(
-            f"this {kind} holds a LoRAModel at {inside[0]!r}, whose adapters a second one around it would freeze. Give "
-            f"that one a further adapter (model.{inside[0]}.add_adapter(config, 'name')), or unload() it first and "
-            "add the adapter to the whole."
-        )
-    if carrying := [name for name, m in model.named_modules() if isinstance(m, LoRALayer)]:
-        raise ModelError(
-            f"{carrying[0] or 'this layer'} of this {kind} carries an adapter of another LoRAModel, which goes on "
-            "choosing what acts there. Call add_adapter(config, 'name') of that model, with target_modules that name "
-            "layers in here, or unload() it first."
-        )
-    if found := next(_wrapped(model), None):
-        name, whose, instead = found
-        raise ModelError(
-            f"{name or 'this model'} ({kind}) is wrapped by {whose}, which would not know of an adapter added now, and "
-            f"whose name would stand in the saved file; {instead}."
-        )
-
-
-def is_lora_model(module: nn.Module) -> bool:
-    """Return whether a module is a LoRAModel: specialised, with adapters, and no layer."""
-    return isinstance(module, Specialised) and "_lora" in module.__dict__ and not isinstance(module, LoRALayer)
-
-
-def _wrapped(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, whose wrapper it is, what to do instead) of the wrappers in a model."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     for name, module in model.named_modules():
-        for child in module._modules.keys() & _WRAPPERS.keys():
-            yield name, *_WRAPPERS[child]
-        if isinstance(module, parallel):
-            yield name, type(module).__name__, "give the model inside it (model.module) and wrap it afterwards"
-        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
-            yield name, "fully_shard", "add the adapter first and shard afterwards"
+        if _is_pefts(module):
+            raise ModelError(
+                f"this {kind} carries PEFT's layers already{name and f' ({name})'}. Give the plain model: "
+                "merge_and_unload() of a PeftModel keeps what its adapter learnt, unload() does not; where "
+                "Transformers' add_adapter or load_adapter put them there, load the model again. An adapter that PEFT "
+                "saved loads here by its folder."
+            )
+        if isinstance(module, LoRALayer):
+            raise ModelError(
+                f"{name or 'this layer'} of this {kind} carries an adapter of another LoRAModel, which goes on "
+                "choosing what acts there. Call add_adapter(config, 'name') of that model, with target_modules that "
+                "name layers in here, or unload() it first."
+            )
+        if isinstance(module, Specialised) and "_lora" in module.__dict__:
+            raise ModelError(
+                f"this {kind} holds a LoRAModel at {name!r}, whose adapters a second one around it would freeze. Give "
+                f"that one a further adapter (model.{name}.add_adapter(config, 'name')), or unload() it first and "
+                "add the adapter to the whole."
+            )
+        if wrapper := _wrapper(module):
+            whose, instead = wrapper
+            raise ModelError(
+                f"{name or 'this model'} ({kind}) is wrapped by {whose}, which would not know of an adapter added now, "
+                f"and whose name would stand in the saved file; {instead}."
+            )
 
 
-def _of_peft(model: nn.Module, named: list[str]) -> str:
-    kind = type(model).__name__
-    if _is_pefts(model):
-        return (
-            f"this {kind} is PEFT's wrapper. Give the plain model: model.merge_and_unload() keeps what its adapter "
-            "learnt, model.unload() does not. An adapter that PEFT saved loads here by its folder."
-        )
-    return (
-        f"this {kind} already carries PEFT's layers ({some(named, 2)}), which "
-        "Transformers' add_adapter or load_adapter put there. Load the plain model again, and the adapter that PEFT "
-        "saved with LoRAModel.from_pretrained; of a PeftModel, unload() or merge_and_unload() gives the plain one."
-    )
+def _wrapper(module: nn.Module) -> tuple[str, str] | None:
+    """Return (whose wrapper a module is, what to do instead), None where it is none."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return type(module).__name__, "give the model inside it (model.module) and wrap it afterwards"
+    if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+        return "fully_shard", "add the adapter first and shard afterwards"
+    return next((wrapper for child, wrapper in _WRAPPERS.items() if child in module._modules), None)
 
 
 def _is_pefts(thing: object) -> bool:

@@ -23,7 +23,7 @@ from ..formats.peft import PREFIX
 from ..layers.layer import base_modules
 from ..targets.names import as_endings, match_names, saved_modules
 from ..wording import some
-from .without_adapters import plainly
+from .hooks import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 
@@ -66,23 +66,22 @@ def load_base_of(
     caller's kwargs can hold trust_remote_code. Raises ModelError, with the cause chained, where the base cannot be
     named or loaded.
     """
-    base, cls = _base_of(adapter, base_model, auto_class)
+    base = base_model or _named_base(adapter)
+    mapping = adapter.config.auto_mapping
+    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    found = getattr(transformers, named, None) if isinstance(named, str) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     if base_model is None and adapter.config.revision:
         kwargs = {**kwargs, "revision": _revision(adapter)}
     kwargs = {"trust_remote_code": False, **kwargs}  # left open, Transformers would ask in a terminal
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        cls = auto_class or (found if is_model else None)
         model, new = load_base(base, adapter.config.task_type, cls, (), _with_labels(adapter, kwargs))
     except LoRAError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        SafetensorError,
-    ) as error:  # what Transformers raises for a base it cannot load
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:  # as Transformers raises them
         raise ModelError(
             f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: "
             f"{type(error).__name__}: {error} Pass base_model= with another base's id, or with the loaded module."
@@ -91,23 +90,12 @@ def load_base_of(
         logging.set_verbosity(verbosity)
     left = sorted(new - {key.removeprefix(PREFIX) for key in plain_keys(adapter.tensors).values()})
     if left:
-        name = adapter.source.name
         warnings.warn(
-            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {name} and start at "
-            f"random: {some(left)}.",
+            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {adapter.source.name} "
+            f"and start at random: {some(left)}.",
             stacklevel=2,
         )
     return model
-
-
-def _base_of(adapter: Contents, base_model: str | None, auto_class: type | str | None) -> tuple[str, type | str | None]:
-    """Return (base id, class to load it by, where one is named). Raises ModelError where the base is not named."""
-    base = base_model or _named_base(adapter)
-    mapping = adapter.config.auto_mapping
-    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    found = getattr(transformers, named, None) if isinstance(named, str) else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return base, auto_class or (found if is_model else None)
 
 
 def _revision(adapter: Contents) -> str:
@@ -153,9 +141,8 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
         wanted = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
         config = transformers.AutoConfig.from_pretrained(name, **wanted)
     architectures = config.architectures or []
-    remote = [
-        n for n in getattr(config, "auto_map", None) or {} if n.startswith("AutoModel") and hasattr(transformers, n)
-    ]
+    maps = getattr(config, "auto_map", None) or {}
+    remote = [n for n in maps if n.startswith("AutoModel") and hasattr(transformers, n)]
     auto = getattr(transformers, TASK_TYPES[task_type]) if task_type else None
     if auto is not None:
         if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
@@ -191,21 +178,15 @@ def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> 
     names = [n for n in match_names(TASK_HEADS.get(config.task_type or "", ()), modules) if "." not in n]
     covered: list[str] = []
     for parameter in sorted(new):
-        module = parameter.rpartition(".")[0]
-        while module and _all_new(modules, module.rpartition(".")[0], new):
-            module = module.rpartition(".")[0]
+        module = above = parameter.rpartition(".")[0]
+        while above and all(f"{above}.{n}" in new for n, _ in modules[above].named_parameters()):
+            module, above = above, above.rpartition(".")[0]
         if module:
             covered.append(module)
-    names += [n for n in dict.fromkeys(covered) if n not in names]
-    names = [n for n in names if any(True for _ in modules[n].parameters())]
+    names = [n for n in dict.fromkeys([*names, *covered]) if any(True for _ in modules[n].parameters())]
     given = list(config.modules_to_save or ())
     extra = [n for n in names if n not in saved_modules(given, modules)]
-    found = [*given, *as_endings(extra, list(modules))]
-    return found or None
-
-
-def _all_new(modules: Mapping[str, nn.Module], name: str, new: Collection[str]) -> bool:
-    return bool(name) and all(f"{name}.{n}" in new for n, _ in modules[name].named_parameters())
+    return [*given, *as_endings(extra, list(modules))] or None
 
 
 def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:

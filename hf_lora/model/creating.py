@@ -16,7 +16,7 @@ from ..layers.memory.head import disable_linear_cross_entropy, own_head
 from ..layers.memory.mlp import disable_mlp_recompute
 from ..layers.specialising import Specialised, refine, restore
 from ..layers.state import CHANGES, AdapterState
-from . import adding, listeners
+from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled
 from .bases import head_modules, load_base, load_base_of
 from .provenance import BASE_NOTE, commit_of
@@ -141,7 +141,8 @@ def _entered(mixin: type[Specialised], model: nn.Module, add: Callable[[], None]
 def _enter(mixin: type[Specialised], model: Any) -> None:
     """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
     check_plain(model)
-    listeners.tell()
+    for listener in hooks.LISTENERS:
+        listener()
     thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

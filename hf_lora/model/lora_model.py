@@ -150,7 +150,7 @@ class LoRAModel(Specialised, nn.Module):
 
     def enable_adapters(self) -> None:
         """Use the active adapters again."""
-        self._lora.enable(True)
+        self._lora.instead = None
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """Compute as the base alone inside a `with` block, in this thread (or asyncio task) only.
@@ -204,8 +204,7 @@ class LoRAModel(Specialised, nn.Module):
             loses nothing of the adapter. verify: as for `merge_adapter`.
 
         Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
-        that a saved and reloaded model is the same. Weights whose memory is theirs alone are written in place, so a
-        state dict of the base taken before changes with them. Raises MergeError with the model unchanged.
+        that a saved and reloaded model is the same. Raises MergeError with the model unchanged.
         """
         return merging.merge_and_unload(self, adapter_names, dtype, verify)
 
@@ -296,7 +295,7 @@ class LoRAModel(Specialised, nn.Module):
         >>> [group["lr"] for group in parameter_groups(model, 0.001)]
         [0.001, 0.016]
         """
-        self._lora.rates = LearningRates.given(loraplus_lr_ratio, loraplus_lr_embedding, head_learning_rate)
+        self._lora.rates = LearningRates(loraplus_lr_ratio, loraplus_lr_embedding, head_learning_rate)
 
     def enable_mlp_recompute(self) -> None:
         """Keep less of every gated MLP for backward: its input, gate and up, not the activation and the product.

@@ -20,7 +20,7 @@ from ..errors import AdapterStateError, MergeError
 from ..layers import merging as layers
 from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
-from ..layers.tying import shared_memory, tied_groups, untie
+from ..layers.tying import tied_groups, untie
 from ..wording import full_name
 from .creating import leave
 from .selecting import check_together, names_of
@@ -48,18 +48,13 @@ class MergeReport:
 
 
 def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -> None:
-    """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit.
-
-    Raises MergeError with nothing merged, AdapterStateError where something is merged already.
-    """
+    """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit."""
     state: AdapterState = model._lora
     _refuse_shards(model)
     names = _chosen(state, given)
     _tell_loss(state, names, verify)
     with CHANGES:
         state.refuse_inside("merge_adapter")
-        if not names:
-            raise AdapterStateError("no adapter is active, so there is nothing to merge; name one.")
         check_together(state, names)
         values = []
         for module, layer in state.layers.items():
@@ -68,7 +63,7 @@ def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -
         with BLOCKS:
             state.refuse_inside("merge_adapter")  # one may have begun meanwhile
             for layer, merged in values:
-                layers.swap_in(layer, merged)
+                layers.swap_in(layer, merged, keep=True)
             state.merged = names
 
 
@@ -83,30 +78,40 @@ def unmerge(state: AdapterState) -> None:
 def merge_report(state: AdapterState, given: str | Sequence[str] | None) -> MergeReport:
     """Return how much of the adapters' effect (the selected ones' unless named) merging would lose to rounding."""
     with CHANGES:
-        return _loss(state, _chosen(state, given))
+        return _loss(state, _named(state, given))
 
 
 def merge_and_unload(
     model: Any, given: str | Sequence[str] | None, dtype: torch.dtype | None, verify: float | None
 ) -> Any:
-    """Put adapters into the weights for good and return the plain model (`LoRAModel.merge_and_unload`)."""
+    """Put adapters into the weights for good, one layer after the other, and return the plain model.
+
+    Raises MergeError with nothing merged: every layer is looked at before the first is written.
+    """
     state: AdapterState = model._lora
     names = state.merged or _chosen(state, given)
-    if not names:
-        raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
     state.refuse_inside("merge_and_unload")
     _refuse_shards(model)
-    if state.merged and verify is not None:
-        raise AdapterStateError("verify= comes too late once adapters are merged; call unmerge_adapter() first.")
+    if state.merged and (verify is not None or dtype is not None):
+        late = "dtype" if verify is None else "verify"
+        raise AdapterStateError(f"{late}= comes too late once adapters are merged; call unmerge_adapter() first.")
     if dtype is not None:
-        _check_widening(model, dtype, names)
+        _check_widening(model, dtype)
+        _check(state, names, dtype)
     if not state.merged:
         _tell_loss(state, names, verify, dtype)
     with CHANGES:
         if dtype is not None:
-            _widen(model, dtype)
+            model.to(dtype)
+            if getattr(model, "config", None) is not None:
+                model.config.dtype = dtype
         tied = tied_groups(model)
-        _merge_for_good(model, state, names)
+        if not state.merged:
+            _check(state, names)
+            for module, layer in state.layers.items():
+                with _merging(module):
+                    layers.swap_in(layer, layers.merged_values(layer, names), keep=False)
+            state.merged = names
         plain = leave(model)
         untie(plain, tied)
     return plain
@@ -118,35 +123,21 @@ def unload(model: Any) -> Any:
     return leave(model)
 
 
-def _chosen(state: AdapterState, given: str | Sequence[str] | None) -> Route:
+def _named(state: AdapterState, given: str | Sequence[str] | None) -> Route:
     """Return the names that a caller gives, the selected ones where none are given. Raises AdapterStateError."""
-    if given is None and state.merged:
-        raise AdapterStateError(f"{list(state.merged)} are merged already; call unmerge_adapter() first.")
-    names = state.selected if given is None else names_of(state, given)
     state.refuse_while_merged("merging")
+    return state.selected if given is None else names_of(state, given)
+
+
+def _chosen(state: AdapterState, given: str | Sequence[str] | None) -> Route:
+    names = _named(state, given)
+    if not names:
+        raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
     return names
 
 
-def _merge_for_good(model: nn.Module, state: AdapterState, names: Route) -> None:
-    """Put adapters into the weights and forget the base's own values, layer by layer.
-
-    A weight whose memory nothing else of the model lies in may be written in place; at most one layer's is held twice
-    at a time. Raises MergeError with nothing merged: every layer is looked at before the first is written.
-    """
-    if state.merged:
-        for layer in state.layers.values():
-            layers.forget_originals(layer)
-        return
-    _check_merge(state, names)
-    shared = shared_memory(model)
-    for module, layer in state.layers.items():
-        with _merging(module):
-            layers.merge_for_good(layer, names, shared)
-    state.merged = names
-
-
-def _check_merge(state: AdapterState, names: Route, dtype: torch.dtype | None = None) -> None:
-    """Raise MergeError where `_merge_for_good` would, AdapterStateError where the adapters cannot act at once.
+def _check(state: AdapterState, names: Route, dtype: torch.dtype | None = None) -> None:
+    """Raise MergeError where merging would, AdapterStateError where the adapters cannot act at once.
 
     dtype: what the weights will have become by then, their own unless given.
     """
@@ -181,21 +172,11 @@ def _tell_loss(state: AdapterState, names: Route, verify: float | None, dtype: t
         )
 
 
-def _check_widening(model: nn.Module, dtype: torch.dtype, names: Route) -> None:
-    state: AdapterState = model._lora  # type: ignore[assignment]
-    if state.merged:
-        raise AdapterStateError("dtype= has no use once adapters are merged; call unmerge_adapter() first.")
+def _check_widening(model: nn.Module, dtype: torch.dtype) -> None:
     if dtype not in (torch.float32, torch.float64):
         raise MergeError(f"dtype={dtype}, but merging widens only: torch.float32 or torch.float64.")
     if any(p.is_floating_point() and p.itemsize > dtype.itemsize for p in model.parameters()):
         raise MergeError(f"dtype={dtype}, but the model has wider parameters; merging widens only.")
-    _check_merge(state, names, dtype)
-
-
-def _widen(model: Any, dtype: torch.dtype) -> None:
-    model.to(dtype)
-    if getattr(model, "config", None) is not None:
-        model.config.dtype = dtype
 
 
 def _refuse_shards(model: nn.Module) -> None:
@@ -213,6 +194,7 @@ def _refuse_shards(model: nn.Module) -> None:
 
 @contextmanager
 def _merging(module: str) -> Iterator[None]:
+    """Name the layer that cannot be merged, in what is raised inside."""
     try:
         yield
     except (MergeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 
 import torch
 from torch import nn
@@ -11,27 +12,15 @@ from torch import nn
 from ..errors import AdapterNameError, AdapterStateError
 from ..layers.layer import LoRALayer, detach
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
-from ..variants.adapter import Adapter
 
 __all__ = [
-    "active",
-    "check_known",
-    "check_together",
-    "delete",
-    "disable",
-    "disabled",
-    "names_of",
-    "remove",
-    "require_grad",
+    "active", "check_known", "check_together", "delete", "disable", "disabled", "names_of", "remove", "require_grad",
     "select",
-]
+]  # fmt: skip
 
 
 def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:
-    """Return the names that a caller gives, one or several, each once and in order.
-
-    Raises AdapterNameError where the model has no adapter of one of these names.
-    """
+    """Return the names that a caller gives, one or several, each once and in order. Raises AdapterNameError."""
     names = tuple(dict.fromkeys([given] if isinstance(given, str) else given))
     check_known(state, names)
     return names
@@ -44,17 +33,13 @@ def check_known(state: AdapterState, names: Sequence[str]) -> None:
 
 
 def select(state: AdapterState, given: str | Sequence[str]) -> None:
-    """Choose which adapters a forward uses; of the trainable ones only these require gradients.
-
-    Raises AdapterNameError for an unknown name, AdapterStateError while merged, or where two of them cannot act at
-    once on one parameter.
-    """
+    """Choose which adapters a forward uses; of the trainable ones only these require gradients."""
     with CHANGES:
         names = names_of(state, given)
         state.refuse_while_merged("set_adapter")
         check_together(state, names)
         changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
-        state.select(names)
+        state.selected = names
         for layer in state.layers.values() if changed & state.trainable else ():
             for name in changed & state.trainable:
                 require_grad(layer, name, name in names)
@@ -63,22 +48,13 @@ def select(state: AdapterState, given: str | Sequence[str]) -> None:
 def check_together(state: AdapterState, names: Sequence[str]) -> None:
     """Raise AdapterStateError where two of these adapters cannot act at once on one parameter."""
     for module, layer in state.layers.items() if len(names) > 1 else ():
-        owners: dict[str, list[tuple[str, Adapter]]] = {}
-        for name in names:
-            for adapter in layer.carried(name).values():
-                owners.setdefault(adapter.parameter, []).append((name, adapter))
-        for parameter, held in owners.items():
-            _check_beside(names, f"{module}.{parameter}", held)
-
-
-def _check_beside(names: Sequence[str], place: str, held: Sequence[tuple[str, Adapter]]) -> None:
-    for index, (name, adapter) in enumerate(held):
-        for other_name, other in held[index + 1 :]:
-            if name != other_name and not adapter.acts_beside(other):
-                what = f"{type(adapter).__name__} of {name!r} and {type(other).__name__} of {other_name!r}"
+        held = [(name, adapter) for name in names for adapter in layer.carried(name).values()]
+        for (name, one), (other_name, other) in combinations(held, 2):
+            if name != other_name and one.parameter == other.parameter and not one.acts_beside(other):
+                what = f"{type(one).__name__} of {name!r} and {type(other).__name__} of {other_name!r}"
                 raise AdapterStateError(
-                    f"{list(names)} cannot be active at once: {place} would have {what}, whose combination has no "
-                    "meaning. Activate one of them."
+                    f"{list(names)} cannot be active at once: {module}.{one.parameter} would have {what}, whose "
+                    "combination has no meaning. Activate one of them."
                 )
 
 
@@ -93,29 +69,26 @@ def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
 def disable(state: AdapterState) -> None:
     """Switch the adapters off for everybody. Raises AdapterStateError while merged, and inside a block of one's own."""
     state.refuse_while_merged("disable_adapters")
-    own = state.own_route()
-    if own:
+    block = state.own_block()
+    if block is None:
+        state.instead = OFF
+    elif block.route:  # inside adapters_disabled() they are off, and on again after it
         raise AdapterStateError(
-            f"disable_adapters would change nothing inside a block of adapters_active({list(own)}); use `with "
+            f"disable_adapters would change nothing inside a block of adapters_active({list(block.route)}); use `with "
             "model.adapters_disabled()`."
         )
-    if own is None:  # inside adapters_disabled() they are off, and on again after it
-        state.enable(False)
 
 
 @contextmanager
 def disabled(model: nn.Module, state: AdapterState) -> Iterator[None]:
-    """Take the route without adapters inside a `with` block. Raises AdapterStateError while merged."""
+    """Take the route without adapters inside a `with` block."""
     with state.routed(OFF, "adapters_disabled", trains=model.training):
         yield
 
 
 @contextmanager
 def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) -> Iterator[None]:
-    """Take the route of these adapters inside a `with` block.
-
-    Raises AdapterNameError, and AdapterStateError while merged, in training, and where they cannot act at once.
-    """
+    """Take the route of these adapters inside a `with` block, which is refused in training."""
     with BLOCKS:  # nobody takes an adapter off its layers meanwhile
         names = names_of(state, given)
         check_together(state, names)
@@ -126,11 +99,7 @@ def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) ->
 
 
 def delete(state: AdapterState, given: str | Sequence[str]) -> None:
-    """Remove adapters; layers that carried no other get their own class back, and the rest of the selected ones stays.
-
-    Raises AdapterNameError for an unknown name, AdapterStateError while merged or in use by a block; nothing is
-    removed then.
-    """
+    """Remove adapters, all or none; layers that carried no other get their own class back."""
     with CHANGES, BLOCKS:
         names = names_of(state, given)
         state.refuse_while_merged("delete_adapter")

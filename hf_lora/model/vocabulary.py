@@ -101,15 +101,6 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
     )
 
 
-def keeps_size(
-    model: nn.Module, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
-) -> bool:
-    """Return whether `resize_token_embeddings` with these arguments would leave the vocabulary as large as it is."""
-    own = _rows(input_table(model))
-    count = own if new_num_tokens is None else new_num_tokens
-    return own == (count if pad_to_multiple_of is None else -(-count // pad_to_multiple_of) * pad_to_multiple_of)
-
-
 def _rows(table: nn.Module | None) -> int:
     weight: Tensor | None = None if table is None else own_tensor(table, "weight")
     return 0 if weight is None else weight.shape[0]
@@ -139,12 +130,14 @@ def overridden(base: type) -> dict[str, Any]:
 def _resize(model: Any, resize: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     state: AdapterState = model._lora
     state.refuse_while_merged("resize_token_embeddings")
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for name, layer in state.layers.items():
-            if layer is table and keeps_size(model, *args, **kwargs):
-                return model.get_input_embeddings()
-            if layer is table:
-                raise AdapterStateError(f"{name} carries an adapter, which resizing would lose; resize first.")
+    table = model.get_input_embeddings()
+    adapted = [n for n, layer in state.layers.items() if layer is table or layer is model.get_output_embeddings()]
+    given = dict(zip(("new_num_tokens", "pad_to_multiple_of"), args, strict=False)) | kwargs
+    if adapted:
+        count, multiple = given.get("new_num_tokens"), given.get("pad_to_multiple_of") or 1
+        if _rows(table) == -(-(_rows(table) if count is None else count) // multiple) * multiple:
+            return table
+        raise AdapterStateError(f"{adapted[0]} carries an adapter, which resizing would lose; resize first.")
     with own_head(model), CHANGES:
         table = resize(model, *args, **kwargs)
         for name in sorted(state.trainable):

@@ -16,9 +16,8 @@ from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
 from ..layers.layer import base_modules, own_tensor
 from ..layers.offload import compute_device
 from ..layers.specialising import base_of
-from ..variants.adapter import Adapter
+from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
-from ..variants.spec import Spec
 from ..variants.table import SAVED, TOKENS
 from ..wording import full_name, some
 from .names import find_targets, input_table, match_names, saved_modules

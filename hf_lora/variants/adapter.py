@@ -8,17 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
+from .initial import InitName
 from .row import Part, Row
-from .spec import Spec
 from .table import ADAPTERS
 
-__all__ = ["Adapter", "Product", "own_tensor"]
+__all__ = ["Adapter", "Product", "Spec", "own_tensor"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An adapter before it is built.
+
+    parameter: the name of what it adapts in its layer. role: its row in `ADAPTERS`. kind: a key of `KINDS`.
+    shape: the weight's. dropout: the probability with which each input feature is dropped in training. factor: what
+    the layer's own forward multiplies its result by. rows: of a table, those that train.
+    """
+
+    parameter: str
+    role: str
+    kind: str = ""
+    shape: Shape = ()
+    r: int = 0
+    scaling: float = 1.0
+    dropout: float = 0.0
+    factor: float = 1.0
+    bias: bool = False
+    init: InitName = True
+    rows: tuple[int, ...] = ()
+
+    @property
+    def row(self) -> Row:
+        """What is known of such an adapter."""
+        return ADAPTERS[self.role]
+
+    @property
+    def key(self) -> str:
+        """The adapter's key in its layer."""
+        return str(self.row.adapter.key_for(self.parameter))
 
 
 class Product(NamedTuple):
@@ -52,6 +85,8 @@ class Adapter(nn.Module):
         self._written: dict[str, int] = {}
         self._steps = 0
 
+    # --- the row: every class of adapters has these -----------------------------------------------------------------
+
     @classmethod
     def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Adapter:
         """Return an empty adapter, for `initialise` or a file to fill.
@@ -64,6 +99,40 @@ class Adapter(nn.Module):
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
         """Return the shape of everything that such an adapter saves, by attribute."""
         raise NotImplementedError
+
+    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (key below the layer, tensor) of this adapter as PEFT's files hold it; values: by attribute."""
+        raise NotImplementedError
+
+    def described(self) -> tuple[str, str]:
+        """Return (what it is, the shape of what it stands for), for a report."""
+        raise NotImplementedError
+
+    def initialise(self, layer: nn.Module) -> None:
+        """Fill the factors of a fresh adapter in place; the layer is read, never written."""
+        raise NotImplementedError
+
+    def effective(self, weight: Tensor) -> Tensor:
+        """Return the weight that this adapter makes of another.
+
+        weight: the parameter in its own layout and dtype, left unchanged. Returns a new tensor of the same shape,
+        dtype and device; differentiable with respect to the adapter.
+        """
+        raise NotImplementedError
+
+    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return the output of a plain linear layer for its input x, with this adapter, in one step; if it `fuses`."""
+        raise NotImplementedError
+
+    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return a layer's output with what this adapter adds to it, for adapters that sit behind a layer's forward.
+
+        x: the layer's input; y: its output without this adapter, which may be written. Returns a tensor of y's shape
+        and dtype.
+        """
+        raise NotImplementedError
+
+    # --- what most classes leave as it is ---------------------------------------------------------------------------
 
     @classmethod
     def key_for(cls, parameter: str) -> str:
@@ -83,10 +152,6 @@ class Adapter(nn.Module):
         """Return a file's tensors, by attribute, in the shapes of such an adapter; as they are where they can't be."""
         return dict(values)
 
-    def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (key below the layer, tensor) of this adapter as PEFT's files hold it; values: by attribute."""
-        raise NotImplementedError
-
     @property
     def row(self) -> Row:
         """What is known of such adapters."""
@@ -96,10 +161,6 @@ class Adapter(nn.Module):
     def low_rank(self) -> bool:
         """Whether it is a low-rank product on a weight."""
         return self.row.low_rank
-
-    def described(self) -> tuple[str, str]:
-        """Return (what it is, the shape of what it stands for), for a report."""
-        raise NotImplementedError
 
     def conflicts(self, spec: Spec) -> Iterator[str]:
         """Yield in what a file's adapter differs from this one, besides shapes and numbers; the subject is left out."""
@@ -149,13 +210,7 @@ class Adapter(nn.Module):
         """Return what no entry of a weight changes by more than, infinity where that is not known."""
         return math.inf
 
-    def adds_to(self, weight: Tensor) -> bool:
-        """Return whether `add_to` gives a weight what `effective` would."""
-        return False
-
-    def add_to(self, weight: Tensor) -> None:
-        """Make a weight the one that this adapter stands for, in place; only where it `adds_to` it."""
-        raise NotImplementedError
+    # --- its tensors ------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is trained and saved, by attribute: the adapter's own tensors, not copies."""
@@ -164,9 +219,8 @@ class Adapter(nn.Module):
 
     def begin(self) -> None:
         """Note the tensors' shapes, before anything can shard them, and that no training has written them yet."""
-        tensors = self.tensors()
-        self._sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self._written = {name: _version(tensor) for name, tensor in tensors.items()}
+        self._sizes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        self.restart()
 
     def restart(self) -> None:
         """Take the tensors' present values for the start: what was written so far was no training."""
@@ -194,33 +248,6 @@ class Adapter(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.restart()
-
-    def initialise(self, layer: nn.Module) -> None:
-        """Fill the factors of a fresh adapter in place; the layer is read, never written."""
-        raise NotImplementedError
-
-    def effective(self, weight: Tensor) -> Tensor:
-        """Return the weight that this adapter makes of another.
-
-        weight: the parameter in its own layout and dtype, left unchanged. Returns a new tensor of the same shape,
-        dtype and device; differentiable with respect to the adapter.
-        """
-        raise NotImplementedError
-
-    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return the output of a layer whose forward is a plain linear one, with this adapter, in one step.
-
-        x: the layer's input. Only adapters that say `fuses` have one.
-        """
-        raise NotImplementedError
-
-    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return a layer's output with what this adapter adds to it.
-
-        x: the layer's input; y: its output without this adapter, which may be written. Returns a tensor of y's shape
-        and dtype. Only adapters that sit behind a layer's forward have one.
-        """
-        raise NotImplementedError
 
 
 def _version(tensor: Tensor) -> int:

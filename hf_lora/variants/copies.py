@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from .adapter import Adapter, own_tensor
-from .spec import Spec
+from .adapter import Adapter, Spec, own_tensor
 
 __all__ = ["Saved", "Tokens"]
 
@@ -36,12 +35,11 @@ class Saved(_Copy):
     def __init__(self, parameter: str, like: Tensor, *, buffer: bool = False, device: torch.device | None) -> None:
         super().__init__(parameter)
         dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else like.dtype
+        value = torch.empty(like.shape, dtype=like.dtype if buffer else dtype, device=device)
         if buffer:
-            self.register_buffer("value", torch.empty(like.shape, dtype=like.dtype, device=device))
+            self.register_buffer("value", value)
         else:
-            self.value = nn.Parameter(
-                torch.empty(like.shape, dtype=dtype, device=device), requires_grad=dtype.is_floating_point
-            )
+            self.value = nn.Parameter(value, requires_grad=dtype.is_floating_point)
 
     @classmethod
     def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Saved:

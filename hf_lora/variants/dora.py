@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
+from .adapter import Spec
 from .lora import LoRA
-from .spec import Spec
 
 __all__ = ["DoRA"]
 

@@ -50,35 +50,34 @@ class Init:
     paper: Paper | None = None
 
 
-def _start_at_zero(adapter: Factors, fill_other: Callable[[Tensor], object]) -> None:
-    embeds = KINDS[adapter.kind].embeds
-    zero, other = (adapter.lora_A, adapter.lora_B) if embeds else (adapter.lora_B, adapter.lora_A)
-    nn.init.zeros_(zero)
-    if embeds:
-        nn.init.normal_(other)
-    else:
-        fill_other(other)
+def _uniform(factor: Tensor, adapter: Factors) -> None:
+    """Fill a factor as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); of a stack each matrix by itself."""
+    for matrix in factor if KINDS[adapter.kind].stacked else [factor]:
+        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
 
-def _kaiming(adapter: Factors, _: Tensor | None) -> None:
-    """A as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); B zero (microsoft/LoRA)."""
-    _start_at_zero(adapter, lambda a: [nn.init.kaiming_uniform_(m, a=math.sqrt(5)) for m in _matrices(a, adapter)])
+def _normal(factor: Tensor, adapter: Factors) -> None:
+    nn.init.normal_(factor, std=1 / adapter.r)
 
 
-def _gaussian(adapter: Factors, _: Tensor | None) -> None:
-    """A normal with standard deviation 1/r; B zero."""
-    _start_at_zero(adapter, lambda a: nn.init.normal_(a, std=1 / adapter.r))
+def _zero_and(fill: Callable[[Tensor, Factors], None]) -> Callable[[Factors, Tensor | None], None]:
+    """Return what starts B at zero and fills A; of an embedding A is zero and B standard normal (microsoft/LoRA)."""
+
+    def start(adapter: Factors, _: Tensor | None) -> None:
+        if KINDS[adapter.kind].embeds:
+            nn.init.zeros_(adapter.lora_A)
+            nn.init.normal_(adapter.lora_B)
+        else:
+            nn.init.zeros_(adapter.lora_B)
+            fill(adapter.lora_A, adapter)
+
+    return start
 
 
 def _random(adapter: Factors, _: Tensor | None) -> None:
     """Both factors random, so that a fresh adapter changes the output: for tests."""
-    for factor in (adapter.lora_A, adapter.lora_B):
-        for matrix in _matrices(factor, adapter):
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
-
-
-def _matrices(factor: Tensor, adapter: Factors) -> list[Tensor]:
-    return list(factor) if KINDS[adapter.kind].stacked else [factor]
+    _uniform(adapter.lora_A, adapter)
+    _uniform(adapter.lora_B, adapter)
 
 
 def _pissa(n_iter: int | None) -> Callable[[Factors, Tensor | None], None]:
@@ -117,9 +116,9 @@ class _Inits(dict[InitName, Init]):
 
 INITS = _Inits(
     {
-        True: Init(_kaiming),
+        True: Init(_zero_and(_uniform)),
         False: Init(_random),
-        "gaussian": Init(_gaussian),
+        "gaussian": Init(_zero_and(_normal)),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
         "pissa": Init(_pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"]),
         # PEFT's other starts that leave the base alone: once trained, the factors say all.

@@ -20,10 +20,9 @@ from ..kinds.kind import Kind, Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
-from .adapter import Adapter, Product, own_tensor
+from .adapter import Adapter, Product, Spec, own_tensor
 from .initial import INITS
 from .row import Part
-from .spec import Spec
 
 __all__ = ["LoRA"]
 
@@ -161,12 +160,10 @@ class LoRA(Adapter):
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self._added()
-        return lora_linear(x, layer.weight, self._bias(layer), a, b, self.scaling, self._p(), self._transposed)
-
-    @property
-    def adds(self) -> bool:
-        """Whether the weight it stands for is any weight plus scaling * B A, and no other parameter changes."""
-        return not (self.exclusive or self.moves_base or self.changes_bias or self._kind.is_quantised)
+        bias: Tensor | None = layer.bias
+        if self.lora_bias is not None:
+            bias = self.lora_bias.mul(self.scaling) if bias is None else self.effective_bias(bias)
+        return lora_linear(x, layer.weight, bias, a, b, self.scaling, self._p(), self._transposed)
 
     def is_idle(self) -> bool:
         if self.exclusive or self.moves_base or (self.lora_bias is not None and bool(self.lora_bias.any())):
@@ -178,25 +175,11 @@ class LoRA(Adapter):
 
         |(B A)_ij| <= |B_i| |A_j| <= |B| |A|, the Frobenius norms; not finite where a factor is not.
         """
-        if not self.adds:
+        if self.exclusive or self.moves_base or self.changes_bias or self._kind.is_quantised:
             return math.inf
         with torch.no_grad():
             a, b = self.factors()
             return abs(self.scaling) * float(torch.linalg.vector_norm(b) * torch.linalg.vector_norm(a))
-
-    def adds_to(self, weight: Tensor) -> bool:
-        return self.adds and weight.dtype == self.lora_A.dtype
-
-    def add_to(self, weight: Tensor) -> None:
-        """Make a weight the one that this adapter stands for, in place. weight: contiguous."""
-        with torch.no_grad():
-            a, b = self.factors()
-            matrix = self._kind.matrix(weight)
-            if matrix.data_ptr() == weight.data_ptr():
-                a, b = self._kind.flat(a, b)
-                low_rank.add_product_(matrix, b, a, self.scaling)
-            else:  # a kind whose matrix is no view of the weight
-                weight.copy_(self._kind.merge(weight, a, b, self.scaling))
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = self.add_low_rank(layer, x, y, *self._added())
@@ -212,19 +195,12 @@ class LoRA(Adapter):
     def _p(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def _bias(self, layer: nn.Module) -> Tensor | None:
-        bias: Tensor | None = layer.bias
-        if self.lora_bias is None:
-            return bias
-        return self.lora_bias.mul(self.scaling) if bias is None else self.effective_bias(bias)
-
     @property
     def changes_bias(self) -> bool:
         return self.lora_bias is not None
 
     def effective_bias(self, bias: Tensor) -> Tensor:
-        if self.lora_bias is None:
-            return bias
+        assert self.lora_bias is not None
         return (bias.to(self.lora_bias.dtype) + self.scaling * self.lora_bias).to(bias.dtype)
 
     def extra_repr(self) -> str:

@@ -24,49 +24,30 @@ class Paper:
 
     def bibtex(self, key: str) -> str:
         """Return its BibTeX entry."""
-        return "\n".join(
-            (
-                f"@misc{{{key},",
-                f"  title = {{{self.title}}},",
-                f"  author = {{{self.authors}}},",
-                f"  year = {{{self.year}}},",
-                f"  eprint = {{{self.arxiv}}},",
-                "  archivePrefix = {arXiv},",
-                f"  url = {{{self.link}}}",
-                "}",
-            )
-        )
+        fields = {
+            "title": self.title, "author": self.authors, "year": self.year, "eprint": self.arxiv,
+            "archivePrefix": "arXiv", "url": self.link,
+        }  # fmt: skip
+        return f"@misc{{{key},\n" + ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items()) + "\n}"
 
 
 PAPERS: dict[str, Paper] = {
     "lora": Paper(
-        "LoRA",
-        "LoRA: Low-Rank Adaptation of Large Language Models",
+        "LoRA", "LoRA: Low-Rank Adaptation of Large Language Models",
         "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean "
-        "and Wang, Lu and Chen, Weizhu",
-        2021,
-        "2106.09685",
+        "and Wang, Lu and Chen, Weizhu", 2021, "2106.09685",
     ),
     "rslora": Paper(
-        "rsLoRA",
-        "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
-        "Kalajdzievski, Damjan",
-        2023,
+        "rsLoRA", "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", "Kalajdzievski, Damjan", 2023,
         "2312.03732",
     ),
     "dora": Paper(
-        "DoRA",
-        "DoRA: Weight-Decomposed Low-Rank Adaptation",
+        "DoRA", "DoRA: Weight-Decomposed Low-Rank Adaptation",
         "Liu, Shih-Yang and Wang, Chien-Yi and Yin, Hongxu and Molchanov, Pavlo and Wang, Yu-Chiang Frank and Cheng, "
-        "Kwang-Ting and Chen, Min-Hung",
-        2024,
-        "2402.09353",
+        "Kwang-Ting and Chen, Min-Hung", 2024, "2402.09353",
     ),
     "pissa": Paper(
-        "PiSSA",
-        "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
-        "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan",
-        2024,
-        "2404.02948",
+        "PiSSA", "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+        "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan", 2024, "2404.02948",
     ),
-}
+}  # fmt: skip

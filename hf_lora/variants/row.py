@@ -80,11 +80,10 @@ class Row:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def adapter(self) -> type[Any]:
+    def adapter(self) -> Any:
         """The class, a subclass of `adapter.Adapter`."""
         module, _, name = self.code.partition(":")
-        found: type[Any] = getattr(importlib.import_module(module), name)
-        return found
+        return getattr(importlib.import_module(module), name)
 
     @cached_property
     def stored(self) -> dict[str, Stored]:

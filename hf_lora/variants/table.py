@@ -10,25 +10,15 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .papers import PAPERS, Paper
 from .row import Row, Stored
 
 __all__ = [
-    "ADAPTERS",
-    "COPIES",
-    "FORMULAS",
-    "LORA",
-    "SAVED",
-    "SCALINGS",
-    "TOKENS",
-    "Scaling",
-    "formula_of",
-    "is_on",
-    "scaling_of",
-    "switches",
-]
+    "ADAPTERS", "COPIES", "FORMULAS", "LORA", "SAVED", "SCALINGS", "TOKENS", "Scaling", "formula_of", "is_on",
+    "scaling_of", "switches",
+]  # fmt: skip
 
 _PRODUCT = (
     Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1),
@@ -45,14 +35,12 @@ LORA = Row(
     paper=PAPERS["lora"],
     engines=frozenset({"vLLM"}),
 )
+_LENGTH = Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0)
 DORA = Row(
     name="dora",
     title="DoRA",
     code="hf_lora.variants.dora:DoRA",
-    tensors=(
-        *_PRODUCT,
-        Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0),
-    ),
+    tensors=(*_PRODUCT, _LENGTH),
     low_rank=True,
     switch="use_dora",
     paper=PAPERS["dora"],
@@ -103,12 +91,7 @@ SCALINGS: dict[str, Scaling] = {
 }
 
 
-class _Switched(Protocol):
-    @property
-    def switch(self) -> str: ...
-
-
-_Chosen = TypeVar("_Chosen", bound=_Switched)
+_Row = TypeVar("_Row", Row, Scaling)
 
 
 def formula_of(config: Any) -> Row:
@@ -121,7 +104,7 @@ def scaling_of(config: Any) -> Scaling:
     return _chosen(SCALINGS, config)
 
 
-def switches(rows: Mapping[str, _Switched] | None = None) -> list[str]:
+def switches(rows: Mapping[str, Any] | None = None) -> list[str]:
     """Return the keys of a config that ask for a row of a table, of the formulas' and the scalings' unless given."""
     tables = (FORMULAS, SCALINGS) if rows is None else (rows,)
     return [row.switch for table in tables for row in table.values() if row.switch]
@@ -134,6 +117,6 @@ def is_on(config: Any, switch: str) -> Any:
     return getattr(config, switch) if hasattr(config, switch) else config.other.get(switch, False)
 
 
-def _chosen(rows: Mapping[str, _Chosen], config: Any) -> _Chosen:
+def _chosen(rows: Mapping[str, _Row], config: Any) -> _Row:
     plain = next(row for row in rows.values() if not row.switch)
     return next((row for row in rows.values() if row.switch and is_on(config, row.switch) is True), plain)
