@@ -288,7 +288,11 @@ def test_inside_a_block_nothing_is_merged_taken_away_or_switched_off_without_a_w
     refused: list[str] = []
 
     def elsewhere() -> None:
-        for call in (lambda: model.merge_adapter("b"), model.merge_and_unload, lambda: model.delete_adapter(["b", "a"])):
+        for call in (
+            lambda: model.merge_adapter("b"),
+            model.merge_and_unload,
+            lambda: model.delete_adapter(["b", "a"]),
+        ):
             with pytest.raises(AdapterStateError, match="block") as error:
                 call()
             refused.append(str(error.value))

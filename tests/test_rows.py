@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -159,7 +159,10 @@ def _calls() -> Iterator[Any]:
     """Yield every law of the law suite with every further argument that it is asked with."""
     for name, law in vars(test_laws).items():
         marks = {mark.args[0]: mark.args[1] for mark in getattr(law, "pytestmark", ()) if mark.name == "parametrize"}
-        if marks.pop(("kind", "variant"), None):
+        of_pairs = next((names for names in marks if names[:2] == ("kind", "variant")), None)
+        if of_pairs is not None:
+            del marks[of_pairs]
+            marks |= {"dtype": test_laws.DTYPES} if "dtype" in of_pairs else {}
             for values in itertools.product(*marks.values()):
                 more = dict(zip(marks, values, strict=True))
                 yield pytest.param(law, more, id="-".join([name.removeprefix("test_"), *map(str, values)]))
@@ -182,50 +185,30 @@ def test_the_suite_of_laws_was_found() -> None:
     assert len(CALLS) >= 20
 
 
-def test_a_toys_files_have_its_key_and_its_switch(tmp_path: Path) -> None:
-    adapted("conv2d", "gated").save_pretrained(tmp_path)
-    keys = {key.removeprefix("base_model.model.layer.") for key in load_file(tmp_path / "adapter_model.safetensors")}
-    assert keys == {"lora_A.weight", "lora_B.weight", "lora_gate"}
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["use_gate"] is True
-
-
-def test_a_toys_older_keys_with_an_adapters_name_inside_are_read(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    model, x = adapted("linear", "gated"), example("linear")
+def test_a_toys_file_has_its_key_is_read_by_its_older_ones_and_refused_without_it(tmp_path: Path) -> None:
+    model, x = adapted("conv2d", "gated"), example("conv2d")
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    named = {re.sub(r"(lora_A|lora_B|lora_gate)", r"\1.mine", key): t for key, t in load_file(file).items()}
-    save_file(named, file)
-    assert "base_model.model.layer.lora_gate.mine" in named
-    again = LoRAModel.from_pretrained(tmp_path, base_model=network("linear"))
-    assert torch.equal(again(x), model(x))
-
-
-def test_a_file_that_lacks_a_toys_tensor_is_refused_and_names_it(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    adapted("linear", "gated").save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    save_file({key: t for key, t in load_file(file).items() if "gate" not in key}, file)
+    tensors = load_file(file)
+    assert {key.removeprefix("base_model.model.layer.") for key in tensors} == {
+        "lora_A.weight", "lora_B.weight", "lora_gate"
+    }  # fmt: skip
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["use_gate"] is True
+    save_file({re.sub(r"(lora_A|lora_B|lora_gate)", r"\1.mine", key): t for key, t in tensors.items()}, file)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=network("conv2d"))(x), model(x))
+    save_file({key: t for key, t in tensors.items() if "gate" not in key}, file)
     with pytest.raises(hf_lora.errors.AdapterMismatchError, match=r"missing gate of layer\.weight"):
-        LoRAModel.from_pretrained(tmp_path, base_model=network("linear"))
+        LoRAModel.from_pretrained(tmp_path, base_model=network("conv2d"))
 
 
-def test_a_toys_switch_is_checked_and_excludes_another_formula() -> None:
+def test_a_toys_switch_is_checked_and_excludes_another_formula_and_places_that_it_refuses() -> None:
     assert config_of("linear", "gated").formula == "gated"
     with pytest.raises(ConfigError, match=r"use_gate='yes', but it is True or False"):
         LoRAConfig(other={"use_gate": "yes"})
     with pytest.raises(ConfigError, match=r"use_dora=True and use_gate=True exclude each other"):
         LoRAConfig(use_dora=True, other={"use_gate": True})
-
-
-def test_a_key_without_a_name_asks_for_no_formula() -> None:
     with pytest.raises(ConfigError, match="unknown key =True"):
-        LoRAConfig.from_dict({"peft_type": "LORA", "": True})
-
-
-def test_a_toy_refuses_where_it_says_so() -> None:
+        LoRAConfig.from_dict({"peft_type": "LORA", "": True})  # no switch of plain LoRA's
     with pytest.raises(TargetError, match=r"three dimensions.*set use_gate=False"):
         add_lora(network("conv3d"), config_of("conv3d", "gated"))
 
@@ -343,36 +326,24 @@ def test_nobody_outside_names_a_formula_or_its_tensors() -> None:
     assert found == []
 
 
-def test_nobody_outside_asks_for_a_variants_class() -> None:
-    found = []
+def _asked() -> Iterator[tuple[str, set[str], set[str]]]:
+    """Yield (place, names, texts) of every comparison and every call of isinstance and type out there."""
     for place, text in _others():
         for node in ast.walk(ast.parse(text)) if place.endswith(".py") else ():
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in ("isinstance", "type")
-            ):
-                named = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-                found += [f"{place}:{node.lineno}"] if named & CLASSES else []
-            if isinstance(node, ast.Compare):
-                named = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-                found += [f"{place}:{node.lineno}"] if named & CLASSES else []
-    assert found == []
+            called = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "type")
+            method = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("startswith", "endswith")
+            if isinstance(node, ast.Compare) or called or method:
+                parts = list(ast.walk(node))
+                names = {n.id for n in parts if isinstance(n, ast.Name)} | {
+                    n.attr for n in parts if isinstance(n, ast.Attribute)
+                }
+                texts = {n.value for n in parts if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                yield f"{place}:{node.lineno}", names, texts
 
 
-def test_nobody_outside_compares_a_role_or_a_kind_with_a_name() -> None:
-    found = []
-    for place, text in _others():
-        if not place.endswith(".py") or place.startswith("kinds/"):
-            continue
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Compare):
-                asked = {n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(node) if isinstance(n, ast.Attribute | ast.Name)}  # fmt: skip
-                texts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-                if asked & {"role", "kind", "attribute"} and texts & {*ADAPTERS, *KINDS}:
-                    found.append(f"{place}:{node.lineno}")
-            if isinstance(node, ast.Attribute) and node.attr in ("startswith", "endswith"):
-                owner = node.value
-                if isinstance(owner, ast.Attribute) and owner.attr in ("role", "kind"):
-                    found.append(f"{place}:{node.lineno}")
-    assert found == []
+def test_nobody_outside_asks_for_a_variants_class_or_compares_a_role_or_a_kind_with_a_name() -> None:
+    asked = list(_asked())
+    assert [place for place, names, _ in asked if names & CLASSES] == []
+    rows = {*ADAPTERS, *KINDS}
+    words = {"role", "kind", "attribute"}
+    assert [p for p, names, texts in asked if names & words and texts & rows and not p.startswith("kinds/")] == []
