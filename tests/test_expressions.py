@@ -24,11 +24,12 @@ HANGS = [
     r"(?:(?:x+)*)y",
     r"(a*?)+?b",
     "(" * 9 + "a*" + ")*" * 9,
+    "q|" * 5_001,
 ]
 FINE = [
     r".*\.(q|v)_proj", r"(\w+\.)+q_proj", r"([a-z_]+\d\.)*x", r"model\.layers\.(\d+)\.self_attn\.(q|k)_proj",
     r"^(?!.*vision).*(?:attn|mlp).*(?:q_proj|v_proj)$", r"(?:.*?(?:language|text).*?(?:q_proj|k_proj).*?)", r"(a{1,3}b)+", "q_proj",
-    "(", "",
+    r"([^.]+\.)+q", r"((a|b)\.)+c", r"[(]a+[)]+", r"\(a+\)+", "(", "",
 ]  # fmt: skip
 
 

@@ -154,7 +154,7 @@ class LoRAConfig(Fields):
                         "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
                     )
         problems += [
-            f"the expression {pattern!r} could take for ever on a long name; write it without a repeat in a repeat."
+            f"the expression {pattern!r:.200} is very long or repeats a repeat, and could take for ever; write it otherwise."
             for pattern in _expressions(mine)
             if may_hang(pattern)
         ]
