@@ -154,7 +154,7 @@ class LoRAConfig(Fields):
                         "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
                     )
         problems += [
-            f"the expression {pattern!r:.200} is very long or repeats a repeat, and could take for ever; write it otherwise."
+            f"the expression {pattern!r:.200} is too long, or repeats a repeat, which can take for ever; rewrite it."
             for pattern in _expressions(mine)
             if may_hang(pattern)
         ]
