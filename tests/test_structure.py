@@ -202,11 +202,6 @@ def test_attention_held_in_parameters_is_refused_with_names() -> None:
         preset_targets(on_meta(XLNetConfig(n_layer=2)), "auto")
 
 
-def test_an_unknown_preset_is_refused_with_the_presets() -> None:
-    with pytest.raises(TargetError, match="'most'.*'auto', 'attention', 'all-linear'"):
-        preset_targets(nn.Linear(2, 2), "most")  # type: ignore[arg-type]
-
-
 def test_a_model_without_linear_layers_is_refused() -> None:
     with pytest.raises(TargetError, match="linear"):
         preset_targets(nn.Sequential(nn.ReLU()), "auto")

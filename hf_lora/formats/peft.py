@@ -25,7 +25,7 @@ from ..config.lora_config import LoRAConfig
 from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
-from ..targets.plan import Site, lora_site, mha_sites, tied_sites
+from ..targets.plan import Site, low_rank_sites, tied_sites
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from ..wording import full_name, some
 from .coverage import missing_names
@@ -190,12 +190,10 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
         if isinstance(wanted, Mapping):
             wanted = next((rows for name, rows in wanted.items() if match_names([name], [module])), ())
         return Site("weight", role, module=module, rows=tuple(wanted))
-    for name in (module, module.rpartition(".")[0]):
-        if isinstance(modules.get(name), nn.MultiheadAttention):
-            sites = mha_sites(modules, name, config)
-            return next(s for s in sites if s.module == module and (name != module or s.parameter == parameter))
-    raw = bool(match_names(config.target_parameters or (), [f"{module}.{parameter}"]))
-    return lora_site(modules, config, module, parameter if raw else "")
+    attentions = [n for n in (module, module.rpartition(".")[0]) if isinstance(modules.get(n), nn.MultiheadAttention)]
+    raw = match_names(config.target_parameters or (), [full_name(module, parameter)])
+    (target, *_) = (*attentions, *raw, module)
+    return next(s for s in low_rank_sites(modules, config, target) if s.module == module)
 
 
 def _fit(

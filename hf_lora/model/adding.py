@@ -20,8 +20,7 @@ from ..layers.distributed import refuse_spread
 from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
-from ..targets.depth import settle_layers
-from ..targets.names import as_endings, parameter_names
+from ..targets.names import as_endings, parameter_names, settle_layers
 from ..targets.plan import Site, plan, token_sites
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS

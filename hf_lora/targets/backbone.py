@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..wording import full_name
 from .attention import Block
 from .reads import child_is_called
 from .tree import Tree, is_convolution, is_linear, is_stacked
-from .words import is_experts, is_head, is_indexer, is_layer, is_router, words
+from .words import EXPERTS, INDEXER, ROUTER, is_head, is_layer, says, words
+
+_LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def backbone(tree: Tree) -> nn.Module:
@@ -27,9 +30,7 @@ def block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called:
     layers = _layers(tree, root, blocks)
     found = {name for layer in layers for name in _linears(tree, layer, only_called)}
     found |= {name for block in blocks if not block.refused for name in block.every}
-    if found:
-        return found
-    found = {name for layer in layers for name in _convolutions(tree, layer)}
+    found = found or {name for layer in layers for name in _convolutions(tree, layer)}
     return found or set(_linears(tree, root, only_called)) or set(_convolutions(tree, root))
 
 
@@ -39,47 +40,36 @@ def _layers(tree: Tree, root: nn.Module, blocks: list[Block]) -> list[nn.Module]
     Where a model has neither attention nor such classes, every list counts.
     """
     attentions = {block.module for block in blocks}
-    holders = {holder for attention in attentions for holder in _above(tree, attention)}
-    lists: list[nn.Module] = [m for m in _open(tree, root) if isinstance(m, (nn.ModuleList, nn.Sequential))]
-    stacks = [m for m in lists if any(item in holders or _is_layer(item) for _, item in tree.children(m))]
+    holders = {holder for attention in attentions for holder in tree.above(attention)}
+    lists: dict[nn.Module, list[nn.Module]] = {
+        m: [item for _, item in tree.children(m)] for m in _open(tree, root) if isinstance(m, _LISTS)
+    }
+    stacks: list[nn.Module] = [
+        m for m, items in lists.items() if any(i in holders or is_layer(type(i).__name__) for i in items)
+    ]
     if not stacks and not attentions:
-        stacks = lists
-    bare = [stack for stack in stacks if any(item in attentions for _, item in tree.children(stack))]
-    stacks += [twin for stack in bare for twin in _twins(tree, stack)]
+        stacks = [*lists]
+    stacks += [twin for stack in stacks if not attentions.isdisjoint(lists[stack]) for twin in _twins(tree, stack)]
     layers = [item for stack in stacks for _, item in tree.children(stack) if next(item.children(), None) is not None]
     inside = {module for layer in layers for module in tree.below(layer)}
     lone = [_surrounding(tree, root, block) for block in blocks if block.module not in inside]
     return layers + [layer for layer in lone if layer is not None]
 
 
-def _is_layer(item: nn.Module) -> bool:
-    return is_layer(type(item).__name__)
-
-
-def _above(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
-    current: nn.Module | None = module
-    while current is not None:
-        yield current
-        current = tree.parents.get(current)
-
-
-def _twins(tree: Tree, stack: nn.Module) -> Iterator[nn.Module]:
-    """Yield the lists as long as a stack of bare attentions, beside it: XLM keeps its MLPs in a list of their own."""
-    parent = tree.parents.get(stack)
-    for label, child in tree.children(parent) if parent is not None else ():
-        if child is stack or not isinstance(child, nn.ModuleList) or is_head(label):
-            continue
-        if len(child) == len(list(stack.children())):
-            yield child
+def _twins(tree: Tree, stack: nn.Module) -> list[nn.Module]:
+    """Return the lists as long as a stack of bare attentions, beside it: XLM keeps its MLPs in a list of their own."""
+    beside = tree.children(tree.parents[stack]) if stack in tree.parents else ()
+    lists = [m for label, m in beside if m is not stack and isinstance(m, nn.ModuleList) and not is_head(label)]
+    return [m for m in lists if len(m) == len(list(stack.children()))]
 
 
 def _surrounding(tree: Tree, root: nn.Module, block: Block) -> nn.Module | None:
     """Return the layer around an attention that stands in no list: the first module above with more linear layers."""
-    own = {*_linears(tree, block.module, False), *block.every}
-    for above in _above(tree, block.module):
-        if above is root or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in tree.below(above)):
+    own = {*_linears(tree, block.module), *block.every}
+    for above in tree.above(block.module):
+        if above is root or any(isinstance(m, _LISTS) for m in tree.below(above)):
             return None
-        if set(_linears(tree, above, False)) - own:
+        if not own.issuperset(_linears(tree, above)):
             return above
     return None
 
@@ -89,39 +79,31 @@ def _open(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
     yield module
     if isinstance(module, nn.MultiheadAttention):
         return
-    labels = [label for label, _ in tree.children(module)]
-    mixture = any(is_experts(label) for label in labels)
+    is_mixture = any(says(label, EXPERTS) for label, _ in tree.children(module))
     for label, child in tree.children(module):
-        closed = is_head(label) or is_router(label) or is_indexer(label)
-        gate = words(label)[-1:] == ("gate",) and (mixture or _is_scalar(child))
-        if not closed and not gate:
+        is_scalar = is_linear(child) and getattr(child, "out_features", 0) == 1
+        is_gate = words(label)[-1:] == ("gate",) and (is_mixture or is_scalar)
+        if not (is_gate or is_head(label) or says(label, ROUTER) or says(label, INDEXER)):
             yield from _open(tree, child)
 
 
-def _is_scalar(module: nn.Module) -> bool:
-    return is_linear(module) and getattr(module, "out_features", 0) == 1
-
-
-def _linears(tree: Tree, layer: nn.Module, only_called: bool) -> Iterator[str]:
+def _linears(tree: Tree, layer: nn.Module, only_called: bool = False) -> Iterator[str]:
     """Yield the names of a layer's linear maps."""
     for module in _open(tree, layer):
         name = tree.names[module]
+        label = name.rpartition(".")[2]
         if isinstance(module, nn.MultiheadAttention):
             yield name
         elif is_linear(module):
             parent = tree.parents.get(module)
-            if not only_called or parent is None or child_is_called(parent, name.rpartition(".")[2]):
+            if not only_called or parent is None or child_is_called(parent, label):
                 yield name
         elif is_stacked(module):
             yield f"{name}.weight"
-        elif is_experts(type(module).__name__) or is_experts(name.rpartition(".")[2]):
-            yield from _expert_parameters(module, name)
-
-
-def _expert_parameters(module: nn.Module, name: str) -> Iterator[str]:
-    for label, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() >= 2 and "bias" not in words(label):
-            yield f"{name}.{label}"
+        elif says(type(module).__name__, EXPERTS) or says(label, EXPERTS):
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() >= 2 and "bias" not in words(key):
+                    yield full_name(name, key)
 
 
 def _convolutions(tree: Tree, layer: nn.Module) -> Iterator[str]:

@@ -32,6 +32,7 @@ __all__ = [
     "parameter_names",
     "resolve_targets",
     "saved_modules",
+    "settle_layers",
 ]
 
 
@@ -57,7 +58,11 @@ def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
     names there are.
     """
     names = parameter_names(modules)
-    found = _preset(model, config) if config.target_modules in PRESETS else _listed(model, config, modules)
+    if config.target_modules in PRESETS:
+        found = [n for n in preset_targets(model, config.target_modules) if _in_layers(config, n)]
+        found = [n for n in found if not _is_out(config, n)]
+    else:
+        found = _listed(model, config, modules)
     wanted = config.target_parameters or ()
     if missing := [e for e in wanted if not match_names([e], names)]:
         raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
@@ -68,11 +73,6 @@ def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
 def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the full names of the parameters that modules own."""
     return [full_name(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None]
-
-
-def _preset(model: nn.Module, config: LoRAConfig) -> list[str]:
-    found = preset_targets(model, config.target_modules)  # type: ignore[arg-type]
-    return [n for n in found if not _is_out(config, n) and _in_layers(config, n)]
 
 
 def _listed(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -172,6 +172,38 @@ def layer_of(config: LoRAConfig, name: str) -> tuple[str, int] | None:
     prefix = r".*?\." if not config.layers_pattern else r"(?:^|.*?\.)"
     found = next((m for p in patterns if (m := re.match(rf"({prefix}{p})\.(\d+)\.", name))), None)
     return None if found is None else (found[1], int(found[found.re.groups]))
+
+
+def settle_layers(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> LoRAConfig:
+    """Return a config whose layers_to_transform are numbers of layers that the model has, none of them negative.
+
+    modules: the model's own, by full name. Raises TargetError for a layer that there is not, and for a negative number
+    where the targets are in stacks of different depth, so that it would mean two layers.
+    """
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return config
+    numbers = [wanted] if isinstance(wanted, int) else list(wanted)
+    targets, _ = find_targets(model, config.copy(layers_to_transform=None, layers_pattern=None), modules)
+    stacks = {place[0] for name in targets if (place := layer_of(config, name))}
+    depths = dict.fromkeys(stacks, 0)
+    for name in modules:
+        place = layer_of(config, f"{name}.")
+        if place and place[0] in depths:
+            depths[place[0]] = max(depths[place[0]], place[1] + 1)
+    deepest = max(depths.values(), default=0)
+    said = ", ".join(f"{depth} in {stack}" for stack, depth in sorted(depths.items())) or "none with a target"
+    if bad := [n for n in numbers if not -deepest <= n < deepest]:
+        raise TargetError(f"layers_to_transform={wanted!r}: {bad} are no layers of {type(model).__name__} ({said}).")
+    if min(numbers) >= 0:
+        return config
+    if len(set(depths.values())) > 1:
+        raise TargetError(
+            f"layers_to_transform={wanted!r} counts from the end, which is not the same layer everywhere in "
+            f"{type(model).__name__} ({said}). Write the numbers from the front, or choose a stack by layers_pattern."
+        )
+    settled = sorted({n % deepest for n in numbers})
+    return config.copy(layers_to_transform=settled[0] if isinstance(wanted, int) else settled)
 
 
 def _nothing(

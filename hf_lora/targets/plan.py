@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, TargetError
@@ -23,7 +24,7 @@ from ..wording import full_name, some
 from .names import find_targets, input_table, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 
-__all__ = ["Site", "lora_site", "mha_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
+__all__ = ["Site", "low_rank_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Site(Spec):
     def build(self, layer: nn.Module) -> Adapter:
         """Make the empty adapter on the device where the layer computes."""
         own = own_tensor(layer, self.parameter)
-        device = compute_device(layer, own if own is not None else next(_tensors(layer)))
+        some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
+        device = compute_device(layer, some_tensor)
         adapter: Adapter = self.row.adapter.build(self, own, buffer=self.parameter in layer._buffers, device=device)
         return adapter
 
@@ -65,15 +67,9 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
         sites += saved_sites(modules[name], name)
     sites += token_sites(model, config, modules)
     targets, parameters = find_targets(model, config, modules)
-    for name in targets:
+    for name in (*targets, *parameters):
         try:
-            sites += [*mha_sites(modules, name, config)] or [lora_site(modules, config, name)]
-        except TargetError as error:
-            problems.append(str(error))
-    for name in parameters:
-        try:
-            owner, _, parameter = name.rpartition(".")
-            sites.append(lora_site(modules, config, owner, parameter))
+            sites += low_rank_sites(modules, config, name)
         except TargetError as error:
             problems.append(str(error))
     sites += _bias_sites(modules, config, sites)
@@ -85,7 +81,28 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     return list({(s.module, s.key): s for s in sites}.values()), targets, parameters
 
 
-def lora_site(
+def low_rank_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, target: str) -> list[Site]:
+    """Return the sites of a target, a layer's or a raw parameter's full name.
+
+    An `nn.MultiheadAttention` has two: its packed input projection and its output projection.
+    Raises TargetError where the layer cannot carry an adapter.
+    """
+    attention = modules.get(target)
+    if attention is None:
+        owner, _, parameter = target.rpartition(".")
+        return [_low_rank_site(modules, config, owner, parameter)]
+    if not isinstance(attention, nn.MultiheadAttention):
+        return [_low_rank_site(modules, config, target)]
+    if attention.in_proj_weight is None:
+        raise TargetError(
+            f"{target} is an nn.MultiheadAttention with separate key and value sizes, for which no published layout "
+            "exists. Name it in exclude_modules."
+        )
+    places = ((target, "in_proj_weight"), (f"{target}.out_proj", ""))
+    return [_low_rank_site(modules, config, *place, target=target) for place in places]
+
+
+def _low_rank_site(
     modules: Mapping[str, nn.Module], config: LoRAConfig, name: str, parameter: str = "", *, target: str = ""
 ) -> Site:
     """Return the site of a low-rank adapter on a layer's weight, or on a raw parameter of a module.
@@ -115,20 +132,6 @@ def lora_site(
     )
     _check(site, full, raw=bool(parameter))
     return site
-
-
-def mha_sites(modules: Mapping[str, nn.Module], name: str, config: LoRAConfig) -> Iterable[Site]:
-    """Yield the two sites of an `nn.MultiheadAttention`: its packed input projection and its output projection."""
-    mha = modules[name]
-    if not isinstance(mha, nn.MultiheadAttention):
-        return
-    if mha.in_proj_weight is None:
-        raise TargetError(
-            f"{name} is an nn.MultiheadAttention with separate key and value sizes, for which no published layout "
-            "exists. Name it in exclude_modules."
-        )
-    yield lora_site(modules, config, name, "in_proj_weight", target=name)
-    yield lora_site(modules, config, f"{name}.out_proj", target=name)
 
 
 def saved_sites(module: nn.Module, name: str) -> list[Site]:
@@ -258,9 +261,3 @@ def _input_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> str
             'write {"name.of.the.embedding": [...]}.'
         )
     return name
-
-
-def _tensors(layer: nn.Module) -> Iterator[Tensor]:
-    yield from layer.parameters()
-    yield from layer.buffers()
-    yield torch.empty(0, device="cpu")

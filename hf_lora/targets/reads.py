@@ -63,8 +63,7 @@ def weight_is_rescaled(parent: nn.Module, name: str) -> bool:
 
     RWKV does so between training and evaluation: what an adapter adds beside such a weight keeps its old scale.
     """
-    owner: type = type(parent)
-    return any(name.endswith(f".{ending}") for base in owner.__mro__ for ending in _rescaled(base.__module__))
+    return any(name.endswith(f".{ending}") for base in type(parent).__mro__ for ending in _rescaled(base.__module__))
 
 
 def is_named_in_a_call(parent: nn.Module, child: str) -> bool:
@@ -72,8 +71,8 @@ def is_named_in_a_call(parent: nn.Module, child: str) -> bool:
 
     True where the source cannot be had.
     """
-    owner: type = type(parent)
-    sources = [_source(base.__module__) for base in owner.__mro__ if base.__module__.startswith("transformers.models")]
+    modules = {base.__module__ for base in type(parent).__mro__}
+    sources = [_source(module) for module in modules if module.startswith("transformers.models")]
     return not sources or any(re.search(rf"\.{re.escape(child)}\(", source) for source in sources)
 
 
@@ -97,45 +96,24 @@ def _source(module: str) -> str:
 def _uses(cls: type) -> _Uses:
     """Return how the methods of a class, and of those it inherits from, use its children."""
     found = _Uses()
-    for base in cls.__mro__:
-        if base in (nn.Module, object):
-            break
-        own = _module_uses(base.__module__).get(base.__qualname__, _Uses())
-        found.read |= own.read
-        found.called |= own.called
-        found.mentioned |= own.mentioned
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        for method in _methods(base.__module__).get(base.__name__, ()):
+            _scan(method, found)
     return found
 
 
 @cache
-def _module_uses(module: str) -> dict[str, _Uses]:
-    """Return how each class written in a Python module uses its children, by qualified name; a file is parsed once."""
+def _methods(module: str) -> dict[str, list[ast.stmt]]:
+    """Return the methods of each class written in a Python module that use its children; a file is parsed once."""
     try:
-        tree = ast.parse(_source(module))
+        classes = [node for node in ast.walk(ast.parse(_source(module))) if isinstance(node, ast.ClassDef)]
     except SyntaxError:
         return {}
-    found: dict[str, _Uses] = {}
-    pending: list[tuple[str, ast.AST]] = [("", tree)]
-    while pending:
-        prefix, node = pending.pop()
-        for child in ast.iter_child_nodes(node):
-            inside = prefix
-            if isinstance(child, ast.ClassDef):
-                found[prefix + child.name] = _class_uses(child)
-                inside = f"{prefix}{child.name}."
-            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                inside = f"{prefix}{child.name}.<locals>."
-            if isinstance(child, ast.stmt):
-                pending.append((inside, child))
-    return found
+    return {cls.name: [node for node in cls.body if _is_method(node)] for cls in classes}
 
 
-def _class_uses(definition: ast.ClassDef) -> _Uses:
-    found = _Uses()
-    for node in definition.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith(_SETTING_UP):
-            _scan(node, found)
-    return found
+def _is_method(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith(_SETTING_UP)
 
 
 def _scan(function: ast.AST, found: _Uses) -> None:
@@ -146,67 +124,65 @@ def _scan(function: ast.AST, found: _Uses) -> None:
         children = _children_of_self(node, aliases)
         if not children or isinstance(getattr(node, "ctx", None), ast.Store):
             continue
-        found.mentioned.update(children)
+        found.mentioned |= children
         above = parents.get(node)
         if isinstance(above, ast.Attribute):
             if above.attr == "weight" and _computes(above, parents):
-                found.read.update(children)
+                found.read |= children
             elif above.attr == "forward":
-                found.called.update(children)
-        elif (isinstance(above, ast.Subscript) and above.value is node) or (
-            not _is_asking(above) and not _is_alias(above) and not _is_iterated(above, parents)
-        ):
-            found.called.update(children)
+                found.called |= children
+        elif not (_is_asking(above) or _is_alias(above) or _is_iterated(above, parents)):
+            found.called |= children
 
 
 def _children_of_self(node: ast.AST, aliases: dict[str, set[str]]) -> set[str]:
     """Return the children an expression stands for: `self.x`, `getattr(self, "x")`, or a name given to one."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-        return {node.attr}
-    if isinstance(node, ast.Name):
-        return aliases.get(node.id, set())
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-        match node.args[:2]:
-            case [ast.Name(id="self"), ast.Constant(value=str(name))]:
-                return {name}
+    match node:
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return {name}
+        case ast.Name(id=name):
+            return aliases.get(name, set())
+        case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id="self"), ast.Constant(value=str(name)), *_]):
+            return {name}
     return set()
 
 
 def _aliases(function: ast.AST) -> dict[str, set[str]]:
     """Return the local names that stand for children: `layer = self.x`, `for layer in (self.x, self.y)`."""
-    found: dict[str, set[str]] = {}
+    pairs: list[tuple[ast.expr, ast.expr]] = []
     for node in ast.walk(function):
-        pairs: list[tuple[ast.expr, ast.expr]] = []
-        if isinstance(node, ast.Assign):
-            pairs = [(target, node.value) for target in node.targets]
-        elif isinstance(node, (ast.For, ast.comprehension)) and isinstance(node.iter, (ast.Tuple, ast.List)):
-            pairs = [(node.target, element) for element in node.iter.elts]
-        for target, value in pairs:
-            children = _children_of_self(value, {})
-            if isinstance(target, ast.Name) and children:
-                found.setdefault(target.id, set()).update(children)
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                pairs += [(target, value) for target in targets]
+            case ast.For(target=target, iter=ast.Tuple(elts=elements) | ast.List(elts=elements)):
+                pairs += [(target, element) for element in elements]
+            case ast.comprehension(target=target, iter=ast.Tuple(elts=elements) | ast.List(elts=elements)):
+                pairs += [(target, element) for element in elements]
+    found: dict[str, set[str]] = {}
+    for target, value in pairs:
+        if isinstance(target, ast.Name) and (children := _children_of_self(value, {})):
+            found.setdefault(target.id, set()).update(children)
     return found
 
 
 def _computes(weight: ast.Attribute, parents: dict[ast.AST, ast.AST]) -> bool:
     """Tell whether a mention of a weight uses its numbers."""
-    if isinstance(weight.ctx, (ast.Store, ast.Del)):
-        return False
     above = parents.get(weight)
+    if isinstance(weight.ctx, ast.Store | ast.Del) or _is_asking(above):
+        return False
     if isinstance(above, ast.Attribute):
-        if above.attr == "data":
-            return _computes(above, parents)
-        return _METADATA.fullmatch(above.attr) is None
-    if isinstance(above, ast.Compare):
-        return not all(isinstance(op, (ast.Is, ast.IsNot)) for op in above.ops)
-    return not _is_asking(above)
+        return _computes(above, parents) if above.attr == "data" else _METADATA.fullmatch(above.attr) is None
+    return True
 
 
 def _is_asking(node: ast.AST | None) -> bool:
     """Tell whether the node is a call such as `isinstance(...)`, or a comparison with None."""
-    if isinstance(node, ast.Compare):
-        return all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _ASKING
+    match node:
+        case ast.Compare(ops=ops):
+            return all(isinstance(op, ast.Is | ast.IsNot) for op in ops)
+        case ast.Call(func=ast.Name(id=name)):
+            return name in _ASKING
+    return False
 
 
 def _is_alias(node: ast.AST | None) -> bool:
@@ -214,7 +190,5 @@ def _is_alias(node: ast.AST | None) -> bool:
 
 
 def _is_iterated(node: ast.AST | None, parents: dict[ast.AST, ast.AST]) -> bool:
-    if not isinstance(node, (ast.Tuple, ast.List)):
-        return False
-    above = parents.get(node)
-    return isinstance(above, (ast.For, ast.comprehension)) and above.iter is node
+    above = parents.get(node) if isinstance(node, ast.Tuple | ast.List) else None
+    return isinstance(above, ast.For | ast.comprehension) and above.iter is node

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from ..wording import full_name
+from ..layers.layer import base_modules
 
-_CONV1D = ("transformers.pytorch_utils", "Conv1D")  # known by name: a plain PyTorch model needs no Transformers
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -30,7 +30,7 @@ class Projection:
 
 def is_linear(module: nn.Module) -> bool:
     """Tell whether the module is a linear layer: `nn.Linear`, a subclass, or Transformers' `Conv1D`."""
-    return isinstance(module, nn.Linear) or _CONV1D in {(cls.__module__, cls.__name__) for cls in type(module).__mro__}
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -41,15 +41,18 @@ def is_convolution(module: nn.Module) -> bool:
 def is_stacked(module: nn.Module) -> bool:
     """Tell whether the module is a stack of matrices under one 3-D `weight`, as JetMoe's parallel experts are."""
     weight = module._parameters.get("weight")
-    return (
-        weight is not None and weight.dim() == 3 and not is_convolution(module) and not hasattr(module, "kernel_size")
-    )
+    return weight is not None and weight.dim() == 3 and not hasattr(module, "kernel_size")
 
 
 def is_opaque(module: nn.Module) -> bool:
     """Tell whether the module looks like a linear layer of its own making, which no adapter fits."""
     weight = module._parameters.get("weight")
     return weight is not None and weight.dim() == 2 and hasattr(module, "in_features") and not is_linear(module)
+
+
+def is_map(module: nn.Module) -> bool:
+    """Tell whether the module is any of these."""
+    return is_linear(module) or is_convolution(module) or is_stacked(module) or is_opaque(module)
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
@@ -61,8 +64,8 @@ def widths(module: nn.Module) -> tuple[int, int]:
     weight = module._parameters.get("weight")
     if weight is None or weight.dim() < 2:
         return 0, 0
-    shape = tuple(weight.shape[-2:])
-    return (shape[1], shape[0]) if is_stacked(module) or is_opaque(module) else (shape[0], shape[1])
+    rows, columns = weight.shape[-2:]
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
 class Tree:
@@ -71,25 +74,13 @@ class Tree:
     def __init__(self, model: nn.Module) -> None:
         """Walk `model` once; modules used twice keep their first name."""
         self.root = model
-        self.modules: dict[str, nn.Module] = {}
-        self.names: dict[nn.Module, str] = {}
-        self.parents: dict[nn.Module, nn.Module] = {}
-        self._walk(model, "")
-
-    def _walk(self, module: nn.Module, name: str) -> None:
-        self.modules[name] = module
-        self.names[module] = name
-        for label, child in module.named_children():
-            adapters = label == "adapters" and isinstance(child, nn.ModuleDict)
-            if child not in self.names and not adapters:
-                self.parents[child] = module
-                self._walk(child, full_name(name, label))
+        self.modules = dict(base_modules(model))
+        self.names = {module: name for name, module in self.modules.items()}
+        self.parents = {m: self.modules[name.rpartition(".")[0]] for name, m in self.modules.items() if name}
 
     def children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Yield the module's own children and their labels, adapters left out."""
-        for label, child in module.named_children():
-            if child in self.names:
-                yield label, child
+        return ((label, child) for label, child in module.named_children() if child in self.names)
 
     def below(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yield the module and everything below it, parents first."""
@@ -97,33 +88,29 @@ class Tree:
         for _, child in self.children(module):
             yield from self.below(child)
 
-    def projection(self, label: str, module: nn.Module) -> Projection | None:
-        """Return the linear map a child stands for: itself, or the only one inside a wrapper; None if there is none."""
-        if isinstance(module, nn.MultiheadAttention):
-            return None
-        leaf = module if self._is_map(module) else self._only_map(module)
-        if leaf is None:
-            return None
-        fan_in, fan_out = widths(leaf)
-        suffix = ".weight" if is_stacked(leaf) else ""
-        return Projection(label, self.names[leaf] + suffix, fan_in, fan_out, usable=not is_opaque(leaf))
+    def above(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Yield the module and everything that it is in."""
+        yield module
+        while (parent := self.parents.get(module)) is not None:
+            yield (module := parent)
 
     def projections(self, module: nn.Module) -> list[Projection]:
-        """Return the linear maps that the module's children stand for."""
-        found = (self.projection(label, child) for label, child in self.children(module))
-        return [projection for projection in found if projection is not None]
+        """Return the linear maps that the module's children stand for: themselves, or the only one inside a wrapper."""
+        found = ((label, self._map_in(child)) for label, child in self.children(module))
+        return [
+            Projection(label, self.names[m] + (".weight" if is_stacked(m) else ""), *widths(m), not is_opaque(m))
+            for label, m in found
+            if m is not None
+        ]
 
-    def _only_map(self, wrapper: nn.Module) -> nn.Module | None:
-        maps = []
-        for module in self.below(wrapper):
-            if isinstance(module, nn.MultiheadAttention):
+    def _map_in(self, module: nn.Module) -> nn.Module | None:
+        """Return the module itself or the only linear map below it; None where there is an attention of PyTorch's."""
+        if is_map(module):
+            return module
+        maps: list[nn.Module] = []
+        for inner in self.below(module):
+            if isinstance(inner, nn.MultiheadAttention) or (is_map(inner) and maps):
                 return None
-            if self._is_map(module):
-                maps.append(module)
-                if len(maps) > 1:
-                    return None
+            if is_map(inner):
+                maps.append(inner)
         return maps[0] if maps else None
-
-    @staticmethod
-    def _is_map(module: nn.Module) -> bool:
-        return is_linear(module) or is_convolution(module) or is_stacked(module) or is_opaque(module)
