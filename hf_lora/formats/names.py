@@ -181,10 +181,14 @@ def _rewrite(
 
 
 def _retold(config: LoRAConfig, rewrite: Rewrite | None) -> LoRAConfig:
-    """Return a config whose target_parameters have the new prefix where they are full names; endings fit as ever."""
+    """Return a config whose target_parameters have the new prefix where they begin with the old one or its end."""
     if rewrite is None or not rewrite[0] or not config.target_parameters:
         return config
-    return config.copy(target_parameters=[rewritten(entry, rewrite) for entry in config.target_parameters])
+    words = rewrite[0].split(".")
+    ends = [".".join(words[i:]) for i in range(len(words))]
+    told = {entry: next((end for end in ends if is_inside(entry, end)), "") for entry in config.target_parameters}
+    named = [rewritten(entry, (end, rewrite[1])) if end else entry for entry, end in told.items()]
+    return config.copy(target_parameters=named)
 
 
 def _missing(
