@@ -1,4 +1,4 @@
-"""A small Hub on loopback, which the real huggingface_hub client talks to.
+"""A small Hub in memory, which the real huggingface_hub client talks to by a transport of its own.
 
     from .hub import Hub, hub  # the fixture: a Hub that this process is logged in to as "me"
 
@@ -8,37 +8,33 @@
         assert set(hub.files("me/adapter")) == {...}         # exactly these files
         hub.fail_next(r"^POST .*/commit/", status(503, retry_after=2))
 
-huggingface_hub reads HF_ENDPOINT and the cache's place when it is imported, so the fixture changes the constants that
-it has read; a process started by the test gets them by `env=hub.environ()`. Xet is switched off both ways: its
-content-addressed store is a protocol of its own, and without it every client falls back to LFS. `time.sleep` only
-notes in `hub.slept` how long a client wanted to wait.
+A process started by the test reaches it on loopback, with `env=hub.environ()`. Xet is switched off both ways: without
+it every client falls back to LFS. `time.sleep` only notes in `hub.slept` how long a client wanted to wait.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
 
-from .hub_protocol import Handler
+from .hub_protocol import Answers, httpx
 
-__all__ = ["Fault", "Hub", "Request", "corrupt", "half", "hub", "reset", "status"]
+__all__ = ["Fault", "Hub", "corrupt", "half", "hub", "reset", "status"]
 
-# Made-up tokens in the form of real ones, so that tests see whether one leaks.
+# Made-up tokens in the form of real ones, so that tests see whether one leaks: whose each is, and whether it may write.
 TOKENS = {
     "hf_OwnerOwnerOwnerOwnerOwnerOwnerOwner": ("me", True),
     "hf_ReaderReaderReaderReaderReaderRead": ("me", False),
@@ -51,7 +47,7 @@ class Fault:
     """What goes wrong with an answer. done: the request is carried out first, only its answer is lost."""
 
     code: int = 0
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
     message: str = ""
     reset: bool = False
     half: bool = False
@@ -59,15 +55,14 @@ class Fault:
     done: bool = False
 
 
-def status(code: int, *, retry_after: int | None = None, error_code: str = "", message: str = "", done: bool = False) -> Fault:  # fmt: skip
-    """Answer with an HTTP status; error_code is what the Hub sends as X-Error-Code."""
-    headers = [("Retry-After", str(retry_after))] if retry_after is not None else []
-    headers += [("X-Error-Code", error_code)] if error_code else []
-    return Fault(code, tuple(headers), message or f"status {code}, as the test asked", done=done)
+def status(code: int, *, retry_after: int | None = None, message: str = "", done: bool = False) -> Fault:
+    """Answer with an HTTP status."""
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return Fault(code, headers, message or f"status {code}, as the test asked", done=done)
 
 
 def reset(*, done: bool = False) -> Fault:
-    """Reset the TCP connection instead of answering."""
+    """Reset the connection instead of answering."""
     return Fault(reset=True, done=done)
 
 
@@ -124,8 +119,8 @@ class Repo:
         return sha
 
 
-class Hub:
-    """The server's state, and what tests ask of it.
+class Hub(Answers):
+    """The Hub's state, and what tests ask of it.
 
     repos: by id. requests: every one so far. blobs: what was uploaded by LFS, by sha256. granted: who may read gated
     repos. tokens: token -> (user, may write). token, reader and stranger are the tokens of the repos' owner, of the
@@ -133,34 +128,54 @@ class Hub:
     """
 
     token, reader, stranger = TOKENS
+    endpoint = "http://hub.test"
+    cdn = "http://cdn.test"  # another host: where LFS files really lie
+    new_repo = Repo
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.granted: set[str] = set()
-        self.ranges = True
+        self.ranges = self.reachable = True
         self.tokens = dict(TOKENS)
         self.slept: list[float] = []
         self.lock = threading.RLock()
-        self.home = Path()
-        self.connections: set[socket.socket] = set()
-        self._faults: list[tuple[re.Pattern[str], Fault]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.hub = self  # type: ignore[attr-defined]
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self.cdn = f"http://localhost:{self._server.server_address[1]}"  # another host: where LFS files really lie
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
+        self.faults: list[tuple[re.Pattern[str], Fault]] = []
+        self._server: ThreadingHTTPServer | None = None
+
+    def client(self) -> Any:
+        """Return an HTTP client as huggingface_hub makes it, but for where it leads."""
+        hooks = {"request": [hf_request_event_hook]}
+        return httpx.Client(transport=httpx.MockTransport(self.handle), event_hooks=hooks, follow_redirects=True)
+
+    def handle(self, request: Any) -> Any:
+        """Answer any request: note it, do it, and let go wrong what the test asked for."""
+        if not self.reachable:
+            raise httpx.ConnectError("nobody listens", request=request)
+        line = f"{request.method} {request.url.raw_path.decode()}"
+        with self.lock:
+            self.requests.append(Request(line, request.headers, request.content))
+            fault = self.next_fault(line)
+            if fault.done or not (fault.reset or fault.code):
+                code, content, headers = self.answer(request)
+        if fault.reset:
+            raise httpx.ReadError("[Errno 104] Connection reset by peer", request=request)
+        if fault.code:
+            return httpx.Response(fault.code, json={"error": fault.message}, headers=fault.headers)
+        if fault.corrupt:
+            content = bytes(b ^ 0x55 for b in content)
+        sent: Any = b"" if request.method == "HEAD" else _cut(content) if fault.half else content
+        return httpx.Response(code, content=sent, headers={"Content-Length": str(len(content)), **headers})
 
     def close(self) -> None:
-        """Stop answering: from now on the Hub is unreachable, also for a client that kept its connection."""
-        self._server.shutdown()
-        for connection in list(self.connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._server.server_close()
-        self._thread.join()
+        """From now on the Hub is unreachable."""
+        self.reachable = False
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
     def add(
         self, name: str, files: Mapping[str, bytes] | Path, *, revision: str = "main",
@@ -195,31 +210,58 @@ class Hub:
 
     def fail_next(self, pattern: str, fault: Fault, times: int = 1) -> None:
         """Let the next `times` requests whose line ("GET /path?query") matches go wrong."""
-        self._faults += [(re.compile(pattern), fault)] * times
+        self.faults += [(re.compile(pattern), fault)] * times
 
     def next_fault(self, line: str) -> Fault:
         """Return what goes wrong with this request, and forget it."""
-        with self.lock:
-            for index, (pattern, fault) in enumerate(self._faults):
-                if pattern.search(line):
-                    del self._faults[index]
-                    return fault
+        for index, (pattern, fault) in enumerate(self.faults):
+            if pattern.search(line):
+                del self.faults[index]
+                return fault
         return Fault()
 
     def environ(self) -> dict[str, str]:
-        """Return the environment of a process that is to use this Hub and this test's cache."""
+        """Return the environment of a process that is to use this Hub, on loopback, and this test's cache."""
+        if self._server is None:
+            self._server = ThreadingHTTPServer(("127.0.0.1", 0), _on_loopback(self))
+            threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+            self.cdn = f"http://localhost:{self._server.server_address[1]}"
         return {
-            **os.environ, "HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token, "HF_HOME": str(self.home),
-            "HF_HUB_CACHE": str(self.home / "hub"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_address[1]}", "HF_TOKEN": self.token,
+            "HF_HOME": str(self.home), "HF_HUB_CACHE": str(self.home / "hub"), "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
+
+
+def _cut(content: bytes) -> Iterator[bytes]:
+    yield content[: len(content) // 2]
+    raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+
+def _on_loopback(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    """Return a handler of real requests that asks the Hub, for reading only."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = f"http://{self.headers['Host']}{self.path}"
+            answer = hub.handle(httpx.Request(self.command, url, headers=dict(self.headers)))
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    return Handler
 
 
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub of its own for this process, an empty cache, and a login as "me"; nothing really sleeps."""
-    server = Hub()
-    server.home = tmp_path_factory.mktemp("hf_home")
+    server = Hub(tmp_path_factory.mktemp("hf_home"))
     here: dict[str, Any] = {
         "ENDPOINT": server.endpoint,
         "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
@@ -239,10 +281,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(server.home)  # where no folder has the name of one of its repos
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: (server.slept.append(seconds), sleep(0))[1])
-    close_session()
+    huggingface_hub.set_client_factory(server.client)
     try:
         yield server
     finally:
-        close_session()
-        if server._thread.is_alive():
-            server.close()
+        huggingface_hub.set_client_factory(default_client_factory)
+        server.close()

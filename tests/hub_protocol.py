@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import re
-import socket
-import struct
-from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["Handler"]
+__all__ = ["Answers", "httpx"]
+
+# httpx where huggingface_hub is of version 1, httpx2 in version 2.
+httpx: Any = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
 LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".model")
-_SUB = "revision|tree|preupload|commits?|branch|paths-info|refs"
+_SUB = "revision|tree|preupload|commit|branch"
 _API = re.compile(rf"/api/(?:models|spaces)/((?:[^/]+/)?(?!(?:{_SUB})(?:/|$))[^/]+)(?:/({_SUB})(?:/(.*))?)?$")
 _RESOLVE = re.compile(r"/(?:spaces/)?((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)$")
 _LFS_BATCH = re.compile(r"/(.+)\.git/info/lfs/objects/batch$")
@@ -41,93 +43,30 @@ def etag(path: str, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_sha(content)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request at a time of one connection; `self.server.hub` holds the state."""
+class Answers:
+    """Answers one request at a time, out of the Hub's state."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body leave together
+    endpoint: str
+    cdn: str
+    repos: dict[str, Any]
+    blobs: dict[str, bytes]
+    tokens: dict[str, tuple[str, bool]]
+    granted: set[str]
+    ranges: bool
+    new_repo: Any
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-    def setup(self) -> None:
-        """Note the connection, so that the Hub can cut it."""
-        super().setup()
-        self.hub: Any = self.server.hub  # type: ignore[attr-defined]
-        self.hub.connections.add(self.connection)
-
-    def finish(self) -> None:
-        """Forget the connection."""
-        self.hub.connections.discard(self.connection)
-        super().finish()
-
-    def do_GET(self) -> None:
-        """Answer any request: read it whole, note it, do it, and let go wrong what the test asked for."""
-        from .hub import Request
-
-        body = self._read_body()
-        self.hub.requests.append(Request(f"{self.command} {self.path}", dict(self.headers), body))
-        fault = self.hub.next_fault(f"{self.command} {self.path}")
-        if fault.reset and not fault.done:
-            return self._reset()
-        if fault.code and not fault.done:
-            return self._send(fault.code, json.dumps({"error": fault.message}).encode(), dict(fault.headers))
-        code, content, headers = self._answer(body)
-        if fault.reset:
-            return self._reset()
-        if fault.code:
-            code, content, headers = fault.code, json.dumps({"error": fault.message}).encode(), dict(fault.headers)
-        if fault.corrupt:
-            content = bytes(b ^ 0x55 for b in content)
-        return self._send(code, content, headers, half=fault.half)
-
-    do_HEAD = do_POST = do_PUT = do_GET
-
-    # --- the wire -----------------------------------------------------------------------------------------------
-
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
-    def _reset(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        self.close_connection = True
-        self.wfile = _Nowhere()  # type: ignore[assignment]
-
-    def _send(self, code: int, content: bytes, headers: dict[str, str], half: bool = False) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        if "Content-Length" not in headers:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content[: len(content) // 2] if half else content)
-        self.wfile.flush()
-        self.close_connection = self.close_connection or half
-
-    def _answer(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+    def answer(self, request: Any) -> tuple[int, bytes, dict[str, str]]:
+        """Carry a request out and return the answer's status, body and headers."""
+        self.headers, self.query = request.headers, {k: v[0] for k, v in parse_qs(request.url.query.decode()).items()}
         try:
-            with self.hub.lock:
-                answer = self._route(body)
+            answer = self._route(request.url.raw_path.decode().partition("?")[0], request.content)
         except _Refusal as refusal:
             headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
             headers |= refusal.body.pop("headers", {})
             return refusal.status, json.dumps({"error": refusal.message, **refusal.body}).encode(), headers
         return answer if isinstance(answer, tuple) else (200, json.dumps(answer).encode(), {})
 
-    def _route(self, body: bytes) -> Any:
-        url = urlsplit(self.path)
-        self.query = {k: v[0] for k, v in parse_qs(url.query).items()}
-        path = url.path
+    def _route(self, path: str, body: bytes) -> Any:
         if path == "/api/whoami-v2":
             return self._whoami()
         if path == "/api/repos/create":
@@ -138,12 +77,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._batch(unquote(match[1]), json.loads(body))
         if path.startswith("/lfs/"):
             return self._store(path[5:], body)
-        if path == "/lfs-verify":
-            return self._verify(json.loads(body))
         if path.startswith("/cdn/"):
-            return self._bytes(self.hub.blobs[path[5:]], {"ETag": f'"{path[5:]}"'})
+            return self._bytes(self.blobs[path[5:]], {"ETag": f'"{path[5:]}"'})
         if match := _API.match(path):
-            name, what, rest = unquote(match[1]), (match[2] or "revision").replace("-", "_"), match[3] or "main"
+            name, what, rest = unquote(match[1]), match[2] or "revision", match[3] or "main"
             revision, _, inner = rest.partition("/")
             return getattr(self, f"_{what}")(name, unquote(revision), unquote(inner), body)
         if match := _RESOLVE.match(path):
@@ -154,16 +91,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _user(self) -> tuple[str, bool]:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if given and given not in self.hub.tokens:
+        if given and given not in self.tokens:
             raise _Refusal(401, "Invalid credentials in Authorization header")
-        return self.hub.tokens.get(given, ("", False))
+        return self.tokens.get(given, ("", False))
 
     def _repo(self, name: str, *, write: bool = False, files: bool = False, pr: bool = False) -> Any:
         user, may_write = self._user()
-        repo, owner = self.hub.repos.get(name), name.partition("/")[0]
+        repo, owner = self.repos.get(name), name.partition("/")[0]
         if repo is None or (repo.private and user != owner):
             raise _Refusal(404 if user else 401, "Repository not found" if user else "Invalid username or password.", "RepoNotFound")  # fmt: skip
-        if files and repo.gated and user != owner and user not in self.hub.granted:
+        if files and repo.gated and user != owner and user not in self.granted:
             told = "you are not in the authorized list" if user else "you must be authenticated to access it"
             raise _Refusal(403 if user else 401, f"Access to model {name} is restricted: {told}.", "GatedRepo")
         if write and not (may_write and (pr or user == owner)):
@@ -186,16 +123,14 @@ class Handler(BaseHTTPRequestHandler):
     # --- writing ------------------------------------------------------------------------------------------------
 
     def _create(self, wanted: dict[str, Any]) -> Any:
-        from .hub import Repo
-
         user, may_write = self._user()
         name = f"{wanted.get('organization') or user}/{wanted['name']}"
         if not user or not may_write or name.partition("/")[0] != user:
             raise _Refusal(403 if user else 401, f"You don't have the rights to create a model under {name}.")
-        url = {"url": f"{self.hub.endpoint}/{name}", "name": name}
-        if name in self.hub.repos:
+        url = {"url": f"{self.endpoint}/{name}", "name": name}
+        if name in self.repos:
             raise _Refusal(409, "You already created this model repo", **url)
-        repo = self.hub.repos[name] = Repo(private=wanted.get("private") is True or wanted.get("visibility") == "private")  # fmt: skip
+        repo = self.repos[name] = self.new_repo(private=wanted.get("private") is True or wanted.get("visibility") == "private")  # fmt: skip
         repo.commit("main", None, {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         return url
 
@@ -232,23 +167,15 @@ class Handler(BaseHTTPRequestHandler):
         self._repo(name, write=True, pr=True)
         objects = []
         for each in wanted["objects"]:
-            actions = {
-                "upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}?X-Amz-Signature=once"},
-                "verify": {"href": f"{self.hub.endpoint}/lfs-verify"},
-            }
-            objects.append({**each} if each["oid"] in self.hub.blobs else {**each, "actions": actions})
+            actions = {"upload": {"href": f"{self.endpoint}/lfs/{each['oid']}?X-Amz-Signature=once"}}
+            objects.append({**each} if each["oid"] in self.blobs else {**each, "actions": actions})
         return {"transfer": "basic", "objects": objects}
 
     def _store(self, oid: str, body: bytes) -> Any:
         if hashlib.sha256(body).hexdigest() != oid:
             raise _Refusal(400, "XAmzContentSHA256Mismatch")
-        self.hub.blobs[oid] = body
+        self.blobs[oid] = body
         return 200, b"", {"ETag": f'"{oid}"'}
-
-    def _verify(self, wanted: dict[str, Any]) -> Any:
-        if len(self.hub.blobs.get(wanted["oid"], b"")) != wanted["size"]:
-            raise _Refusal(422, "the object is not there")
-        return {}
 
     def _commit(self, name: str, revision: str, _: str, body: bytes) -> Any:
         pr = "create_pr" in self.query
@@ -263,14 +190,14 @@ class Handler(BaseHTTPRequestHandler):
             value = operation["value"]
             if operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif operation["key"] == "lfsFile" and value["oid"] in self.hub.blobs:
-                files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif operation["key"] == "lfsFile" and value["oid"] in self.blobs:
+                files[value["path"]] = self.blobs[value["oid"]]
             else:
                 raise _Refusal(400, f"{operation['key']} of {value}: not possible here")
         number = sum(ref.startswith("refs/pr/") for ref in repo.refs) + 1
         ref = f"refs/pr/{number}" if pr else revision
         sha = repo.commit(ref, base.sha, files, header["value"]["summary"], header["value"].get("description", ""))
-        url = f"{self.hub.endpoint}/{name}"
+        url = f"{self.endpoint}/{name}"
         answer = {"success": True, "commitUrl": f"{url}/commit/{sha}", "commitOid": sha}
         return {**answer, "pullRequestUrl": f"{url}/discussions/{number}"} if pr else answer
 
@@ -279,15 +206,11 @@ class Handler(BaseHTTPRequestHandler):
     def _revision(self, name: str, revision: str, _: str, body: bytes) -> Any:
         repo = self._repo(name)
         commit = self._at(repo, revision)
-        siblings = [
-            {"rfilename": f, **({k: v for k, v in _entry(f, c).items() if k in ("size",)} if "blobs" in self.query else {})}
-            for f, c in commit.files.items()
-        ]  # fmt: skip
         return {
             "_id": name, "id": name, "modelId": name, "sha": commit.sha, "private": repo.private,
             "gated": "manual" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "siblings": siblings, "spaces": [], "createdAt": "2025-01-01T00:00:00.000Z",
-            "lastModified": "2025-01-01T00:00:00.000Z",
+            "siblings": [{"rfilename": file} for file in commit.files], "spaces": [],
+            "createdAt": "2025-01-01T00:00:00.000Z", "lastModified": "2025-01-01T00:00:00.000Z",
         }  # fmt: skip
 
     def _tree(self, name: str, revision: str, inner: str, body: bytes) -> Any:
@@ -302,29 +225,6 @@ class Handler(BaseHTTPRequestHandler):
         entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": f} for f in folders]
         return entries + [_entry(f, c) for f, c in found.items() if deep or "/" not in f[len(under) :]]
 
-    def _paths_info(self, name: str, revision: str, _: str, body: bytes) -> Any:
-        files = self._at(self._repo(name), revision).files
-        wanted = parse_qs(body.decode()).get("paths", [])
-        return [_entry(f, files[f]) for f in wanted if f in files]
-
-    def _refs(self, name: str, revision: str, _: str, body: bytes) -> Any:
-        refs = self._repo(name).refs.items()
-
-        def as_refs(pr: bool) -> list[dict[str, str]]:
-            return [
-                {"name": n, "ref": n if pr else f"refs/heads/{n}", "targetCommit": sha}
-                for n, sha in refs if n.startswith("refs/pr/") == pr
-            ]  # fmt: skip
-
-        return {"branches": as_refs(False), "converts": [], "tags": [], "pullRequests": as_refs(True)}
-
-    def _commits(self, name: str, revision: str, _: str, body: bytes) -> Any:
-        self._at(self._repo(name), revision)
-        return [
-            {"id": c.sha, "title": c.title, "message": c.description, "authors": [], "date": "2025-01-01T00:00:00.000Z"}
-            for c in self.hub.log(name, revision)
-        ]
-
     def _resolve(self, name: str, revision: str, path: str) -> Any:
         commit = self._at(self._repo(name, files=True), revision)
         headers = {"X-Repo-Commit": commit.sha}
@@ -334,14 +234,14 @@ class Handler(BaseHTTPRequestHandler):
         tag = etag(path, content)
         if not path.endswith(LFS):
             return self._bytes(content, {**headers, "ETag": f'"{tag}"'})
-        self.hub.blobs[tag] = content
+        self.blobs[tag] = content
         linked = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
-        return 302, b"", {**headers, **linked, "Location": f"{self.hub.cdn}/cdn/{tag}"}
+        return 302, b"", {**headers, **linked, "Location": f"{self.cdn}/cdn/{tag}"}
 
     def _bytes(self, content: bytes, headers: dict[str, str]) -> Any:
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None or not self.hub.ranges:
+        if wanted is None or not self.ranges:
             return 200, content, headers
         start, stop = int(wanted[1]), min(int(wanted[2] or len(content) - 1) + 1, len(content))
         if start >= len(content):
@@ -353,15 +253,3 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     lfs = {"oid": etag(path, content), "size": len(content), "pointerSize": 134}
     told = {"type": "file", "oid": git_sha(content), "size": len(content), "path": path}
     return {**told, "lfs": lfs} if path.endswith(LFS) else told
-
-
-class _Nowhere:
-    """Takes what is written after a connection was reset."""
-
-    closed = True
-
-    def write(self, data: bytes) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterFileError, HubAccessError, HubError, HubNotFoundError
+from hf_lora.errors import HubAccessError, HubError, HubNotFoundError
 
 from .cases import move
 from .hub import Fault, Hub, corrupt, half, hub, reset, status  # noqa: F401 (hub is the fixture)
-from .peek import Source, fetch, fetch_range, file_size, holds_token, hub_calls, is_repo_id, list_files, redacted
+from .peek import Source, fetch, fetch_range, holds_token, is_repo_id, list_files, redacted
+from .tiny import tiny
 
 SMALL = {"small.json": b'{"a": 1}', "deep/w.safetensors": bytes(range(256)) * 40}
-TINY = {
-    "n_layer": 1,
-    "n_embd": 8,
-    "n_head": 2,
-    "vocab_size": 16,
-    "n_positions": 8,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
 IDS = torch.tensor([[1, 2, 3]])
 
 
@@ -39,10 +30,10 @@ def cached(hub: Hub) -> list[Path]:
     return sorted(p for p in (hub.home / "hub").rglob("blobs/*") if p.is_file())
 
 
-def tiny(folder: Path) -> Path:
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**TINY)).save_pretrained(folder)
-    return folder
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny("gpt2", cls=GPT2LMHeadModel).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
 
 
 # --- what is there ----------------------------------------------------------------------------------------------
@@ -72,14 +63,6 @@ def test_none_means_that_the_repo_is_there_and_has_no_such_file(hub: Hub) -> Non
     assert fetch("me/x", "small.json", subfolder="deep") is None
 
 
-def test_a_file_that_a_commit_does_not_have_is_asked_for_once(hub: Hub) -> None:
-    sha = hub.add("me/x", SMALL)
-    assert fetch("me/x", "nope.json", revision=sha) is None
-    before = len(hub.requests)
-    assert fetch("me/x", "nope.json", revision=sha) is None
-    assert len(hub.requests) == before
-
-
 def test_a_range_is_read_without_the_rest(hub: Hub) -> None:
     hub.add("me/x", SMALL)
     content = SMALL["deep/w.safetensors"]
@@ -88,12 +71,8 @@ def test_a_range_is_read_without_the_rest(hub: Hub) -> None:
     assert fetch_range("me/x", "small.json", 500, 1000) == b""
     assert fetch_range("me/x", "small.json", 3, 3) == b""
     assert cached(hub) == []
-
-
-def test_a_range_of_a_server_that_knows_none_is_cut_out(hub: Hub) -> None:
-    hub.add("me/x", SMALL)
     hub.ranges = False
-    assert fetch_range("me/x", "deep/w.safetensors", 300, 310) == SMALL["deep/w.safetensors"][300:310]
+    assert fetch_range("me/x", "deep/w.safetensors", 300, 310) == content[300:310]
 
 
 def test_the_token_goes_to_the_hub_and_not_to_where_its_files_lie(hub: Hub) -> None:
@@ -101,8 +80,8 @@ def test_the_token_goes_to_the_hub_and_not_to_where_its_files_lie(hub: Hub) -> N
     fetch("me/x", "deep/w.safetensors")
     fetch_range("me/x", "deep/w.safetensors", 0, 9)
     assert len(hub.asked("/cdn/")) == 2
-    assert not any("authorization" in {k.lower() for k in r.headers} for r in hub.asked("/cdn/"))
-    assert all("authorization" in {k.lower() for k in r.headers} for r in hub.asked("/me/x/"))
+    assert not any("authorization" in request.headers for request in hub.asked("/cdn/"))
+    assert all("authorization" in request.headers for request in hub.asked("/me/x/"))
 
 
 def test_the_files_of_a_repo_are_listed_with_their_sizes(hub: Hub) -> None:
@@ -110,8 +89,6 @@ def test_the_files_of_a_repo_are_listed_with_their_sizes(hub: Hub) -> None:
     assert list_files("me/x") == {"small.json": 8, "deep/w.safetensors": 10240}
     assert list_files("me/x", subfolder="deep") == {"w.safetensors": 10240}
     assert list_files("me/x", subfolder="nowhere") == {}
-    assert file_size("me/x", "small.json") == 8
-    assert file_size("me/x", "nope") is None
 
 
 # --- what is not there, and why ---------------------------------------------------------------------------------
@@ -151,10 +128,9 @@ def test_each_refusal_is_its_own_error_that_says_what_to_do(hub: Hub, ask: Calla
     assert ask("me/private")
 
 
-def test_a_model_s_load_says_the_same(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_s_load_says_the_same(hub: Hub) -> None:
     hub.add("org/gated", SMALL, gated=True)
-    base = GPT2LMHeadModel.from_pretrained(tiny(tmp_path / "base"))
-    model = LoRAModel.from_model(base, LoRAConfig(r=2))
+    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
     for load in (LoRAModel.from_pretrained, lambda name: model.load_adapter(name, "second")):
         with pytest.raises(HubNotFoundError, match="me/none"):
             load("me/none")
@@ -182,19 +158,12 @@ def test_too_many_requests_and_a_broken_hub_are_errors_that_say_when_to_try_agai
     with pytest.raises(HubError, match="300 seconds"):
         fetch_range("me/x", "small.json", 0, 4)
     assert sum(hub.slept) == 0  # nobody waits five minutes without being told
-    hub._faults.clear()
-    hub.fail_next("/me/x/", status(500), times=99)
-    with pytest.raises(HubError, match="status 500"):
-        fetch("me/x", "small.json")
-
-
-def test_an_unreachable_hub_is_an_error_that_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.close()
-    monkeypatch.setattr(hub_calls, "WAITS", (1.0,))
-    with pytest.raises(HubError, match="connection .*http://127"):
-        fetch("me/x", "small.json")
-    with pytest.raises(HubError, match="connection .*http://127"):
-        fetch_range("me/x", "small.json", 0, 4)
+    for fault, told in ((status(500), "status 500"), (reset(), "connection .*http://hub.test")):
+        hub.faults.clear()
+        hub.fail_next("/me/x/", fault, times=99)
+        for ask in (ask_file, ask_range):
+            with pytest.raises(HubError, match=told):
+                ask("me/x")
 
 
 def test_a_name_that_no_repo_can_have_is_left_to_the_caller(hub: Hub) -> None:
@@ -216,7 +185,6 @@ def offline(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.Monkey
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         elif request.param == "unreachable":
             hub.close()
-            monkeypatch.setattr(hub_calls, "WAITS", ())  # a new TLS context for each try takes its time
         elif request.param == "broken":
             hub.fail_next("", status(503), times=999)
         return {"local_files_only": True} if request.param == "local_files_only" else {}
@@ -241,9 +209,9 @@ def test_offline_the_cache_answers(hub: Hub, offline: Callable[[], dict[str, boo
 
 
 def test_a_base_that_only_the_cache_holds_gets_its_adapter(
-    hub: Hub, tmp_path: Path, offline: Callable[[], dict[str, bool]]
+    hub: Hub, base: Path, offline: Callable[[], dict[str, bool]]
 ) -> None:
-    hub.add("me/base", tiny(tmp_path / "base"))
+    hub.add("me/base", base)
     GPT2LMHeadModel.from_pretrained("me/base")
     shutil.rmtree(hub.home / "hub" / "models--me--base" / ".no_exist", ignore_errors=True)
     kwargs = offline()
@@ -264,7 +232,7 @@ def test_a_tokenizer_in_the_cache_makes_no_base_of_an_adapter(hub: Hub, monkeypa
     shutil.rmtree(hub.home / "hub")
     fetch("me/x", "tokenizer.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"me/x.*cache.*adapter_config\.json"):
+    with pytest.raises(HubError, match=r"adapter_config\.json of me/x.*cache"):
         fetch("me/x", "adapter_config.json")
 
 
@@ -281,10 +249,10 @@ def test_offline_ranges_and_lists_come_from_the_cache(hub: Hub, monkeypatch: pyt
 
 # --- what goes wrong on the way ---------------------------------------------------------------------------------
 
-ONCE: list[Fault] = [status(503, retry_after=2), status(500), status(429, retry_after=1), reset(), half(), corrupt()]
+ONCE = {"503": status(503), "reset": reset(), "half": half(), "corrupt": corrupt()}
 
 
-@pytest.mark.parametrize("fault", ONCE, ids=["503", "500", "429", "reset", "half", "corrupt"])
+@pytest.mark.parametrize("fault", ONCE.values(), ids=ONCE)
 @pytest.mark.parametrize("at", ["^HEAD /me/x", "^GET "])
 @pytest.mark.parametrize("file", ["small.json", "deep/w.safetensors"])
 def test_what_goes_wrong_once_is_made_good(hub: Hub, fault: Fault, at: str, file: str) -> None:
@@ -293,27 +261,10 @@ def test_what_goes_wrong_once_is_made_good(hub: Hub, fault: Fault, at: str, file
     path = fetch("me/x", file)
     assert path is not None
     assert path.read_bytes() == SMALL[file]
-    if at.startswith("^GET"):
+    if at.startswith("^GET") and not fault.corrupt:  # a part has no checksum
         hub.fail_next(at, fault)
-        if not fault.corrupt:  # a part has no checksum
-            assert fetch_range("me/x", file, 2, 6) == SMALL[file][2:6]
+        assert fetch_range("me/x", file, 2, 6) == SMALL[file][2:6]
     assert sum(hub.slept) < 60
-
-
-def test_the_hub_is_waited_for_as_long_as_it_asks(hub: Hub) -> None:
-    hub.add("me/x", SMALL)
-    hub.fail_next("^GET ", status(503, retry_after=7))
-    assert fetch_range("me/x", "small.json", 0, 4) == SMALL["small.json"][:4]
-    assert hub.slept == [7.0]
-
-
-def test_tries_are_few(hub: Hub) -> None:
-    hub.add("me/x", SMALL)
-    hub.fail_next("^GET ", reset(), times=99)
-    with pytest.raises(HubError, match="connection"):
-        fetch_range("me/x", "small.json", 0, 4)
-    assert len(hub.asked("^GET ")) == 4
-    assert hub.slept == [1.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("file", ["small.json", "deep/w.safetensors"])
@@ -322,9 +273,8 @@ def test_bytes_that_are_corrupted_every_time_never_stay_in_the_cache(hub: Hub, f
     hub.fail_next("^GET ", corrupt(), times=99)
     with pytest.raises(HubError, match="download"):
         fetch("me/x", file)
-    assert len(hub.asked("^GET ")) == 2
     assert cached(hub) == []
-    hub._faults.clear()
+    hub.faults.clear()
     path = fetch("me/x", file)
     assert path is not None
     assert path.read_bytes() == SMALL[file]
@@ -365,7 +315,7 @@ def test_no_error_and_no_log_holds_a_token(hub: Hub, caplog: pytest.LogCaptureFi
     secret = "an-own-secret-of-a-company"
     for token in (hub.token, secret):
         for code in (400, 401, 403, 404, 429, 500):
-            hub._faults.clear()
+            hub.faults.clear()
             echo = f"bad token {token}, Bearer {token}, see https://h/x?X-Amz-Signature=0123"
             hub.fail_next("me/x", status(code, retry_after=99, message=echo), times=99)
             with pytest.raises(HubError) as caught:
@@ -386,28 +336,16 @@ def test_what_looks_like_a_token_is_told_from_the_library_s_name() -> None:
     assert holds_token(f"hf_{'Ab1' * 11}")
 
 
-# --- sources ----------------------------------------------------------------------------------------------------
+# --- an adapter ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "\\x"])
-def test_no_file_s_name_leads_out_of_its_place(hub: Hub, tmp_path: Path, file: str) -> None:
-    (tmp_path / "x").touch()
-    (tmp_path / "in").mkdir()
-    for name in (str(tmp_path / "in"), "me/x"):
-        with pytest.raises(AdapterFileError, match=re.escape(repr(file))):
-            Source.of(name, {}).find(file)
-    assert hub.requests == []
-
-
-def test_an_adapter_of_the_hub_loads_through_every_fault(hub: Hub, tmp_path: Path) -> None:
-    base = GPT2LMHeadModel.from_pretrained(tiny(tmp_path / "base"))
-    model = LoRAModel.from_model(base, LoRAConfig(r=2))
+def test_an_adapter_of_the_hub_loads_through_every_fault(hub: Hub, base: Path, tmp_path: Path) -> None:
+    model = LoRAModel.from_model(GPT2LMHeadModel.from_pretrained(base), LoRAConfig(r=2))
     move(model)
     model.save_pretrained(tmp_path / "adapter")
     wanted = model.eval()(IDS).logits
     hub.add("me/adapter", tmp_path / "adapter")
-    for fault in ONCE:
+    for fault in ONCE.values():
         hub.fail_next("^(GET|HEAD) ", fault)
-    fresh = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
-    loaded = LoRAModel.from_pretrained("me/adapter", base_model=fresh)
+    loaded = LoRAModel.from_pretrained("me/adapter", base_model=GPT2LMHeadModel.from_pretrained(base))
     assert torch.equal(loaded.eval()(IDS).logits, wanted)

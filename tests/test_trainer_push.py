@@ -6,6 +6,7 @@ import json
 import threading
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import HubAccessError, HubError, ModelError
 
 from .hub import Hub, hub, status
-from .peek import Pushes, facts_of, uploads
+from .peek import Job, Pushes, commits, facts_of
 from .test_auto_classes import _tokenizer
 from .trainings import Rows, bert, weights
 
@@ -119,14 +120,14 @@ class _Gate:
     """Holds the first push until it is opened, however many saves come meanwhile."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened, self.messages, upload = threading.Event(), [], uploads.upload
+        self.opened, self.messages, commit = threading.Event(), [], commits.commit
 
         def gated(folder: Path, repo_id: str, message: str, **kwargs: object) -> object:
             self.messages.append(message)
             assert self.opened.wait(PATIENCE)
-            return upload(folder, repo_id, message, **kwargs)
+            return commit(folder, repo_id, message=message, **kwargs)
 
-        monkeypatch.setattr(uploads, "upload", gated)
+        monkeypatch.setattr(commits, "commit", gated)
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
@@ -155,30 +156,32 @@ def test_hub_always_push_pushes_every_save(tmp_path: Path, hub: Hub, monkeypatch
     assert gate.messages == [f"Training in progress, step {n}" for n in (2, 4, 6)]
 
 
+@pytest.mark.parametrize("always", [True, False])
 @pytest.mark.parametrize("failing", [{"1"}, {"2"}, {"1", "2"}, {"3"}])
-def test_what_is_pushed_again_takes_the_place_of_nothing_newer(failing: set[str], tmp_path: Path) -> None:
-    """Where every save is pushed on its own, one may fail while a newer one is on its way already."""
+def test_what_is_pushed_again_takes_the_place_of_nothing_newer(failing: set[str], always: bool, tmp_path: Path) -> None:
     there: dict[str, str] = {}
-    gate, left = threading.Event(), set(failing)
+    gate, left, failed = threading.Event(), set(failing), []
 
     def upload(folder: Path, message: str) -> None:
         assert gate.wait(PATIENCE)
         if message in left:
             left.remove(message)
+            failed.append(message)
             raise HubError(message)
         there.update({p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()})
 
-    pushes = Pushes(upload, always=True)
+    pushes = Pushes(upload, always)
     for number in "123":
-        folder = tmp_path / number
-        (folder / f"checkpoint-{number}").mkdir(parents=True)
+        staged = TemporaryDirectory(dir=tmp_path)
+        folder = Path(staged.name)
+        (folder / f"checkpoint-{number}").mkdir()
         (folder / "adapter").write_text(number)
         (folder / f"checkpoint-{number}" / "adapter").write_text(number)
-        pushes.offer(folder, number)
+        pushes.offer(Job(staged, number))
     gate.set()
     assert pushes.settle()
     assert there == {"adapter": "3", **{f"checkpoint-{number}/adapter": number for number in "123"}}
-    assert [message for message, _ in pushes.failures] == sorted(failing)
+    assert [message for message, _ in pushes.failures] == failed
     assert not list(tmp_path.iterdir())
 
 
@@ -304,17 +307,18 @@ def test_a_trainer_without_adapters_pushes_as_before(tmp_path: Path, hub: Hub) -
     assert {"model.safetensors", "training_args.bin"} <= names(hub)
 
 
-def test_a_file_that_holds_the_token_is_never_uploaded_and_a_local_path_is_left_out(tmp_path: Path, hub: Hub) -> None:
+def test_a_file_that_holds_a_token_is_never_uploaded_and_a_local_path_is_left_out(tmp_path: Path, hub: Hub) -> None:
     """As where a tokenizer keeps what it was loaded with."""
     run = trainer(public_bert(), tmp_path / "out", hub)
-    tokenizer = run.processing_class
-    tokenizer.init_kwargs["cache_dir"] = str(tmp_path / "out" / "cache")
+    given = run.processing_class.init_kwargs
+    given["cache_dir"] = str(tmp_path / "out" / "cache")
     run.push_to_hub()
     assert json.loads(hub.files("me/x")["tokenizer_config.json"])["cache_dir"] is None
-    del tokenizer.init_kwargs["cache_dir"]
-    tokenizer.init_kwargs["comment"] = hub.token
-    with pytest.raises(HubError, match=r"tokenizer_config\.json.*token"):
-        run.push_to_hub()
+    for token in (hub.token, hub.stranger, "ghp_" + 36 * "a1"):
+        given["comment"] = token
+        with pytest.raises(ModelError, match=r"tokenizer_config\.json.*token") as raised:
+            run.push_to_hub()
+        assert token not in str(raised.value)
     assert_nothing_private(hub, tmp_path / "out")
 
 
@@ -355,20 +359,27 @@ def test_logs_that_grow_while_they_are_uploaded_do_not_fail_the_push(
     assert hub.files("me/x")["runs/events.out"] == b"scalar"
 
 
-def test_a_log_with_the_folder_in_json_s_escapes_is_left_out_as_well(tmp_path: Path, hub: Hub) -> None:
+def test_logs_go_without_the_machine_s_name_and_process_and_none_that_names_its_folder(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard finds a run's files by "tfevents" in their names."""
+    monkeypatch.setattr("platform.node", lambda: "box.lab")
     out = tmp_path / "Zoë"
-    (out / "runs").mkdir(parents=True)
-    (out / "runs" / "events.bad").write_text(json.dumps({"output_dir": str(out)}))
-    (out / "runs" / "events.token").write_text(f"token: {hub.reader}")
+    run, events = out / "runs" / "Nov28_03-26-59_box.lab", "events.out.tfevents.1732765619.box.lab.4711"
+    logs = {
+        f"{events}.0": b"train", f"{events}.1": b"eval", f"1732765620.25/{events}.2": b"hparams", "mine.csv": b"mine",
+        "bad": json.dumps({"output_dir": str(out)}).encode(), "named": b"runs/Nov28_03-26-59_box.lab",
+        "token": hub.reader.encode(),
+    }  # fmt: skip
+    for name, content in logs.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(content)
     trainer(public_bert(), out, hub).push_to_hub()
-    assert names(hub) == ADAPTER | TOKENIZER | {"README.md"}
-
-
-def test_a_token_other_than_the_one_in_use_stops_the_push(tmp_path: Path, hub: Hub) -> None:
-    run = trainer(public_bert(), tmp_path / "out", hub)
-    run.processing_class.init_kwargs["comment"] = hub.stranger
-    with pytest.raises(HubError, match=r"tokenizer_config\.json.*token"):
-        run.push_to_hub()
+    pushed = {name: content for name, content in hub.files("me/x").items() if name.startswith("runs/")}
+    time = "events.out.tfevents.1732765619"
+    want = {time: b"train", f"{time}.1": b"eval", f"1732765620.25/{time}": b"hparams", "mine.csv": b"mine"}
+    assert pushed == {f"runs/Nov28_03-26-59/{name}": content for name, content in want.items()}
+    assert names(hub) - pushed.keys() == ADAPTER | TOKENIZER | {"README.md"}
 
 
 def test_metadata_of_another_type_in_the_card_does_not_end_the_training(tmp_path: Path, hub: Hub) -> None:

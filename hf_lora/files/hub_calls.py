@@ -1,4 +1,4 @@
-"""One call of huggingface_hub: tried again where that can help, its errors as ours, and no token in any of them."""
+"""One call of huggingface_hub, its errors as ours: what happened, what to do, and no token."""
 
 from __future__ import annotations
 
@@ -23,23 +23,14 @@ from huggingface_hub.errors import (
 from ..errors import HubAccessError, HubError, HubNotFoundError
 from .privacy import redacted
 
-__all__ = [
-    "FAILURES",
-    "WAITS",
-    "Request",
-    "as_hub_error",
-    "call",
-    "cannot_connect",
-    "wait_for",
-]
+__all__ = ["FAILURES", "Request", "as_hub_error", "call"]
 
 # What huggingface_hub lets through from the connection: httpx's errors in version 1, httpx2's in version 2.
 _CONNECTION: type[Exception] = HfHubHTTPError.__bases__[0]
 FAILURES: tuple[type[Exception], ...] = (_CONNECTION, OSError, ValueError, RuntimeError)
 
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
-WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try, where the Hub does not say
-PATIENCE = 20.0  # seconds after the first failure in which a further try may start; upstream tries within each, too
+_TRANSIENT = (408, 500, 502, 503, 504)
+_WAIT = 1.0  # seconds before the second try
 
 T = TypeVar("T")
 
@@ -53,48 +44,27 @@ class Request:
     token: str | bool | None = None
     doing: str = "read"
 
+    @property
+    def has_token(self) -> bool:
+        """Whether a token is sent."""
+        return self.token is not False and (isinstance(self.token, str) or get_token() is not None)
 
-def call(action: Callable[[], T], subject: Request) -> T:
-    """Return what an action returns, tried up to four times where the Hub or the connection fails for the moment.
 
-    `Retry-After` is kept to; where it asks for more than 20 seconds the call fails at once and says so.
-    Raises HubError and its kinds; what huggingface_hub raises for a missing file (EntryNotFoundError) is one of them,
-    so an action that may meet it has to catch it.
+def call(action: Callable[[], T], subject: Request, again: bool = True) -> T:
+    """Return what an action returns, tried once more (`again`) where the Hub or the connection failed for the moment.
+
+    huggingface_hub itself tries longer where much would be lost. Raises HubError and its kinds; what huggingface_hub
+    raises for a missing file (EntryNotFoundError) is one of them, so an action that may meet it has to catch it.
     """
-    failed = 0.0
-    for delay in (*WAITS, None):
-        try:
-            return action()
-        except FAILURES as error:
-            failed = failed or time.monotonic()
-            wait = wait_for(error, delay)
-            if wait is None or time.monotonic() - failed + wait > PATIENCE:
-                raise as_hub_error(error, subject) from None
-        time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def wait_for(error: BaseException, otherwise: float | None) -> float | None:
-    """Return the seconds to wait before another try: what the Hub asks for, or else `otherwise`.
-
-    None where another try cannot help, where the Hub asks for too long a wait, or where `otherwise` is None.
-    """
-    given_up = isinstance(error, LocalEntryNotFoundError)  # by upstream, after six tries
-    error = _root(error)
-    if otherwise is None or given_up or isinstance(error, OfflineModeIsEnabled):
-        return None
-    if isinstance(error, HfHubHTTPError):
-        if error.response is None or error.response.status_code not in _TRANSIENT:
-            return None
-        asked = _retry_after(error)
-        return otherwise if asked is None else float(asked) if asked <= PATIENCE else None
-    cut_short = isinstance(error, OSError) and "Consistency check failed" in str(error)
-    return otherwise if cut_short or _is_of_connection(error) else None
-
-
-def cannot_connect(error: BaseException) -> bool:
-    """Whether no connection came about at all, as without a network."""
-    return type(_root(error)).__name__ in ("ConnectError", "ConnectTimeout")
+    try:
+        return action()
+    except HubError:
+        raise
+    except FAILURES as error:
+        if not again or not _may_pass(error):
+            raise as_hub_error(error, subject) from None
+    time.sleep(_WAIT)
+    return call(action, subject, again=False)
 
 
 def as_hub_error(error: BaseException, subject: Request) -> HubError:
@@ -103,7 +73,7 @@ def as_hub_error(error: BaseException, subject: Request) -> HubError:
     repo = subject.repo
     login = "log in with `hf auth login`, or pass token="
     if isinstance(error, GatedRepoError):
-        then = "log in" if not _has_token(subject) else "wait for the approval where its owner gives one"
+        then = "wait for the approval where its owner gives one" if subject.has_token else "log in"
         return HubAccessError(
             f"{repo} is gated: accept its terms at https://huggingface.co/{repo} with your account, then {then} "
             "(`hf auth login`, or token=)."
@@ -116,29 +86,51 @@ def as_hub_error(error: BaseException, subject: Request) -> HubError:
             "for its branches and commits, and pass revision=."
         )
     if isinstance(error, RepositoryNotFoundError):
-        why = "the token in use may not see it" if _has_token(subject) else f"you are not logged in ({login})"
+        why = "the token in use may not see it" if subject.has_token else f"you are not logged in ({login})"
         return HubNotFoundError(f"{repo} does not exist on the Hub, or it is private and {why}; check the name.")
     if isinstance(error, LocalTokenNotFoundError):
         return HubAccessError(f"a token is needed to {subject.doing} {repo}, and there is none: {login}.")
     if isinstance(error, HFValidationError):
         return HubError(f"{repo!r} is not the id of a Hub repo, which is 'name' or 'owner/name'.")
-    if isinstance(error, OfflineModeIsEnabled):
-        return HubError(f"cannot {subject.doing} {repo}: HF_HUB_OFFLINE is set, so the Hub is not asked.")
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "local_files_only=True"
+        cache = ", and the cache does not have it" if subject.doing.startswith("read") else ""
+        return HubError(f"cannot {subject.doing} {repo}: the Hub is not asked ({why}){cache}.")
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return _of_status(error, subject)
+    told = redacted(str(error), subject.token) or type(error).__name__
     if _is_of_connection(error):
-        told, endpoint = redacted(str(error), subject.token) or type(error).__name__, redacted(constants.ENDPOINT)
-        return HubError(
-            f"cannot {subject.doing} {repo}: the connection to {endpoint} failed ({told}). Check the network "
-            "and try again."
-        )
-    return HubError(f"cannot {subject.doing} {repo}: {redacted(str(error), subject.token)}")
+        told = f"the connection to {redacted(constants.ENDPOINT)} failed ({told}). Check the network and try again."
+    return HubError(f"cannot {subject.doing} {repo}: {told}")
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, LocalEntryNotFoundError):  # given up by upstream, after several tries
+        return False
+    error = _root(error)
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code in _TRANSIENT
+    return _is_of_connection(error) or "Consistency check failed" in str(error)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what really happened, below the general errors that huggingface_hub raises from it."""
+    while isinstance(error.__cause__, FAILURES) and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    return error
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    offline = isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, (_CONNECTION, ConnectionError, TimeoutError)) and not offline
 
 
 def _of_status(error: HfHubHTTPError, subject: Request) -> HubError:
     status = error.response.status_code
     told = redacted(error.server_message or str(error), subject.token)
     doing = f"cannot {subject.doing} {subject.repo}"
+    asked = error.response.headers.get("Retry-After", "").strip()
+    later = f"in {asked} seconds" if asked.isdigit() else "later"
     if status == 401:
         return HubAccessError(f"{doing}: the Hub does not know the token in use ({told}); run `hf auth login` anew.")
     if status == 403:
@@ -149,35 +141,8 @@ def _of_status(error: HfHubHTTPError, subject: Request) -> HubError:
     if status == 404:
         return HubNotFoundError(f"{doing}: {told}")
     if status == 429:
-        hint = "" if _has_token(subject) else ", or log in (`hf auth login`), which raises the limit"
-        return HubError(f"{doing}: too many requests for the Hub's rate limit; try again {_later(error)}{hint}.")
+        hint = "" if subject.has_token else ", or log in (`hf auth login`), which raises the limit"
+        return HubError(f"{doing}: too many requests for the Hub's rate limit; try again {later}{hint}.")
     if status >= 500 or status == 408:
-        return HubError(f"{doing}: the Hub answers with status {status} ({told}); try again {_later(error)}.")
+        return HubError(f"{doing}: the Hub answers with status {status} ({told}); try again {later}.")
     return HubError(f"{doing}: the Hub refused with status {status}: {told}")
-
-
-def _is_of_connection(error: BaseException) -> bool:
-    # huggingface_hub 1.3 closes its client after a failed connection, and then tries again with it
-    closed = isinstance(error, RuntimeError) and "client has been closed" in str(error)
-    return closed or isinstance(error, (_CONNECTION, ConnectionError, TimeoutError))
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what really happened, below the general errors that huggingface_hub raises from it."""
-    while isinstance(error.__cause__, FAILURES) and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    return error
-
-
-def _has_token(subject: Request) -> bool:
-    return subject.token is not False and (isinstance(subject.token, str) or get_token() is not None)
-
-
-def _later(error: HfHubHTTPError) -> str:
-    asked = _retry_after(error)
-    return "later" if asked is None else f"in {asked} seconds"
-
-
-def _retry_after(error: HfHubHTTPError) -> int | None:
-    asked = error.response.headers.get("Retry-After", "").strip()
-    return int(asked) if asked.isdigit() else None

@@ -1,4 +1,4 @@
-"""Which files of a training run go to the Hub, and how: by name only, free of secrets, with errors as ours.
+"""Which files of a training run go to the Hub: by name only, and free of what names this machine.
 
 Everything is put into a folder of its own first (hard links where the disk allows it), because the training goes on
 and old checkpoints are deleted while that folder is uploaded.
@@ -8,130 +8,114 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from ..errors import HubError
 from ..files.disk import write_atomically
-from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAMES, places_of
+from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, places_of
 from ..files.privacy import holds_token, names_path
-from .commits import commit
 
-__all__ = [
-    "Private",
-    "stage_adapters",
-    "stage_checkpoint",
-    "stage_logs",
-    "upload",
-]
+__all__ = ["private_names", "scrub_configs", "stage_adapters", "stage_checkpoint", "stage_logs"]
 
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0])
 STATE_NAME = "trainer_state.json"
 # What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
 RESUMING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")
+# TensorBoard calls a run <time>_<host>, and its files events.out.tfevents.<time>.<host>.<process>.<number>.
+_RUN = re.compile(r"(.*\d\d_\d\d-\d\d-\d\d)_.+")
+_EVENTS = re.compile(r"(events\.out\.tfevents\.\d+)\..+")
 
 
-@dataclass(frozen=True)
-class Private:
-    """What a run must not publish: a token, and a folder of this machine as an absolute path ("" for none)."""
-
-    token: str | None
-    folder: str
-
-    @classmethod
-    def of(cls, token: str | None, folder: str | os.PathLike[str]) -> Private:
-        """Take a call's token, and a Trainer's folder."""
-        place = os.path.abspath(folder)
-        return cls(token, "" if place == os.path.dirname(place) else place)  # every path has the root in it
-
-    def scrubbed(self, value: Any) -> Any:
-        """Return a JSON value without tokens, and without texts that name the folder or something in it."""
-        if isinstance(value, dict):
-            return {k: self.scrubbed(v) for k, v in value.items() if not self.is_in(k.encode())}
-        if isinstance(value, list):
-            return [self.scrubbed(item) for item in value]
-        return None if isinstance(value, str) and self.is_in(value.encode()) else value
-
-    def is_in(self, content: bytes) -> bool:
-        """Return whether a file's content holds a token or the folder's path."""
-        return holds_token(content, self.token) or self.names_folder(content)
-
-    def names_folder(self, content: bytes) -> bool:
-        """Return whether a file's content names the folder."""
-        return bool(self.folder) and names_path(content, self.folder)
+def private_names(folder: str | os.PathLike[str]) -> list[str]:
+    """Return what nothing of a run may name: its folder as an absolute path, and this machine, as runs are called."""
+    place, host = os.path.abspath(folder), platform.node()
+    # Every path has the root in it, and every text a name of no letters.
+    return [name for name in (place, host and f"_{host}") if name and name != os.path.dirname(name)]
 
 
-def stage_adapters(source: Path, target: Path, names: Sequence[str], *, cards: bool = True) -> None:
-    """Take adapters' files along, and their cards where there are some. Raises HubError where one is missing."""
+def stage_adapters(source: Path, target: Path, names: Sequence[str], cards: Sequence[Path] = ()) -> None:
+    """Take adapters' files along, and each one's card from the first folder of `cards` that has it.
+
+    Raises HubError where a file is missing.
+    """
     for name, place in places_of(names).items():
-        missing = [file for file in ADAPTER_FILES if not _take(source / place / file, target / place / file)]
+        wanted = (CONFIG_NAME, WEIGHTS_NAME)
+        missing = [file for file in wanted if not _take(source / place / file, target / place / file)]
         if missing:
             raise HubError(f"{source / place} lacks {' and '.join(missing)} of the adapter {name!r}: nothing to push.")
-        if cards:
-            _take(source / place / CARD_NAME, target / place / CARD_NAME)
+        any(_take(folder / place / CARD_NAME, target / place / CARD_NAME) for folder in cards)
 
 
-def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: Private) -> None:
+def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: Sequence[str]) -> None:
     """Take along what resuming from a checkpoint needs; its state names no place of this machine."""
-    stage_adapters(source, target, names, cards=False)
+    stage_adapters(source, target, names)
     for pattern in RESUMING:
         for path in source.glob(pattern):
             _take(path, target / path.name)
     if (source / STATE_NAME).is_file():
-        state = private.scrubbed(json.loads((source / STATE_NAME).read_text(encoding="utf-8")))
+        state = _scrubbed(json.loads((source / STATE_NAME).read_text(encoding="utf-8")), private)
         state["best_model_checkpoint"] = None  # it is not there where this one is downloaded to
-        write_atomically(target / STATE_NAME, (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+        _write_json(target / STATE_NAME, state)
 
 
-def stage_logs(source: Path, target: Path, private: Private) -> None:
-    """Take TensorBoard's logs along, except those that name the folder they were written to.
+def stage_logs(source: Path, target: Path, private: Sequence[str], token: str | None) -> None:
+    """Take TensorBoard's logs along under names without the machine's, except those that hold something private.
 
     As copies: the training goes on writing them, and what is uploaded has to keep its checksum.
     """
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        copy = target / path.relative_to(source)
         if path.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-            if private.is_in(copy.read_bytes()):
-                copy.unlink()
+            content = path.read_bytes()
+            if not holds_token(content, token) and not any(names_path(content, name) for name in private):
+                copy = _public_log(target, path.relative_to(source))
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
 
 
-def upload(
-    folder: Path, repo_id: str, message: str, *, token: Any, revision: str | None, private: Private
-) -> huggingface_hub.CommitInfo:
-    """Upload a staged folder in one commit. Raises HubError; also where a file holds a token."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if path.suffix == ".json" and path.name.endswith("_config.json"):
-            text = path.read_bytes()
-            if private.names_folder(text) and not holds_token(text, private.token):
-                path.write_text(json.dumps(private.scrubbed(json.loads(text)), indent=2) + "\n", encoding="utf-8")
-        if holds_token(path.read_bytes(), private.token):
-            name = path.relative_to(folder)
-            raise HubError(
-                f"{name} holds the token that it would be uploaded with, or what looks like one, so nothing was pushed "
-                f"to {repo_id}."
-            )
-        files[path.relative_to(folder).as_posix()] = path
-    return commit(files, repo_id, message=message, token=token, revision=revision)
+def scrub_configs(folder: Path, private: Sequence[str]) -> None:
+    """Take private names out of the configs in a staged folder, as where a tokenizer keeps its cache's place."""
+    for path in folder.rglob("*_config.json"):
+        content = path.read_bytes()
+        if any(names_path(content, name) for name in private):
+            _write_json(path, _scrubbed(json.loads(content), private))
+
+
+def _public_log(target: Path, path: Path) -> Path:
+    *folders, name = path.parts
+    public = target.joinpath(*(_RUN.sub(r"\1", folder) for folder in folders), _EVENTS.sub(r"\1", name))
+    number, free = 0, public
+    while free.exists():  # another file that was begun in the same second
+        number += 1
+        free = public.with_name(f"{public.name}.{number}")
+    return free
+
+
+def _scrubbed(value: Any, private: Sequence[str]) -> Any:
+    """Return a JSON value without texts that hold a private name."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(each, private) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(each, private) for each in value]
+    return None if isinstance(value, str) and any(names_path(value, name) for name in private) else value
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _take(source: Path, target: Path) -> bool:
     if not source.is_file():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    if source.name in (CARD_NAME, CONFIG_NAME):  # written anew in the staged folder, and small
-        shutil.copyfile(source, target)
-    else:
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or one that knows no links
+    try:
+        if source.suffix in (".json", ".md"):  # small, and written anew here
             shutil.copyfile(source, target)
+        else:
+            os.link(source, target)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(source, target)
     return True

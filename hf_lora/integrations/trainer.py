@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .cards import facts_of, write_cards
-from .pushing import Pushes
+from .pushing import Job, Pushes
 from .resuming import tell_missing_best
 from .starting import widen
 from .trained_model import for_lora, lora_model
@@ -119,6 +118,8 @@ def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
         revision: str | None = None,
         **kwargs: Any,
     ) -> Any:
+        from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
+
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         private = kwargs.pop("private", None)
         if self.hub_model_id is None:
@@ -131,9 +132,13 @@ def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
             kwargs["tags"] = tags
         self.create_model_card(model_name=kwargs.pop("model_name", None) or self.hub_model_id.split("/")[-1], **kwargs)
         _settle(self)
-        folder = _staged(target, self, Path(self.args.output_dir))
-        queue = Pushes(_uploader(self, token, revision))
-        return (queue.run if blocking else queue.start)(folder, commit_message)
+        folder, upload = _staged(target, self, Path(self.args.output_dir)), _uploader(self, token, revision)
+
+        def push() -> Any:
+            with folder:
+                return upload(Path(folder.name), commit_message)
+
+        return push() if blocking else run_as_future(push)
 
     return push_to_hub
 
@@ -154,7 +159,7 @@ def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
         except (OSError, ValueError) as error:  # a full disk, a base renamed to a local one: the training goes on
             queue.miss(when, error)
             return
-        queue.offer(folder, f"Training in progress, {when}")
+        queue.offer(Job(folder, f"Training in progress, {when}"))
         self.push_in_progress = _in_progress(queue)
 
     return push_from_checkpoint
@@ -196,40 +201,37 @@ def _queue(trainer: Any) -> Pushes:
 
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
-    from ..hub.uploads import Private, upload
+    from ..hub import commits
 
-    token, revision = token or trainer.args.hub_token, revision or trainer.args.hub_revision
-    repo, private = trainer.hub_model_id, Private.of(token, trainer.args.output_dir)
-    return lambda folder, message: upload(folder, repo, message, token=token, revision=revision, private=private)
+    token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
+    return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
 
 
-def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> Path:
+def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> tempfile.TemporaryDirectory[str]:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..files.names import CARD_NAME, places_of
-    from ..hub.uploads import Private, stage_adapters, stage_checkpoint, stage_logs
+    from ..hub import uploads
 
     _check_bases(model)
     output, names = Path(trainer.args.output_dir), list(model.peft_config)
-    private = Private.of(trainer.args.hub_token, output)
-    folder = Path(tempfile.mkdtemp(prefix=_STAGED, dir=output))
+    private = uploads.private_names(output)
+    staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=output, ignore_cleanup_errors=True)
+    folder = Path(staged.name)
     try:
         processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
         if processing is not None:
             processing.save_pretrained(folder)
-        stage_adapters(source, folder, names)
-        if source != output:
-            for place in places_of(names).values():  # what the user wrote into the cards of the run
-                if (card := output / place / CARD_NAME).is_file():
-                    (folder / place / CARD_NAME).write_bytes(card.read_bytes())
+        uploads.stage_adapters(source, folder, names, cards=(output, source))
+        if source != output:  # a checkpoint, which has results of its own
             write_cards(model, folder, facts_of(trainer), trainer.hub_model_id)
-        stage_logs(output / "runs", folder / "runs", private)
+        uploads.scrub_configs(folder, private)
+        uploads.stage_logs(output / "runs", folder / "runs", private, trainer.args.hub_token)
         if strategy in ("checkpoint", "all_checkpoints"):
             name = "last-checkpoint" if strategy == "checkpoint" else source.name
-            stage_checkpoint(source, folder / name, names, private)
+            uploads.stage_checkpoint(source, folder / name, names, private)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        staged.cleanup()
         raise
-    return folder
+    return staged
 
 
 def _check_bases(model: Any) -> None:
@@ -245,5 +247,5 @@ def _in_progress(queue: Pushes) -> Any:
     """Return what Transformers itself, and others, look at to know whether a push is in flight."""
     from transformers.utils.hub import PushInProgress
 
-    futures: Any = queue.futures()  # annotated as one future there
+    futures: Any = queue.futures  # annotated as one future there
     return PushInProgress(futures)

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import shutil
-import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
 from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES, places_of
-from ..files.privacy import holds_token, is_local_base, public_base
+from ..files.privacy import is_local_base, public_base
 from ..files.tensors import write_tensors
 from ..formats.contents import Contents
 from ..formats.opening import open_adapter
@@ -32,7 +31,6 @@ from .saving import save_adapters
 
 __all__ = ["push_adapter", "push_folder", "save_pretrained"]
 
-ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAMES[0], CARD_NAME)
 # What tokenizers and processors are made of; a folder's other files stay where they are.
 TOKENIZER_FILES = (
     "added_tokens.json", "bpe.codes", "chat_template.jinja", "chat_template.json", "emoji.json", "merges.txt",
@@ -103,19 +101,25 @@ def push_adapter(
     Raises ModelError, AdapterStateError and HubError; the model and every file here stay as they are.
     """
     configs = {n: c for n, c in model._lora.configs.items() if adapter_name in (None, n)}
-    local = [name for c in configs.values() if (name := c.base_model_name_or_path) and is_local_base(name)]
     bases = {n: public_base(c.base_model_name_or_path, base_model, f"the adapter {n!r}") for n, c in configs.items()}
     places = list(places_of(list(configs)).values())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, repo_id = Path(temporary, "adapter"), _full_id(repo_id, token)
-        there = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+    if tags:
+        card_data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
+        card_data.tags = [*(card_data.tags or ()), *tags]
+    tokenizer = processing_class if tokenizer is None else tokenizer
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ModelError(f"tokenizer= takes what has save_pretrained, not a {type(tokenizer).__name__}.")
+
+    def write(folder: Path, repo_id: str) -> None:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
-        data = _with_tags(card_data, tags)
-        save_adapters(model, folder, adapter_name, state_dict, card_data=data, repo_id=known, bases=bases)
-        files = _files_of(folder, places, there)
-        files |= _saved_by(processing_class if tokenizer is None else tokenizer, Path(temporary, "tokenizer"))
-        _refuse_secrets(files, local, token)
-        return _committed(files, repo_id, commit_message, commit_description, private, token, revision, create_pr)
+        save_adapters(model, folder, adapter_name, state_dict, card_data=card_data, repo_id=known, bases=bases)
+
+    return _publish(
+        write, repo_id, places, [c.base_model_name_or_path for c in configs.values()], commit_message, token=token,
+        revision=revision, create_pr=create_pr, private=private, description=commit_description,
+    )  # fmt: skip
 
 
 def push_folder(
@@ -135,95 +139,78 @@ def push_folder(
     Raises AdapterFileError, ConfigError, ModelError and HubError; the folder stays as it is.
     """
     places = _adapters_in(directory)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, local = Path(temporary, "adapter"), []
-        found = {place: _open(directory / place, base_model) for place in places}
-        repo_id = _full_id(repo_id, None)
-        there = _fetch_cards(repo_id, places, folder, revision, None, Path(temporary, "cache"))
-        for place, (contents, base) in found.items():
-            _copy_adapter(contents, directory / place, folder / place, base)
-            local += [name for name in (contents.config.base_model_name_or_path,) if name and is_local_base(name)]
-        files = _files_of(folder, places, there)
-        files |= {name: directory / name for name in TOKENIZER_FILES if (directory / name).is_file()}
-        _refuse_secrets(files, local, None)
-        return _committed(files, repo_id, commit_message, None, private, None, revision, create_pr)
+    found = {place: _open(directory / place) for place in places}
+    named = {place: contents.config.base_model_name_or_path for place, contents in found.items()}
+    way = "name it on the Hub with --base-model org/name"
+    bases = {p: public_base(base, base_model, f"the adapter in {directory / p}", way) for p, base in named.items()}
 
+    def write(folder: Path, repo_id: str) -> None:
+        for name in TOKENIZER_FILES:
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, folder / name)
+        for place, contents in found.items():
+            _copy_adapter(contents, directory / place, folder / place, bases[place])
 
-def _committed(
-    files: Mapping[str, Path],
-    repo_id: str,
-    message: str | None,
-    description: str | None,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    info = commit(
-        files, repo_id, message=message or "Upload adapter", description=description, private=private, token=token,
-        revision=revision, create_pr=create_pr,
+    return _publish(
+        write, repo_id, places, list(named.values()), commit_message, revision=revision, create_pr=create_pr,
+        private=private,
     )  # fmt: skip
-    return str(info.pr_url or info.commit_url)
 
 
-def _with_tags(card_data: ModelCardData | None, tags: Sequence[str] | None) -> ModelCardData | None:
-    if not tags:
-        return card_data
-    data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
-    data.tags = [*(data.tags or ()), *tags]
-    return data
+def _publish(
+    write: Callable[[Path, str], None],
+    repo_id: str,
+    places: Sequence[str],
+    bases: Sequence[str | None],
+    message: str | None,
+    *,
+    revision: str | None,
+    token: str | bool | None = None,
+    **how: Any,
+) -> str:
+    """Commit what `write` puts into a folder, where the cards lie that the repo has; return the commit's URL.
 
-
-def _full_id(repo_id: str, token: str | bool | None) -> str:
-    """Return a repo's id with its owner, which is whose token it is where none is named. Raises HubError offline."""
+    write: takes the folder and the repo's full id. places: the adapters' places in it. bases: how they name their
+    bases, of which no path is published. how: as `commit` takes it.
+    """
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set.")
-    if "/" in repo_id:
-        return repo_id
-    api = huggingface_hub.HfApi()
-    return f"{call(lambda: api.whoami(token), Request(repo_id, token=token, doing='write to'))['name']}/{repo_id}"
+    if "/" not in repo_id:  # the repo of whose token it is
+        whoami, subject = huggingface_hub.HfApi().whoami, Request(repo_id, token=token, doing="write to")
+        repo_id = f"{call(lambda: whoami(token), subject)['name']}/{repo_id}"
+    local = {base for base in bases if base and is_local_base(base) and _is_path(base)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "adapter")
+        cards = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+        write(folder, repo_id)
+        for card, content in cards.items():
+            if card.read_bytes() == content:  # perhaps one that nobody can read, which the Hub would refuse
+                card.unlink()
+        paths = [*local, *(os.path.abspath(os.path.expanduser(base)) for base in local)]
+        info = commit(
+            folder, repo_id, message=message or "Upload adapter", revision=revision, token=token, paths=paths, **how
+        )
+    return str(info.pr_url or info.commit_url)
 
 
 def _fetch_cards(
     repo_id: str, places: Sequence[str], folder: Path, revision: str | None, token: str | bool | None, cache: Path
 ) -> dict[Path, bytes]:
-    """Put the cards that a repo has, on the branch or else on main, where the adapters' own are written; return them.
-
-    Those of main are not the branch's, and not returned.
-    """
-    there = {}
+    """Put the cards that a repo has, on the branch or else on main, where the adapters' own go; return them."""
+    cards = {}
     for place in places:
         (folder / place).mkdir(parents=True, exist_ok=True)
         for branch in dict.fromkeys((revision, None)):
             try:
-                found = fetch(repo_id, _in(place, CARD_NAME), revision=branch, token=token, cache_dir=cache)
+                found = fetch(repo_id, CARD_NAME, subfolder=place, revision=branch, token=token, cache_dir=cache)
             except HubNotFoundError:  # no such repo, or no such branch yet
                 continue
             if found is not None:
-                shutil.copyfile(found, folder / place / CARD_NAME)
-                if branch == revision:
-                    there[folder / place / CARD_NAME] = found.read_bytes()
+                card = folder / place / CARD_NAME
+                shutil.copyfile(found, card)
+                cards[card] = card.read_bytes()
             break
-    return there
-
-
-def _files_of(folder: Path, places: Sequence[str], there: Mapping[Path, bytes]) -> dict[str, Path]:
-    """Return the adapters' files by their places in the repo, without cards that are there as they are."""
-    files = {_in(place, name): folder / place / name for place in places for name in ADAPTER_FILES}
-    cards = {path for path in files.values() if path.name == CARD_NAME}
-    unchanged = {path for path in cards if not path.exists() or there.get(path) == path.read_bytes()}
-    return {name: path for name, path in files.items() if path not in unchanged}
-
-
-def _saved_by(tokenizer: Any, folder: Path) -> dict[str, Path]:
-    """Return the files that a tokenizer or processor saves, by their places in the repo; no weights."""
-    if tokenizer is None:
-        return {}
-    if not hasattr(tokenizer, "save_pretrained"):
-        raise ModelError(f"tokenizer= takes what has save_pretrained, not a {type(tokenizer).__name__}.")
-    tokenizer.save_pretrained(folder)
-    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {f: p for f, p in files.items() if p.suffix not in (".safetensors", ".bin", ".pt", ".pth")}
+    return cards
 
 
 def _adapters_in(directory: Path) -> list[str]:
@@ -238,11 +225,11 @@ def _adapters_in(directory: Path) -> list[str]:
     return places
 
 
-def _open(directory: Path, base_model: str | None) -> tuple[Contents, str]:
-    """Read an adapter, so that only one that can be loaded is pushed; return it with its base's Hub id."""
+def _open(directory: Path) -> Contents:
+    """Read an adapter, so that only one that can be loaded is pushed."""
     found = open_adapter(str(directory), {}, required=True)
     assert found is not None
-    return found, public_base(found.config.base_model_name_or_path, base_model, f"the adapter in {directory}")
+    return found
 
 
 def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> None:
@@ -265,31 +252,6 @@ def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> N
         amend_card(card, ModelCardData(base_model=base))
 
 
-def _refuse_secrets(files: Mapping[str, Path], local: Sequence[str], token: str | bool | None) -> None:
-    """Raise ModelError where a text among the files, or the header of the weights, names a local path or a token."""
-    paths = {form for path in local if _is_path(path) for form in (path, os.path.abspath(os.path.expanduser(path)))}
-    for name, file in files.items():
-        text = _text(file)
-        for path in paths:
-            if path in text or json.dumps(path)[1:-1] in text:
-                raise ModelError(f"{name} would publish the local path {path!r}; take it out of there first.")
-        if holds_token(text, token):
-            raise ModelError(f"{name} would publish what is, or looks like, a token of the Hub; take it out first.")
-
-
-def _text(file: Path) -> str:
-    """Return what a reader can read of a file: its text, or the header of a safetensors file."""
-    if file.suffix != ".safetensors":
-        return file.read_bytes().decode(errors="replace")
-    with open(file, "rb") as weights:
-        (length,) = struct.unpack("<Q", weights.read(8))
-        return weights.read(length).decode(errors="replace")
-
-
 def _is_path(name: str) -> bool:
     """Whether a name is worth looking for: a bare word stands in too many texts that mean another."""
     return "/" in name or "\\" in name or name.startswith("~")
-
-
-def _in(place: str, file: str) -> str:
-    return f"{place}/{file}" if place else file
