@@ -16,7 +16,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast, Seq2SeqTrainer
 from hf_lora import LoRAConfig, LoRAModel, metrics
 from hf_lora.errors import ConfigError
 
-from .peek import Metrics, facts_of
+from .peek import Metrics, measured
 from .tiny import VOCAB, tiny
 from .trainings import Rows, bert, gpt2, t5, trainer
 
@@ -253,7 +253,10 @@ def test_several_data_sets_are_told_apart_in_the_card(tmp_path: Path) -> None:
         {"type": "accuracy", "value": found["eval_seen_accuracy"], "split": "seen"},
         {"type": "accuracy", "value": found["eval_un_seen_accuracy"], "split": "un_seen"},
     ]
-    assert f"| accuracy | {found['eval_un_seen_accuracy']:.4g} | un_seen |" in (tmp_path / "README.md").read_text()
+    assert (
+        f"| accuracy | {found['eval_un_seen_accuracy']:.4g} | me/words un_seen |"
+        in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_the_card_s_results_are_those_of_the_weights_that_are_there(tmp_path: Path) -> None:
@@ -264,6 +267,6 @@ def test_the_card_s_results_are_those_of_the_weights_that_are_there(tmp_path: Pa
     run.train()
     best = next(e for e in run.state.log_history if e.get("step") == run.state.best_global_step and "eval_loss" in e)
     assert best["step"] != 6, "the last step is the best one, so this test proves nothing"
-    assert facts_of(run).metrics["loss"] == best["eval_loss"]
+    assert measured(run)["loss"] == best["eval_loss"]
     run.log({"eval_loss": 7.0})  # measured after that
-    assert facts_of(run).metrics["loss"] == 7.0
+    assert measured(run)["loss"] == 7.0

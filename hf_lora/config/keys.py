@@ -1,24 +1,14 @@
-"""A config's words: presets of targets, task types, PEFT's keys that are refused or only kept. Needs no torch."""
+"""A config's words: presets of targets, PEFT's keys that are refused or only kept. Needs no torch."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-__all__ = ["INERT", "PRESETS", "TASK_TYPES", "UNSUPPORTED", "Bias", "Preset"]
+__all__ = ["INERT", "PRESETS", "UNSUPPORTED", "Bias", "Preset"]
 
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 Bias = Literal["none", "all", "lora_only"]
-
-# PEFT's task types, and the class of Transformers that loads a base for each.
-TASK_TYPES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 
 # PEFT fields that change the maths and that hf_lora does not build: any other value is an error, never ignored.
 UNSUPPORTED: dict[str, Any] = {

@@ -10,7 +10,8 @@ from typing import Any
 from ..variants.initial import INITS
 from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
 from .fields import Fields
-from .keys import PRESETS, TASK_TYPES
+from .keys import PRESETS
+from .tasks import TASK_TYPES
 
 __all__ = ["is_layers", "is_names", "problems_of"]
 

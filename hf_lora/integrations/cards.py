@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..hub.card.training_facts import TrainingFacts
+from huggingface_hub import EvalResult, ModelCardData
 
-__all__ = ["facts_of", "write_cards"]
+__all__ = ["facts_of", "measured", "write_cards"]
+
+# The Hub knows a metric by its module's name, and one of several results of it by a name beside.
+_TYPES = {
+    "rouge1": ("rouge", "ROUGE-1"),
+    "rouge2": ("rouge", "ROUGE-2"),
+    "rougeL": ("rouge", "ROUGE-L"),
+    "rougeLsum": ("rouge", "ROUGE-Lsum"),
+}
 
 
-def facts_of(trainer: Any, **given: Any) -> TrainingFacts:
-    """Return what a Trainer knows of its run, and what its user says of it (`create_model_card`'s arguments)."""
+def facts_of(
+    trainer: Any,
+    *,
+    model_name: str | None = None,
+    tasks: str | list[str] | None = None,
+    dataset: str | list[str] | None = None,
+    dataset_tags: str | list[str] | None = None,
+    dataset_args: str | list[str] | None = None,
+    **given: Any,
+) -> tuple[ModelCardData, dict[str, Any]]:
+    """Return what a Trainer and its user say of a run: the metadata with the results, and the hyperparameters.
+
+    The arguments are those of `Trainer.create_model_card`: dataset_tags are ids of the Hub, dataset their names in
+    words, dataset_args their configurations.
+    """
     from transformers.modelcard import extract_hyperparameters_from_trainer
 
-    from ..training.metrics import Metrics  # not above: it imports torch, which `import hf_lora` leaves alone
+    from ..hub.card.metadata import listed  # not above: it imports torch, which `import hf_lora` leaves alone
 
-    found = {key: _plain(value) for key, value in extract_hyperparameters_from_trainer(trainer).items()}
+    hyperparameters = dict(extract_hyperparameters_from_trainer(trainer))
     if trainer.args.bf16:
-        found["mixed_precision_training"] = "bfloat16"
-    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
-    settings = trainer.compute_metrics.settings if isinstance(trainer.compute_metrics, Metrics) else {}
-    return TrainingFacts(found, _metrics(trainer), settings, tuple(several), **given)
+        hyperparameters["mixed_precision_training"] = "bfloat16"
+    tags, names = listed(dataset_tags), listed(dataset)
+    about = {
+        "task_type": next(iter(listed(tasks)), ""),
+        "dataset_type": (tags or names or [""])[0],
+        "dataset_name": (names or tags or [""])[0],
+        "dataset_config": next(iter(listed(dataset_args)), None),
+    }
+    data = ModelCardData(datasets=tags or None, **given)
+    # Set here: the constructor refuses results of a model without a name.
+    data["model_name"], data["eval_results"] = model_name, list(_results(trainer, about))
+    return data, hyperparameters
 
 
-def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | None = None) -> None:
+def write_cards(
+    model: Any, folder: Path, facts: tuple[ModelCardData, dict[str, Any]], repo_id: str | None = None
+) -> None:
     """Write or update the card of every adapter of a model, in the folder that they were saved to."""
     from ..files.names import CARD_NAME, WEIGHTS_NAMES, places_of
     from ..files.tensors import read_tensors
@@ -35,13 +67,14 @@ def write_cards(model: Any, folder: Path, facts: TrainingFacts, repo_id: str | N
         place.mkdir(parents=True, exist_ok=True)  # TRL asks for cards before the first save
         weights = place / WEIGHTS_NAMES[0]
         tensors = read_tensors(weights) if weights.is_file() else model.get_adapter_state_dict(name)
-        write_card(place / CARD_NAME, model, config, tensors, facts, repo_id=repo_id)
+        write_card(place / CARD_NAME, model, config, tensors, *facts, repo_id=repo_id)
 
 
-def _metrics(trainer: Any) -> dict[str, float]:
+def measured(trainer: Any) -> dict[str, float]:
     """Return what was measured of the weights that the model has, over all data sets, but for how long it took.
 
-    That is the last evaluation in the log; the best one's, where its weights were loaded after that.
+    That is the last evaluation in the log; the best one's, where its weights were loaded after that. The names are the
+    log's, without "eval_".
     """
     history, state = trainer.state.log_history, trainer.state
     evaluations = [(at, log) for at, log in enumerate(history) if any(key.startswith("eval_") for key in log)]
@@ -61,5 +94,16 @@ def _metrics(trainer: Any) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> str | int | float | bool:
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+def _results(trainer: Any, about: dict[str, Any]) -> Iterator[EvalResult]:
+    from ..training.metrics import Metrics
+
+    splits = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()
+    settings = trainer.compute_metrics.settings if isinstance(trainer.compute_metrics, Metrics) else {}
+    for whole, value in measured(trainer).items():
+        split = max((s for s in splits if whole.startswith(f"{s}_")), key=len, default=None)
+        key = whole if split is None else whole[len(split) + 1 :]
+        kind, name = _TYPES.get(key, (key, None))
+        yield EvalResult(
+            metric_type=kind, metric_name=name, metric_value=value, metric_args=settings.get(key), dataset_split=split,
+            **about,
+        )  # fmt: skip

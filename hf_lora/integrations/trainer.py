@@ -97,9 +97,11 @@ def create_model_card(
     target: the LoRAModel. The rest is what Trainer.create_model_card takes.
     """
     if trainer.is_world_process_zero():
-        given = {"language": language, "license": license, "tags": tags, "model_name": model_name, "tasks": tasks}
-        sets = {"dataset_tags": dataset_tags, "dataset": dataset, "dataset_args": dataset_args}
-        write_cards(target, Path(trainer.args.output_dir), facts_of(trainer, **given, **sets), trainer.hub_model_id)
+        facts = facts_of(
+            trainer, language=language, license=license, tags=tags, model_name=model_name, tasks=tasks, dataset=dataset,
+            dataset_tags=dataset_tags, dataset_args=dataset_args,
+        )  # fmt: skip
+        write_cards(target, Path(trainer.args.output_dir), facts, trainer.hub_model_id)
 
 
 def pushes(original: Callable[..., Any]) -> Callable[..., Any]:

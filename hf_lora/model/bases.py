@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from ..config.keys import TASK_TYPES
 from ..config.lora_config import LoRAConfig
+from ..config.tasks import TASK_TYPES
 from ..errors import ConfigError, LoRAError, ModelError
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
@@ -26,9 +26,6 @@ from ..wording import some
 from .hooks import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
-
-# The names that Transformers gives the heads of these tasks, the ones PEFT trains along.
-TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 _PATH = re.compile(r"[/~\\]|\.\.?(?:[/\\]|$)|[A-Za-z]:[/\\]|file:", re.IGNORECASE)
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
@@ -143,7 +140,7 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
     architectures = config.architectures or []
     maps = getattr(config, "auto_map", None) or {}
     remote = [n for n in maps if n.startswith("AutoModel") and hasattr(transformers, n)]
-    auto = getattr(transformers, TASK_TYPES[task_type]) if task_type else None
+    auto = getattr(transformers, TASK_TYPES[task_type].auto_class) if task_type else None
     if auto is not None:
         if type(config) in auto._model_mapping or auto.__name__ in remote or not architectures:
             return auto
@@ -175,7 +172,8 @@ def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> 
     by the module that owns it.
     """
     modules = dict(base_modules(model))
-    names = [n for n in match_names(TASK_HEADS.get(config.task_type or "", ()), modules) if "." not in n]
+    heads = TASK_TYPES[config.task_type].heads if config.task_type else ()
+    names = [n for n in match_names(heads, modules) if "." not in n]
     covered: list[str] = []
     for parameter in sorted(new):
         module = above = parameter.rpartition(".")[0]
