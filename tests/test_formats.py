@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -86,40 +87,35 @@ BERT_PAIRS = {
 }
 
 
-@pytest.mark.parametrize("file", ["pytorch_adapter.bin", "adapter.safetensors"])
-def test_adapterhubs_bert_gives_the_same_logits(file: str, tmp_path: Path) -> None:
-    tensors = _pairs(BERT_PAIRS)
-    _adapterhub(tmp_path / "hub", tensors, file, intermediate_lora=True, output_lora=True)
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 2.0)(IDS).logits, **CLOSE)
-    config = ours.peft_config["default"]
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.1)
-    assert config.base_model_name_or_path == "org/base"
-    ours.save_pretrained(tmp_path / "out")
-    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=tiny("bert_mlm"))
-    assert torch.equal(again(IDS).logits, ours(IDS).logits)
-
-
-@pytest.mark.parametrize("matrices", ["qv", "q", "vk", "qkv", "vo"])
-def test_adapterhubs_fused_attention_gives_the_same_logits(matrices: str, tmp_path: Path) -> None:
+def _fused(matrices: str) -> dict[str, Tensor]:
     n = len(set(matrices) & set("qkv"))
     layers = {f"transformer.h.{i}.attn.c_attn": ((3 * n, 16), (16 * n, 3)) for i in range(2)}
-    tensors = _pairs({**layers, "transformer.h.1.mlp.c_fc": ((3, 16), (64, 3))})
-    _adapterhub(tmp_path / "hub", tensors, attn_matrices=list(matrices), model_type="gpt2")
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
-    want = _with_weights(tiny("gpt2"), tensors, 2.0, matrices.replace("o", ""))
+    return _pairs({**layers, "transformer.h.1.mlp.c_fc": ((3, 16), (64, 3))})
+
+
+# The base, the tensors, what else the folder says, the scaling that it was trained with.
+FOLDERS: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], float]] = {
+    "a pickle": ("bert_mlm", _pairs(BERT_PAIRS), {"intermediate_lora": True, "output_lora": True}, 2.0),
+    "safetensors": ("bert_mlm", _pairs(BERT_PAIRS), {"file": "adapter.safetensors"}, 2.0),
+    **{f"fused {m}": ("gpt2", _fused(m), {"attn_matrices": list(m), "model_type": "gpt2"}, 2.0) for m in ("qv", "q", "qkv", "vo")},
+    "a version that left the scaling out": ("bert_mlm", _pairs(BERT_PAIRS), {"version": "adapters.1.0.1"}, 1.0),
+    "adapter-transformers": ("bert_mlm", _pairs(BERT_PAIRS), {"version": "3.2.1"}, 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_adapterhubs_folders_give_the_same_logits_and_are_saved_as_pefts(case: str, tmp_path: Path) -> None:
+    name, tensors, changes, scaling = FOLDERS[case]
+    _adapterhub(tmp_path / "hub", tensors, **changes)
+    with pytest.warns(UserWarning, match=r"1\.1\.0") if scaling == 1 else contextlib.nullcontext():
+        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny(name))
+    want = _with_weights(tiny(name), tensors, scaling, "".join({*"qkv"} & {*changes.get("attn_matrices", "qv")}))
     torch.testing.assert_close(ours(IDS).logits, want(IDS).logits, **CLOSE)
-
-
-def test_the_scaling_that_old_adapters_versions_left_out_is_left_out_and_that_is_said(tmp_path: Path) -> None:
-    tensors = _pairs(BERT_PAIRS)
-    _adapterhub(tmp_path / "hub", tensors, version="adapters.1.0.1")
-    with pytest.warns(UserWarning, match=r"1\.1\.0"):
-        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 1.0)(IDS).logits, **CLOSE)
-    _adapterhub(tmp_path / "older", tensors, version="3.2.1")  # adapter-transformers did scale
-    ours = LoRAModel.from_pretrained(tmp_path / "older", base_model=tiny("bert_mlm"))
-    torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("bert_mlm"), tensors, 2.0)(IDS).logits, **CLOSE)
+    assert ours.peft_config["default"].base_model_name_or_path == "org/base"
+    assert ours.peft_config["default"].lora_dropout == 0.1
+    ours.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=tiny(name))
+    assert torch.equal(again(IDS).logits, ours(IDS).logits)
 
 
 def _head(directory: Path, model_class: str, tensors: dict[str, Tensor], config: Any = None) -> None:
@@ -141,28 +137,28 @@ def test_a_head_of_transformers_own_comes_along_with_its_labels(tmp_path: Path) 
     assert ours.config.id2label == {0: "bad", 1: "fair", 2: "good"}
     assert ours.peft_config["default"].modules_to_save == ["classifier"]
     assert torch.equal(ours.classifier.adapters["default"]["saved_weight"].value, head["classifier.weight"])
-    with pytest.warns(UserWarning, match=r"classifier\.weight"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
 
 
-def test_a_language_models_head_is_left_out_and_that_is_said_where_it_is_not_the_bases_own(tmp_path: Path) -> None:
+OWN = {"lm_head.weight": tiny("gpt2").lm_head.weight.detach().clone()}
+# The head that lies beside an adapter of GPT-2: its class, its tensors, its config, what is said of it.
+HEADS: dict[str, tuple[str, dict[str, Tensor], Any, str]] = {
+    "the base's own": ("GPT2LMHeadModel", OWN, None, ""),
+    "another language model's": ("GPT2LMHeadModel", {"lm_head.weight": torch.ones(32, 16)}, None, "GPT2LMHeadModel"),
+    "one that the model has no place for": ("GPT2ForSequenceClassification", {"score.weight": torch.ones(3, 16)}, None, r"score\.weight"),
+    "AdapterHub's own": ("GPT2AdapterModel", {"heads.md.1.weight": torch.ones(3, 16)}, {"head_type": "x"}, "GPT2AdapterModel"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_has_no_place_is_left_out_and_that_is_said_where_it_is_not_the_bases_own(
+    head: str, tmp_path: Path
+) -> None:
+    model_class, held, config, said = HEADS[head]
     tensors = _pairs({"transformer.h.0.mlp.c_fc": ((3, 16), (64, 3))})
-    _adapterhub(tmp_path / "hub", tensors, model_type="gpt2")
-    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": tiny("gpt2").lm_head.weight.detach().clone()})
-    ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
+    _head(_adapterhub(tmp_path / "hub", tensors, model_type="gpt2"), model_class, held, config)
+    with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
+        ours = LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
     torch.testing.assert_close(ours(IDS).logits, _with_weights(tiny("gpt2"), tensors, 2.0)(IDS).logits, **CLOSE)
-    _head(tmp_path / "hub", "GPT2LMHeadModel", {"lm_head.weight": torch.ones(32, 16)})
-    with pytest.warns(UserWarning, match="GPT2LMHeadModel"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("gpt2"))
-
-
-def test_a_head_of_adapterhubs_own_is_left_out_and_that_is_said(tmp_path: Path) -> None:
-    _adapterhub(tmp_path / "hub", _pairs(BERT_PAIRS))
-    _head(
-        tmp_path / "hub", "BertAdapterModel", {"heads.md.1.weight": torch.ones(3, 16)}, {"head_type": "classification"}
-    )
-    with pytest.warns(UserWarning, match="BertAdapterModel"):
-        LoRAModel.from_pretrained(tmp_path / "hub", base_model=tiny("bert_mlm"))
 
 
 ODD_KEY = {"bert.encoder.layer.0.attention.self.query.loras.md.gate.weight": torch.ones(1, 16)}
@@ -235,18 +231,6 @@ def test_a_sharded_adapter_gives_the_same_bits_as_a_whole_one(kind: str, tmp_pat
     assert torch.equal(LoRAModel.from_pretrained(folder, base_model=tiny("bert_mlm"))(IDS).logits, want)
 
 
-PLACES = ("/etc/passwd", "../x.safetensors", "sub/x.safetensors", "sub\\x.safetensors", "C:x.safetensors", "adapter_config.json", "x.bin", "..safetensors", ".x.safetensors", "~.safetensors", "", 3, None, ["x.safetensors"], "x.safetensors\n", "x\x00.safetensors")  # fmt: skip
-
-
-@pytest.mark.parametrize("place", PLACES, ids=repr)
-def test_an_index_names_nothing_but_shards_beside_it(place: Any, tmp_path: Path) -> None:
-    folder = _peft_folder(tmp_path / "out")
-    places: dict[str, Any] = _shard(folder)
-    _index(folder, places | {next(iter(places)): place})
-    with pytest.raises(AdapterFileError, match=r"index\.json.*shard"):
-        open_adapter(str(folder), {})
-
-
 def _drop(folder: Path, places: dict[str, str]) -> None:
     (folder / places[max(places)]).unlink()
 
@@ -256,9 +240,11 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path, dict[str, str]], None], str]] = {
     "a promised tensor": (lambda f, p: _index(f, p | {"more": p[min(p)]}), r"\bmore\b.*adapter_model-00001"),
     "an unnamed tensor": (lambda f, p: _index(f, {k: v for k, v in p.items() if k != min(p)}), r"layer\.0\..*adapter_model-00001"),
     "tensors in the other shard": (lambda f, p: _index(f, p | {min(p): p[max(p)]}), r"layer\..*adapter_model-00001"),
+    **{
+        f"no shard but {place!r}": (lambda f, p, place=place: _index(f, p | {min(p): place}), r"index\.json.*shard")
+        for place in ("/etc/x.safetensors", "../x.safetensors", "a\\x.safetensors", "C:x.safetensors", "x.bin", ".x.safetensors", "", 3, ["x.safetensors"], "x.safetensors\n", "x\0.safetensors")
+    },
     "no map": (lambda f, _: _index(f, None), "weight_map"),
-    "an empty map": (lambda f, _: _index(f, {}), "weight_map"),
-    "a list": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[]"), "JSON list"),
     "no JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("{"), "JSON"),
     "deep JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[" * 100_000), "JSON"),
     "a damaged shard": (lambda f, p: (f / p[min(p)]).write_bytes(b"x"), "damaged"),
@@ -275,23 +261,17 @@ def test_an_index_that_does_not_say_what_there_is_is_refused(fault: str, tmp_pat
 
 
 def test_a_folder_of_adapters_is_refused_with_their_names_and_each_is_found_as_a_subfolder(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    first, *_, last = names = [f"checkpoint-{step}" for step in (50, 500, 1000)]
+    for name in names:
         _peft_folder(tmp_path / "out" / name)
     for call in (LoRAModel.from_pretrained, LoRAModel.from_model(tiny("bert_mlm")).load_adapter):
-        with pytest.raises(AdapterFileError, match="a, b.*subfolder='b'"):
+        with pytest.raises(AdapterFileError, match=f"{', '.join(names)}.*subfolder='{last}'"):
             call(tmp_path / "out")
-    want = LoRAModel.from_pretrained(tmp_path / "out" / "a", base_model=tiny("bert_mlm"))(IDS).logits
-    ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder="a", base_model=tiny("bert_mlm"))
+    want = LoRAModel.from_pretrained(tmp_path / "out" / first, base_model=tiny("bert_mlm"))(IDS).logits
+    ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder=first, base_model=tiny("bert_mlm"))
     assert torch.equal(ours(IDS).logits, want)
     with pytest.raises(AdapterFileError, match="folder c .*adapter_config"):
         ours.load_adapter(tmp_path / "out", "other", subfolder="c")
-
-
-def test_a_training_runs_folder_names_its_last_checkpoint(tmp_path: Path) -> None:
-    for step in (50, 500, 1000):
-        _peft_folder(tmp_path / "run" / f"checkpoint-{step}")
-    with pytest.raises(AdapterFileError, match="checkpoint-50, checkpoint-500, checkpoint-1000.*'checkpoint-1000'"):
-        LoRAModel.from_pretrained(tmp_path / "run")
 
 
 def test_a_whole_model_with_adapters_in_folders_is_still_a_base(tmp_path: Path) -> None:
@@ -300,23 +280,18 @@ def test_a_whole_model_with_adapters_in_folders_is_still_a_base(tmp_path: Path) 
     assert isinstance(LoRAModel.from_pretrained(tmp_path / "base"), BertForMaskedLM)
 
 
-# --- published configs --------------------------------------------------------------------------------------------------
+# --- nobody's -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not COMMUNITY.is_dir(), reason="the community configs are not part of the repository")
 @pytest.mark.parametrize("path", sorted(COMMUNITY.glob("*.json")), ids=lambda path: path.stem)
 def test_a_published_config_without_weights_is_refused_with_the_reason(path: Path, tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "adapter_config.json")
-    readable = True
-    try:
-        LoRAConfig.from_pretrained(path)
-    except ConfigError:
-        readable = False
-    with pytest.raises(AdapterFileError if readable else ConfigError) as refused:
+    with pytest.raises(
+        (AdapterFileError, ConfigError), match="bottleneck" if path.name.startswith("01") else ""
+    ) as refused:
         open_adapter(str(tmp_path), {})
     assert str(tmp_path) in str(refused.value)
-    if path.name.startswith("01"):
-        assert "bottleneck" in str(refused.value)
 
 
 def test_the_table_of_formats_ends_with_pefts() -> None:
@@ -324,11 +299,8 @@ def test_the_table_of_formats_ends_with_pefts() -> None:
     assert set(READERS) == {"adapterhub", "loralib", "peft"}
 
 
-def test_a_folder_with_no_config_at_all_is_nobodys(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_and_a_folder_without_a_config_are_no_adapter(tmp_path: Path) -> None:
     assert open_adapter(str(tmp_path), {}) is None
-
-
-def test_a_file_of_another_kind_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert open_adapter(str(tmp_path / "model.gguf"), {}) is None
     with pytest.raises(AdapterFileError, match="gguf"):
