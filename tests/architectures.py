@@ -45,13 +45,12 @@ _TASKS = """
     SEMANTIC_SEGMENTATION DEPTH_ESTIMATION PRETRAINING
 """
 TASKS = _TASKS.split()
+_INDEXER = [f"indexer_{size}" for size in ("n_heads", "kv_heads", "head_dim", "budget", "compress_ratio")]
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_INTRACLASS = {
-    "reduce_channel": [1, 1, 0],
-    "return_channel": [1, 1, 0],
-    **{f"vertical_long_to_small_conv_{size}ratio": [3, 1, 1] for size in ("long", "mid", "short")},
-    **{f"horizontal_small_to_long_conv_{size}ratio": [3, 1, 1] for size in ("long", "mid", "short")},
-    **{f"symmetric_conv_long_{size}ratio": [3, 1, 1] for size in ("long", "mid", "short")},
+_INTRACLASS = {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]} | {
+    f"{kind}_{size}ratio": [3, 1, 1]
+    for kind in ("vertical_long_to_small_conv", "horizontal_small_to_long_conv", "symmetric_conv_long")
+    for size in ("long", "mid", "short")
 }
 # What a default config lacks, or hides (attention among state-space layers): arguments of the config's class, by type.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -85,13 +84,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
     "": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 768},
-    "qwen4_exp_text": {
-        "indexer_n_heads": 4,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 128,
-        "indexer_budget": 2048,
-        "indexer_compress_ratio": 4,
-    },
+    "qwen4_exp_text": dict(zip(_INDEXER, (4, 1, 128, 2048, 4), strict=True)),
     "pp_ocrv5_server_det": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
     "pp_ocrv6_medium_det": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
     "siglip_vision_model": {"num_attention_heads": 16},
@@ -154,14 +147,8 @@ def modeling_classes(config_class: type) -> list[type[nn.Module]]:
     for entry in pkgutil.iter_modules(package.__path__):
         if entry.name.startswith(("modeling_", "vision", "perceiver")):
             module = importlib.import_module(f"{package.__name__}.{entry.name}")
-            found += [
-                cls
-                for name, cls in vars(module).items()
-                if inspect.isclass(cls)
-                and issubclass(cls, nn.Module)
-                and cls.__module__ == module.__name__
-                and "PreTrainedModel" not in name
-            ]
+            own = [cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__]
+            found += [cls for cls in own if issubclass(cls, nn.Module) and "PreTrainedModel" not in cls.__name__]
     return found
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import RwkvConfig, RwkvForCausalLM
 from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.t5.modeling_t5 import T5DenseActDense
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import TargetError
+
 from .peek import child_is_called, weight_is_read
 from .versions import not_older
-
-
-def a(cls: type[nn.Module]) -> nn.Module:
-    """Return an instance without running its constructor: only its class's source is looked at."""
-    return cls.__new__(cls)
 
 
 class Readers(nn.Module):
@@ -61,59 +60,36 @@ def test_a_child_is_called_unless_the_source_shows_only_reads() -> None:
     assert {name for name in names if child_is_called(readers, name)} == {"asked", "both", "unknown"}
 
 
-def test_reads_are_inherited() -> None:
-    assert weight_is_read(Inheriting(), "read")
-
-
-def test_a_class_made_at_run_time_reads_what_its_base_reads() -> None:
-    assert weight_is_read(a(type("Front", (Readers,), {})), "read")
-
-
-def test_a_class_without_source_reads_nothing() -> None:
+def _made() -> type[nn.Module]:
     scope: dict[str, type] = {"Module": nn.Module}
     exec("class Made(Module):\n    def forward(self, x): return x @ self.inner.weight", scope)
-    assert not weight_is_read(a(scope["Made"]), "inner")
-    assert child_is_called(a(scope["Made"]), "inner")
+    return scope["Made"]
 
 
-def test_wavlm_reads_all_four_projections_and_calls_none() -> None:
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        assert weight_is_read(a(WavLMAttention), name)
-        assert not child_is_called(a(WavLMAttention), name)
+# A class and a child's name: whether the class reads the child's weight, and whether it calls the child.
+USES: dict[str, tuple[type[nn.Module], str, bool, bool]] = {
+    "inherited": (Inheriting, "read", True, False),
+    "of a class made at run time": (type("Front", (Readers,), {}), "read", True, False),
+    "of a class without source": (_made(), "inner", False, True),
+    **{f"WavLM's {name}": (WavLMAttention, name, True, False) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
+    "Mamba's dt_proj": (MambaMixer, "dt_proj", True, False),
+    "Mamba's in_proj": (MambaMixer, "in_proj", False, True),
+    "PyTorch's attention": (nn.MultiheadAttention, "out_proj", True, False),
+    "PyTorch's encoder layer, on its fast path": (nn.TransformerEncoderLayer, "linear1", True, True),
+    "DeBERTa's fused projection": (DisentangledSelfAttention, "in_proj", True, True),
+    "BERT's query": (BertSelfAttention, "query", False, True),
+    "T5's wo": (T5DenseActDense, "wo", False, True),
+}
 
 
-@not_older
-def test_mamba_reads_dt_proj_and_never_calls_it() -> None:
-    mixer = a(MambaMixer)
-    assert weight_is_read(mixer, "dt_proj")
-    assert not child_is_called(mixer, "dt_proj")
-    assert not weight_is_read(mixer, "in_proj")
-
-
-def test_multihead_attention_reads_its_out_proj() -> None:
-    assert weight_is_read(nn.MultiheadAttention(4, 1), "out_proj")
-
-
-def test_torchs_encoder_layer_reads_its_linear_layers_on_its_fast_path() -> None:
-    assert weight_is_read(nn.TransformerEncoderLayer(4, 1, 4), "linear1")
-
-
-def test_deberta_reads_its_fused_projection() -> None:
-    assert weight_is_read(a(DisentangledSelfAttention), "in_proj")
-
-
-def test_ordinary_layers_are_called_and_not_read() -> None:
-    for cls, name in ((BertSelfAttention, "query"), (T5DenseActDense, "wo")):
-        assert not weight_is_read(a(cls), name)
-        assert child_is_called(a(cls), name)
+@pytest.mark.parametrize("use", [pytest.param(u, marks=not_older if "Mamba" in u else ()) for u in USES])
+def test_what_known_classes_do_with_their_children_is_read_in_their_source(use: str) -> None:
+    cls, child, read, called = USES[use]
+    parent = cls.__new__(cls)  # without running its constructor: only its class's source is looked at
+    assert (weight_is_read(parent, child), child_is_called(parent, child)) == (read, called)
 
 
 def test_weights_that_the_model_rescales_in_place_are_known_and_refused() -> None:
-    from transformers import RwkvConfig, RwkvForCausalLM
-
-    from hf_lora import LoRAConfig, LoRAModel
-    from hf_lora.errors import TargetError
-
     config = RwkvConfig(vocab_size=16, hidden_size=8, attention_hidden_size=8, num_hidden_layers=2, intermediate_size=8)
     model = RwkvForCausalLM(config)
     with pytest.raises(TargetError, match=r"attention\.output.*rescales"):

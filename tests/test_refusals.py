@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_a_variant_that_a_kind_cannot_carry_is_refused_by_name(kind: str, varian
     assert untouched(model)
 
 
-REFUSED = {
+LAYERS = {
     "a grouped convolution": (nn.Conv2d(4, 8, 3, groups=2), "groups=2"),
     "a transposed convolution": (nn.ConvTranspose1d(4, 8, 3), "transposed"),
     "an embedding with a norm": (nn.Embedding(4, 8, max_norm=1.0), "max_norm=1.0"),
@@ -40,36 +41,34 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_a_layer_that_cannot_carry_an_adapter_is_refused(what: str) -> None:
-    layer, match = REFUSED[what]
-    model = Named(layer)
-    with pytest.raises(TargetError, match=match):
-        add_lora(model, LoRAConfig(target_modules=["layer"]))
-    assert untouched(model)
-
-
-def test_every_problem_is_said_at_once() -> None:
-    model = nn.Sequential(nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 4))
-    with pytest.raises(TargetError, match=r"missing.*ReLU.*LayerNorm"):
-        add_lora(model, LoRAConfig(target_modules=["0", "1", "2"], modules_to_save=["missing"]))
-
-
-def test_four_dimensional_and_packed_parameters_are_refused() -> None:
+def _with_parameters() -> nn.Module:
     model = Named(nn.Linear(2, 2))
     model.layer.raw = nn.Parameter(torch.zeros(1, 1, 1, 1))
     model.layer.packed = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    for name, match in (("layer.raw", "2-D"), ("layer.packed", "int8"), ("layer.gone", r"'layer\.gone'")):
-        with pytest.raises(TargetError, match=match):
-            add_lora(model, LoRAConfig(target_parameters=[name]))
+    return model
 
 
-def test_token_rows_outside_the_table_and_tables_that_are_none_are_refused() -> None:
-    model = Named(nn.Embedding(4, 2))
-    for indices, match in (({"layer": [4]}, r"\[4\]"), ({"other": [1]}, "'other'"), ([1], "name.of.the")):
-        with pytest.raises(LoRAError, match=match):
-            add_lora(model, LoRAConfig(target_modules=["layer"], trainable_token_indices=indices))
-        assert untouched(model)
+# The model, the config's settings, what the error says.
+SETTINGS: dict[str, tuple[nn.Module, dict[str, Any], str]] = {
+    "four dimensions": (_with_parameters(), {"target_parameters": ["layer.raw"]}, "2-D"),
+    "packed numbers": (_with_parameters(), {"target_parameters": ["layer.packed"]}, "int8"),
+    "no such parameter": (_with_parameters(), {"target_parameters": ["layer.gone"]}, r"'layer\.gone'"),
+    "rows outside the table": (Named(nn.Embedding(4, 2)), {"target_modules": ["layer"], "trainable_token_indices": {"layer": [4]}}, r"\[4\]"),
+    "rows of no table": (Named(nn.Embedding(4, 2)), {"target_modules": ["layer"], "trainable_token_indices": {"other": [1]}}, "'other'"),
+    "rows of a table that nobody names": (Named(nn.Embedding(4, 2)), {"target_modules": ["layer"], "trainable_token_indices": [1]}, "name.of.the"),
+    "every problem at once": (nn.Sequential(nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 4)), {"target_modules": ["0", "1", "2"], "modules_to_save": ["missing"]}, "missing.*ReLU.*LayerNorm"),
+    **{what: (Named(layer), {"target_modules": ["layer"]}, match) for what, (layer, match) in LAYERS.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_what_cannot_carry_an_adapter_is_refused_by_name_and_left_as_it_was(what: str) -> None:
+    model, settings, match = SETTINGS[what]
+    before = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(LoRAError, match=match):
+        add_lora(model, LoRAConfig(**settings))
+    assert not any("_lora" in m.__dict__ for m in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == before
 
 
 class Int8Linear(nn.Linear):
