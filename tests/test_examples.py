@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_runs_without_network(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / name), "--smoke", "--output", str(tmp_path / "out")]

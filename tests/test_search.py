@@ -274,5 +274,5 @@ def test_trials_in_several_threads_are_an_error_before_they_share_a_model(base: 
 
 def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"hf-lora\[search\]"):
+    with pytest.raises(MissingExtraError, match=r'"\.\[search\]"'):
         LoRASearch("nowhere")

@@ -161,5 +161,5 @@ def _package(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        where = 'run pip install ".[demo]" in a checkout of hf_lora'
+        where = 'run pip install ".[demo]" in a checkout'
         raise MissingExtraError(f"the demo needs the package {package}, which is not here; {where}.") from None

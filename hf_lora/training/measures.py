@@ -183,8 +183,8 @@ def _named(name: str) -> Measure:
         run = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise MissingExtraError(
-            f'the metric {name!r} is {path}, which is not here; pip install "hf-lora[metrics]" brings scikit-learn and '
-            f"SciPy. {error}"
+            f'the metric {name!r} is {path}, which is not here; pip install ".[metrics]" in a checkout brings '
+            f"scikit-learn and SciPy. {error}"
         ) from error
     return Measure(name, kind, path, run, tuple(inspect.signature(run).parameters)[2:])
 

@@ -96,7 +96,7 @@ class LoRASearch:
     ) -> None:
         if importlib.util.find_spec("optuna") is None:
             raise MissingExtraError(
-                'a search needs the package optuna, which is not here; pip install "hf-lora[search]".'
+                'a search needs the package optuna, which is not here; run pip install ".[search]" in a checkout.'
             )
         if callable(base) and kwargs:
             raise TypeError(f"{', '.join(sorted(kwargs))}: these load a base, but the given function does that.")
