@@ -281,7 +281,7 @@ def test_nothing_is_said_of_a_training_that_nobody_knows(model: LoRAModel, path:
 def test_what_a_user_says_counts_more_than_what_is_found(model: LoRAModel, path: Path) -> None:
     write(path, model, *told())
     data = said(
-        result("perplexity", 12.5, "org/data"), license="apache-2.0", language="de", datasets=["org/data"],
+        result("perplexity", 12.5, "org/data", source_name="Mine", source_url="https://a.org/b"), license="apache-2.0", language="de", datasets=["org/data"],
         tags=["mine", "lora"], base_model="org/renamed", pipeline_tag="translation", inference=False,
     )  # fmt: skip
     text = write(path, model, data)
@@ -292,7 +292,7 @@ def test_what_a_user_says_counts_more_than_what_is_found(model: LoRAModel, path:
     assert found["tags"].count("lora") == 1
     assert {"mine", "sentiment", "base_model:adapter:org/renamed"} < set(found["tags"])
     assert BASE_TAG not in found["tags"]
-    assert len(found["model-index"][0]["results"]) == 2
+    assert found["model-index"][0]["results"][1]["source"] == {"name": "Mine", "url": "https://a.org/b"}
     assert "for [org/renamed](https://huggingface.co/org/renamed)" in text
     write(path, model)
     assert check_metadata(path)["pipeline_tag"] == "translation"
@@ -327,23 +327,24 @@ def test_a_model_index_that_is_none_is_left_alone(index: str, model: LoRAModel, 
     assert metadata_load(path)["library_name"] == "peft"
 
 
-def test_numbers_that_are_not_finite_are_no_results(model: LoRAModel, path: Path) -> None:
-    text = write(path, model, said(result("loss", math.nan), result("accuracy", 0.5), result("perplexity", math.inf)))
-    _, results = model_index_to_eval_results(metadata_load(path)["model-index"])
-    assert {r.metric_type: r.metric_value for r in results} == {"accuracy": 0.5}
-    assert "| loss | nan |" in text
-
-
-def test_numbers_of_numpy_and_torch_and_other_objects_are_written_plainly(model: LoRAModel, path: Path) -> None:
-    """YAML has pickled objects for them, which no reader of a card takes."""
-    values = {"f1": np.float64(0.5), "accuracy": torch.tensor(0.25), "count": np.int64(3)}
+def test_numbers_of_any_library_are_written_plainly_and_what_is_not_finite_is_no_result(
+    model: LoRAModel, path: Path
+) -> None:
+    """YAML has pickled objects for those of NumPy and torch, which no reader of a card takes."""
+    values = {
+        "f1": np.float64(0.5),
+        "accuracy": torch.tensor(0.25),
+        "count": np.int64(3),
+        "loss": math.nan,
+        "p": -math.inf,
+    }
     data = said(*(result(*each) for each in values.items()), license=np.str_("mit"), note=Path("x"))
     text = write(path, model, data)
-    assert "!!python" not in text
     found = metadata_load(path)
     assert (found["license"], found["note"]) == ("mit", "x")
     _, kept = model_index_to_eval_results(found["model-index"])
     assert {r.metric_type: r.metric_value for r in kept} == {"f1": 0.5, "accuracy": 0.25, "count": 3}
+    assert "| loss | nan | IMDB |" in text
     assert write(path, model, data) == text
 
 
@@ -549,7 +550,7 @@ def test_no_token_and_no_path_gets_into_the_card(secret: str, path: Path) -> Non
     assert "fine" in metadata_load(path)["tags"]
 
 
-def test_random_secrets_are_told_from_plain_settings() -> None:
+def test_random_secrets_are_told_from_plain_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     for _ in range(300):
@@ -559,38 +560,28 @@ def test_random_secrets_are_told_from_plain_settings() -> None:
             if not secret[0].isdigit():
                 assert is_private(around.format(secret)), (around, secret)
             assert public_setting("note", around.format(secret)) is None
-    for plain in ("linear", "adamw_torch_fused with betas=(0.9,0.999) and epsilon=1e-08", "0.1", "cosine, 5% warm-up"):
-        assert public_setting("lr_scheduler", plain) == plain
-    assert public_setting("num_input_tokens", 5) == 5
-    assert public_setting("note", "use 0123456789abcdef0123456789abcdef01234567") is None
-    for name in ("hub_token", "api_key", "logging_dir", "user", "hub_model_id", "resume_path"):
-        assert public_setting(name, "x") is None
-
-
-def test_the_names_of_this_machine_and_its_user_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setattr("platform.node", lambda: "box-17")
-    assert public_setting("note", "trained by ada") is None
-    assert public_setting("note", "on BOX-17") is None
-    assert public_setting("optimizer", "adafactor of box-170") == "adafactor of box-170"
-    assert hub_id("ada/bert") == "ada/bert"
+    for name, value in (
+        *((name, "x") for name in ("hub_token", "api_key", "logging_dir", "user", "hub_model_id", "resume_path")),
+        *(("note", text) for text in ("trained by ada", "on BOX-17", "use 0123456789abcdef0123456789abcdef01234567")),
+    ):
+        assert public_setting(name, value) is None
+    for value in ("linear", "adamw_fused with betas=(0.9,0.999) and epsilon=1e-08", "0.1", "5% of box-170", 5):
+        assert public_setting("lr_scheduler", value) == value
 
 
-@pytest.mark.parametrize(
-    "name", ["hf-internal-testing/tiny-random-gpt2", "sk-lab/skip-connections-large-2", "hf_lora_demo"]
-)
-def test_an_id_that_only_begins_like_a_token_is_an_id(name: str) -> None:
-    assert hub_id(name) == name
-
-
-def test_what_lies_here_is_no_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (hub_id("gpt2"), hub_id("org/name")) == ("gpt2", "org/name")
+def test_what_lies_here_or_looks_private_is_no_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    begin_like_tokens = ("hf-internal-testing/tiny-random-gpt2", "sk-lab/skip-connections-large-2", "hf_lora_demo")
+    for name in ("gpt2", "org/name", "ada/bert", *begin_like_tokens):
+        assert hub_id(name) == name
     assert public_name("/data/reviews/") == public_name("C:\\x\\reviews") == "reviews"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert (hub_id("org/name"), public_name("org/name")) == (None, "name")
-    for no in ("", None, "a b", "a/b/c", "org/.hidden.git", "out/checkpoint-10"):
+    for no in ("", None, "a b", "a/b/c", "org/.hidden.git", "out/checkpoint-10", "org/name"):
         assert hub_id(no) is None
+    assert public_name("org/name") == "name"
 
 
 @pytest.mark.slow

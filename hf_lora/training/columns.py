@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config.tasks import classes_of
 from ..errors import ConfigError
 from ..layers.specialising import name_of
 
@@ -55,11 +56,8 @@ class EvaluatedModel:
 
 
 def _shifted(name: str, config: Any) -> bool | None:
-    from transformers.models.auto import modeling_auto
-
     def stands_in(*mappings: str) -> bool:
-        found = [getattr(modeling_auto, f"MODEL_FOR_{each}_MAPPING_NAMES").values() for each in mappings]
-        return any(name == each or (isinstance(each, tuple) and name in each) for values in found for each in values)
+        return any(name in classes_of(f"MODEL_FOR_{mapping}_MAPPING_NAMES") for mapping in mappings)
 
     if getattr(config, "is_encoder_decoder", False) or name in _ALIGNED:
         return False

@@ -44,9 +44,9 @@ def write_card(
     card_data: what a Trainer or a user adds to the metadata (license, language, datasets, eval_results ...): set fields
     are written, lists joined with what is there. hyperparameters: the training's, by the names that Transformers' own
     cards give them. repo_id: the adapter's own, for the snippets; once given it is kept, as is all that is said of a
-    training. A card that has a text without hf_lora's markers is the owner's: its metadata alone
-    is updated. One that cannot be read (no UTF-8, metadata that is no YAML) is left as it is, with a warning. No path
-    of this machine and no token is written, whoever gives it.
+    training. A card that has a text without hf_lora's markers is the owner's: its metadata alone is updated. One that
+    cannot be read (no UTF-8, metadata that is no YAML) is left as it is, with a warning. No path of this machine and no
+    token is written, whoever gives it.
     """
     card = _read(path)
     if card is None:
