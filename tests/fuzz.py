@@ -190,21 +190,10 @@ def in_config(keys: Sequence[str], values: Sequence[Any]) -> Edit:
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
-def cut_off(random: Random, folder: Folder) -> None:
-    name = random.choice(sorted(folder))
-    folder[name] = folder[name][: random.randrange(len(folder[name]) - 2)]
-
-
-def exchanged(random: Random, header: dict[str, Any], name: str) -> Any:
-    """Let two tensors take each other's name."""
-    other = random.choice(sorted(header.keys() - {"__metadata__"}))
-    return {{name: other, other: name}.get(key, key): value for key, value in header.items()}
-
-
 def renamed(random: Random, header: dict[str, Any], name: str) -> Any:
     at = random.randrange(len(PREFIX), len(name))
     new = random.choice((
-        name[:at] + "Q" + name[at:], name[:at] + name[at + 1 :], name.replace("lora_", "lora_x"), name + ".", name.upper(), "." + name,
+        name[:at] + "Q" + name[at:], name[:at] + name[at + 1 :], name.replace("lora_", "lora_x"), name.upper(), "." + name,
         name.replace(".", "..", 3), "", "x" * 5000, "\0", "__class__", f"{PREFIX}fc.__init__", PREFIX, PREFIX + "fc", "lora_A.weight",
         f"{PREFIX}.lora_A.weight", f"{PREFIX}fc.base_layer.base_layer.lora_A.weight", f"{PREFIX}fc.adapters", f"{PREFIX}training",
     ))  # fmt: skip
@@ -264,16 +253,7 @@ def index_lies(places: dict[str, str]) -> list[Any]:
     other = next(place for place in SHARDS if place != places[name])
     files = ("../../secret.safetensors", "/etc/passwd", "nowhere.safetensors", "", ".", CONFIG, INDEX, None, 3, [], "a\0b", other,
              f"../{SHARDS[0]}")  # fmt: skip
-    maps = (
-        None,
-        [],
-        "x",
-        {},
-        [places],
-        3,
-        {**places, "nowhere.lora_A.weight": other},
-        {k: places[k] for k in places if k != name},
-    )
+    maps = (None, [], "x", {}, [places], 3, {**places, "nowhere.lora_A.weight": other}, {name: places[name]})
     return [*({**places, name: file} for file in files), *maps]
 
 
@@ -282,10 +262,6 @@ def litter(random: Random, folder: Folder) -> None:
     other = json.dumps({**json.loads(folder[CONFIG]), "lora_alpha": 99}).encode()
     for name in (f".{CONFIG}.pending", f".{CONFIG}.ab12cd34.tmp", f".{WEIGHTS}.ab12cd34.tmp", "other.safetensors"):
         folder[name] = random.choice((other, b"", folder[WEIGHTS], random.randbytes(100), folder[CONFIG]))
-
-
-def keys_deleted(random: Random, raw: bytes) -> bytes:
-    return json.dumps({key: value for key, value in json.loads(raw).items() if random.random() > 0.1}).encode()
 
 
 def laid_out_otherwise(random: Random, raw: bytes) -> bytes:
@@ -298,23 +274,24 @@ def more_json(*members: str) -> Edit:
     return in_bytes(CONFIG, lambda random, raw: raw.rstrip()[:-1] + f", {random.choice(members)}}}".encode())
 
 
+# fmt: off
 NUMBERS = ("NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "-" + "9" * 30, "0x10", "01", "1_000", ".5")
 ODD = [
     None, True, False, 0, 1, -1, 2, 3.5, 1e308, 10**18, 10**30, "", "x", "2", [], [0], ["fc"], ["nowhere"], [None], [[]], {},
     {"fc": 4}, {"(": 1}, {"fc": -1}, {"fc": None}, {"fc": "4"}, "all", "(", "a" * 100_000, "\0", "../../..", "é", [[[[]]]],
     {"a": {"b": {"c": []}}}, "\ud800", ["\udfff"], [1e308, -1], {"": ""},
-]  # fmt: skip
+]
 MATTERS = (
     "r", "lora_alpha", "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern", "bias", "use_dora", "use_rslora",
     "init_lora_weights", "layers_to_transform", "layers_pattern", "target_parameters", "lora_bias", "trainable_token_indices",
     "fan_in_fan_out", "lora_dropout", "task_type", "exclude_modules",
-)  # fmt: skip
+)
 TARGETS = [["fc", "mix"], ["embed", "nowhere"], [".*"], "fc|mix", ".*", "all-linear", "auto", "(?P<", "[", "(fc|mix|embed)",
-           ["fc"] * 10_000, ["net.fc", ""], ["fc.weight"], ["fc\0"], [], "((fc)+)+!"]  # fmt: skip
+           ["fc"] * 10_000, ["net.fc", ""], ["fc.weight"], ["fc\0"], [], "((fc)+)+!"]
 NOTES = ["", "{", "[]", "null", "7", "[" * 50_000, '{"id2label": 3}', '{"id2label": {"x": []}}', '{"config_sha256": 3}', "\0",
-         '{"config_sha256": "00"}', '{"id2label": null}', "NaN", '{"base": {"format": 2}}']  # fmt: skip
+         '{"config_sha256": "00"}', '{"id2label": null}', "NaN", '{"base": {"format": 2}}']
 HEADS = [b"[" * 100_000, b'{"a":' * 100_000, b"[]", b"null", b'"x"', b"{", b"{}", b"\xff\xfe{}", b"{\xe9}", b"  {}", b'{"a": NaN}',
-         b'{"\\ud800": {}}', b"{}\0\0", b"9" * 10_000, b'{"__metadata__": {}}']  # fmt: skip
+         b'{"\\ud800": {}}', b"{}\0\0", b"9" * 10_000, b'{"__metadata__": {}}']
 BOMBS = [
     b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 80 + b"K\x01s.",  # tuples in tuples, each holding the one before twice
     b"\x80\x02}" + b")" + b"2\x86" * 80 + b"K\x01s.",
@@ -322,39 +299,17 @@ BOMBS = [
     b"\x80\x02ctorch\nFloatStorage\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
     b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
     b"\x80\x02\x8b\xff\xff\xff\x7f.", b"\x80\x02X\xff\xff\xff\x7f.",
-]  # fmt: skip
-OTHER_FILES = (
-    b"",
-    b"\0",
-    b"\0" * 64,
-    b"{}",
-    b"<html>404</html>",
-    b"version https://git-lfs.github.com/spec/v1\nsize 9\n",
-)
+]
+OTHER_FILES = (b"", b"\0", b"\0" * 64, b"{}", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\nsize 9\n")
 UNKNOWN = ("new_maths", "__class__", "", "self", "kwargs", "other", "cls")
-ADDED = (
-    "fc.lora_C.weight",
-    "nowhere.lora_A.weight",
-    "fc.lora_magnitude_vector",
-    "fc.lora_B.bias",
-    "fc",
-    "embed.lora_A.weight",
-    "head.lora_A.weight",
-)
-NO_FILES = (
-    Path.mkdir,
-    os.mkfifo,
-    lambda p: p.symlink_to(p),
-    lambda p: p.symlink_to("nowhere"),
-    lambda p: p.symlink_to("/dev/zero"),
-)
-# fmt: off
+ADDED = ("fc.lora_C.weight", "nowhere.lora_A.weight", "fc.lora_magnitude_vector", "fc.lora_B.bias", "fc", "embed.lora_A.weight")
+NO_FILES = (Path.mkdir, os.mkfifo, lambda p: p.symlink_to(p), lambda p: p.symlink_to("nowhere"), lambda p: p.symlink_to("/dev/zero"))
 EDITS: dict[str, tuple[str, Edit]] = {
     "flips in the length": (ERROR, in_bytes(WEIGHTS, lambda random, raw: flipped(random, raw, 2, 8))),
     "flips in the weights": (EITHER, in_bytes(WEIGHTS, lambda random, raw: flipped(random, raw, 8, random.choice((2000, 10**9))))),
     "flips in a bin": (INTACT, in_bytes(BIN, flipped)),  # an archive has checksums
     "flips in the config": (EITHER, in_bytes(CONFIG, flipped)),
-    "cut off": (ERROR, cut_off),
+    **{f"{name} cut off": (ERROR, in_bytes(name, lambda random, raw: raw[: random.randrange(len(raw) - 2)])) for name in (CONFIG, WEIGHTS, BIN)},
     "extended": (ERROR, in_bytes(WEIGHTS, lambda random, raw: raw + random.randbytes(random.choice((1, 4, 64, 5000))))),
     "a run of zeros": (EITHER, in_bytes(WEIGHTS, lambda random, raw: raw[:(at := random.randrange(len(raw) - 99))] + bytes(99) + raw[at + 99:])),
     "other content": (ERROR, put(WEIGHTS, *OTHER_FILES)),
@@ -375,7 +330,8 @@ EDITS: dict[str, tuple[str, Edit]] = {
     "odd notes": (EITHER, in_head(lambda random, header, name: {**header, "__metadata__": {"hf_lora": random.choice(NOTES)}})),
     "a head that is no object": (ERROR, put(WEIGHTS, *(joined(head, data) for head in HEADS for data in (b"", b"1234")))),
     "renamed": (ERROR, in_head(renamed)),
-    "names exchanged": (EITHER, in_head(exchanged)),
+    "names exchanged": (EITHER, in_head(lambda random, header, name: {{name: other, other: name}.get(key, key): value for other in [random.choice(
+        sorted(header.keys() - {"__metadata__"}))] for key, value in header.items()})),
     "another prefix": (EITHER, in_head(lambda random, header, name: {k.replace(PREFIX, new): v for new in [random.choice(
         ("", "model.", "base_model.", "base_model.model.model.", "base_model.model.base_model.model."))] for k, v in header.items()})),
     "dropped": (ERROR, in_tensors(lambda random, tensors, name: {k: v for k, v in tensors.items() if k != name})),
@@ -396,7 +352,8 @@ EDITS: dict[str, tuple[str, Edit]] = {
     "a lying index": (ERROR, shards(index_lies)),
     "config keys that matter": (EITHER, in_config(MATTERS, ODD)),
     "other config keys": (EITHER, in_config(("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "eva_config", "peft_version"), ODD)),
-    "config keys deleted": (EITHER, in_bytes(CONFIG, keys_deleted)),
+    "config keys deleted": (EITHER, in_bytes(CONFIG, lambda random, raw: json.dumps(
+        {key: value for key, value in json.loads(raw).items() if random.random() > 0.1}).encode())),
     "unknown keys": (ERROR, in_config(UNKNOWN, [1, "x", True, [0], {"a": 1}])),
     "unknown empty keys": (SAME, in_config(UNKNOWN, [None, False, {}, [], ""])),
     "alphas": (ERROR, in_config(["lora_alpha"], [0, -3, 0.0, math.nan, math.inf, "16", None, [], True, 10**400])),

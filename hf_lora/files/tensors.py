@@ -71,11 +71,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpacked(raw: bytes, path: Path) -> dict[str, Tensor]:
-    read_header(raw, len(raw), str(path))  # safetensors takes the last one of two tensors of a name
+    names = read_header(raw, len(raw), str(path)).tensors  # safetensors takes the last one of two of a name
     try:
-        return safetensors.torch.load(raw)
+        tensors = safetensors.torch.load(raw)
     except Exception as error:  # SafetensorError, KeyError for a dtype of tomorrow, RuntimeError for a shape
         raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
+    return {name: tensors[name] for name in names}  # safetensors returns them in any order
 
 
 def _in_range(values: Tensor) -> bool:
