@@ -12,11 +12,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ...config.lora_config import LoRAConfig
-from ...config.tasks import Task
 from ...files.privacy import hub_id, is_private, scrubbed
 from ...variants.initial import INITS
 from ...variants.papers import PAPERS, Paper
 from ...variants.table import LORA, formula_of, scaling_of
+from .subject import CardSubject
 
 __all__ = ["given_metadata", "listed", "merged", "own_metadata", "papers_of"]
 
@@ -25,11 +25,12 @@ _LISTS = ("tags", "datasets", "metrics")
 _OF_THE_HUB = ("base_model", "datasets")
 
 
-def own_metadata(config: LoRAConfig, task: Task | None, of_transformers: bool) -> dict[str, Any]:
+def own_metadata(subject: CardSubject) -> dict[str, Any]:
     """Return what an adapter itself says: its base (where it is one of the Hub's), library, task and tags."""
-    tags = ["lora", *(["transformers"] if of_transformers else []), "hf_lora", *papers_of(config)]
+    task = subject.task
+    tags = ["lora", *(["transformers"] if subject.is_transformers else []), "hf_lora", *papers_of(subject.config)]
     return {
-        "base_model": hub_id(config.base_model_name_or_path),
+        "base_model": hub_id(subject.config.base_model_name_or_path),
         "library_name": "peft",
         "pipeline_tag": task.tag if task else None,
         "tags": [*dict.fromkeys(tags), *(task.tags if task else ())],

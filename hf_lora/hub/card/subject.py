@@ -25,8 +25,8 @@ class CardSubject:
     model: Any
     config: LoRAConfig
     task: Task | None
-    base: str | None
-    repo: str | None
+    base: str | None = None
+    repo: str | None = None
 
     @property
     def base_class(self) -> str:

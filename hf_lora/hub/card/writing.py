@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from ...config.lora_config import LoRAConfig
 from ...files.disk import write_atomically
 from ...files.names import WEIGHTS_NAME
 from ...files.privacy import hub_id, scrubbed
-from ...layers.specialising import base_of
 from . import generated
 from .metadata import given_metadata, listed, merged, own_metadata
 from .results import index_with, results_of
@@ -53,16 +53,15 @@ def write_card(
         return
     there, data = card.data.to_dict(), card_data or ModelCardData()
     above, text, below = generated.split(card.text)
-    task, name = task_of(model, config), scrubbed(data.get("model_name"))
-    results = results_of(data, task)
-    own = own_metadata(config, task, hasattr(base_of(type(model)), "from_pretrained"))
-    new = merged(there, own, given_metadata(data), text or "")
+    subject, name = CardSubject(model, config, task_of(model, config)), scrubbed(data.get("model_name"))
+    results = results_of(data, subject.task)
+    new = merged(there, own_metadata(subject), given_metadata(data), text or "")
     if index := index_with(there.get(_INDEX), name or "adapter", results):
         new[_INDEX] = index
     body = card.text
     if text is not None:
-        base = next(iter(listed(new.get("base_model"))), None)
-        subject = CardSubject(model, config, task, base, hub_id(repo_id) or repo_in(text))
+        base, repo = next(iter(listed(new.get("base_model"))), None), hub_id(repo_id) or repo_in(text)
+        subject = replace(subject, base=base, repo=repo)
         text = text_of(subject, tensors, path.parent / WEIGHTS_NAME, name, hyperparameters or {}, results, text)
         body = generated.join(above, text, below, "\r\n" if "\r\n" in card.text else "\n")
     _write(path, card, new, body)
