@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import errors
 from ._version import __version__  # noqa: F401
 from .errors import LoRAError
-from .integrations import installing
+from .integrations.seams import install
 
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
@@ -73,4 +73,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-installing.install()
+install()

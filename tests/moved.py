@@ -22,14 +22,14 @@ from typing import Any
 TRAINER = "transformers.trainer"
 # Renamed one by one they would do the same: a Trainer's training does without, or asks for each where it needs it.
 ASKED_LATER = {
-    "set_initial_training_values", "create_scheduler", "evaluation_loop", "log", "_load_from_checkpoint",
+    "set_initial_training_values", "_load_callback_state", "evaluation_loop", "log", "_load_from_checkpoint",
     "_load_best_model", "_save_checkpoint", "save_model", "_save_optimizer_and_scheduler",
     "_load_optimizer_and_scheduler", "_hp_search_setup", "init_hf_repo", "create_model_card", "push_to_hub",
     "_push_from_checkpoint",
 }  # fmt: skip
 
 IMPORTED = (
-    TRAINER, "transformers.pipelines", "peft.tuners.tuners_utils", "trl.trainer.dpo_trainer", "trl.trainer.sft_trainer"
+    TRAINER, "transformers.pipelines", "peft.tuners.tuners_utils", "trl.trainer.dpo_trainer"
 )  # fmt: skip
 Edit = Callable[[str], str]
 
@@ -55,20 +55,19 @@ def inherited(cls: str, *kept: str) -> Edit:
 
 
 def no_function(name: str) -> Edit:
-    """Make a function something else that can be called."""
-    return lambda source: f"{source}\nimport functools\n{name} = functools.partial({name})\n"
+    """Give a function another name, where it is defined, imported and called."""
+    return lambda source: re.sub(rf"\b{name}\b", f"other_{name}", source)
 
 
 CASES: dict[str, dict[str, Edit]] = {
     "asked_later": {
-        TRAINER: renamed(*ASKED_LATER),
+        TRAINER: lambda source: no_function("deepspeed_load_checkpoint")(renamed(*ASKED_LATER)(source)),
         "transformers.modeling_utils": inherited("PreTrainedModel"),
         "transformers.models.auto.auto_factory": inherited("_BaseAutoModelClass"),
-        "transformers.pipelines": no_function("pipeline"),
+        "transformers.pipelines": lambda source: re.sub(r"\bdef pipeline\(", "def other_pipeline(", source),
         "transformers.integrations.deepspeed": no_function("deepspeed_load_checkpoint"),
         "accelerate.accelerator": inherited("Accelerator"),
         "peft.tuners.tuners_utils": inherited("BaseTuner"),
-        "trl.trainer.sft_trainer": inherited("SFTTrainer"),
         "trl.trainer.dpo_trainer": inherited("DPOTrainer"),
     },
     "asked_always": {TRAINER: renamed("train", "create_optimizer")},
@@ -131,8 +130,8 @@ def trainer(model: Any, cls: Any = None, save: str = "no", **changes: Any) -> An
 
 
 def trained(run: Any) -> Any:
-    """Train by whatever name a Trainer has for it."""
-    return (run.train if hasattr(run, "train") else run.other_train)()
+    """Train by whatever name the stock Trainer has for it."""
+    return (run.other_train if hasattr(run, "other_train") else run.train)()
 
 
 def programs_without_lora() -> None:
@@ -170,7 +169,6 @@ def asked_later(said: Said, model: Any) -> None:
     """Train a step, then ask for each thing that is missing."""
     from transformers import Trainer
     from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.sft_trainer import SFTTrainer
 
     from hf_lora import LoRASearch, metrics
 
@@ -180,9 +178,8 @@ def asked_later(said: Said, model: Any) -> None:
         run.train()
     assert run.state.global_step == 1
     assert not again, "it was said twice"
-    for cls in (SFTTrainer, DPOTrainer):
-        with said.noted():
-            trainer(model, type("Own", (cls,), {"__init__": Trainer.__init__}))
+    with said.noted():
+        trainer(model, type("Own", (DPOTrainer,), {"__init__": Trainer.__init__}))
     with said.noted():
         trainer(model, compute_metrics=metrics("perplexity"))
     with said.noted():

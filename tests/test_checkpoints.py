@@ -105,6 +105,8 @@ def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: P
         assert all(name.startswith("checkpoint-") for name in seen)
     assert best != 10, "the last step is the best one, so this test proves too little"
     kept = str(tmp_path / f"checkpoint-{best}")
+    arguments = torch.load(tmp_path / "checkpoint-10" / "training_args.bin", weights_only=False)
+    assert arguments.save_total_limit == 2, "the one that was given"
     assert run.state.best_model_checkpoint == kept == state_of(tmp_path / "checkpoint-10")["best_model_checkpoint"]
     assert state_of(Path(kept))["best_model_checkpoint"] == kept
 
@@ -135,14 +137,13 @@ def test_half_a_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     assert {f"checkpoint-{step}" for step in range(5, 10)} <= names(tmp_path), "nothing of the user's is removed"
 
 
-def begun(checkpoint: Path) -> Path:
+def begun(checkpoint: Path) -> None:
     """Make a checkpoint what a killed save leaves, right before its end."""
     (checkpoint / MARK).rename(checkpoint / "_INCOMPLETE")
-    return checkpoint
 
 
 class AtStep(TrainerCallback):
-    """Does something to a run's folder before the training, or before a step."""
+    """Does something to a run's folder before a step."""
 
     def __init__(self, step: int, does: Callable[[Path], Any]) -> None:
         self.step, self.does = step, does
@@ -164,24 +165,14 @@ def test_half_a_checkpoint_is_cleared_when_a_training_is_resumed_and_nobody_asks
     assert names(tmp_path / "checkpoint-6") == ADAPTER | STATE | RESUMING | {MARK}
 
 
-def test_half_a_checkpoint_is_cleared_at_the_next_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", [begun, lambda folder: (folder / MARK).unlink()], ids=["begun", "unmarked"])
+def test_half_a_checkpoint_is_gone_at_the_next_save_and_never_counts_for_the_limit(spoil: Any, tmp_path: Path) -> None:
     trainer(gpt2(), tmp_path, max_steps=2).train()
 
     def half(run: Path) -> None:
-        begun(shutil.copytree(run / "checkpoint-2", run / "checkpoint-9"))
+        spoil(shutil.copytree(run / "checkpoint-2", run / "checkpoint-9"))
 
-    trainer(gpt2(), tmp_path, [AtStep(3, half)], save_total_limit=2).train(resume_from_checkpoint=True)
-    assert names(tmp_path) == {"checkpoint-4", "checkpoint-6"}
-
-
-def test_half_a_checkpoint_never_counts_for_the_limit(tmp_path: Path) -> None:
-    trainer(gpt2(), tmp_path, max_steps=2).train()
-
-    def unmarked(run: Path) -> None:
-        shutil.copytree(run / "checkpoint-2", run / "checkpoint-9")
-        (run / "checkpoint-9" / MARK).unlink()
-
-    trainer(gpt2(), tmp_path, [AtStep(3, unmarked)], save_total_limit=2, max_steps=4).train(resume_from_checkpoint=True)
+    trainer(gpt2(), tmp_path, [AtStep(3, half)], save_total_limit=2, max_steps=4).train(resume_from_checkpoint=True)
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-4"}
 
 
@@ -193,13 +184,9 @@ def test_half_a_checkpoint_that_is_named_is_an_error_and_the_next_try_finds_the_
         again.train(resume_from_checkpoint=get_last_checkpoint(tmp_path))
     again.train(resume_from_checkpoint=get_last_checkpoint(tmp_path))
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-4"}
-
-
-def test_where_only_half_a_checkpoint_is_there_it_is_said_that_training_starts_anew(tmp_path: Path) -> None:
-    trainer(gpt2(), tmp_path, max_steps=2).train()
-    begun(tmp_path / "checkpoint-2")
-    again = trainer(gpt2(), tmp_path, max_steps=2)
-    with pytest.raises(AdapterFileError, match="no checkpoint in .* is whole: checkpoint-2 .* starts anew"):
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    begun(tmp_path / "checkpoint-4")
+    with pytest.raises(AdapterFileError, match="no checkpoint in .* is whole: checkpoint-4 .* starts anew"):
         again.train(resume_from_checkpoint=True)
     assert get_last_checkpoint(tmp_path) is None
 
@@ -241,7 +228,7 @@ def test_without_its_mark_the_last_one_is_not_taken_and_alone_it_is(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "missing", ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json", *sorted(RESUMING)]
+    "missing", ["adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "scheduler.pt"]
 )
 def test_half_a_checkpoint_that_is_named_is_an_error_before_anything_is_touched(missing: str, tmp_path: Path) -> None:
     trainer(gpt2(), tmp_path, max_steps=2).train()
@@ -251,8 +238,6 @@ def test_half_a_checkpoint_that_is_named_is_an_error_before_anything_is_touched(
     with pytest.raises(AdapterFileError, match=f"not a whole checkpoint: it lacks {missing.split('.')[0]}"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert all(torch.equal(v, before[k]) for k, v in weights(again.model).items())
-    with pytest.raises(AdapterFileError, match="no checkpoint in .* is whole: checkpoint-2 lacks"):
-        again.train(resume_from_checkpoint=True)
 
 
 def test_a_checkpoint_of_other_adapters_is_an_error_that_names_the_one_it_lacks(tmp_path: Path) -> None:
@@ -269,14 +254,12 @@ def test_no_checkpoint_and_no_folder_are_transformers_own_errors(tmp_path: Path)
         run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize(
-    ("limit", "older"), [(1, False), (None, False), (None, True)], ids=["a limit of 1", "no limit", "over an older one"]
-)
+@pytest.mark.parametrize("older", [False, True], ids=["a limit of 1", "over an older one"])
 @pytest.mark.parametrize("where", ["written", "brought onto the disk"])
 def test_a_save_that_fails_leaves_the_run_as_it_was(
-    where: str, limit: int | None, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trainer(gpt2(), tmp_path, [StopsAt(4)], save_total_limit=limit)
+    run = trainer(gpt2(), tmp_path, [StopsAt(4)], save_total_limit=None if older else 1)
     if older:
         trainer(gpt2(), tmp_path, save_steps=4, max_steps=4).train()
         before = (tmp_path / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns
@@ -296,7 +279,7 @@ def test_a_save_that_fails_leaves_the_run_as_it_was(
     if older:
         assert (tmp_path / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns == before
         assert MARK in names(tmp_path / "checkpoint-4")
-    assert run.args.save_total_limit == limit
+    assert run.args.save_total_limit == (None if older else 1)
 
 
 def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_never_in_another_one(
@@ -310,21 +293,6 @@ def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_neve
     assert names(tmp_path / "a") == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     trainer(gpt2(), tmp_path / "a", save_total_limit=1).train(resume_from_checkpoint=True)
     assert names(tmp_path / "a") == {"checkpoint-6"}
-
-
-def test_the_trainer_s_own_file_holds_the_limit_that_was_given(tmp_path: Path) -> None:
-    trainer(gpt2(), tmp_path, save_total_limit=1).train()
-    assert torch.load(tmp_path / "checkpoint-6" / "training_args.bin", weights_only=False).save_total_limit == 1
-
-
-def test_a_checkpoint_is_whole_when_it_is_pushed(tmp_path: Path) -> None:
-    run = trainer(gpt2(), tmp_path, max_steps=2)
-    pushed: list[set[str]] = []
-    run._push_from_checkpoint = lambda folder: pushed.append(names(Path(folder)))
-    run._finish_current_push = lambda: None
-    run.args.push_to_hub = True
-    run.train()
-    assert pushed == [ADAPTER | STATE | RESUMING | {MARK}]
 
 
 def test_what_an_earlier_version_moved_aside_when_it_was_killed_is_back(tmp_path: Path) -> None:
@@ -356,66 +324,13 @@ def test_the_limit_never_takes_the_new_checkpoint_for_an_old_one_beside_another_
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-6"}
 
 
-class Disturbed(Trainer):
-    """Has something happen in its output folder while it saves its second checkpoint."""
-
-    happens: Any = None
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self.state.global_step == 4:
-            self.happens(Path(self.args.output_dir))
-
-
-def disturbed(folder: Path, happens: Any, **changes: Any) -> Trainer:
-    stock = trainer(gpt2(), folder, **changes)
-    run = Disturbed(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
-    run.happens = happens
-    return run
-
-
-def test_an_old_checkpoint_that_somebody_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
-    disturbed(tmp_path, lambda run: shutil.rmtree(run / "checkpoint-2"), save_total_limit=1).train()
-    assert names(tmp_path) == {"checkpoint-6"}
-
-
-@pytest.mark.parametrize("steps", [2, 4])
-def test_another_training_in_the_same_folder_is_told(steps: int, tmp_path: Path) -> None:
-    run = disturbed(tmp_path, lambda run: trainer(gpt2(), run, max_steps=steps).train())
-    with pytest.raises(AdapterFileError, match="another training with the same output_dir"):
-        run.train()
-    assert names(tmp_path) == {f"checkpoint-{step}" for step in range(2, steps + 1, 2)}
-    assert all(MARK in names(path) for path in tmp_path.iterdir()), "the other one's stay"
-
-
-class Links(Trainer):
-    """Puts links into a checkpoint, before and within the save."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        folder.mkdir(parents=True)
-        (folder / "before").symlink_to("nowhere")
-        super()._save_checkpoint(model, trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        Path(output_dir or self.args.output_dir, "within").symlink_to("../../base")
-
-
-def test_links_in_a_checkpoint_stay_links_wherever_they_lead(tmp_path: Path) -> None:
-    stock = trainer(gpt2(), tmp_path, max_steps=2)
-    Links(model=stock.model, args=stock.args, train_dataset=stock.train_dataset).train()
-    got = {path.name: os.readlink(path) for path in (tmp_path / "checkpoint-2").iterdir() if path.is_symlink()}
-    assert got == {"before": "nowhere", "within": "../../base"}
-
-
 class Writes(Trainer):
-    """Puts a file of its own into a checkpoint, as many do: before or after the Trainer's."""
+    """Puts files and a link of its own into a checkpoint, as many do: before, within or after the Trainer's."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "before").touch()
+        (folder / "before").symlink_to("nowhere")
         super()._save_checkpoint(model, trial)
         (folder / "after").touch()
 
@@ -425,12 +340,25 @@ class Writes(Trainer):
 
 
 def test_what_a_subclass_writes_into_a_checkpoint_stays(tmp_path: Path) -> None:
-    for _ in range(2):  # again, where that step's checkpoint lies already
-        stock = trainer(gpt2(), tmp_path, max_steps=2)
-        run = Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset)
-        run.train()
-        assert names(tmp_path) == {"checkpoint-2"}
-        assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {MARK, "before", "within", "after"}
+    stock = trainer(gpt2(), tmp_path, max_steps=2)
+    Writes(model=stock.model, args=stock.args, train_dataset=stock.train_dataset).train()
+    assert names(tmp_path) == {"checkpoint-2"}
+    assert names(tmp_path / "checkpoint-2") == ADAPTER | STATE | RESUMING | {MARK, "before", "within", "after"}
+    assert os.readlink(tmp_path / "checkpoint-2" / "before") == "nowhere"
+
+
+def test_an_old_checkpoint_that_somebody_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    run = trainer(gpt2(), tmp_path, save_total_limit=1)
+    save = run._save_rng_state
+
+    def disturbed(folder: str) -> None:
+        save(folder)
+        if run.state.global_step == 4:
+            shutil.rmtree(tmp_path / "checkpoint-2")
+
+    run._save_rng_state = disturbed
+    run.train()
+    assert names(tmp_path) == {"checkpoint-6"}
 
 
 def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path) -> None:
@@ -462,26 +390,19 @@ def test_a_stock_model_s_checkpoints_are_left_to_transformers(tmp_path: Path) ->
     trainer(gpt2().unload(), tmp_path, max_steps=2).train(resume_from_checkpoint=True)  # without random numbers
 
 
-def test_the_trainer_s_seams_are_where_saving_and_resuming_expect_them() -> None:
-    def source(name: str) -> str:
-        return inspect.getsource(inspect.unwrap(getattr(Trainer, name)))
-
-    saving = source("_save_checkpoint")
-    order = [
-        "self._get_output_dir(trial=trial)",  # and checkpoint-{self.state.global_step} in it
+def test_transformers_saves_and_counts_in_the_order_that_ours_relies_on() -> None:
+    saving = inspect.getsource(inspect.unwrap(Trainer._save_checkpoint))
+    order = (
+        "self._get_output_dir(trial=trial)",
         "self.save_model(output_dir",
         "self.state.save_to_json(",
-        "_push_from_checkpoint(",
-    ]
+        "rotate_checkpoints(",
+    )
     found = [saving.index(call) for call in order]
     assert found == sorted(found)
-    assert saving.index("rotate_checkpoints(") > found[-1]
-    rotating = source("_rotate_checkpoints") if hasattr(Trainer, "_rotate_checkpoints") else saving
-    assert "self.args.save_total_limit" in rotating
-    assert list(inspect.signature(Trainer.train).parameters)[:2] == ["self", "resume_from_checkpoint"]
-    training = source("_inner_training_loop")
-    assert "self.set_initial_training_values(" in training
-    assert "range(epochs_trained, num_train_epochs)" in training
+    assert "self.args.save_total_limit" in saving + inspect.getsource(
+        getattr(Trainer, "_rotate_checkpoints", Trainer.train)
+    )
     values = inspect.getsource(Trainer.set_initial_training_values).rstrip()
     returned = [line.strip(" ,") for line in values[values.rindex("return (") :].splitlines()[1:-1]]
     assert returned[:2] == ["num_train_epochs", "num_update_steps_per_epoch"]

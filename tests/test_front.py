@@ -17,7 +17,6 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
 from hf_lora.errors import AdapterNameError, AdapterStateError, ModelError, TargetError
 
 from .cases import move
-from .peek import hooks
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
@@ -343,17 +342,6 @@ def test_after_import_the_auto_classes_take_a_lora_config(tmp_path) -> None:
         assert isinstance(model, GPT2LMHeadModel)
         plain = cls.from_pretrained(tmp_path)
         assert not isinstance(plain, LoRAModel)
-
-
-def test_hooks_can_be_taken_back_and_put_in_again(tmp_path) -> None:
-    gpt2().save_pretrained(tmp_path)
-    hooks.uninstall()
-    try:
-        with pytest.raises(TypeError):
-            GPT2LMHeadModel.from_pretrained(tmp_path, lora_config=LoRAConfig())
-    finally:
-        hooks.install()
-    assert isinstance(GPT2LMHeadModel.from_pretrained(tmp_path, lora_config=LoRAConfig()), LoRAModel)
 
 
 def test_a_plain_module_takes_adapters_and_saves_them(tmp_path) -> None:

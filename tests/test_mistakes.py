@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import BertForMaskedLM, BertForSequenceClassification, ResNetConfig, Trainer
 from transformers import ResNetForImageClassification as ResNet
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
 from hf_lora.errors import AdapterMismatchError, AdapterNameError, AdapterStateError, ConfigError, ModelError
 
-from .peek import _check_fsdp, widen_masters
+from .peek import check_start, widen_masters
 from .tiny import IDS, VOCAB, tiny
 from .trainings import gpt2 as trained_gpt2
 from .trainings import trainer
@@ -44,73 +45,57 @@ def same(before: list, after: list) -> bool:
 # --- what is adapted ------------------------------------------------------------------------------------------------
 
 
-def by_peft() -> nn.Module:
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(tiny("gpt2"), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+def peft() -> Any:
+    return pytest.importorskip("peft")
 
 
-def by_prompt_tuning() -> nn.Module:
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(tiny("gpt2"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-
-
-def by_transformers_add_adapter() -> nn.Module:
-    peft = pytest.importorskip("peft")
+def changed(change: Callable[[Any], object]) -> nn.Module:
+    """Return a GPT-2 after a change in place."""
     model = tiny("gpt2")
-    model.add_adapter(peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    change(model)
     return model
 
 
-def with_ia3() -> nn.Module:
-    peft = pytest.importorskip("peft")
-    config = peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
-    return peft.inject_adapter_in_model(config, tiny("gpt2"))
-
-
-def part_of_a_lora_model() -> nn.Module:
-    return trained_gpt2().transformer
-
-
-def around_a_lora_model() -> nn.Module:
-    model = tiny("gpt2")
-    add_lora(model.transformer, LORA)
-    return model
-
-
-def with_a_compiled_layer() -> nn.Module:
-    model = tiny("gpt2")
-    model.transformer.h[1] = torch.compile(model.transformer.h[1], backend="eager")
-    return model
-
-
-def data_parallel() -> nn.Module:
-    return nn.DataParallel(tiny("gpt2"))
-
-
-def checkpoint_wrapped() -> nn.Module:
+def wrapped(part: nn.Module) -> nn.Module:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-    model = tiny("gpt2")
-    model.transformer.h[0] = checkpoint_wrapper(model.transformer.h[0])
-    return model
+    return checkpoint_wrapper(part)
 
 
-NOT_PLAIN: dict[Callable[[], nn.Module], str] = {
-    by_peft: "PEFT.*wrapper.*merge_and_unload",
-    by_prompt_tuning: "PEFT.*wrapper.*unload",
-    by_transformers_add_adapter: r"PEFT.*transformer\.h\.0\.attn\.c_attn",
-    with_ia3: r"PEFT.*transformer\.h\.0\.attn\.c_attn",
-    part_of_a_lora_model: r"h\.0\.attn\.c_attn .*add_adapter",
-    around_a_lora_model: r"'transformer'.*model\.transformer\.add_adapter",
-    with_a_compiled_layer: r"transformer\.h\.1 .*layer\.compile",
-    data_parallel: r"DataParallel.*model\.module",
-    checkpoint_wrapped: r"transformer\.h\.0 .*checkpointing",
-}
+THEIRS: dict[str, Any] = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+NOT_PLAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "by PEFT": (lambda: peft().get_peft_model(tiny("gpt2"), peft().LoraConfig(**THEIRS)), "PEFT.*merge_and_unload.*unload"),
+    "by prompt tuning": (
+        lambda: peft().get_peft_model(tiny("gpt2"), peft().PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
+        "PEFT.*unload",
+    ),
+    "by Transformers' add_adapter": (
+        lambda: changed(lambda m: m.add_adapter(peft().LoraConfig(**THEIRS))), r"PEFT.*transformer\.h\.0\.attn\.c_attn",
+    ),
+    "with IA3": (
+        lambda: peft().inject_adapter_in_model(peft().IA3Config(**THEIRS, feedforward_modules=[]), tiny("gpt2")),
+        r"PEFT.*transformer\.h\.0\.attn\.c_attn",
+    ),
+    "part of a LoRAModel": (lambda: trained_gpt2().transformer, r"h\.0\.attn\.c_attn .*add_adapter"),
+    "around a LoRAModel": (
+        lambda: changed(lambda m: add_lora(m.transformer, LORA)), r"'transformer'.*model\.transformer\.add_adapter",
+    ),
+    "with a compiled layer": (
+        lambda: changed(lambda m: m.transformer.h.insert(1, torch.compile(m.transformer.h.pop(1), backend="eager"))),
+        r"transformer\.h\.1 .*layer\.compile",
+    ),
+    "data parallel": (lambda: nn.DataParallel(tiny("gpt2")), r"DataParallel.*model\.module"),
+    "with a checkpointed layer": (
+        lambda: changed(lambda m: m.transformer.h.insert(0, wrapped(m.transformer.h.pop(0)))),
+        r"transformer\.h\.0 .*checkpointing",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("make", NOT_PLAIN, ids=lambda make: make.__name__)
-def test_a_model_that_is_not_plain_is_refused_with_the_way_out_and_left_as_it_was(make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_a_model_that_is_not_plain_is_refused_with_the_way_out_and_left_as_it_was(name: str, tmp_path: Path) -> None:
     trained_gpt2().save_pretrained(tmp_path)
+    make, told = NOT_PLAIN[name]
     model = make()
     kind, before = type(model), snapshot(model)
     for attach in (
@@ -118,7 +103,7 @@ def test_a_model_that_is_not_plain_is_refused_with_the_way_out_and_left_as_it_wa
         lambda: add_lora(model, LORA, "other"),
         lambda: LoRAModel.from_pretrained(tmp_path, base_model=model, adapter_name="other"),
     ):
-        with pytest.raises(ModelError, match=NOT_PLAIN[make]):
+        with pytest.raises(ModelError, match=told):
             attach()
         assert type(model) is kind
         assert same(before, snapshot(model))
@@ -194,141 +179,95 @@ def moved(model: nn.Module) -> None:
                 p.fill_(0.3)
 
 
-def whole(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")
+COMPILED: dict[str, Callable[[Any], list[nn.Module]]] = {
+    "in place": lambda m: [m],
+    "by layer": lambda m: list(m.transformer.h),
+    "one linear layer": lambda m: [m.transformer.h[0].attn.c_attn],
+    "wrapped": lambda m: [],
+}
 
 
-def in_place(model: nn.Module) -> nn.Module:
-    model.compile(backend="eager")
-    return model
-
-
-def by_layer(model: nn.Module) -> nn.Module:
-    for layer in model.transformer.h:
-        layer.compile(backend="eager")
-    return model
-
-
-def one_linear(model: nn.Module) -> nn.Module:
-    model.transformer.h[0].attn.c_attn.compile(backend="eager")
-    return model
-
-
-@pytest.mark.parametrize("compiled", [whole, in_place, by_layer, one_linear], ids=lambda f: f.__name__)
-def test_a_model_compiled_and_run_before_attaching_computes_with_its_adapter(compiled, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_model_compiled_and_run_before_attaching_computes_with_its_adapter_and_stays_compiled(
+    name: str, tmp_path: Path
+) -> None:
     torch._dynamo.reset()
+    counter = CompileCounter()
     base, plain = tiny("gpt2"), tiny("gpt2")
-    given = compiled(base)
+    for module in (modules := COMPILED[name](base)):
+        module.compile(backend=counter)
+    given: Any = base if modules else torch.compile(base, backend=counter)
     before = given(IDS).logits
     torch.manual_seed(1)
     model = LoRAModel.from_model(given, LoRAConfig(r=2))
     torch.manual_seed(1)
     want = LoRAModel.from_model(plain, LoRAConfig(r=2))
     assert model is base
+    counter.frame_count = 0
     assert torch.equal(model(IDS).logits, before)
+    assert counter.frame_count >= 1
     moved(model)
     moved(want)
     after = want(IDS).logits
     assert not torch.allclose(after, before)
     torch.testing.assert_close(model(IDS).logits, after)
     torch.testing.assert_close(given(IDS).logits, after)
-    if compiled is whole:
+    if given is not base:
         trainer(model, tmp_path, max_steps=1).train()
         assert (tmp_path / "checkpoint-1" / "adapter_model.safetensors").is_file()
-    torch._dynamo.reset()
-
-
-def test_a_compiled_model_stays_compiled() -> None:
-    torch._dynamo.reset()
-    from torch._dynamo.testing import CompileCounter
-
-    counter = CompileCounter()
-    model = LoRAModel.from_model(torch.compile(tiny("gpt2"), backend=counter), LoRAConfig(r=2))
-    model(IDS)
-    assert counter.frame_count >= 1
     torch._dynamo.reset()
 
 
 # --- training what does not train, or would be lost -----------------------------------------------------------------
 
 
-def merged(model: LoRAModel) -> None:
-    model.merge_adapter()
-
-
-def disabled(model: LoRAModel) -> None:
-    model.disable_adapters()
-
-
-def everything_thawed(model: LoRAModel) -> None:
-    model.requires_grad_(True)
-
-
-def a_norm_thawed(model: LoRAModel) -> None:
-    model.transformer.ln_f.requires_grad_(True)
-
-
-def everything_frozen(model: LoRAModel) -> None:
-    model.requires_grad_(False)
-
-
-def none_active(model: LoRAModel) -> None:
-    model.set_adapter([])
-
-
-def merged_and_thawed(model: LoRAModel) -> None:
-    model.merge_adapter()
-    model.transformer.ln_f.requires_grad_(True)
-
-
-CANNOT_TRAIN: dict[Callable[[LoRAModel], None], str] = {
-    merged: r"\['default'\].*unmerge_adapter",
-    disabled: "enable_adapters",
-    everything_thawed: r"28 weights .*wte\.weight.*modules_to_save.*requires_grad_",
-    a_norm_thawed: r"2 weights .*transformer\.ln_f\.weight, transformer\.ln_f\.bias",
-    everything_frozen: r"set_adapter\(\['default'\]\)",
-    none_active: r"\['default'\].*\[\].*set_adapter",
-    merged_and_thawed: "unmerge_adapter.*2 weights",
-}
+# what is done to the model; what is told; what cures it
+Does = Callable[[Any], object]
+CANNOT_TRAIN: dict[str, tuple[Does, str, Does | None]] = {
+    "merged": (lambda m: m.merge_adapter(), r"\['default'\].*unmerge_adapter", lambda m: m.unmerge_adapter()),
+    "disabled": (lambda m: m.disable_adapters(), "enable_adapters", lambda m: m.enable_adapters()),
+    "everything thawed": (
+        lambda m: m.requires_grad_(True), r"28 weights .*wte\.weight.*modules_to_save.*requires_grad_",
+        lambda m: (m.requires_grad_(False), m.set_adapter(["default"])),
+    ),
+    "a norm thawed": (
+        lambda m: m.transformer.ln_f.requires_grad_(True), r"2 weights .*transformer\.ln_f\.weight, transformer\.ln_f\.bias",
+        None,
+    ),
+    "everything frozen": (
+        lambda m: m.requires_grad_(False), r"set_adapter\(\['default'\]\)", lambda m: m.set_adapter(["default"]),
+    ),
+    "none active": (
+        lambda m: m.set_adapter([]), r"\['default'\].*\[\].*set_adapter", lambda m: m.set_adapter("default"),
+    ),
+    "merged and thawed": (
+        lambda m: (m.merge_adapter(), m.transformer.ln_f.requires_grad_(True)), "unmerge_adapter.*2 weights", None,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the Trainer", "after it"])
-@pytest.mark.parametrize("spoil", CANNOT_TRAIN, ids=lambda spoil: spoil.__name__)
-def test_the_trainer_refuses_before_the_first_step(spoil, late: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CANNOT_TRAIN)
+def test_the_trainer_refuses_before_the_first_step(name: str, late: bool, tmp_path: Path) -> None:
     model = trained_gpt2()
-    run = trainer(model, tmp_path) if late else None
+    spoil, told, cure = CANNOT_TRAIN[name]
+    run = trainer(model, tmp_path / "a", max_steps=2) if late else None
     spoil(model)
-    run = run or trainer(model, tmp_path)
+    run = run or trainer(model, tmp_path / "a", max_steps=2)
     before = snapshot(model)
-    with pytest.raises(AdapterStateError, match=CANNOT_TRAIN[spoil]):
+    with pytest.raises(AdapterStateError, match=told):
         run.train()
     assert same(before, snapshot(model))
     assert run.optimizer is None
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(AdapterStateError, match=CANNOT_TRAIN[spoil]):
+    assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+    with pytest.raises(AdapterStateError, match=told):
         check_ready(model)
-
-
-CURES: dict[Callable[[LoRAModel], None], Callable[[LoRAModel], object]] = {
-    merged: lambda m: m.unmerge_adapter(),
-    disabled: lambda m: m.enable_adapters(),
-    everything_thawed: lambda m: (m.requires_grad_(False), m.set_adapter(["default"])),
-    everything_frozen: lambda m: m.set_adapter(["default"]),
-    none_active: lambda m: m.set_adapter("default"),
-}
-
-
-@pytest.mark.parametrize("spoil", CURES, ids=lambda spoil: spoil.__name__)
-def test_the_cure_that_the_error_names_trains_to_the_same_bits(spoil, tmp_path: Path) -> None:
-    model, straight = trained_gpt2(), trained_gpt2()
-    run = trainer(model, tmp_path / "a", max_steps=2)
-    spoil(model)
-    with pytest.raises(AdapterStateError):
+    if late and cure is not None:
+        cure(model)
         run.train()
-    CURES[spoil](model)
-    run.train()
-    trainer(straight, tmp_path / "b", max_steps=2).train()
-    assert same(snapshot(model), snapshot(straight))
+        straight = trained_gpt2()
+        trainer(straight, tmp_path / "b", max_steps=2).train()
+        assert same(snapshot(model), snapshot(straight)), "the cure trains to other bits"
 
 
 def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> None:
@@ -336,15 +275,6 @@ def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> N
     config = LoRAConfig(r=2, task_type="SEQ_CLS", bias="all", trainable_token_indices=[3, 4])
     model = LoRAModel.from_pretrained(tmp_path / "base", config, num_labels=2)
     trainer(model, tmp_path / "run", max_steps=2).train()
-
-
-def test_train_is_no_hindrance_to_merged_and_disabled_adapters_and_check_ready_refuses_them() -> None:
-    model = trained_gpt2()
-    with model.adapters_disabled():
-        model.train()
-    model.merge_adapter()
-    with pytest.raises(AdapterStateError, match="unmerge_adapter"):
-        check_ready(model.train())
 
 
 def test_weights_that_train_and_are_offloaded_are_refused() -> None:
@@ -458,20 +388,15 @@ def test_evaluating_in_half_precision_before_training_costs_no_master(tmp_path: 
 # --- FSDP1 ----------------------------------------------------------------------------------------------------------
 
 
-def test_fsdp1_that_flattens_adapters_with_frozen_weights_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(AdapterStateError, match="use_orig_params=False.*FSDP2.*use_orig_params=True"):
-        _check_fsdp(SimpleNamespace(fsdp_version=1, use_orig_params=False))
-    _check_fsdp(SimpleNamespace(fsdp_version=1, use_orig_params=True))
-    _check_fsdp(SimpleNamespace(fsdp_version=2, use_orig_params=None))
-
-
-def test_the_trainer_asks_about_fsdp_before_it_wraps(tmp_path: Path) -> None:
+def test_fsdp1_that_flattens_adapters_with_frozen_weights_is_refused_before_it_wraps(tmp_path: Path) -> None:
     run = trainer(trained_gpt2(), tmp_path)
     run.is_fsdp_enabled = True
-    run.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=1, use_orig_params=False)
-    with pytest.raises(AdapterStateError, match="use_orig_params=False"):
+    plugin = run.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=1, use_orig_params=False)
+    with pytest.raises(AdapterStateError, match="use_orig_params=False.*FSDP2.*use_orig_params=True"):
         run.train()
     assert run.optimizer is None
+    for plugin.fsdp_version, plugin.use_orig_params in ((1, True), (2, None)):
+        check_start(run, run.model)
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -520,17 +445,6 @@ def test_num_labels_without_a_task_is_refused_where_the_checkpoints_class_has_no
 # --- checked and right ----------------------------------------------------------------------------------------------
 
 
-def test_attaching_after_the_trainer_was_made_trains_and_saves_the_adapter_only(tmp_path: Path) -> None:
-    model = tiny("gpt2")
-    run = trainer(model, tmp_path, max_steps=2)
-    torch.manual_seed(1)
-    LoRAModel.from_model(model, LoRAConfig(r=2))
-    run.train()
-    names = {p.name for p in (tmp_path / "checkpoint-2").iterdir()}
-    assert "adapter_model.safetensors" in names
-    assert "model.safetensors" not in names
-
-
 def test_auto_find_batch_size_and_a_model_in_eval_mode_train_to_the_same_bits(tmp_path: Path) -> None:
     model, plain = trained_gpt2(), trained_gpt2()
     trainer(model.eval(), tmp_path / "a", max_steps=2, auto_find_batch_size=True).train()
@@ -546,15 +460,3 @@ def test_an_average_of_the_weights_follows_the_adapter() -> None:
     average.update_parameters(model)
     assert average.module._lora is not model._lora
     assert not torch.equal(average.module(IDS).logits, tiny("gpt2")(IDS).logits)
-
-
-def test_the_trainers_seam_starts_before_anything_is_wrapped() -> None:
-    source = inspect.getsource(Trainer._inner_training_loop)
-    wraps = [
-        word for word in ("self._prepare_for_training(", "self.create_optimizer(", "_wrap_model(") if word in source
-    ]
-    assert wraps
-    assert all(source.index("self.set_initial_training_values(") < source.index(word) for word in wraps)
-    train = inspect.getsource(inspect.unwrap(Trainer.train))
-    assert "self._inner_training_loop" in train
-    assert train.index("call_model_init") < train.index("self._inner_training_loop")

@@ -18,8 +18,9 @@ from hf_lora import LoRAConfig, add_lora
 from hf_lora.errors import AdapterStateError, MergeError, ModelError
 
 from .cases import move
-from .peek import EvaluatedModel, saves_whole, task_of
+from .peek import EvaluatedModel, task_of
 from .ranks import gpt2
+from .trainings import trainer
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
@@ -112,17 +113,13 @@ def test_a_sharded_model_is_known_by_its_own_class() -> None:
     assert EvaluatedModel.of(model) == subject
 
 
-def test_the_trainer_s_save_writes_in_the_process_that_should_alone() -> None:
+def test_the_trainer_s_save_writes_in_the_process_that_should_alone(tmp_path: Path) -> None:
     """Older versions of Trainer._save write in whichever process they are called."""
     written: list[str] = []
-    model = gpt2()
+    run = trainer(gpt2(), tmp_path)
+    run.accelerator = SimpleNamespace(is_fsdp2=True, unwrap_model=lambda wrapped, **_: wrapped)
+    run._save = lambda folder, state_dict: written.append(folder)
     for should_save in (False, True):
-        trainer = SimpleNamespace(
-            model=model,
-            accelerator=SimpleNamespace(is_fsdp2=True, unwrap_model=lambda wrapped, **_: wrapped),
-            is_deepspeed_enabled=False,
-            args=SimpleNamespace(should_save=should_save, push_to_hub=False),
-            _save=lambda folder, state_dict: written.append(folder),
-        )
-        saves_whole(lambda *_: None)(trainer, f"should_save={should_save}")
+        run.args = SimpleNamespace(should_save=should_save, push_to_hub=False)
+        run.save_model(f"should_save={should_save}")
     assert written == ["should_save=True"]

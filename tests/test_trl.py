@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterStateError, ModelError, TargetError
 
-from .peek import hooked_trainer
+from .peek import uploading
 from .trainings import DEFAULTS, StopsAt, ending, weights
 
 trl = pytest.importorskip("trl")
@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # PEFT's, before it asks us
 ]
 WORDS = "red green blue one two three cat dog runs sleeps eats good bad".split()
 
@@ -193,7 +194,7 @@ def test_a_push_takes_the_adapter_its_card_and_the_tokenizer(
     def upload(folder: Path, message: str) -> None:
         pushed.update({path.name: path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()})
 
-    monkeypatch.setattr(hooked_trainer, "_uploader", lambda *args: upload)
+    monkeypatch.setattr(uploading, "_uploader", lambda *args: upload)
     model = llama(7)
     model.peft_config["default"].base_model_name_or_path = "org/base"
     run = make(model, tmp_path, max_steps=2)

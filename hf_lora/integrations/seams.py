@@ -1,123 +1,143 @@
 """Every place where hf_lora patches another package, and what for. Without a LoRAModel each does as it did before.
 
-What is particular to the Trainer of a LoRAModel is no patch: it is a method of that Trainer's own class
-(`trainer_methods.py`).
+Each is patched right after its module has run, and never with an error: what is missing is told when it is needed.
+What the Trainer of a LoRAModel does otherwise is no patch: it overrides the stock Trainer's methods (`trainer.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-from . import sharded
-from .loading import finds_adapters, takes_lora_config
-from .missing import Need
-from .patches import Function, Method
-from .peft_tuners import refuses_lora_models
-from .pipelines import call_pipeline, stand_in
-from .resizing import notes_new_rows
-from .trainer_class import specialises, specialises_late
-from .trl import refers_to_base, trains_adapters
+from ..model.hooks import LISTENERS
+from . import missing, models, sharded, specialising, trl
+from .missing import Seam
+from .pipelines import takes_adapters
 
-__all__ = ["SEAMS", "Seam"]
-
-
-@dataclass(frozen=True)
-class Seam(Need):
-    """A patch that is applied right after a module of another package has run."""
-
-    module: str
-    patch: Method | Function
-
-    @property
-    def place(self) -> str:
-        """The dotted name of what is patched."""
-        return f"{self.module}.{self.patch.path}"
-
-
-def _is_fsdp2(trainer: Any, resumes: bool) -> bool:
-    return sharded.is_fsdp2(trainer)
+__all__ = ["SEAMS", "install"]
 
 
 def _resumes_deepspeed(trainer: Any, resumes: bool) -> bool:
     return bool(trainer.is_deepspeed_enabled) and (resumes or bool(trainer.args.load_best_model_at_end))
 
 
-def _is_sft(trainer: Any, resumes: bool) -> bool:
-    return any(cls.__name__ == "SFTTrainer" for cls in type(trainer).__mro__)
-
-
 def _is_dpo(trainer: Any, resumes: bool) -> bool:
     return any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__)
 
 
-_TRAINER = "transformers.trainer"
-
 SEAMS: tuple[Seam, ...] = (
     Seam(
         "transformers.modeling_utils",
-        Method("PreTrainedModel", "from_pretrained", takes_lora_config),
-        purpose="from_pretrained(lora_config=...), and where PEFT is not installed an adapter's name there",
+        "PreTrainedModel.from_pretrained",
+        "from_pretrained(lora_config=...), and where PEFT is not installed an adapter's name there",
+        models.takes_adapters,
     ),
     Seam(
         "transformers.models.auto.modeling_auto",
-        Method("_BaseAutoModelClass", "from_pretrained", finds_adapters, below=True),
-        purpose="an adapter's name in from_pretrained of the auto classes where PEFT is not installed",
+        "_BaseAutoModelClass.from_pretrained",
+        "an adapter's name in from_pretrained of the auto classes where PEFT is not installed",
+        models.takes_adapters,
     ),
     Seam(
         "transformers.pipelines",
-        Function("pipeline", stand_in, call_pipeline),
-        purpose="an adapter's name in pipeline() where PEFT is not installed",
+        "pipeline",
+        "an adapter's name in pipeline() where PEFT is not installed",
+        takes_adapters,
     ),
     Seam(
         "transformers.modeling_utils",
-        Method("PreTrainedModel", "resize_token_embeddings", notes_new_rows),
-        purpose="to train and save the rows of a vocabulary that was resized before the adapter was added",
+        "PreTrainedModel.resize_token_embeddings",
+        "to train and save the rows of a vocabulary that was resized before the adapter was added",
+        models.notes_new_rows,
     ),
     Seam(
         "peft.tuners.tuners_utils",
-        Method("BaseTuner", "inject_adapter", refuses_lora_models),
-        purpose="to keep PEFT from wrapping a model that has adapters of hf_lora",
+        "BaseTuner.inject_adapter",
+        "to keep PEFT from wrapping a model that has adapters of hf_lora",
+        models.refuses_lora_models,
     ),
     Seam(
-        _TRAINER,
-        Method("Trainer", "__init__", specialises),
-        purpose="to check, save and push a LoRAModel in a Trainer from its first line on",
+        "transformers.trainer",
+        "Trainer.__init__",
+        "to check, save and push a LoRAModel in a Trainer from its first line on",
+        specialising.specialises,
     ),
     Seam(
-        _TRAINER,
-        Method("Trainer", "train", specialises_late),
-        purpose="to check and save a model that was given adapters after its Trainer was made",
+        "transformers.trainer",
+        "Trainer.train",
+        "to check and save a model that was given adapters after its Trainer was made",
+        specialising.specialises_late,
     ),
     Seam(
-        _TRAINER,
-        Method("Trainer", "push_to_hub", specialises_late),
-        purpose="to push only the adapter of a model that was given it after its Trainer was made",
+        "transformers.trainer",
+        "Trainer.push_to_hub",
+        "to push only the adapter of a model that was given it after its Trainer was made",
+        specialising.specialises_late,
     ),
     Seam(
         "accelerate.accelerator",
-        Method("Accelerator", "prepare", sharded.prepares),
-        purpose="to shard a LoRAModel under FSDP2",
+        "Accelerator.prepare",
+        "to shard a LoRAModel under FSDP2",
+        sharded.prepares,
         required=True,
-        needed=_is_fsdp2,
+        needed=lambda trainer, resumes: sharded.is_fsdp2(trainer),
     ),
     Seam(
         "transformers.integrations.deepspeed",
-        Function("deepspeed_load_checkpoint", sharded.stand_in, sharded.load_partitions),
-        purpose="to read a checkpoint without its base under DeepSpeed",
+        "deepspeed_load_checkpoint",
+        "to read a checkpoint without its base under DeepSpeed",
+        sharded.loads_partitions,
         required=True,
         needed=_resumes_deepspeed,
     ),
     Seam(
-        "trl.trainer.sft_trainer",
-        Method("SFTTrainer", "__init__", trains_adapters),
-        purpose="to refuse what TRL would not train as it is meant",
-        needed=_is_sft,
-    ),
-    Seam(
         "trl.trainer.dpo_trainer",
-        Method("DPOTrainer", "__init__", refers_to_base),
-        purpose="to compare with the model's own base where there is no ref_model",
+        "DPOTrainer.__init__",
+        "to compare with the model's own base where there is no ref_model",
+        trl.refers_to_base,
         needed=_is_dpo,
     ),
 )
+_MODULES = {seam.module for seam in SEAMS}
+
+
+def install() -> None:
+    """Patch every place, now where its module is imported already, and otherwise when it will be."""
+    for name in _MODULES & sys.modules.keys():
+        _patch(sys.modules[name])
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    LISTENERS[:] = [missing.tell_of_models]
+
+
+def _patch(module: ModuleType) -> None:
+    for seam in SEAMS:
+        if seam.module == module.__name__:
+            try:
+                seam.apply(module)
+                missing.found(seam)
+            except Exception:  # of whatever kind the place has become: who imports it need not use LoRA
+                missing.note(seam)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of the seams where they are, and has each patched right after it has run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if fullname in _MODULES else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_patch(module: ModuleType) -> None:
+            run(module)
+            _patch(module)
+
+        spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
+        return spec

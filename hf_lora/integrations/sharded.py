@@ -13,58 +13,26 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .patches import MARK
-from .trained_model import for_lora, is_lora
+from .trained_model import is_lora
 
-__all__ = ["is_fsdp2", "load_partitions", "loads_optimizer", "prepares", "saves_optimizer", "saves_whole", "stand_in"]
-
-
-def saves_whole(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer.save_model: under FSDP2 and DeepSpeed every process gathers the adapters, and one writes them."""
-
-    @for_lora(original)
-    def save_model(target: Any, self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not (is_fsdp2(self) or self.is_deepspeed_enabled):
-            original(self, output_dir, _internal_call=_internal_call)
-            return
-        from ..model.saved_tensors import gather
-
-        adapters = [gather(target, name) for name in target.peft_config]
-        if self.args.should_save:  # older versions of Trainer._save leave that to their caller
-            self._save(output_dir, state_dict={key: tensor for each in adapters for key, tensor in each.items()})
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    return save_model
+__all__ = ["gathered", "is_fsdp2", "is_sharded", "load_whole", "loads_partitions", "prepares", "save_whole", "unfrozen"]
 
 
-def saves_optimizer(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer._save_optimizer_and_scheduler: whole under FSDP2, without the frozen base under DeepSpeed."""
-
-    @for_lora(original)
-    def save_optimizer_and_scheduler(target: Any, self: Any, output_dir: str) -> None:
-        if is_fsdp2(self):
-            _save_whole(self, Path(output_dir))
-        elif self.is_deepspeed_enabled:
-            with _without_frozen(self.model_wrapped):
-                original(self, output_dir)
-        else:
-            original(self, output_dir)
-
-    return save_optimizer_and_scheduler
+def is_fsdp2(trainer: Any) -> bool:
+    """Return whether a Trainer shards its model with FSDP2."""
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False))
 
 
-def loads_optimizer(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer._load_optimizer_and_scheduler: FSDP2's shards are filled from what any number of processes wrote."""
+def is_sharded(trainer: Any) -> bool:
+    """Return whether a Trainer's processes hold pieces of the adapters, which have to be gathered."""
+    return is_fsdp2(trainer) or bool(trainer.is_deepspeed_enabled)
 
-    @for_lora(original)
-    def load_optimizer_and_scheduler(target: Any, self: Any, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_fsdp2(self):
-            original(self, checkpoint)
-        else:
-            _load_whole(self, Path(checkpoint))
 
-    return load_optimizer_and_scheduler
+def gathered(model: Any) -> dict[str, Any]:
+    """Return the tensors of all adapters, whole; every process has to ask."""
+    from ..model.saved_tensors import gather
+
+    return {key: tensor for name in model.peft_config for key, tensor in gather(model, name).items()}
 
 
 def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,19 +54,6 @@ def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
     return prepare
 
 
-def stand_in(*args: Any, **kwargs: Any) -> Any:
-    """Stand in for transformers' deepspeed_load_checkpoint."""
-    from hf_lora.integrations.sharded import load_partitions
-
-    return load_partitions(*args, **kwargs)
-
-
-def load_partitions(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
-    """Call transformers' deepspeed_load_checkpoint; a LoRAModel's checkpoint need not hold its base."""
-    strict = load_module_strict and not is_lora(deepspeed_engine.module)
-    getattr(load_partitions, MARK)(deepspeed_engine, checkpoint_path, load_module_strict=strict)
-
-
 def _make_distinct(model: Any) -> None:
     """Give what trains and is empty (on the meta device) an address each; its values come from the first process."""
     import torch
@@ -108,8 +63,19 @@ def _make_distinct(model: Any) -> None:
             torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.zeros_like(parameter, device="cpu")))
 
 
+def loads_partitions(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap Transformers' deepspeed_load_checkpoint: a LoRAModel's checkpoint need not hold its base."""
+
+    @functools.wraps(original)
+    def load(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
+        strict = load_module_strict and not is_lora(deepspeed_engine.module)
+        original(deepspeed_engine, checkpoint_path, load_module_strict=strict)
+
+    return load
+
+
 @contextmanager
-def _without_frozen(engine: Any) -> Iterator[None]:
+def unfrozen(engine: Any) -> Iterator[None]:
     """Let DeepSpeed's engine leave frozen weights out of what it saves, tied ones under each of their names."""
     frozen = {name for name, p in engine.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     own = engine.module_state_dict
@@ -125,13 +91,8 @@ def _without_frozen(engine: Any) -> Iterator[None]:
         del engine.module_state_dict, engine.save_checkpoint
 
 
-def is_fsdp2(trainer: Any) -> bool:
-    """Return whether a Trainer shards its model with FSDP2."""
-    return bool(getattr(trainer.accelerator, "is_fsdp2", False))
-
-
-def _save_whole(trainer: Any, folder: Path) -> None:
-    """Write the optimizer's and the scheduler's state under the names, and in the form, of one process."""
+def save_whole(trainer: Any, folder: Path) -> None:
+    """Write FSDP2's optimizer and schedule under the names, and in the form, of one process."""
     import torch
     from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -147,27 +108,20 @@ def _save_whole(trainer: Any, folder: Path) -> None:
         torch.save(trainer.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
 
-def _load_whole(trainer: Any, folder: Path) -> None:
-    """Read what `_save_whole`, or one process, wrote; nothing where only the model was saved, as was told before.
+def load_whole(trainer: Any, folder: Path) -> None:
+    """Fill FSDP2's shards from what `save_whole`, or one process, wrote; where nothing is, they start anew.
 
-    Raises AdapterFileError where one half of it is not there.
+    Half of it is no whole checkpoint, which `resuming` refuses.
     """
     import torch
     from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-    from ..errors import AdapterFileError
     from ..layers.distributed import is_spread, spread_like
 
-    paths = folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME
-    missing = [path.name for path in paths if not path.is_file()]
-    if len(missing) == 1:
-        raise AdapterFileError(
-            f"{folder} lacks {missing[0]}, so the training cannot go on from there as it was: another engine saved it. "
-            "Start a training from its adapter instead: LoRAModel.from_pretrained(..., is_trainable=True)."
-        )
-    if missing:
+    if not (folder / OPTIMIZER_NAME).is_file():
         return
-    state, schedule = (torch.load(path, map_location="cpu", weights_only=True) for path in paths)
+    read = functools.partial(torch.load, map_location="cpu", weights_only=True)
+    state = read(folder / OPTIMIZER_NAME)
     held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     for index, values in state["state"].items():
         for key, value in values.items():
@@ -175,4 +129,4 @@ def _load_whole(trainer: Any, folder: Path) -> None:
             if isinstance(value, torch.Tensor) and value.shape == like.shape and value.ndim and is_spread(like):
                 values[key] = spread_like(value, like)
     trainer.optimizer.load_state_dict(state)
-    trainer.lr_scheduler.load_state_dict(schedule)
+    trainer.lr_scheduler.load_state_dict(read(folder / SCHEDULER_NAME))

@@ -1,52 +1,34 @@
-"""The LoRAModel that a Trainer trains, whatever is wrapped around it, and methods for Trainers of one."""
+"""The LoRAModel that a Trainer trains, whatever is wrapped around it; nothing is imported to find that out."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from typing import Any
 
-__all__ = ["contains_lora", "for_lora", "is_lora", "is_metrics", "lora_model"]
+__all__ = ["contains_lora", "is_a", "is_lora", "lora_model"]
 
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
 
-def for_lora(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function the method for Trainers of a LoRAModel, which it gets first; others keep their own."""
-
-    def decorate(ours: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            target = lora_model(self)
-            return original(self, *args, **kwargs) if target is None else ours(target, self, *args, **kwargs)
-
-        return method
-
-    return decorate
-
-
-def lora_model(trainer: Any, model: Any = None) -> Any:
-    """Return a Trainer's model (or a wrapped one of it) without wrappers where it is a LoRAModel, else None."""
-    wrapped = trainer.model if model is None else model
-    inner = trainer.accelerator.unwrap_model(wrapped, keep_torch_compile=False)
+def lora_model(trainer: Any) -> Any:
+    """Return a Trainer's model without wrappers where it is a LoRAModel, else None."""
+    if trainer.model is None:  # none yet in a search
+        return None
+    inner = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return inner if is_lora(inner) else None
 
 
 def is_lora(model: Any) -> bool:
     """Return whether a model is a LoRAModel."""
-    cls = getattr(sys.modules.get(_HOME), "LoRAModel", None)
-    return cls is not None and isinstance(model, cls)
-
-
-def is_metrics(compute_metrics: Any) -> bool:
-    """Return whether a Trainer's compute_metrics is one of hf_lora's."""
-    cls = getattr(sys.modules.get("hf_lora.training.metrics"), "Metrics", None)
-    return cls is not None and isinstance(compute_metrics, cls)
+    return is_a(model, _HOME, "LoRAModel")
 
 
 def contains_lora(model: Any) -> bool:
     """Return whether a model is a LoRAModel, or has one inside, whatever is wrapped around it."""
-    if _HOME not in sys.modules or not hasattr(model, "modules"):
-        return False
-    return any(is_lora(module) for module in model.modules())
+    return _HOME in sys.modules and hasattr(model, "modules") and any(is_lora(module) for module in model.modules())
+
+
+def is_a(value: Any, module: str, name: str) -> bool:
+    """Return whether a value is of a class of a module; it is not where nobody has imported the module."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(value, cls)

@@ -1,253 +1,276 @@
-"""The stock Trainer with a LoRAModel: resuming, the best model at the end, and what it pushes to the Hub."""
+"""The Trainer of a LoRAModel: a class with the methods below, right above the stock Trainer's.
+
+A Trainer's class is refined in place: it inherits from its own class first and from `LoRATrainer` second. So a method
+that a user's subclass overrides runs first, and its `super()` finds ours. The stock Trainer stays as it is, and so do
+the Trainers of other models.
+"""
 
 from __future__ import annotations
 
 import functools
-import tempfile
-import warnings
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import checkpoints, missing, resuming, sharded, uploading
 from .cards import facts_of, write_cards
-from .pushing import Job, Pushes
-from .resuming import tell_missing_best
-from .starting import widen
-from .trained_model import for_lora, lora_model
+from .missing import Seam
+from .trained_model import is_a, lora_model
 
-__all__ = [
-    "checks_base",
-    "create_model_card",
-    "finishes_pushes",
-    "loads_best",
-    "pushes",
-    "pushes_checkpoint",
-    "resumes",
-    "writes_card",
-]
+__all__ = ["METHODS", "LoRATrainer", "measures"]
 
-_STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
+METHODS: list[Seam] = []
+_Stock: Any = object  # the class of a Trainer has the stock Trainer's methods behind these
 
 
-def resumes(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer._load_from_checkpoint: a LoRAModel's adapters are read back in place."""
+def _method(
+    purpose: str,
+    needed: Callable[[Any, bool], bool] = lambda trainer, resumes: True,
+    *,
+    required: bool = False,
+    everywhere: bool = False,
+) -> Callable[[Any], Any]:
+    """Note what a method of the Trainer is for, as a Seam does.
 
-    @functools.wraps(original)
-    def load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        target = lora_model(self, model)
-        if target is None:
-            original(self, resume_from_checkpoint, model)
-        else:
-            widen(self, target)  # before: what is read would be rounded to the half precision that is there
-            target.load_weights(resume_from_checkpoint)
-            tell_missing_best(self.args, Path(resume_from_checkpoint))
+    Unless `everywhere`, it is the stock Trainer's where what is trained has a LoRAModel inside, or none, and is none.
+    """
 
-    return load_from_checkpoint
+    def decorate(ours: Any) -> Any:
+        name = ours.__name__
+        METHODS.append(Seam("transformers.trainer", f"Trainer.{name}", purpose, required=required, needed=needed))
+
+        @functools.wraps(ours)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if lora_model(self) is None:
+                return getattr(super(LoRATrainer, self), name)(*args, **kwargs)
+            return ours(self, *args, **kwargs)
+
+        return ours if everywhere else method
+
+    return decorate
 
 
-def loads_best(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap Trainer._load_best_model: a LoRAModel's adapters are read back in place, whatever their names."""
+def _resumes(trainer: Any, resumes: bool) -> bool:
+    return resumes
 
-    @for_lora(original)
-    def load_best_model(target: Any, self: Any) -> None:
+
+def _shards(trainer: Any, resumes: bool) -> bool:
+    return sharded.is_sharded(trainer)
+
+
+def _pushes(trainer: Any, resumes: bool) -> bool:
+    return bool(trainer.args.push_to_hub)
+
+
+class LoRATrainer(_Stock):
+    """What the Trainer of a LoRAModel does otherwise. Each method takes what the stock Trainer's does."""
+
+    preprocess_logits_for_metrics: Any
+    _saves_checkpoint = False
+    _resumed: str | None = None
+
+    @_method("to resume from whole checkpoints, and to finish the pushes of a training", required=True, everywhere=True)
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
+        missing.tell_of_trainer(self, resumes=bool(resume_from_checkpoint))
+        model = lora_model(self)
+        self._resumed = None if model is None else resuming.choose(self, model, resume_from_checkpoint)
+        result = super().train(self._resumed or resume_from_checkpoint, trial, *args, **kwargs)
+        uploading.settle(self)
+        return result
+
+    @_method("to check what a trial of a LoRASearch drew", lambda it, resumes: bool(_search_of(it)), everywhere=True)
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Check after the Trainer has cast a trial's values without a word."""
+        super()._hp_search_setup(trial)
+        if search := _search_of(self):
+            search.check_arguments(trial if self.hp_search_backend else None, self.args)
+
+    @_method("to refuse an adapter that cannot train before it is trained")
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """Check what trains, among the first that a training asks once its model is made."""
+        from . import starting  # not above: it imports torch
+
+        starting.check(self, lora_model(self))
+        epochs, steps_per_epoch, *others = super().set_initial_training_values(*args, **kwargs)
+        done = resuming.step_of(self._resumed)
+        if done >= others[-1]:  # Transformers would train one step more, where that is in the middle of an epoch
+            epochs = done // steps_per_epoch
+        return epochs, steps_per_epoch, *others
+
+    @_method("to give adapters their learning rates, and to see that all train", required=True, everywhere=True)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        from . import optimizer  # not above: it imports torch
+
+        fresh, decays = self.optimizer is None, optimizer.decays_by_name(self)
+        result = super().create_optimizer(*args, **kwargs)
+        optimizer.settle(self, fresh, decays)
+        return result
+
+    @_method("to measure with hf_lora's metrics", lambda it, resumes: measures(it), required=True, everywhere=True)
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """Tell hf_lora's metrics of the model, and keep no logits over a vocabulary.
+
+        In `evaluate()` what they need of the logits takes their place, unless the user has a function for that;
+        `predict()` gives its predictions to the user and keeps them whole.
+        """
+        metrics, reduces = self.compute_metrics, False
+        if measures(self):
+            generates = bool(getattr(self.args, "predict_with_generate", False))
+            metrics.begin(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), generates)
+            reduces = description == "Evaluation" and self.preprocess_logits_for_metrics is None
+        if reduces:
+            self.preprocess_logits_for_metrics = metrics.preprocess_logits_for_metrics
+        try:
+            return super().evaluation_loop(dataloader, description, *args, **kwargs)
+        finally:
+            if reduces:
+                self.preprocess_logits_for_metrics = None
+
+    @_method("to report the adapters' norms to the trackers")
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Give the trackers the adapters' scalars in the row of a training loss, in the first process.
+
+        Nobody else gets them: the console, `log_history` and `trainer_state.json` stay as they are.
+        """
+        handler, callbacks = self.callback_handler, self.callback_handler.callbacks
+        trackers = _trackers(callbacks) if "loss" in logs and self.is_world_process_zero() else []
+        if not trackers:
+            super().log(logs, *args, **kwargs)
+            return
+        from ..training.trackers import lora_scalars  # not above: it imports torch
+
+        try:
+            handler.callbacks = [callback for callback in callbacks if callback not in trackers]
+            super().log(logs, *args, **kwargs)
+            handler.callbacks = trackers
+            handler.on_log(self.args, self.state, self.control, {**logs, **lora_scalars(lora_model(self))})
+        finally:
+            handler.callbacks = callbacks
+
+    @_method("to read a checkpoint's adapters", _resumes, required=True)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from . import starting
+
+        target = lora_model(self)
+        starting.widen(self, target)  # before: what is read would be rounded to the half precision that is there
+        target.load_weights(resume_from_checkpoint)
+
+    @_method("to find the best checkpoint of a run that was moved", _resumes)
+    def _load_callback_state(self) -> None:
+        if self._resumed:
+            resuming.find_best(self, Path(self._resumed))
+        super()._load_callback_state()
+
+    @_method("load_best_model_at_end=True", lambda trainer, resumes: trainer.args.load_best_model_at_end, required=True)
+    def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:  # its engine alone knows where the pieces are
-            original(self)
+            super()._load_best_model()
         else:
-            target.load_weights(self.state.best_model_checkpoint)
+            lora_model(self).load_weights(self.state.best_model_checkpoint)
 
-    return load_best_model
+    @_method("to have each checkpoint whole, or not at all, also after a kill")
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        place = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        limit, saves = self.args.save_total_limit, self.args.should_save
+        self._saves_checkpoint = True
+        try:
+            with checkpoints.whole(place, saves, self.accelerator.wait_for_everyone):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._saves_checkpoint, self.args.save_total_limit = False, limit
+        if saves:
+            checkpoints.rotate(place, limit, self.state.best_model_checkpoint)
 
+    @_method("to save adapters under FSDP2 and DeepSpeed", _shards, required=True)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        from . import optimizer
 
-def checks_base(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer.init_hf_repo: a base that nobody else can load is refused before anything is trained."""
+        target = lora_model(self)
+        optimizer.note_steps(self, target)
+        if sharded.is_sharded(self):
+            tensors = sharded.gathered(target)
+            if self.args.should_save:  # older versions of Trainer._save leave that to their caller
+                self._save(output_dir, state_dict=tensors)
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+        if self._saves_checkpoint:
+            self.args.save_total_limit = None  # training_args.bin has it; the Trainer is to remove no checkpoint
 
-    @for_lora(original)
-    def init_hf_repo(target: Any, self: Any, token: str | None = None, **kwargs: Any) -> None:
+    @_method("checkpoints under FSDP2 and DeepSpeed", _shards, required=True)
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if sharded.is_fsdp2(self):
+            sharded.save_whole(self, Path(output_dir))
+        elif self.is_deepspeed_enabled:
+            with sharded.unfrozen(self.model_wrapped):
+                super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @_method("to resume under FSDP2", lambda trainer, resumes: resumes and sharded.is_fsdp2(trainer), required=True)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and sharded.is_fsdp2(self):
+            sharded.load_whole(self, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @_method("to refuse a base nobody else can load before training", _pushes)
+    def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
         from ..files.hub_calls import Request, call
 
-        _check_bases(target)
+        uploading.check_bases(lora_model(self))
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         subject = Request(repo, token=token or self.args.hub_token, doing="make")
-        call(lambda: original(self, token=token, **kwargs), subject)
+        call(lambda: super(LoRATrainer, self).init_hf_repo(token=token, **kwargs), subject)
 
-    return init_hf_repo
+    @_method("to write the adapter's card")
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write ours: it knows the adapter, keeps what its owner wrote, and names no local path."""
+        facts = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
+        facts.pop("finetuned_from", None)  # the adapter's config says it
+        if self.is_world_process_zero():
+            write_cards(lora_model(self), Path(self.args.output_dir), facts_of(self, **facts), self.hub_model_id)
 
-
-def writes_card(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer.create_model_card: ours knows the adapter, keeps what its owner wrote, and names no local path."""
-
-    return for_lora(original)(create_model_card)
-
-
-def create_model_card(
-    target: Any,
-    trainer: Any,
-    language: str | None = None,
-    license: str | None = None,
-    tags: str | list[str] | None = None,
-    model_name: str | None = None,
-    finetuned_from: str | None = None,  # the adapter's config says it
-    tasks: str | list[str] | None = None,
-    dataset_tags: str | list[str] | None = None,
-    dataset: str | list[str] | None = None,
-    dataset_args: str | list[str] | None = None,
-) -> None:
-    """Write the cards of a LoRAModel's adapters into the Trainer's folder, in the first process.
-
-    target: the LoRAModel. The rest is what Trainer.create_model_card takes.
-    """
-    if trainer.is_world_process_zero():
-        facts = facts_of(
-            trainer, language=language, license=license, tags=tags, model_name=model_name, tasks=tasks, dataset=dataset,
-            dataset_tags=dataset_tags, dataset_args=dataset_args,
-        )  # fmt: skip
-        write_cards(target, Path(trainer.args.output_dir), facts, trainer.hub_model_id)
-
-
-def pushes(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Trainer.push_to_hub: the adapter, its card and the tokenizer go, and nothing else that lies around.
-
-    Raises HubError where `blocking`.
-    """
-
-    @for_lora(original)
+    @_method("to push the adapter and nothing private beside it", _pushes, required=True)
     def push_to_hub(
-        target: Any,
-        self: Any,
+        self,
         commit_message: str = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
-
+        """Push the adapter, its card and the tokenizer, and nothing else that lies around. Raises HubError."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        private = kwargs.pop("private", None)
+        private = {"private": kwargs.pop("private")} if "private" in kwargs else {}
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
+            self.init_hf_repo(token=token, **private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        tags = [kwargs["tags"]] if isinstance(kwargs.get("tags"), str) else list(kwargs.get("tags") or ())
-        if tags := list(dict.fromkeys([*tags, *(getattr(self.model, "model_tags", None) or ())])):
-            kwargs["tags"] = tags
-        self.create_model_card(model_name=kwargs.pop("model_name", None) or self.hub_model_id.split("/")[-1], **kwargs)
-        _settle(self)
-        folder, upload = _staged(target, self, Path(self.args.output_dir)), _uploader(self, token, revision)
+        return uploading.push(self, lora_model(self), commit_message, blocking, token, revision, **kwargs)
 
-        def push() -> Any:
-            with folder:
-                return upload(Path(folder.name), commit_message)
-
-        return push() if blocking else run_as_future(push)
-
-    return push_to_hub
+    @_method("to push no more of a checkpoint than that", _pushes, required=True)
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != "end":
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            uploading.offer(self, lora_model(self), Path(checkpoint_folder))
 
 
-def pushes_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap Trainer._push_from_checkpoint: in the background; a save that finds a push in flight waits for it."""
-
-    @for_lora(original)
-    def push_from_checkpoint(target: Any, self: Any, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        queue = _queue(self)
-        epochs = self.args.save_strategy == "epoch"
-        when = f"epoch {int(self.state.epoch)}" if epochs else f"step {self.state.global_step}"
-        try:
-            folder = _staged(target, self, Path(checkpoint_folder), self.args.hub_strategy)
-        except (OSError, ValueError) as error:  # a full disk, a base renamed to a local one: the training goes on
-            queue.miss(when, error)
-            return
-        queue.offer(Job(folder, f"Training in progress, {when}"))
-        self.push_in_progress = _in_progress(queue)
-
-    return push_from_checkpoint
+def measures(trainer: Any) -> bool:
+    """Return whether a Trainer's compute_metrics is one of hf_lora's."""
+    return is_a(getattr(trainer, "compute_metrics", None), "hf_lora.training.metrics", "Metrics")
 
 
-def finishes_pushes(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Trainer.train: what was put off is pushed at its end, and what failed is told."""
-
-    @functools.wraps(original)
-    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        _settle(self)
-        return result
-
-    return train
+def _search_of(trainer: Any) -> Any:
+    """Return the LoRASearch whose models a Trainer trains, or None."""
+    owner = getattr(trainer.model_init, "__self__", None)
+    return owner if is_a(owner, "hf_lora.training.search", "LoRASearch") else None
 
 
-def _settle(trainer: Any) -> None:
-    """Wait until every push has ended, and warn of those that failed."""
-    queue = trainer.__dict__.get("_hf_lora_pushes")
-    if queue is None:
-        return
-    arrived = queue.settle()
-    trainer.push_in_progress = None
-    failures, queue.failures = queue.failures, []
-    if failures:
-        lost = "later ones arrived" if arrived else "the newest save is not on the Hub; call trainer.push_to_hub()"
-        warnings.warn(
-            f"{len(failures)} of the pushes to {trainer.hub_model_id} failed, {lost}. The last failure "
-            f"({failures[-1][0]}): {failures[-1][1]}",
-            stacklevel=4,
-        )
+def _trackers(callbacks: list[Any]) -> list[Any]:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-
-def _queue(trainer: Any) -> Pushes:
-    if "_hf_lora_pushes" not in trainer.__dict__:
-        trainer._hf_lora_pushes = Pushes(_uploader(trainer), trainer.args.hub_always_push)
-    return trainer._hf_lora_pushes
-
-
-def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
-    from ..hub import commits
-
-    token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
-    return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
-
-
-def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> tempfile.TemporaryDirectory[str]:
-    """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..hub import uploads
-
-    _check_bases(model)
-    output, names = Path(trainer.args.output_dir), list(model.peft_config)
-    private = uploads.private_names(output)
-    staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=output, ignore_cleanup_errors=True)
-    folder = Path(staged.name)
-    try:
-        processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
-        if processing is not None:
-            processing.save_pretrained(folder)
-        uploads.stage_adapters(source, folder, names, cards=(output, source))
-        if source != output:  # a checkpoint, which has results of its own
-            write_cards(model, folder, facts_of(trainer), trainer.hub_model_id)
-        uploads.scrub_configs(folder, private)
-        uploads.stage_logs(output / "runs", folder / "runs", private, trainer.args.hub_token)
-        if strategy in ("checkpoint", "all_checkpoints"):
-            name = "last-checkpoint" if strategy == "checkpoint" else source.name
-            uploads.stage_checkpoint(source, folder / name, names, private)
-    except BaseException:
-        staged.cleanup()
-        raise
-    return staged
-
-
-def _check_bases(model: Any) -> None:
-    """Raise ModelError where an adapter's base is known by no public name."""
-    from ..files.privacy import public_base
-
-    for name, config in model.peft_config.items():
-        way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"
-        public_base(config.base_model_name_or_path, None, f"the adapter {name!r}", way)
-
-
-def _in_progress(queue: Pushes) -> Any:
-    """Return what Transformers itself, and others, look at to know whether a push is in flight."""
-    from transformers.utils.hub import PushInProgress
-
-    futures: Any = queue.futures  # annotated as one future there
-    return PushInProgress(futures)
+    return [callback for callback in callbacks if isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values()))]

@@ -12,55 +12,37 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .trained_model import is_lora, lora_model
-from .trainer import create_model_card
+from .trained_model import is_lora
 
-__all__ = ["refers_to_base", "trains_adapters"]
+__all__ = ["check_head", "create_model_card", "disable_dropout", "is_trls", "refers_to_base"]
 
 
-def trains_adapters(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap SFTTrainer.__init__ for a LoRAModel."""
-    return _checking(original, lambda model, given: None)
+def is_trls(cls: type) -> bool:
+    """Return whether a Trainer's class is TRL's, or derived from one of TRL's."""
+    return any(each.__module__.startswith("trl.") for each in cls.__mro__)
 
 
 def refers_to_base(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap DPOTrainer.__init__ for a LoRAModel: without a ref_model, the reference is its own base."""
-    return _checking(original, _add_reference)
-
-
-def _checking(original: Callable[..., None], prepare: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs).arguments
-        model = given.get("model")
-        if not is_lora(model):
-            original(self, *args, **kwargs)
-            return
-        _check(model, given)
-        prepare(model, given)
-        bound = signature.bind_partial()
-        bound.arguments.update(given)
-        original(*bound.args, **bound.kwargs)
-        self.create_model_card = functools.partial(_write_card, self)
-        if getattr(self.args, "disable_dropout", False):
-            _disable_dropout(model)
+        given = signature.bind(self, *args, **kwargs)
+        if is_lora(given.arguments.get("model")) and given.arguments.get("ref_model") is None:
+            given.arguments["ref_model"] = _reference(given.arguments["model"], given.arguments.get("args"))
+            check_head(given.arguments["model"])
+        original(*given.args, **given.kwargs)
 
     return init
 
 
-def _check(model: Any, given: dict[str, Any]) -> None:
-    """Raise ModelError or TargetError for what TRL would train without a word, but not as it is meant."""
-    from ..errors import ModelError, TargetError
+def check_head(model: Any) -> None:
+    """Raise TargetError where an adapter on the output head would not train, because TRL never calls it."""
+    from ..errors import TargetError
     from ..layers.layer import LoRALayer
 
-    if given.get("peft_config") is not None:
-        raise ModelError(
-            "the model has adapters of hf_lora already, so peft_config has no place: leave it out, or pass the "
-            "model without adapters (model.unload())."
-        )
-    if isinstance(model.get_output_embeddings(), LoRALayer):
+    if is_lora(model) and isinstance(model.get_output_embeddings(), LoRALayer):
         raise TargetError(
             "TRL reads the weight of the output head instead of calling it, so an adapter on the head (or on token "
             "embeddings that are tied to it) would not train. Leave it out of target_modules, modules_to_save and "
@@ -68,14 +50,35 @@ def _check(model: Any, given: dict[str, Any]) -> None:
         )
 
 
-def _add_reference(model: Any, given: dict[str, Any]) -> None:
-    """Give DPO its ref_model where there is none; raises AdapterStateError, ModelError."""
+def disable_dropout(model: Any, args: Any) -> None:
+    """Do for adapters what `disable_dropout=True` of TRL's arguments does for modules."""
+    from ..variants.adapter import Adapter
+
+    for module in model.modules() if getattr(args, "disable_dropout", False) else ():
+        if isinstance(module, Adapter):
+            module.drop_nothing()
+
+
+def create_model_card(
+    self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+) -> None:
+    """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
+    from transformers import Trainer
+
+    given = [tags] if isinstance(tags, str) else tags or []
+    stock: Any = next(cls for cls in type(self).__mro__ if issubclass(cls, Trainer) and not is_trls(cls))
+    stock.create_model_card(
+        self, model_name=model_name, dataset=dataset_name, tags=list(dict.fromkeys([*given, *self._tag_names]))
+    )
+
+
+def _reference(model: Any, args: Any) -> Any:
+    """Return DPO's reference, None where none is needed; raises AdapterStateError, ModelError."""
     from ..errors import ModelError
     from ..training.reference import Reference
 
-    args = given.get("args")
-    if given.get("ref_model") is not None or getattr(args, "precompute_ref_log_probs", False):
-        return  # computed before training, with the model as it is: the very reference
+    if getattr(args, "precompute_ref_log_probs", False):
+        return None  # computed before training, with the model as it is: the very reference
     shards = os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if shards or getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
         raise ModelError(
@@ -84,31 +87,4 @@ def _add_reference(model: Any, given: dict[str, Any]) -> None:
         )
     if getattr(args, "sync_ref_model", False):
         raise ModelError("sync_ref_model=True moves the reference, which is the base here: pass a ref_model=.")
-    given["ref_model"] = Reference(model)
-
-
-def _write_card(
-    trainer: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-) -> None:
-    """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
-    from transformers import Trainer
-
-    given = [tags] if isinstance(tags, str) else tags or []
-    facts: dict[str, Any] = {
-        "model_name": model_name,
-        "dataset": dataset_name,
-        "tags": list(dict.fromkeys([*given, *trainer._tag_names])),
-    }
-    target = lora_model(trainer)
-    if target is None:
-        Trainer.create_model_card(trainer, **facts)
-    else:
-        create_model_card(target, trainer, **facts)
-
-
-def _disable_dropout(model: Any) -> None:
-    from ..variants.adapter import Adapter
-
-    for module in model.modules():
-        if isinstance(module, Adapter):
-            module.drop_nothing()
+    return Reference(model)

@@ -1,0 +1,118 @@
+"""What a Trainer of a LoRAModel pushes to the Hub: the adapter, its card, the tokenizer, and what resuming needs."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .cards import facts_of, write_cards
+from .pushing import Job, Pushes
+
+__all__ = ["check_bases", "offer", "push", "settle"]
+
+_STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
+
+
+def push(
+    trainer: Any, model: Any, message: str, blocking: bool, token: str | None, revision: str | None, **card: Any
+) -> Any:
+    """Push the adapter in the Trainer's folder, now or in the background; return what Trainer.push_to_hub returns.
+
+    card: what Trainer.create_model_card takes. Raises HubError where `blocking`.
+    """
+    from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
+
+    tags = [card["tags"]] if isinstance(card.get("tags"), str) else list(card.get("tags") or ())
+    if tags := list(dict.fromkeys([*tags, *(getattr(trainer.model, "model_tags", None) or ())])):
+        card["tags"] = tags
+    trainer.create_model_card(model_name=card.pop("model_name", None) or trainer.hub_model_id.split("/")[-1], **card)
+    settle(trainer)
+    folder, upload = _staged(model, trainer, Path(trainer.args.output_dir)), _uploader(trainer, token, revision)
+
+    def push_now() -> Any:
+        with folder:
+            return upload(Path(folder.name), message)
+
+    return push_now() if blocking else run_as_future(push_now)
+
+
+def offer(trainer: Any, model: Any, checkpoint: Path) -> None:
+    """Push a checkpoint in the background; a save that finds a push in flight waits for it."""
+    from transformers.utils.hub import PushInProgress
+
+    if "_hf_lora_pushes" not in trainer.__dict__:
+        trainer._hf_lora_pushes = Pushes(_uploader(trainer), trainer.args.hub_always_push)
+    queue: Pushes = trainer._hf_lora_pushes
+    epochs = trainer.args.save_strategy == "epoch"
+    when = f"epoch {int(trainer.state.epoch)}" if epochs else f"step {trainer.state.global_step}"
+    try:
+        folder = _staged(model, trainer, checkpoint, trainer.args.hub_strategy)
+    except (OSError, ValueError) as error:  # a full disk, a base renamed to a local one: the training goes on
+        queue.miss(when, error)
+        return
+    queue.offer(Job(folder, f"Training in progress, {when}"))
+    futures: Any = queue.futures  # annotated as one future there
+    trainer.push_in_progress = PushInProgress(futures)  # where Transformers itself, and others, look
+
+
+def settle(trainer: Any) -> None:
+    """Wait until every push has ended, what was put off included, and warn of those that failed."""
+    queue = trainer.__dict__.get("_hf_lora_pushes")
+    if queue is None:
+        return
+    arrived = queue.settle()
+    trainer.push_in_progress = None
+    failures, queue.failures = queue.failures, []
+    if failures:
+        lost = "later ones arrived" if arrived else "the newest save is not on the Hub; call trainer.push_to_hub()"
+        warnings.warn(
+            f"{len(failures)} of the pushes to {trainer.hub_model_id} failed, {lost}. The last failure "
+            f"({failures[-1][0]}): {failures[-1][1]}",
+            stacklevel=4,
+        )
+
+
+def check_bases(model: Any) -> None:
+    """Raise ModelError where an adapter's base is known by no public name."""
+    from ..files.privacy import public_base
+
+    for name, config in model.peft_config.items():
+        way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"
+        public_base(config.base_model_name_or_path, None, f"the adapter {name!r}", way)
+
+
+def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
+    from ..hub import commits
+
+    token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
+    return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
+
+
+def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
+    from ..hub import uploads
+
+    check_bases(model)
+    output, names = Path(trainer.args.output_dir), list(model.peft_config)
+    private = uploads.private_names(output)
+    staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=output, ignore_cleanup_errors=True)
+    folder = Path(staged.name)
+    try:
+        processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+        if processing is not None:
+            processing.save_pretrained(folder)
+        uploads.stage_adapters(source, folder, names, cards=(output, source))
+        if source != output:  # a checkpoint, which has results of its own
+            write_cards(model, folder, facts_of(trainer), trainer.hub_model_id)
+        uploads.scrub_configs(folder, private)
+        uploads.stage_logs(output / "runs", folder / "runs", private, trainer.args.hub_token)
+        if strategy in ("checkpoint", "all_checkpoints"):
+            name = "last-checkpoint" if strategy == "checkpoint" else source.name
+            uploads.stage_checkpoint(source, folder / name, names, private)
+    except BaseException:
+        staged.cleanup()
+        raise
+    return staged
