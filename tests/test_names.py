@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,45 +128,35 @@ def _outputs(model: nn.Module, name: str) -> Tensor:
         return floats(model(**inputs(name)))[0]
 
 
-def _expert_owners(base: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in base.named_modules() if n.endswith(".experts")}
+def _slices(model: nn.Module, name: str) -> Iterator[tuple[str, tuple[int, int, str], Tensor]]:
+    """Yield each single expert's key in Transformers 4, its layer, number and projection, and its slice of the weight."""
+    block, words = V4[name]
+    owners = [(n.replace(".mlp.", f".{block}."), m) for n, m in model.named_modules() if n.endswith(".experts")]
+    for layer, (owner, experts) in enumerate(owners):
+        for i, both in enumerate(experts.gate_up_proj.data):
+            gate, up = both.chunk(2)
+            for what, weight in {"gate": gate, "up": up, "down": experts.down_proj.data[i]}.items():
+                yield f"{PREFIX}{owner}.{i}.{words[what]}", (layer, i, what), weight
 
 
 def _v4_experts(base: nn.Module, name: str, skip: Callable[[int, int, str], bool], ranks: dict[str, int]) -> Tensors:
     """Return random pairs for single experts by their names in Transformers 4."""
-    block, words = V4[name]
     noise = torch.Generator().manual_seed(4)
     tensors = {}
-    for layer, (owner, experts) in enumerate(_expert_owners(base).items()):
-        count, twice, hidden = experts.gate_up_proj.shape
-        sizes = {"gate": (twice // 2, hidden), "up": (twice // 2, hidden), "down": tuple(experts.down_proj.shape[1:])}
-        for i in range(count):
-            for what, (out, in_) in sizes.items():
-                if not skip(layer, i, what):
-                    key = f"{PREFIX}{owner.replace('.mlp.', f'.{block}.')}.{i}.{words[what]}"
-                    r = ranks[what]
-                    tensors[f"{key}.lora_A.weight"] = torch.randn(r, in_, generator=noise)
-                    tensors[f"{key}.lora_B.weight"] = torch.randn(out, r, generator=noise)
+    for key, at, weight in _slices(base, name):
+        if not skip(*at):
+            tensors[f"{key}.lora_A.weight"] = torch.randn(ranks[at[2]], weight.shape[1], generator=noise)
+            tensors[f"{key}.lora_B.weight"] = torch.randn(weight.shape[0], ranks[at[2]], generator=noise)
     return tensors
 
 
 def _merged_by_hand(base: nn.Module, name: str, tensors: Tensors, scaling: dict[str, float]) -> nn.Module:
     """Return the base with every expert's update added to its own slice, in float64."""
-    block, words = V4[name]
     merged = copy.deepcopy(base).double()
-    for owner, experts in _expert_owners(merged).items():
-        for i in range(experts.gate_up_proj.shape[0]):
-            half = experts.gate_up_proj.shape[1] // 2
-            slices = {
-                "gate": experts.gate_up_proj.data[i, :half],
-                "up": experts.gate_up_proj.data[i, half:],
-                "down": experts.down_proj.data[i],
-            }
-            for what, weight in slices.items():
-                key = f"{PREFIX}{owner.replace('.mlp.', f'.{block}.')}.{i}.{words[what]}"
-                if f"{key}.lora_A.weight" in tensors:
-                    b, a = tensors[f"{key}.lora_B.weight"].double(), tensors[f"{key}.lora_A.weight"].double()
-                    weight += scaling[what] * b @ a
+    for key, (_, _, what), weight in _slices(merged, name):
+        if f"{key}.lora_A.weight" in tensors:
+            b, a = (tensors[f"{key}.lora_{factor}.weight"].double() for factor in "BA")
+            weight += scaling[what] * b @ a
     return merged
 
 
