@@ -15,15 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
-    BertConfig,
-    BertForSequenceClassification,
     BertModel,
-    GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -32,12 +27,13 @@ from hf_lora import LoRAConfig, LoRAModel
 from .cases import move
 from .hub import Hub, hub
 from .peek import Source
+from .tiny import IDS, tiny
+from .trainings import tokenizer
 
 __all__ = ["hub"]
 
 pytestmark = pytest.mark.slow
 
-IDS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 START = """
 import sys, importlib.abc, importlib.util
 find_spec = importlib.util.find_spec
@@ -66,37 +62,28 @@ def _without_peft(code: str, *, env: dict[str, str] | None = None, **names: obje
     return done.stdout
 
 
-def _tokenizer(*words: str) -> PreTrainedTokenizerFast:
-    vocab = {"[UNK]": 0, "[PAD]": 1, **{word: i + 2 for i, word in enumerate(words)}}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
-
-
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
     """A classifier's adapter on a BERT, `adapter`, and the logits wanted of it, `want`; the tokenizer is the base's."""
-    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=32)
-    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "base")
-    _tokenizer("good", "bad").save_pretrained(tmp_path / "base")
+    tiny("bert", "BertModel").save_pretrained(tmp_path / "base")
+    tokenizer("good", "bad").save_pretrained(tmp_path / "base")
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2, task_type="SEQ_CLS"), num_labels=3)
     move(model)
     model.save_pretrained(tmp_path / "adapter")
-    torch.save(model.eval()(torch.tensor(IDS)).logits, tmp_path / "want")
+    torch.save(model.eval()(IDS).logits, tmp_path / "want")
     return tmp_path
 
 
 @pytest.fixture
 def gpt2(tmp_path: Path) -> Path:
     """The same for a GPT-2 that writes; its adapter's folder holds a tokenizer of its own."""
-    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2_base")
-    _tokenizer("good", "bad").save_pretrained(tmp_path / "gpt2_base")
+    tiny("gpt2").save_pretrained(tmp_path / "gpt2_base")
+    tokenizer("good", "bad").save_pretrained(tmp_path / "gpt2_base")
     model = LoRAModel.from_pretrained(tmp_path / "gpt2_base", LoRAConfig(r=2))
     move(model)
     model.save_pretrained(tmp_path / "gpt2_adapter")
-    _tokenizer("good", "bad", "extra").save_pretrained(tmp_path / "gpt2_adapter")
-    torch.save(model.eval()(torch.tensor(IDS)).logits, tmp_path / "gpt2_want")
+    tokenizer("good", "bad", "extra").save_pretrained(tmp_path / "gpt2_adapter")
+    torch.save(model.eval()(IDS).logits, tmp_path / "gpt2_want")
     return tmp_path
 
 
@@ -129,12 +116,12 @@ assert type(BertModel.from_pretrained(root / "base")) is BertModel, "a base stay
 for task in (None, "text-classification", "sentiment-analysis"):
     pipe = pipeline(task, model=str(root / "adapter"), device="cpu")
     assert isinstance(pipe.model, hf_lora.LoRAModel) and pipe.task in ("text-classification", "sentiment-analysis")
-    assert len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 4, "the base's"
+    assert len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 5, "the base's"
 pipe = pipeline(model=root / "gpt2_adapter", device="cpu", dtype=torch.float64)
-assert pipe.task == "text-generation" and len(pipe.tokenizer) == 5 and pipe.model.dtype == torch.float64
+assert pipe.task == "text-generation" and len(pipe.tokenizer) == 6 and pipe.model.dtype == torch.float64
 assert pipe("good bad", max_new_tokens=2, do_sample=False)[0]["generated_text"].startswith("good bad")
 pipe = pipeline("text-generation", model=root / "gpt2_adapter", device="cpu", tokenizer=str(root / "gpt2_base"))
-assert len(pipe.tokenizer) == 4, "the one that was named"
+assert len(pipe.tokenizer) == 5, "the one that was named"
 with pytest.raises(TypeError, match="'task'"):
     pipeline("text-generation", task="text-generation")
 
@@ -177,7 +164,7 @@ root = Path(root)
 same(Auto.from_pretrained("me/adapter", revision=right, token=token), root / "want")
 same(BertForSequenceClassification.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, token=token), root / "want")
 pipe = pipeline(model="me/adapter", revision=right, token=token, device="cpu")
-assert pipe.task == "text-classification" and len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 4
+assert pipe.task == "text-classification" and len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 5
 same(pipe.model, root / "want")
 with pytest.raises(hf_lora.LoRAError):
     Auto.from_pretrained("me/adapter", token=token)

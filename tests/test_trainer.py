@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, TrainingArguments, pipeline
+from transformers import TrainingArguments, pipeline
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .trainings import bert, gpt2, trainer, weights
+from .trainings import bert, gpt2, same, tokenizer, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -53,26 +53,12 @@ def test_gradient_checkpointing_trains_to_the_same_bits(tmp_path: Path) -> None:
     name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     trainer(plain, tmp_path / "a").train()
     trainer(checkpointed, tmp_path / "b", **{name: True}).train()
-    got, want = weights(checkpointed), weights(plain)
-    assert all(torch.equal(got[k], want[k]) for k in want)
-
-
-def test_a_trainer_without_adapters_goes_on_as_before(tmp_path: Path) -> None:
-    model = bert().unload()
-    run = trainer(model, tmp_path, max_steps=2)
-    run.train()
-    assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
-    trainer(bert().unload(), tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    same(checkpointed, plain)
 
 
 def test_pipelines_take_the_model_as_it_is() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocab = {"[UNK]": 0, "[PAD]": 1, **{w: i + 2 for i, w in enumerate("good bad fine day".split())}}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
-    classify = pipeline("text-classification", model=bert().eval(), tokenizer=tokenizer, device="cpu")
+    known = {"tokenizer": tokenizer(*"good bad fine day".split()), "device": "cpu"}
+    classify = pipeline("text-classification", model=bert().eval(), **known)
     assert classify("good day")[0]["label"] in ("LABEL_0", "LABEL_1")
-    write = pipeline("text-generation", model=gpt2().eval(), tokenizer=tokenizer, device="cpu")
+    write = pipeline("text-generation", model=gpt2().eval(), **known)
     assert write("good day", max_new_tokens=2, do_sample=False)[0]["generated_text"].startswith("good day")

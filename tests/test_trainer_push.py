@@ -19,8 +19,7 @@ from hf_lora.errors import HubAccessError, HubError, ModelError
 
 from .hub import Hub, hub, status
 from .peek import Job, Pushes, commits, facts_of
-from .test_auto_classes import _tokenizer
-from .trainings import Rows, bert, weights
+from .trainings import Rows, bert, tokenizer, weights
 
 __all__ = ["hub"]
 
@@ -49,7 +48,7 @@ def trainer(model: torch.nn.Module, out: Path, hub: Hub, **changes: object) -> T
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
     return Trainer(
-        model=model, args=args, train_dataset=Rows(), eval_dataset=Rows(8), processing_class=_tokenizer("good", "bad")
+        model=model, args=args, train_dataset=Rows(), eval_dataset=Rows(8), processing_class=tokenizer("good", "bad")
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import Dataset
 from transformers import (
     BertForSequenceClassification,
+    PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
@@ -50,6 +52,14 @@ class Rows(Dataset):
         return self.rows[index]
 
 
+def tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows these words, and has tokens for padding, the end and what it does not know."""
+    vocab = {word: i for i, word in enumerate(["[UNK]", "[PAD]", "[EOS]", *words])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", eos_token="[EOS]")
+
+
 class StopsAt(TrainerCallback):
     """Ends a training after a step, as one that is interrupted right after a checkpoint."""
 
@@ -85,6 +95,14 @@ def t5(adapter_name: str = "default", seed: int = 0, **changes: Any) -> LoRAMode
     return _adapted(tiny("t5"), adapter_name, seed, changes)
 
 
+def two(active: str | list[str], seed: int = 0) -> LoRAModel:
+    """Return a classifier with the adapters "a" and "b"."""
+    model = bert("a", seed)
+    model.add_adapter(LoRAConfig(r=3, target_modules=["query"], lora_dropout=0.2), "b")
+    model.set_adapter(active)
+    return model
+
+
 def trainer(model: LoRAModel, out: Path, callbacks: Any = None, **changes: Any) -> Trainer:
     """Return the stock Trainer of a model (for T5 the one for sequences)."""
     seq2seq = isinstance(model, T5ForConditionalGeneration)
@@ -99,6 +117,18 @@ def trainer(model: LoRAModel, out: Path, callbacks: Any = None, **changes: Any) 
 def weights(model: LoRAModel) -> dict[str, torch.Tensor]:
     """Return copies of a model's tensors."""
     return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(got: Any, want: Any) -> None:
+    """Assert that two models, or two endings of trainings, are the same bit for bit."""
+    got, want = (weights(each) if isinstance(each, torch.nn.Module) else each for each in (got, want))
+    assert got.keys() == want.keys()
+    for place, value in want.items():
+        if isinstance(value, torch.Tensor):
+            assert got[place].dtype == value.dtype, place
+            assert torch.equal(got[place], value), place
+        else:
+            assert np.array_equal(got[place], value), place
 
 
 def _leaves(value: Any, place: str = "") -> dict[str, Any]:

@@ -31,7 +31,7 @@ class OptimizerCheck(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Check, and note the rates that groups start with: ReduceLROnPlateau moves them and notes nothing."""
         settle(self.trainer)
-        for group in self.trainer.optimizer.param_groups:
+        for group in getattr(self.trainer.optimizer, "param_groups", ()):
             rate = group.get("lr")
             group.setdefault("initial_lr", rate.clone() if hasattr(rate, "clone") else rate)
         self.seen = self._now()

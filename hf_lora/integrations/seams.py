@@ -14,9 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from ..model.hooks import LISTENERS
-from . import missing, models, sharded, specialising, trl
+from . import missing, models, pipelines, sharded, specialising, trl
 from .missing import Seam
-from .pipelines import takes_adapters
 
 __all__ = ["SEAMS", "install"]
 
@@ -29,79 +28,47 @@ def _is_dpo(trainer: Any, resumes: bool) -> bool:
     return any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__)
 
 
+_TRAINER = "transformers.trainer"
+_MODELS = "transformers.modeling_utils"
+_AUTO = "transformers.models.auto.modeling_auto"
+
+# fmt: off
 SEAMS: tuple[Seam, ...] = (
-    Seam(
-        "transformers.modeling_utils",
-        "PreTrainedModel.from_pretrained",
-        "from_pretrained(lora_config=...), and where PEFT is not installed an adapter's name there",
-        models.takes_adapters,
-    ),
-    Seam(
-        "transformers.models.auto.modeling_auto",
-        "_BaseAutoModelClass.from_pretrained",
-        "an adapter's name in from_pretrained of the auto classes where PEFT is not installed",
-        models.takes_adapters,
-    ),
-    Seam(
-        "transformers.pipelines",
-        "pipeline",
-        "an adapter's name in pipeline() where PEFT is not installed",
-        takes_adapters,
-    ),
-    Seam(
-        "transformers.modeling_utils",
-        "PreTrainedModel.resize_token_embeddings",
-        "to train and save the rows of a vocabulary that was resized before the adapter was added",
-        models.notes_new_rows,
-    ),
-    Seam(
-        "peft.tuners.tuners_utils",
-        "BaseTuner.inject_adapter",
-        "to keep PEFT from wrapping a model that has adapters of hf_lora",
-        models.refuses_lora_models,
-    ),
-    Seam(
-        "transformers.trainer",
-        "Trainer.__init__",
-        "to check, save and push a LoRAModel in a Trainer from its first line on",
-        specialising.specialises,
-    ),
-    Seam(
-        "transformers.trainer",
-        "Trainer.train",
-        "to check and save a model that was given adapters after its Trainer was made",
-        specialising.specialises_late,
-    ),
-    Seam(
-        "transformers.trainer",
-        "Trainer.push_to_hub",
-        "to push only the adapter of a model that was given it after its Trainer was made",
-        specialising.specialises_late,
-    ),
-    Seam(
-        "accelerate.accelerator",
-        "Accelerator.prepare",
-        "to shard a LoRAModel under FSDP2",
-        sharded.prepares,
-        required=True,
-        needed=lambda trainer, resumes: sharded.is_fsdp2(trainer),
-    ),
-    Seam(
-        "transformers.integrations.deepspeed",
-        "deepspeed_load_checkpoint",
-        "to read a checkpoint without its base under DeepSpeed",
-        sharded.loads_partitions,
-        required=True,
-        needed=_resumes_deepspeed,
-    ),
-    Seam(
-        "trl.trainer.dpo_trainer",
-        "DPOTrainer.__init__",
-        "to compare with the model's own base where there is no ref_model",
-        trl.refers_to_base,
-        needed=_is_dpo,
-    ),
+    Seam(_MODELS, "PreTrainedModel.from_pretrained",
+         "from_pretrained(lora_config=...), and where PEFT is not installed an adapter's name there",
+         models.takes_adapters),
+    Seam(_AUTO, "_BaseAutoModelClass.from_pretrained",
+         "an adapter's name in from_pretrained of the auto classes where PEFT is not installed",
+         models.takes_adapters),
+    Seam("transformers.pipelines", "pipeline",
+         "an adapter's name in pipeline() where PEFT is not installed",
+         pipelines.takes_adapters),
+    Seam(_MODELS, "PreTrainedModel.resize_token_embeddings",
+         "to train and save the rows of a vocabulary that was resized before the adapter was added",
+         models.notes_new_rows),
+    Seam("peft.tuners.tuners_utils", "BaseTuner.inject_adapter",
+         "to keep PEFT from wrapping a model that has adapters of hf_lora",
+         models.refuses_lora_models),
+    Seam(_TRAINER, "Trainer.__init__",
+         "to check, save and push a LoRAModel in a Trainer from its first line on",
+         specialising.specialises),
+    Seam(_TRAINER, "Trainer.train",
+         "to check and save a model that was given adapters after its Trainer was made",
+         specialising.specialises_late),
+    Seam(_TRAINER, "Trainer.push_to_hub",
+         "to push only the adapter of a model that was given it after its Trainer was made",
+         specialising.specialises_late),
+    Seam("accelerate.accelerator", "Accelerator.prepare",
+         "to shard a LoRAModel under FSDP2",
+         sharded.prepares, required=True, needed=lambda trainer, resumes: sharded.is_fsdp2(trainer)),
+    Seam("transformers.integrations.deepspeed", "deepspeed_load_checkpoint",
+         "to read a checkpoint without its base under DeepSpeed",
+         sharded.loads_partitions, required=True, needed=_resumes_deepspeed),
+    Seam("trl.trainer.dpo_trainer", "DPOTrainer.__init__",
+         "to compare with the model's own base where there is no ref_model",
+         trl.refers_to_base, needed=_is_dpo),
 )
+# fmt: on
 _MODULES = {seam.module for seam in SEAMS}
 
 
