@@ -24,11 +24,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = [code for language, code in BLOCK.findall(README) if language == "python"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-
-
-def blocks(language: str) -> list[str]:
-    return [code for named, code in BLOCK.findall(README) if named == language]
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,21 +40,15 @@ def test_the_readme_has_at_most_70_lines_of_120_columns() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    broken = []
-    for link in LINK.findall(BLOCK.sub("", page.read_text("utf-8"))):
-        if "://" in link:
-            continue
+def test_every_relative_link_leads_to_a_heading_and_every_python_block_is_python(page: Path) -> None:
+    text, broken = page.read_text("utf-8"), []
+    for link in (link for link in LINK.findall(BLOCK.sub("", text)) if "://" not in link):
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_python_block_of_a_page_is_python(page: Path) -> None:
-    for language, code in BLOCK.findall(page.read_text("utf-8")):
+    for language, code in BLOCK.findall(text):
         if language == "python":
             ast.parse(code)
 
@@ -86,7 +77,7 @@ def test_the_python_blocks_run_in_order_as_they_stand(
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # PEFT looks at it each time
     names: dict[str, Any] = {"__name__": "readme"}
-    for number, code in enumerate(blocks("python")):
+    for number, code in enumerate(CODE):
         exec(compile(code, f"README.md, block {number}", "exec"), names)
     assert Path("merged/model.safetensors").is_file()
     assert "adapter_model.safetensors" in hub.files("me/my-adapter")
@@ -103,7 +94,7 @@ def test_the_python_blocks_run_in_order_as_they_stand(
 
 def small_bert(folder: Path) -> Path:
     """Write a BERT of two layers and its tokenizer under the names that bert-base-uncased has."""
-    found = re.findall(r"[a-z]+", "\n".join(blocks("python")).lower())
+    found = re.findall(r"[a-z]+", "\n".join(CODE).lower())
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(found))]
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
