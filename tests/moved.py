@@ -91,135 +91,103 @@ def edit_sources(edits: dict[str, Edit]) -> None:
     SourceFileLoader.get_code = edited
 
 
-class Said:
-    """What hf_lora said of what is missing, as ("warning" or "error", text)."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[str, str]] = []
-
-    @contextmanager
-    def noted(self) -> Iterator[list[tuple[str, str]]]:
-        """Note what is said inside a `with` block, and go on after an error of this kind."""
-        from hf_lora.errors import MissingExtraError
-
-        new: list[tuple[str, str]] = []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                yield new
-            except MissingExtraError as error:
-                new.append(("error", str(error)))
-        new += [("warning", str(w.message)) for w in caught if "hf_lora needs it" in str(w.message)]
-        self.all += new
+SAID: list[tuple[str, str]] = []  # what hf_lora said of what is missing: "warning" or "error", and the text
 
 
-def gpt2() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+@contextmanager
+def noted() -> Iterator[list[tuple[str, str]]]:
+    """Note what is said inside a `with` block, and go on after an error of this kind."""
+    from hf_lora.errors import MissingExtraError
 
-    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
+    new: list[tuple[str, str]] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield new
+        except MissingExtraError as error:
+            new.append(("error", str(error)))
+    new += [("warning", str(w.message)) for w in caught if "hf_lora needs it" in str(w.message)]
+    SAID.extend(new)
 
 
-def trainer(model: Any, cls: Any = None, save: str = "no", **changes: Any) -> Any:
-    """Return a Trainer of one step; of `cls` where that is given."""
-    from transformers import Trainer, TrainingArguments
+def trainer(model: Any, **changes: Any) -> Any:
+    """Return a Trainer of one step."""
+    from . import trainings
 
-    fixed = {"max_steps": 1, "report_to": [], "disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 2}
-    args = TrainingArguments(output_dir=tempfile.mkdtemp(), save_strategy=save, save_steps=1, **fixed)
-    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 4
-    return (cls or Trainer)(model=model, args=args, train_dataset=rows, eval_dataset=rows, **changes)
-
-
-def trained(run: Any) -> Any:
-    """Train by whatever name the stock Trainer has for it."""
-    return (run.other_train if hasattr(run, "other_train") else run.train)()
+    return trainings.trainer(model, Path(tempfile.mkdtemp()), **{"max_steps": 1, "save_strategy": "no", **changes})
 
 
 def programs_without_lora() -> None:
     """Import, and train a plain model for a step with a checkpoint; the Trainer is Transformers' own."""
     from transformers import Trainer
 
-    run = trainer(gpt2(), save="steps")
-    trained(run)
+    from .tiny import tiny
+
+    run = trainer(tiny("gpt2"), save_strategy="steps", save_steps=1)
+    (run.other_train if hasattr(run, "other_train") else run.train)()
     assert type(run) is Trainer
     assert run.state.global_step == 1
     assert list(Path(run.args.output_dir).glob("checkpoint-1/model.safetensors"))
 
 
-def adapters_without_a_trainer(said: Said) -> Any:
+def adapters_without_a_trainer() -> Any:
     """Add an adapter, compute, save and load it; return the model."""
     import torch
 
     from hf_lora import LoRAConfig, LoRAModel
 
-    base = gpt2()
-    other = gpt2()
-    other.load_state_dict(base.state_dict())
-    with said.noted():
-        model = LoRAModel.from_model(base, LoRAConfig(r=2, init_lora_weights=False))
-    with said.noted() as again, tempfile.TemporaryDirectory() as folder:
-        ids = torch.tensor([[1, 2, 3]])
+    from .tiny import IDS, tiny
+
+    with noted():
+        model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, init_lora_weights=False))
+    with noted() as again, tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = LoRAModel.from_pretrained(folder, base_model=other)
-        assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
+        loaded = LoRAModel.from_pretrained(folder, base_model=tiny("gpt2"))
+        assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
     assert not again, "it was said twice"
     return model.train()
 
 
-def asked_later(said: Said, model: Any) -> None:
+def asked_later(model: Any) -> None:
     """Train a step, then ask for each thing that is missing."""
     from transformers import Trainer
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from hf_lora import LoRASearch, metrics
 
-    with said.noted():
+    from .tiny import tiny
+
+    with noted():
         run = trainer(model)
-    with said.noted() as again:
+    with noted() as again:
         run.train()
     assert run.state.global_step == 1
     assert not again, "it was said twice"
-    with said.noted():
-        trainer(model, type("Own", (DPOTrainer,), {"__init__": Trainer.__init__}))
-    with said.noted():
-        trainer(model, compute_metrics=metrics("perplexity"))
-    with said.noted():
-        trainer(None, model_init=LoRASearch(gpt2).model_init)
-    with said.noted():
-        run.train(resume_from_checkpoint="nowhere")
+    for cls, given in (
+        (type("Own", (DPOTrainer,), {"__init__": Trainer.__init__}), {"model": model}),
+        (Trainer, {"model": model, "compute_metrics": metrics("perplexity")}),
+        (Trainer, {"model_init": LoRASearch(lambda: tiny("gpt2")).model_init}),
+    ):
+        with noted():
+            cls(args=run.args, eval_dataset=run.eval_dataset, **given)
     for name in ("load_best_model_at_end", "push_to_hub"):
         setattr(run.args, name, True)
-        with said.noted():
+        with noted():
             run.train()
         setattr(run.args, name, False)
-    run.is_deepspeed_enabled = True
-    with said.noted():
-        run.train(resume_from_checkpoint="nowhere")
-    run.is_deepspeed_enabled, type(run.accelerator).is_fsdp2 = False, True
-    with said.noted():
-        run.train(resume_from_checkpoint="nowhere")
+    for deepspeed, fsdp2 in ((False, False), (True, False), (False, True)):
+        run.is_deepspeed_enabled, type(run.accelerator).is_fsdp2 = deepspeed, fsdp2
+        with noted():
+            run.train(resume_from_checkpoint="nowhere")
 
 
-def asked_always(said: Said, model: Any) -> None:
-    """Make a Trainer, which is refused; ask what a push would miss besides."""
-    from transformers import Trainer
-
-    from .peek import missing
-
-    made: list[Any] = []
-
-    class Kept(Trainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            made.append(self)
-            super().__init__(*args, **kwargs)
-
-    with said.noted():
-        trainer(model, Kept)
-    made[0].args.push_to_hub = True
-    with said.noted():
-        missing.tell_of_trainer(made[0])
+def asked_always(model: Any) -> None:
+    """Make a Trainer, which is refused."""
+    with noted():
+        trainer(model)
 
 
-def constructor(said: Said, model: Any) -> None:
+def constructor(model: Any) -> None:
     """Train: the Trainer becomes ours at train(), since it didn't when it was made."""
     from transformers import Trainer
 
@@ -233,16 +201,14 @@ def main(case: str) -> None:
     edit_sources(CASES[case])
     import hf_lora  # noqa: F401
 
-    said = Said()
-    with said.noted() as at_import:
+    with noted() as at_import:
         for name in IMPORTED:
             if not name.startswith(("peft", "trl")) or case == "asked_later":
                 importlib.import_module(name)
         programs_without_lora()
     assert not at_import
-    model = adapters_without_a_trainer(said)
-    globals()[case](said, model)
-    print(json.dumps(said.all))
+    globals()[case](adapters_without_a_trainer())
+    print(json.dumps(SAID))
 
 
 if __name__ == "__main__":
