@@ -59,6 +59,7 @@ def _rank(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads sometimes outlive the interpreter, which then aborts
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_shards_are_gathered_in_every_process_and_written_by_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)

@@ -14,7 +14,7 @@ from safetensors.torch import save, save_file
 from hf_lora import LoRAConfig
 from hf_lora.errors import AdapterFileError
 
-from .fuzz import joined
+from .fuzz import BOMBS, archive, joined, pickled
 from .peek import header_size, read_header, read_json, read_metadata, read_tensors
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -118,6 +118,27 @@ def test_a_bare_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
         read_tensors(tmp_path / "x.bin")
     torch.save({"a": torch.ones(2), "b": torch.ones(2).bfloat16()}, tmp_path / "x.bin")
     assert read_tensors(tmp_path / "x.bin").keys() == {"a", "b"}
+
+
+TRAPS = [*(archive({"archive/data.pkl": bomb, "archive/version": b"3\n"}) for bomb in BOMBS),
+         pickled({"x": torch.zeros(1).expand(2**40)})]  # fmt: skip
+
+
+@pytest.mark.parametrize("trap", range(len(TRAPS)))
+def test_a_pickle_that_would_take_for_ever_or_all_memory_is_refused(trap: int, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(TRAPS[trap])
+    with pytest.raises(AdapterFileError, match="damaged or no tensor file"):
+        read_tensors(tmp_path / "x.bin")
+
+
+def test_a_file_that_the_system_does_not_open_is_told(tmp_path: Path) -> None:
+    for name, match in (
+        ("a\0b.json", "cannot be read"),
+        ("x" * 300 + ".json", "cannot be read"),
+        ("x.json", "not exist"),
+    ):
+        with pytest.raises(AdapterFileError, match=match):
+            read_json(tmp_path / name)
 
 
 def test_a_config_may_say_its_numbers_as_json_does(tmp_path: Path) -> None:

@@ -35,16 +35,14 @@ def read_regular(path: Path, most: int = -1) -> bytes:
     such file or it cannot be read.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AdapterFileError(f"{path} is no regular file (a directory, a pipe or a device), so it is not read.")
-        with open(path, "rb") as file:
-            return file.read(most)
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "rb") as file:
+                return file.read(most)
     except FileNotFoundError:
         raise AdapterFileError(f"{path} does not exist.") from None
-    except AdapterFileError:
-        raise
     except (OSError, ValueError, MemoryError) as error:
         raise AdapterFileError(f"{path} cannot be read: {error}") from error
+    raise AdapterFileError(f"{path} is no regular file (a directory, a pipe or a device), so it is not read.")
 
 
 def write_new(path: Path, content: bytes) -> None:
