@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from .ranks import BEST, gpt2, launch, trained
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")]
 TOLERANCE = {"rel": 0, "abs": 1e-5}
 
 

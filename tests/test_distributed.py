@@ -22,6 +22,7 @@ from .ranks import BEST, bert, gpt2, launch, save_bert, trained, under_fsdp
 from .versions import OLDER
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.skipif(
         not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),

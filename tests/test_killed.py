@@ -21,6 +21,7 @@ from transformers import Trainer
 from .trainings import bert, trainer, weights
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the processes that it kills"),

@@ -84,6 +84,7 @@ torch.save(ending(run), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_another_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
     straight = trainer(t5(seed=7), tmp_path / "straight", max_steps=STEPS, save_strategy="no")
     straight.train()
