@@ -140,6 +140,7 @@ def test_a_model_of_three_classes_is_refused_before_anything_is_computed() -> No
     with pytest.raises(ConfigError, match="'f1'"):
         metrics("accuracy", "f1").begin(model)
     metrics("accuracy", "f1", average="macro").begin(model)
+    metrics("accuracy", "f1").begin(torch.nn.Linear(1, 3))  # which says nothing of itself
 
 
 def test_generated_texts_are_compared_and_tokens_are_not_since_labels_stand_one_place_apart(tmp_path: Path) -> None:

@@ -67,8 +67,6 @@ def _shifted(name: str, config: Any) -> bool | None:
 
 def first(outputs: Any) -> Any:
     """Return the logits of what a Trainer hands over: the first of several outputs (hidden states, caches)."""
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
     return first(outputs[0]) if isinstance(outputs, tuple) and outputs else outputs
 
 
