@@ -46,10 +46,8 @@ PLACES = {
     "measured": "hf_lora.integrations.cards:measured",
     "MARK": "hf_lora.integrations.missing:MARK",
     "check_start": "hf_lora.integrations.starting:check",
-    "_COMPONENTS": "hf_lora.integrations.pipelines:_COMPONENTS",
     "Job": "hf_lora.integrations.pushing:Job",
     "Pushes": "hf_lora.integrations.pushing:Pushes",
-    "LoRATrainer": "hf_lora.integrations.trainer:LoRATrainer",
     "hub": "hf_lora.files.hub_files",
     "holds_token": "hf_lora.files.privacy:holds_token",
     "redacted": "hf_lora.files.privacy:redacted",
@@ -106,9 +104,7 @@ PLACES = {
     "mlp": "hf_lora.layers.memory.mlp",
     "disk": "hf_lora.files.disk",
     "SEAMS": "hf_lora.integrations.seams:SEAMS",
-    "missing": "hf_lora.integrations.missing",
     "METHODS": "hf_lora.integrations.trainer:METHODS",
-    "specialised": "hf_lora.integrations.specialising:specialised",
     "uploading": "hf_lora.integrations.uploading",
 }
 

@@ -227,18 +227,15 @@ def test_half_a_checkpoint_that_is_named_is_an_error_before_anything_is_touched(
     assert all(torch.equal(v, before[k]) for k, v in weights(again.model).items())
 
 
-def test_a_checkpoint_of_other_adapters_is_an_error_that_names_the_one_it_lacks(tmp_path: Path) -> None:
-    trainer(bert("a"), tmp_path, max_steps=2).train()
+def test_a_checkpoint_of_other_adapters_or_none_at_all_is_an_error_that_says_so(tmp_path: Path) -> None:
+    trainer(bert("a"), tmp_path / "run", max_steps=2).train()
+    other = trainer(two(["a", "b"]), tmp_path / "empty", max_steps=4)
     with pytest.raises(AdapterFileError, match=r"lacks a.adapter_config.json, a.adapter_model.safetensors, b."):
-        trainer(two(["a", "b"]), tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-
-
-def test_no_checkpoint_and_no_folder_are_transformers_own_errors(tmp_path: Path) -> None:
-    run = trainer(gpt2(), tmp_path / "run")
-    with pytest.raises((ValueError, FileNotFoundError)):
-        run.train(resume_from_checkpoint=True)
+        other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     with pytest.raises(AdapterFileError, match="the folder itself"):
-        run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+        other.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    with pytest.raises((ValueError, FileNotFoundError)):  # Transformers' own
+        other.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["a limit of 1", "over an older one"])

@@ -45,13 +45,12 @@ class Seam:
         assert self.wrap is not None
         owner, _, name = self.path.rpartition(".")
         original = vars(getattr(module, owner) if owner else module)[name]
-        if hasattr(_function(original), MARK):
-            return
         for holder in list(_copies(getattr(module, owner), name) if owner else _importers(original, name)):
             own = vars(holder)[name]
-            ours = self.wrap(own)
-            setattr(_function(ours), MARK, own)
-            setattr(holder, name, ours)
+            if not hasattr(_function(own), MARK):
+                ours = self.wrap(own)
+                setattr(_function(ours), MARK, own)
+                setattr(holder, name, ours)
 
 
 _MISSING: list[Seam] = []

@@ -19,8 +19,7 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         model = kwargs.get("model", args[0] if args else None)
-        if trl.is_trls(type(self)):
-            trl.check_head(model)
+        trl.check_head(type(self), model)
         _specialise(self, model)
         original(self, *args, **kwargs)
         _specialise(self, self.model)

@@ -14,12 +14,7 @@ from typing import Any
 
 from .trained_model import is_lora
 
-__all__ = ["check_head", "create_model_card", "disable_dropout", "is_trls", "refers_to_base"]
-
-
-def is_trls(cls: type) -> bool:
-    """Return whether a Trainer's class is TRL's, or derived from one of TRL's."""
-    return any(each.__module__.startswith("trl.") for each in cls.__mro__)
+__all__ = ["check_head", "create_model_card", "disable_dropout", "refers_to_base"]
 
 
 def refers_to_base(original: Callable[..., None]) -> Callable[..., None]:
@@ -31,18 +26,19 @@ def refers_to_base(original: Callable[..., None]) -> Callable[..., None]:
         given = signature.bind(self, *args, **kwargs)
         if is_lora(given.arguments.get("model")) and given.arguments.get("ref_model") is None:
             given.arguments["ref_model"] = _reference(given.arguments["model"], given.arguments.get("args"))
-            check_head(given.arguments["model"])
         original(*given.args, **given.kwargs)
 
     return init
 
 
-def check_head(model: Any) -> None:
-    """Raise TargetError where an adapter on the output head would not train, because TRL never calls it."""
+def check_head(cls: type, model: Any) -> None:
+    """Raise TargetError where a Trainer's class reads the output head's weight, so that an adapter on it is idle."""
+    if not is_lora(model) or not {"SFTTrainer", "DPOTrainer"} & {each.__name__ for each in cls.__mro__}:
+        return
     from ..errors import TargetError
     from ..layers.layer import LoRALayer
 
-    if is_lora(model) and isinstance(model.get_output_embeddings(), LoRALayer):
+    if isinstance(model.get_output_embeddings(), LoRALayer):
         raise TargetError(
             "TRL reads the weight of the output head instead of calling it, so an adapter on the head (or on token "
             "embeddings that are tied to it) would not train. Leave it out of target_modules, modules_to_save and "
@@ -66,10 +62,14 @@ def create_model_card(
     from transformers import Trainer
 
     given = [tags] if isinstance(tags, str) else tags or []
-    stock: Any = next(cls for cls in type(self).__mro__ if issubclass(cls, Trainer) and not is_trls(cls))
+    stock: Any = next(cls for cls in type(self).__mro__ if issubclass(cls, Trainer) and not _is_trls(cls))
     stock.create_model_card(
         self, model_name=model_name, dataset=dataset_name, tags=list(dict.fromkeys([*given, *self._tag_names]))
     )
+
+
+def _is_trls(cls: type) -> bool:
+    return any(each.__module__.startswith("trl.") for each in cls.__mro__)
 
 
 def _reference(model: Any, args: Any) -> Any:
