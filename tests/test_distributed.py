@@ -13,12 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, ModelError
 
 from .ranks import BEST, bert, gpt2, launch, save_bert, trained, under_fsdp
+from .tiny import tiny
 from .versions import OLDER
 
 pytestmark = [
@@ -130,11 +131,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     save_bert(folder / "bert")
     straight = trained(gpt2(), one(folder), 4)
-    config = LlamaConfig(
-        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
-        vocab_size=32,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    tiny("llama", num_key_value_heads=2).save_pretrained(folder / "llama")
     LoRAModel.from_pretrained(folder / "llama", LoRAConfig()).save_pretrained(folder / "adapter")
     left_out = {"ddp_resumed"} if OLDER else set()
     left_out |= set() if HAS_FSDP2 else SCENARIOS.keys() - DDP.keys() - {"refusals"}
