@@ -1,4 +1,4 @@
-"""The exceptions that hf_lora raises on purpose.
+"""The exceptions that hf_lora raises on purpose, and how their messages name things.
 
     LoRAError                      everything below; catch this one
     ├── ConfigError (ValueError)         a LoRAConfig, or an adapter_config.json, that cannot be right
@@ -19,6 +19,9 @@ Each also refines the builtin in brackets, so that code written against PEFT or 
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
 
 __all__ = [
     "AdapterFileError",
@@ -92,3 +95,31 @@ class MissingExtraError(LoRAError, ImportError):
 
 class ModelError(LoRAError, ValueError):
     """A base model that cannot be found, built or adapted."""
+
+
+def some(items: Iterable[object], most: int = 4, between: str = ", ") -> str:
+    """Return the first items in a row, and how many there are besides.
+
+    >>> some("abcdefg"), some("ab", between="; ")
+    ('a, b, c, d, and 3 more', 'a; b')
+    """
+    every = [str(item) for item in items]
+    return between.join(every[:most] + ([f"and {len(every) - most} more"] if len(every) > most else []))
+
+
+def numberless(name: str) -> str:
+    """Return a dotted name with "*" for each number, so that layers that are alike have one name.
+
+    >>> numberless("model.layers.0.self_attn.q_proj")
+    'model.layers.*.self_attn.q_proj'
+    """
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def full_name(*parts: str) -> str:
+    """Return the dotted name of a parameter or module inside others; the model itself has the name "".
+
+    >>> full_name("encoder.layer.0", "weight"), full_name("", "weight")
+    ('encoder.layer.0.weight', 'weight')
+    """
+    return ".".join(filter(None, parts))

@@ -9,7 +9,7 @@ from pathlib import Path
 HOME = Path(__file__).parents[1] / "hf_lora"
 # From the bottom to the top: a room imports only from rooms before it.
 ROOMS = (
-    "_version", "wording", "errors", "maths", "kinds", "variants", "files", "config", "layers", "targets", "formats", "hub", "model",
+    "_version", "errors", "maths", "kinds", "variants", "files", "config", "layers", "targets", "formats", "hub", "model",
     "training", "integrations", "cli",
 )  # fmt: skip
 OUTSIDE = ("__init__", "__main__", "py.typed")

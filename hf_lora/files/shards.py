@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import AdapterFileError
-from ..wording import some
+from ..errors import AdapterFileError, some
 from .sources import Source
 from .strict_json import read_json
 from .tensors import read_tensors

@@ -11,9 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import AdapterFileError
+from ..errors import AdapterFileError, some
 from ..maths.low_rank import is_finite
-from ..wording import some
 from .disk import read_regular, write_new
 from .names import NOTES_KEY
 from .pickles import read_pickled

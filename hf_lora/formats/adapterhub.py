@@ -20,14 +20,13 @@ import transformers
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterFileError, ConfigError
+from ..errors import AdapterFileError, ConfigError, some
 from ..files.shards import find_weights
 from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.tensors import read_tensors
 from ..layers.layer import own_tensor
 from ..variants.table import FORMULAS
-from ..wording import some
 from .contents import Candidate, Contents
 from .pairs import fit_pairs, fit_targets
 from .peft import PREFIX

@@ -13,10 +13,10 @@ from torch import nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
+from ..errors import full_name, numberless
 from ..kinds.table import kind_of
 from ..targets.names import is_inside, listed_modules, match_names, parameter_names, saved_modules
 from ..variants.table import ADAPTERS
-from ..wording import full_name, numberless
 
 __all__ = ["Held", "lopsided", "missing_names"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
+from ..errors import full_name
 from ..kinds.table import kind_of
 from ..layers.layer import own_tensor
 from ..variants.table import SAVED, TOKENS
-from ..wording import full_name
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today

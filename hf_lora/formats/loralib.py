@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterFileError, ConfigError
+from ..errors import AdapterFileError, ConfigError, some
 from ..files.tensors import read_tensors
 from ..targets.names import listed_modules
-from ..wording import some
 from .contents import Candidate, Contents
 from .pairs import checked_flags, fit_pairs, fit_targets, split_pairs
 from .peft import PREFIX

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ..errors import AdapterMismatchError
+from ..errors import AdapterMismatchError, some
 from ..targets.names import input_table
 from ..variants.table import SAVED
-from ..wording import some
 from .keys import split_key, unwrapped
 
 __all__ = ["mismatch", "other_size"]

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterMismatchError
+from ..errors import AdapterMismatchError, full_name
 from ..targets.names import as_endings, is_inside, is_saved, match_names, parameter_names, saved_modules
-from ..wording import full_name
 from .entries import FACTORS, Entry, Move, key_at, parameter_at
 from .experts import Pair, beside, stacked
 from .keys import PREFIX, WRAP

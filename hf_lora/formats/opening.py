@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterFileError, ModelError
+from ..errors import AdapterFileError, ModelError, some
 from ..files.names import CONFIG_NAME
 from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.transaction import find_config
-from ..wording import some
 from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
 from .folder import read_folder

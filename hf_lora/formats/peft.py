@@ -22,12 +22,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
+from ..errors import full_name, some
 from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, low_rank_sites, tied_sites
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
-from ..wording import full_name, some
 from .coverage import missing_names
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, other_size

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import full_name
 from ..variants.adapter import Adapter, own_tensor
-from ..wording import full_name
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState

@@ -15,14 +15,13 @@ from transformers.utils import logging
 
 from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES
-from ..errors import ConfigError, LoRAError, ModelError
+from ..errors import ConfigError, LoRAError, ModelError, some
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
 from ..formats.keys import plain_keys
 from ..formats.peft import PREFIX
 from ..layers.layer import base_modules
 from ..targets.names import as_endings, match_names, saved_modules
-from ..wording import some
 from .hooks import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterMismatchError, AdapterNameError, AdapterStateError
+from ..errors import AdapterMismatchError, AdapterNameError, AdapterStateError, full_name, some
 from ..files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from ..files.transaction import settled
 from ..formats.names import fit_names
@@ -22,7 +22,6 @@ from ..layers.layer import base_modules
 from ..layers.state import AdapterState
 from ..targets.plan import Site
 from ..variants.adapter import Adapter
-from ..wording import full_name, some
 from .selecting import check_known
 
 __all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights"]

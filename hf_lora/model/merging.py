@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterStateError, MergeError
+from ..errors import AdapterStateError, MergeError, full_name
 from ..layers import merging as layers
 from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import tied_groups, untie
-from ..wording import full_name
 from .creating import leave
 from .selecting import check_together, names_of
 

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import AdapterNameError
+from ..errors import AdapterNameError, full_name, numberless
 from ..layers.layer import base_modules
-from ..wording import full_name, numberless
 
 __all__ = ["aligned", "print_trainable", "targets_table", "trainable_counts"]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import AdapterStateError
+from ..errors import AdapterStateError, full_name
 from ..layers.distributed import is_spread, whole
 from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
-from ..wording import full_name
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..wording import full_name
+from ..errors import full_name
 from .tree import Projection, Tree
 from .words import EXPERTS, FIRST_FACTOR, INDEXER, SIDE, is_output, letters, says, says_attention, words
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..wording import full_name
+from ..errors import full_name
 from .attention import Block
 from .reads import child_is_called
 from .tree import Tree, is_convolution, is_linear, is_stacked

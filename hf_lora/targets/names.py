@@ -15,9 +15,8 @@ from torch import nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import TargetError
+from ..errors import TargetError, full_name, some
 from ..layers.layer import base_modules
-from ..wording import full_name, some
 from .presets import preset_targets
 
 __all__ = [

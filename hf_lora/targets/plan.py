@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ConfigError, TargetError
+from ..errors import ConfigError, TargetError, full_name, some
 from ..kinds.kind import Kind, Shape
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
@@ -20,7 +20,6 @@ from ..layers.specialising import base_of
 from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from ..wording import full_name, some
 from .names import find_targets, input_table, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 

@@ -7,8 +7,7 @@ from collections import Counter
 from torch import nn
 
 from ..config.keys import Preset
-from ..errors import TargetError
-from ..wording import full_name, numberless, some
+from ..errors import TargetError, full_name, numberless, some
 from .attention import find_blocks
 from .backbone import backbone, block_linears
 from .tree import Tree, is_convolution, is_linear

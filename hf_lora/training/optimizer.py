@@ -7,8 +7,7 @@ from collections import Counter
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import AdapterStateError
-from ..wording import some
+from ..errors import AdapterStateError, some
 from .groups import check_rates
 from .ready import check_trains
 

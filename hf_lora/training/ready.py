@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import AdapterStateError
+from ..errors import AdapterStateError, full_name, some
 from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
 from ..variants.table import SAVED
-from ..wording import full_name, some
 
 __all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains", "widen_masters"]
 

@@ -22,11 +22,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..errors import full_name, numberless
 from ..layers.layer import LoRALayer, own_tensor
 from ..layers.tying import is_plain
 from ..maths import low_rank
 from ..variants.adapter import Adapter, Product
-from ..wording import full_name, numberless
 
 __all__ = ["lora_scalars"]
 

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, some
 from ...files.names import CONFIG_NAME
 from ...files.privacy import hub_id
 from ...targets.names import listed_modules, match_names
 from ...variants.table import FORMULAS, is_on
-from ...wording import some
 from ..folder import MERGED_KEYS
 from ..keys import unwrapped
 from .layout import Layout, Parts, Target, ranks_of

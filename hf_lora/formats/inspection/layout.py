@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ...errors import numberless
 from ...files.safetensors_header import TensorEntry
 from ...variants.row import Row
 from ...variants.table import COPIES, FORMULAS, LORA, formula_of
-from ...wording import numberless
 from ..keys import plain_keys, split_key, unwrapped
 
 __all__ = ["Layout", "Parts", "Target", "layout_of", "ranks_of"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ...wording import some
+from ...errors import some
 from .findings import Finding
 from .layout import Target
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..._version import __version__
 from ...config.lora_config import LoRAConfig
+from ...errors import some
 from ...files.privacy import hub_id, public_setting
 from ...variants.table import scaling_of
-from ...wording import some
 from . import generated
 from .metadata import papers_of
 from .results import label
