@@ -9,35 +9,14 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from hf_lora import LoRAConfig, LoRAModel
 
+from .tiny import tiny
+
 STEPS, BATCH, LENGTH, WORDS = 50, 4, 12, 40
-BASES = {
-    "bert": lambda: BertForSequenceClassification(
-        BertConfig(
-            vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
-        )
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=16, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
-    ),
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=48,
-        )
-    ),
-}  # fmt: skip
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BASES = {"bert": STILL, "gpt2": dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0), "llama": {}}
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -45,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", BASES)
 def test_fifty_steps_have_the_losses_that_peft_has_from_the_same_start(name: str, variant: str, tmp_path: Path) -> None:
+    base = tiny(name, **BASES[name])
     torch.manual_seed(0)
-    base = BASES[name]()
     task = {"task_type": "SEQ_CLS"} if name == "bert" else {}
     config = LoRAConfig(r=4, lora_alpha=8, target_modules="all-linear", **task, **VARIANTS[variant])
     LoRAModel.from_model(copy.deepcopy(base), config).save_pretrained(tmp_path)

@@ -12,48 +12,33 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MobileBertConfig,
-    MobileBertForMaskedLM,
-)
+from transformers import MobileBertConfig, MobileBertForMaskedLM
 
 from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterMismatchError, AdapterStateError, ConfigError
 
 from .cases import move
+from .tiny import tiny
 
 IDS = torch.tensor([[5, 33, 7, 32], [9, 34, 11, 2]])
 ROWS = [32, 33, 34]
 
 
-def _gpt2() -> Any:
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=16, bos_token_id=0, eos_token_id=1)
-    return GPT2LMHeadModel(config).eval()
-
-
-def _llama() -> Any:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 32}
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, bos_token_id=0, eos_token_id=1, **sizes)).eval()
-
-
-MAKERS = {"tied": _gpt2, "untied": _llama}
+MAKERS = {"tied": lambda: tiny("gpt2", vocab_size=32), "untied": lambda: tiny("llama", vocab_size=32)}
 TABLES = {"tied": ["transformer.wte"], "untied": ["model.embed_tokens", "lm_head"]}
 
 
-def _resized(name: str, when: str) -> LoRAModel:
+def _grown(name: str, *sizes: int) -> Any:
     model = MAKERS[name]()
+    for size in sizes:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    return model
+
+
+def _resized(name: str, when: str) -> LoRAModel:
     if when == "before":
-        model.resize_token_embeddings(35, mean_resizing=False)
-        return LoRAModel.from_model(model, LoRAConfig(r=2))
-    model = LoRAModel.from_model(model, LoRAConfig(r=2))
+        return LoRAModel.from_model(_grown(name, 35), LoRAConfig(r=2))
+    model = LoRAModel.from_model(MAKERS[name](), LoRAConfig(r=2))
     model.resize_token_embeddings(35, mean_resizing=False)
     return model
 
@@ -94,48 +79,32 @@ def test_new_rows_come_back_on_a_base_that_was_resized_by_somebody_else(name: st
     assert torch.allclose(there(IDS).logits, live, atol=1e-5)
 
 
-def test_rows_that_the_user_names_or_saves_whole_are_left_to_them() -> None:
+def test_rows_that_the_user_names_or_saves_whole_are_left_to_them_and_what_would_be_lost_is_refused() -> None:
     for config in (LoRAConfig(trainable_token_indices=[3, 33]), LoRAConfig(modules_to_save=["wte"])):
-        model = _gpt2()
-        model.resize_token_embeddings(35, mean_resizing=False)
-        kept = LoRAModel.from_model(model, config).peft_config["default"]
+        kept = LoRAModel.from_model(_grown("tied", 35), config).peft_config["default"]
         assert kept.trainable_token_indices == config.trainable_token_indices
         assert kept.modules_to_save == (None if config.modules_to_save is None else ["wte", "lm_head"])
-
-
-def test_adapting_a_table_whose_new_rows_would_be_lost_is_refused() -> None:
-    model = _gpt2()
-    model.resize_token_embeddings(35, mean_resizing=False)
+    model = _grown("tied", 35)
     with pytest.raises(ConfigError, match=r"transformer\.wte .*modules_to_save"):
         LoRAModel.from_model(model, LoRAConfig(target_modules=["wte", "c_attn"]))
     assert not isinstance(model, LoRAModel)
 
 
-def test_shrinking_and_resizing_to_the_same_size_add_no_rows() -> None:
-    for sizes in ((32,), (20,), (40, 32), (20, 20)):
-        model = _gpt2()
-        for size in sizes:
-            model.resize_token_embeddings(size, mean_resizing=False)
-        assert LoRAModel.from_model(model, LoRAConfig()).peft_config["default"].trainable_token_indices is None
-    model = _gpt2()
-    for size in (20, 30, 40):
-        model.resize_token_embeddings(size, mean_resizing=False)
-    config = LoRAModel.from_model(model, LoRAConfig()).peft_config["default"]
-    assert config.trainable_token_indices == {"transformer.wte": list(range(20, 40))}
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [((32,), None), ((20,), None), ((40, 32), None), ((20, 20), None), ((20, 30, 40), range(20, 40))],
+)
+def test_shrinking_and_resizing_to_the_same_size_add_no_rows(sizes: tuple[int, ...], rows: range | None) -> None:
+    config = LoRAModel.from_model(_grown("tied", *sizes), LoRAConfig()).peft_config["default"]
+    assert config.trainable_token_indices == (None if rows is None else {"transformer.wte": list(rows)})
 
 
 def test_an_adapter_loaded_for_inference_gets_no_new_rows(tmp_path: Path) -> None:
-    LoRAModel.from_model(_gpt2(), LoRAConfig(r=2)).save_pretrained(tmp_path)
-    model = LoRAModel.from_pretrained(tmp_path, base_model=_gpt2())
+    LoRAModel.from_model(MAKERS["tied"](), LoRAConfig(r=2)).save_pretrained(tmp_path)
+    model = LoRAModel.from_pretrained(tmp_path, base_model=MAKERS["tied"]())
     model.resize_token_embeddings(35, mean_resizing=False)
     assert model.peft_config["default"].trainable_token_indices is None
     assert not [n for n, p in model.named_parameters() if p.requires_grad]
-
-
-def test_rows_that_train_already_are_not_resized_away() -> None:
-    model = _resized("tied", "after")
-    with pytest.raises(AdapterStateError, match="transformer.wte"):
-        model.resize_token_embeddings(40)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -156,7 +125,7 @@ def test_a_base_that_is_loaded_for_the_adapter_gets_the_rows_it_lacks(name: str,
 
 
 def test_a_whole_table_that_was_saved_larger_makes_room_for_itself(tmp_path: Path) -> None:
-    _gpt2().save_pretrained(tmp_path / "base")
+    MAKERS["tied"]().save_pretrained(tmp_path / "base")
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
     model.delete_adapter("default")
     model.resize_token_embeddings(35, mean_resizing=False)
@@ -170,7 +139,7 @@ def test_a_whole_table_that_was_saved_larger_makes_room_for_itself(tmp_path: Pat
 
 
 def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
-    _gpt2().save_pretrained(tmp_path / "base")
+    MAKERS["tied"]().save_pretrained(tmp_path / "base")
     LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(trainable_token_indices=[3])).save_pretrained(
         tmp_path / "a"
     )
@@ -181,25 +150,22 @@ def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_take
             LoRAModel.from_pretrained(tmp_path / "a")
 
 
-def test_resizing_to_the_size_there_is_goes_on_working_once_new_rows_train() -> None:
+def test_rows_that_train_already_are_not_resized_away_and_a_merged_model_is_not_resized() -> None:
     for name in MAKERS:
         model = _resized(name, "after")
         table = model.get_input_embeddings()
-        assert model.resize_token_embeddings(35) is table
-        assert model.resize_token_embeddings() is table
+        assert model.resize_token_embeddings(35) is model.resize_token_embeddings() is table
         assert model.resize_token_embeddings(30, pad_to_multiple_of=35) is table
-
-
-def test_a_merged_model_is_not_resized() -> None:
-    model = LoRAModel.from_model(_llama(), LoRAConfig(r=2))
-    model.merge_adapter()
-    with pytest.raises(AdapterStateError, match="merged"):
-        model.resize_token_embeddings(35)
-    assert model.get_input_embeddings().weight.shape[0] == 32
+        with pytest.raises(AdapterStateError, match=r"transformer.wte|embed_tokens|lm_head"):
+            model.resize_token_embeddings(40)
+        model.merge_adapter()
+        with pytest.raises(AdapterStateError, match="merged"):
+            model.resize_token_embeddings(35)
+        assert table.weight.shape[0] == 35
 
 
 def test_a_table_that_was_resized_without_its_output_layer_trains_alone(tmp_path: Path) -> None:
-    model = _llama()
+    model = MAKERS["untied"]()
     model.model.resize_token_embeddings(35, mean_resizing=False)
     model = LoRAModel.from_model(model, LoRAConfig(r=2))
     assert model.peft_config["default"].trainable_token_indices == {"model.embed_tokens": ROWS}
@@ -207,10 +173,7 @@ def test_a_table_that_was_resized_without_its_output_layer_trains_alone(tmp_path
 
 
 def test_merging_parts_tables_that_are_one_module_of_several_names(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("attention_heads", "layers")}
-    sizes |= {"vocab_size": 32, "d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    base = BartForConditionalGeneration(BartConfig(max_position_embeddings=32, **sizes)).eval()
+    base = tiny("bart", vocab_size=32)
     base.resize_token_embeddings(35, mean_resizing=False)
     model = LoRAModel.from_model(base, LoRAConfig(r=2))
     move(model)
@@ -218,13 +181,13 @@ def test_merging_parts_tables_that_are_one_module_of_several_names(tmp_path: Pat
     merged = model.merge_and_unload()
     assert torch.allclose(merged(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
     merged.save_pretrained(tmp_path)
-    again = BartForConditionalGeneration.from_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
     assert torch.allclose(again(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
 
 
 def test_room_is_made_in_a_class_whose_resizing_takes_a_size_only(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "embedding_size": 8, "intermediate_size": 16, "intra_bottleneck_size": 8}
-    config = MobileBertConfig(vocab_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
+    sizes = {"vocab_size": 32, "embedding_size": 8, "intra_bottleneck_size": 8, "num_attention_heads": 2}
+    config = MobileBertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, **sizes)
     MobileBertForMaskedLM(config).save_pretrained(tmp_path / "base")
     base = MobileBertForMaskedLM.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(35)
@@ -258,7 +221,7 @@ def test_what_peft_saves_of_a_resized_vocabulary_comes_back(config: dict[str, An
 
 
 def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path) -> None:
-    base = _llama()
+    base = MAKERS["untied"]()
     model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[3, 4]))
     move(model)
     model.save_pretrained(tmp_path)
@@ -274,7 +237,7 @@ def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path)
 
 
 def test_rows_that_are_named_twice_train_once_and_come_back(tmp_path: Path) -> None:
-    base = _llama()
+    base = MAKERS["untied"]()
     model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[5, 5, 3]))
     move(model)
     model.save_pretrained(tmp_path)
