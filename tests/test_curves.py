@@ -15,8 +15,11 @@ from hf_lora import LoRAConfig, LoRAModel
 from .tiny import tiny
 
 STEPS, BATCH, LENGTH, WORDS = 50, 4, 12, 40
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-BASES = {"bert": STILL, "gpt2": dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0), "llama": {}}
+BASES = {
+    "bert": {"hidden_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"n_embd": 32, "vocab_size": WORDS, **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)},
+    "llama": {"hidden_size": 32, "intermediate_size": 48, "vocab_size": WORDS, "head_dim": 16},
+}
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
