@@ -224,14 +224,17 @@ def _loaded(name: str, source: str) -> Any:
     without = f"Without a network work {', '.join(NAMES)}, a module's path, and whatever you hand in."
     if source == "shipped":
         raise ConfigError(f"hf_lora computes no metric {name!r}{hint}. {without}")
-    import evaluate  # takes a second, and whoever only trains needs none of it
-
     try:
+        import evaluate  # takes a second, and whoever only trains needs none of it
+
         if constants.HF_HUB_OFFLINE and not Path(name).exists():  # evaluate looks at HF_EVALUATE_OFFLINE alone
             raise ConnectionError("HF_HUB_OFFLINE is set")
         return evaluate.load(name, keep_in_memory=True)  # so that processes share no file
     except ImportError as error:
-        raise MissingExtraError(f"the metric {name!r} of evaluate needs packages that are not here. {error}") from error
+        raise MissingExtraError(
+            f"the metric {name!r} is loaded by evaluate, which, or a package that this metric needs, is not here: "
+            f'pip install ".[metrics]" in a checkout brings evaluate. {error}'
+        ) from error
     except OSError as error:
         raise HubError(
             f"evaluate finds no metric {name!r}{hint}, or cannot ask the Hub for it: {error}. {without}"
