@@ -137,19 +137,36 @@ def test_what_cannot_be_merged_as_asked_is_refused() -> None:
             call()
 
 
+def _overflows(layer: Any) -> None:
+    top = torch.finfo(layer.weight.dtype).max
+    layer.weight.fill_(top)
+    for factor in layer.adapters["default"].parameters():
+        factor.fill_((top / 64) ** 0.5)
+
+
+def _is_packed(layer: Any) -> None:
+    layer.adapters["default"]["weight"].kind = "packed"
+
+
+# What keeps a layer from being merged, its dtype, and what is said of it.
+UNFIT = {
+    **{f"an overflow in {dtype}": (_overflows, dtype, "finite") for dtype in (torch.float16, torch.bfloat16, torch.float32)},
+    "a base that is not finite": (lambda layer: layer.weight[1, 2].fill_(float("inf")), torch.float32, "finite"),
+    "packed weights": (_is_packed, torch.float32, "packed"),
+}  # fmt: skip
+
+
 @METHODS
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_an_overflow_in_the_last_layer_leaves_every_layer_as_it_was(dtype: torch.dtype, method: str) -> None:
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_unfit_last_layer_is_named_and_leaves_every_layer_as_it_was(case: str, method: str) -> None:
+    spoil, dtype, match = UNFIT[case]
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).to(dtype)
     model = add_lora(model, LoRAConfig(r=2, target_modules=["0", "1", "2"]))
     move(model)
-    top = torch.finfo(dtype).max
     with torch.no_grad():
-        model[2].weight.fill_(top)
-        for factor in model[2].adapters["default"].parameters():
-            factor.fill_((top / 64) ** 0.5)
+        spoil(model[2])
     before, objects = _state(model), [layer.weight for layer in model]
-    with pytest.raises(MergeError, match="^2: .*finite"):
+    with pytest.raises(MergeError, match=f"^2: .*{match}"):
         getattr(model, method)()
     assert _is(model, before)
     assert all(layer.weight is weight for layer, weight in zip(model, objects, strict=True))
@@ -161,25 +178,6 @@ def test_what_overflows_in_half_precision_merges_in_float32() -> None:
         model.merge_and_unload()
     merged = model.merge_and_unload(dtype=torch.float32, verify=1e-3)
     assert all(p.isfinite().all() for p in merged.parameters())
-
-
-@METHODS
-def test_a_base_that_is_not_finite_is_not_merged_into(method: str) -> None:
-    model = adapted("linear", "lora")
-    with torch.no_grad():
-        model.layer.weight[1, 2] = float("inf")
-    with pytest.raises(MergeError, match="^layer: .*finite"):
-        getattr(model, method)()
-
-
-def test_packed_weights_are_told_apart_before_any_layer_is_written() -> None:
-    model = add_lora(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRAConfig(r=2, target_modules=["0", "1"]))
-    move(model)
-    model[1].adapters["default"]["weight"].kind = "packed"
-    before = [layer.weight.clone() for layer in model]
-    with pytest.raises(MergeError, match=r"^1: .*packed"):
-        model.merge_and_unload()
-    assert all(torch.equal(layer.weight, b) for layer, b in zip(model, before, strict=True))
 
 
 # --- what it leaves alone -----------------------------------------------------------------------------------------

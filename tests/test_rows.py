@@ -306,7 +306,7 @@ def test_a_scaling_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 CLASSES = {"LoRA", "DoRA", "Saved", "Tokens"}
 # The switch is a key of PEFT's config, so it is a field; what else would name the formula is in variants/.
-ALLOWED = {("config/fields.py", "    use_dora: bool = False")}
+ALLOWED = {("config/keys.py", "    use_dora: bool = False")}
 
 
 def _others() -> list[tuple[str, str]]:

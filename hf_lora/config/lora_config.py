@@ -19,8 +19,7 @@ from ..files.transaction import settled
 from ..variants.initial import INITS
 from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
-from .fields import Fields
-from .keys import INERT, PRESETS, UNSUPPORTED
+from .keys import INERT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
 
 __all__ = ["LoRAConfig"]

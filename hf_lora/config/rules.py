@@ -9,8 +9,7 @@ from typing import Any
 
 from ..variants.initial import INITS
 from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
-from .fields import Fields
-from .keys import PRESETS
+from .keys import PRESETS, Fields
 from .tasks import TASK_TYPES
 
 __all__ = ["is_layers", "is_names", "problems_of"]

@@ -19,7 +19,7 @@ from ..config.lora_config import LoRAConfig
 from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
-from ..layers.state import AdapterState
+from ..layers.state import OFF, AdapterState
 from . import creating, loading, merging, publishing, report, saving, selecting, vocabulary
 from .merging import MergeReport
 
@@ -159,7 +159,7 @@ class LoRAModel(Specialised, nn.Module):
         (gradient checkpointing) in a thread of its own, as on GPUs, that is an AdapterStateError: `disable_adapters()`
         is the way there. Raises AdapterStateError while merged.
         """
-        return selecting.disabled(self, self._lora)
+        return self._lora.routed(OFF, "adapters_disabled", trains=self.training)
 
     def adapters_active(self, adapter_names: str | Sequence[str]) -> AbstractContextManager[None]:
         """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.
@@ -330,8 +330,11 @@ class LoRAModel(Specialised, nn.Module):
         return report.trainable_counts(self)
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters train."""
-        report.print_trainable(self)
+        """Print PEFT's line: how many parameters train, of how many, and the share in percent."""
+        trainable, every = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {every:,d} || trainable%: {100 * trainable / every:.4f}"
+        )
 
     def targets_report(self, adapter_name: str | None = None) -> str:
         """Return a table of what an adapter (the active one unless named) adapts: where, how many of how many."""

@@ -6,7 +6,6 @@ A half-precision weight rounds what is added to it: of an adapter that changes a
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..errors import AdapterStateError, MergeError, full_name
 from ..layers import merging as layers
@@ -27,7 +27,7 @@ from .selecting import check_together, names_of
 __all__ = ["MergeReport", "merge", "merge_and_unload", "merge_report", "unload", "unmerge"]
 
 _TOLD_ABOVE = 0.05  # of the effect
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,16 @@ def merge_and_unload(
         raise AdapterStateError(f"{late}= comes too late once adapters are merged; call unmerge_adapter() first.")
     if dtype is not None:
         _check_widening(model, dtype)
-        _check(state, names, dtype)
-    if not state.merged:
-        _tell_loss(state, names, verify, dtype)
     with CHANGES:
+        if not state.merged:
+            _check(state, names, dtype)
+            _tell_loss(state, names, verify, dtype)
         if dtype is not None:
             model.to(dtype)
             if getattr(model, "config", None) is not None:
                 model.config.dtype = dtype
         tied = tied_groups(model)
         if not state.merged:
-            _check(state, names)
             for module, layer in state.layers.items():
                 with _merging(module):
                     layers.swap_in(layer, layers.merged_values(layer, names), keep=False)

@@ -6,7 +6,6 @@ A base whose weights cannot be read where they are (packed, offloaded, sharded) 
 
 from __future__ import annotations
 
-import logging
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .._version import __version__
 from ..config.lora_config import LoRAConfig
@@ -27,7 +27,7 @@ from ..maths import fingerprint as fp
 
 __all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "note_of", "observe"]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
 FORMAT = 1
 _MOST = 1024  # weights that are looked at: a mixture of single experts has tens of thousands
@@ -62,7 +62,7 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
     # A class that names its layers otherwise may sort them otherwise.
     differ = fp.differ(observe(modules, weights), theirs, in_order=known.get("names") == _names(weights))
     if differ is None:
-        _LOG.info("The base was not checked: its weights cannot be read here, or are others by number.")
+        logger.info("The base was not checked: its weights cannot be read here, or are others by number.")
     if differ:
         wanted, commit = known.get("id"), known.get("commit") or known.get("revision")
         load = f"base_model={wanted!r}" + (f", revision={commit!r}" if commit else "") if wanted else "base_model=..."

@@ -9,19 +9,13 @@ from typing import Any
 from ..errors import AdapterNameError, full_name, numberless
 from ..layers.layer import base_modules
 
-__all__ = ["aligned", "print_trainable", "targets_table", "trainable_counts"]
+__all__ = ["aligned", "targets_table", "trainable_counts"]
 
 
 def trainable_counts(model: Any) -> tuple[int, int]:
     """Return (trainable, all) parameter counts; shared parameters once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def print_trainable(model: Any) -> None:
-    """Print PEFT's line: trainable, all, and the share in percent."""
-    trainable, every = trainable_counts(model)
-    print(f"trainable params: {trainable:,d} || all params: {every:,d} || trainable%: {100 * trainable / every:.4f}")
 
 
 def targets_table(model: Any, adapter_name: str | None = None) -> str:

@@ -14,7 +14,7 @@ from ..layers.layer import LoRALayer, detach
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 
 __all__ = [
-    "active", "check_known", "check_together", "delete", "disable", "disabled", "names_of", "remove", "require_grad",
+    "active", "check_known", "check_together", "delete", "disable", "names_of", "remove", "require_grad",
     "select",
 ]  # fmt: skip
 
@@ -77,13 +77,6 @@ def disable(state: AdapterState) -> None:
             f"disable_adapters would change nothing inside a block of adapters_active({list(block.route)}); use `with "
             "model.adapters_disabled()`."
         )
-
-
-@contextmanager
-def disabled(model: nn.Module, state: AdapterState) -> Iterator[None]:
-    """Take the route without adapters inside a `with` block."""
-    with state.routed(OFF, "adapters_disabled", trains=model.training):
-        yield
 
 
 @contextmanager

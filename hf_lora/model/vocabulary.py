@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,25 +122,21 @@ def overridden(base: type) -> dict[str, Any]:
         Raises AdapterStateError while merged, and where an embedding or the output layer carries an adapter and the
         size would change: it would be lost with the module that is replaced. Resize before adding the adapter.
         """
-        return _resize(self, base.resize_token_embeddings, *args, **kwargs)  # type: ignore[attr-defined]
+        state: AdapterState = self._lora
+        state.refuse_while_merged("resize_token_embeddings")
+        table = self.get_input_embeddings()
+        adapted = [n for n, layer in state.layers.items() if layer is table or layer is self.get_output_embeddings()]
+        given = dict(zip(("new_num_tokens", "pad_to_multiple_of"), args, strict=False)) | kwargs
+        if adapted:
+            count, multiple = given.get("new_num_tokens"), given.get("pad_to_multiple_of") or 1
+            if _rows(table) == -(-(_rows(table) if count is None else count) // multiple) * multiple:
+                return table
+            raise AdapterStateError(f"{adapted[0]} carries an adapter, which resizing would lose; resize first.")
+        with own_head(self), CHANGES:
+            table = base.resize_token_embeddings(self, *args, **kwargs)  # type: ignore[attr-defined]
+            for name in sorted(state.trainable):
+                extend(self, state, with_new_rows(self, state.configs[name]), name)
+            select(state, state.selected)
+        return table
 
     return {"tie_weights": tie_weights, "resize_token_embeddings": resize_token_embeddings}
-
-
-def _resize(model: Any, resize: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    state: AdapterState = model._lora
-    state.refuse_while_merged("resize_token_embeddings")
-    table = model.get_input_embeddings()
-    adapted = [n for n, layer in state.layers.items() if layer is table or layer is model.get_output_embeddings()]
-    given = dict(zip(("new_num_tokens", "pad_to_multiple_of"), args, strict=False)) | kwargs
-    if adapted:
-        count, multiple = given.get("new_num_tokens"), given.get("pad_to_multiple_of") or 1
-        if _rows(table) == -(-(_rows(table) if count is None else count) // multiple) * multiple:
-            return table
-        raise AdapterStateError(f"{adapted[0]} carries an adapter, which resizing would lose; resize first.")
-    with own_head(model), CHANGES:
-        table = resize(model, *args, **kwargs)
-        for name in sorted(state.trainable):
-            extend(model, state, with_new_rows(model, state.configs[name]), name)
-        select(state, state.selected)
-    return table
