@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..maths import low_rank
 from .kind import Kind, Shape
 
 __all__ = ["ExpertsKind", "TransposedExpertsKind"]
@@ -17,10 +16,6 @@ class ExpertsKind(Kind):
 
     def claims_parameter(self, owner: nn.Module, parameter: Tensor) -> bool:
         return parameter.ndim == 3 and bool(getattr(owner, "is_transposed", False)) is self.transposed
-
-    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
-        experts, out, in_ = shape
-        return (experts, r, in_), (experts, out, r)
 
     def to_file(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
@@ -36,16 +31,3 @@ class TransposedExpertsKind(ExpertsKind):
     """A stack of matrices stored as (experts, in, out): gpt_oss, aria, llama4."""
 
     transposed = True
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.mT
-
-    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return matrix.mT
-
-    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
-        experts, in_, out = shape
-        return (experts, r, in_), (experts, out, r)
-
-    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        return low_rank.add_product(weight, a.mT, b.mT, scaling)

@@ -22,10 +22,10 @@ Shape = tuple[int, ...]
 
 
 class Kind:
-    """A weight that is its own (out, in) matrix.
+    """A weight that is its own (..., out, in) matrix, or that matrix transposed.
 
     layer: the class whose instances are of this kind.
-    embeds: the input is indices, not activations. transposed: the weight is stored as (in, out).
+    embeds: the input is indices, not activations. transposed: the weight is stored as (..., in, out).
     stacked: the weight is a stack of matrices. convolves: it is a convolution's.
     is_matrix: it is one matrix of numbers, which a start can take factors out of.
     is_quantised: its numbers are packed, and can be neither read nor merged into.
@@ -63,16 +63,18 @@ class Kind:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as its (..., out, in) matrix; a view where the layout allows."""
-        return weight
+        return weight.mT if self.transposed else weight
 
     def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
         """Return an (..., out, in) matrix in the layout of a weight of that shape; undoes `matrix`."""
-        return matrix
+        return matrix.mT if self.transposed else matrix
 
     def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
         """Return the shapes of A and B for a weight of that shape and rank r."""
-        out, in_ = shape
-        return (r, in_), (out, r)
+        *stack, out, in_ = shape
+        if self.transposed:
+            out, in_ = in_, out
+        return (*stack, r, in_), (*stack, out, r)
 
     def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return A as (..., r, in) and B as (..., out, r), whose product is the matrix."""
@@ -80,7 +82,8 @@ class Kind:
 
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
-        return low_rank.add_product(weight, b, a, scaling)
+        left, right = (a.mT, b.mT) if self.transposed else (b, a)
+        return low_rank.add_product(weight, left, right, scaling)
 
     def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         """Return s = A x. The small factor is cast to x's dtype; x never is."""
@@ -96,11 +99,11 @@ class Kind:
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return what the kind believes the layer's forward to be, for probing subclasses."""
-        return F.linear(x, layer.weight, layer.bias)
+        return F.linear(x, self.matrix(layer.weight), layer.bias)
 
     def probe_input(self, layer: nn.Module) -> Tensor:
         """Return a small float64 input for `expected`."""
-        return random_weight((2, layer.weight.shape[1]))
+        return random_weight((2, self.matrix(layer.weight).shape[1]))
 
     def to_file(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return A and B as PEFT's files hold them."""

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import TargetError
-from ..maths import low_rank
-from .kind import Kind, Shape, random_weight
+from .kind import Kind
 
 __all__ = ["Conv1DKind", "EmbeddingKind", "LinearKind"]
 
@@ -32,32 +31,13 @@ class Conv1DKind(Kind):
     is_matrix = True
     fan_in_fan_out = True
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight.mT
 
-    def weight(self, matrix: Tensor, shape: Shape) -> Tensor:
-        return matrix.mT
-
-    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
-        return (r, shape[0]), (shape[1], r)
-
-    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        return low_rank.add_product(weight, a.mT, b.mT, scaling)
-
-    def expected(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return torch.matmul(x, layer.weight) + layer.bias
-
-    def probe_input(self, layer: nn.Module) -> Tensor:
-        return random_weight((2, layer.weight.shape[0]))
-
-
-class EmbeddingKind(Conv1DKind):
+class EmbeddingKind(Kind):
     """A lookup table, stored as (in, out) = (entries, dimension)."""
 
     layer = nn.Embedding
     embeds = True
-    is_matrix = False
-    fan_in_fan_out = False
+    transposed = True
 
     def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
         return F.embedding(x, a.mT, layer.padding_idx, sparse=layer.sparse)

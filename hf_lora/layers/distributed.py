@@ -43,7 +43,7 @@ def fill(tensor: Tensor, values: Tensor) -> None:
     """
     with torch.no_grad():
         if hasattr(tensor, "full_tensor"):
-            spread_like(values, tensor, into=tensor)
+            tensor.to_local().copy_(spread_like(values, tensor).to_local())  # type: ignore[attr-defined]
         else:
             tensor.copy_(values)
 
@@ -86,19 +86,12 @@ def refuse_partitions(model: nn.Module) -> None:
         )
 
 
-def spread_like(values: Tensor, model: Tensor, into: Tensor | None = None) -> Tensor:
-    """Return whole values as a DTensor, spread as another one is; every process must call it.
-
-    into: a DTensor spread in the same way, which takes them instead and is returned.
-    """
+def spread_like(values: Tensor, model: Tensor) -> Tensor:
+    """Return whole values as a DTensor, spread as another one is; every process must call it."""
     from torch.distributed.tensor import distribute_tensor
 
     mesh = model.device_mesh  # type: ignore[attr-defined]
-    found = distribute_tensor(values.to(mesh.device_type), mesh, model.placements)  # type: ignore[attr-defined]
-    if into is None:
-        return found.to(model.device)
-    into.to_local().copy_(found.to_local())  # type: ignore[attr-defined]
-    return into
+    return distribute_tensor(values.to(mesh.device_type), mesh, model.placements).to(model.device)  # type: ignore[attr-defined]
 
 
 def _gathered(tensor: Tensor) -> AbstractContextManager[None]:

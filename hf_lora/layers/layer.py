@@ -62,9 +62,10 @@ def attach(
     the others live in the read. The layer's training flag and its own tensors are left as they are.
     """
     if not isinstance(layer, LoRALayer):
-        fuses = _fuses(layer)
+        # Whether it computes x W^T + bias with a weight of torch's own, which one product can do together.
+        fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses))
+        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}))
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
@@ -125,11 +126,6 @@ def _specialise(layer: nn.Module) -> None:
     steps: Steps = layer._steps
     refine(layer, LoRALayer, steps.has_behind, steps.reads)
     keep_flags(layer, True)
-
-
-def _fuses(layer: nn.Module) -> bool:
-    """Return whether a layer computes x W^T + bias with a weight of torch's own, which one product can do together."""
-    return base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
 
 
 def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ they differentiate and fuse by themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +107,8 @@ class _LoRALinear(torch.autograd.Function):
         shape, dtype = (*dy.shape[:-1], a.shape[1]), dy.dtype
         dx: Any = None
         dweight: Any = None
-        with _autocast_off(dy.device.type):
+        device = dy.device.type  # a backward pass under autocast keeps the dtypes of its forward pass
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             dy, a, b = dy.reshape(-1, dy.shape[-1]), a.to(dtype), b.to(dtype)
             if x is not None:
                 x = x.to(dtype).reshape(-1, shape[-1])
@@ -172,11 +173,6 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     if x.dtype is torch.float64 or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
-
-
-def _autocast_off(device: str) -> AbstractContextManager[Any]:
-    """Keep a backward pass that runs under autocast in the dtypes of its forward pass."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _draw(x: Tensor, p: float) -> Draw | None:

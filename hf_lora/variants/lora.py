@@ -147,11 +147,7 @@ class LoRA(Adapter):
         return torch.cat((a, self.initial_A)), torch.cat((b, -self.initial_B), dim=1)
 
     def product_of_factors(self) -> Product:
-        a, b = self._kind.flat(*self.factors())
-        if self.moves_base:
-            initial_a, initial_b = self._kind.flat(self.initial_A, self.initial_B)
-            a, b = torch.cat((a, initial_a), dim=-2), torch.cat((b, -initial_b), dim=-1)
-        return Product(a, b, self.scaling)
+        return Product(*self._kind.flat(*self._added()), self.scaling)
 
     def row_lengths(self, weight: Tensor) -> Tensor | None:
         if self._kind.is_quantised:

@@ -23,7 +23,8 @@ class LazyHead(Specialised, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) == 1:
             hidden, parameters = args[0], tuple(p for p in self.parameters() if p.requires_grad)
-            if _plain_floats(hidden) and (hidden.requires_grad or parameters) and not kwargs:
+            floats = type(hidden) is Tensor and hidden.is_floating_point()
+            if floats and (hidden.requires_grad or parameters) and not kwargs:
                 return promise(_as_now(self, super().forward), hidden, parameters)
         return super().forward(*args, **kwargs)
 
@@ -82,7 +83,3 @@ def _as_now(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[
             return forward(hidden)
 
     return then
-
-
-def _plain_floats(value: Any) -> bool:
-    return type(value) is Tensor and value.is_floating_point()

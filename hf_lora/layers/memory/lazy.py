@@ -191,10 +191,6 @@ def _detach(lazy: LazyLogits) -> Any:
         return _lazy(lazy.scoring, lazy.hidden)
 
 
-def _contiguous(lazy: LazyLogits) -> Any:
-    return lazy
-
-
 def _cross_entropy(
     lazy: LazyLogits,
     target: Tensor,
@@ -229,7 +225,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     F.cross_entropy: _cross_entropy,
     Tensor.__getitem__: _index,
     Tensor.detach: _detach,
-    Tensor.contiguous: _contiguous,
+    Tensor.contiguous: lambda lazy: lazy,
     **{func: partial(_reshape, func) for func in _RESHAPES},
     **{func: partial(_elementwise, func) for func in _ELEMENTWISE},
 }
