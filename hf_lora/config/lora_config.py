@@ -62,8 +62,8 @@ class LoRAConfig(Fields):
             self.target_modules = "auto"
         for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                setattr(self, name, _unique(value) if is_names(value) else value)
+            if is_names(value) and not isinstance(value, str):
+                setattr(self, name, sorted(value) if isinstance(value, set | frozenset) else list(dict.fromkeys(value)))
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             setattr(self, name, dict(value) if isinstance(value, Mapping) else {} if value is None else value)
@@ -113,7 +113,7 @@ class LoRAConfig(Fields):
         if self.target_modules is None:  # PEFT would take its own default for null
             mine["target_modules"] = []
         result = {"peft_type": self.peft_type, **UNSUPPORTED, **INERT, **self.other, **mine}
-        return {key: _plain(result[key]) for key in sorted(result)}
+        return dict(json.loads(json.dumps({key: result[key] for key in sorted(result)}, default=_plain)))
 
     def to_json(self) -> str:
         """Return the text of PEFT's adapter_config.json."""
@@ -216,15 +216,6 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
 
 
-def _unique(names: Any) -> list[str]:
-    return sorted(names) if isinstance(names, set | frozenset) else list(dict.fromkeys(names))
-
-
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, list | tuple | range):
-        return [_plain(v) for v in value]
-    return value
+    """Return what JSON writes of a mapping that is no dict, of a set and of a range."""
+    return dict(value) if isinstance(value, Mapping) else sorted(value)

@@ -28,7 +28,7 @@ from . import provenance
 from .loading import check_dtypes
 from .selecting import remove, require_grad
 
-__all__ = ["add", "extend", "load", "remove_all"]
+__all__ = ["add", "extend", "load"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -97,18 +97,6 @@ def load(
         note = base if isinstance(base, Mapping) else {}
         origin = Origin(seen=provenance.observe(modules, _weights(groups))) if moves else Origin(note=note)
         _attach(state, modules, groups, name, Record(config, origin, trainable))
-
-
-def remove_all(model: nn.Module, state: AdapterState) -> None:
-    """Take every adapter away and give the base's parameters their old requires_grad."""
-    with CHANGES:
-        for name in list(state.records):
-            remove(state, name)
-        state.layers.clear()
-        thawed = set(state.thawed)
-        for name, parameter in model.named_parameters():
-            if name in thawed:
-                parameter.requires_grad_(True)
 
 
 def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:

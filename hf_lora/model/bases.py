@@ -26,8 +26,7 @@ from .hooks import plainly
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 
-_PATH = re.compile(r"[/~\\]|\.\.?(?:[/\\]|$)|[A-Za-z]:[/\\]|file:", re.IGNORECASE)
-_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+_HUB_ID = re.compile(r"(?!\.\.?(?:/|$))(?:[\w.-]+/)?[\w.-]+", re.ASCII)  # ./x and ../x are paths
 MOST_LABELS = 100_000
 
 _WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
@@ -114,7 +113,7 @@ def _named_base(adapter: Contents) -> str:
             f"the adapter {name} does not say which base it belongs to (base_model_name_or_path is {base!r}); {way_out}"
         )
     there = os.path.exists(base)
-    is_path = there or _PATH.match(base) is not None or not _HUB_ID.fullmatch(base)
+    is_path = there or not _HUB_ID.fullmatch(base)
     if is_path and not adapter.source.is_local:
         raise ModelError(
             f"the adapter {name} comes from the Hub and names the base {base!r}, which is "

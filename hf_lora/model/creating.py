@@ -20,7 +20,7 @@ from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled
 from .bases import head_modules, load_base, load_base_of
 from .provenance import BASE_NOTE, commit_of
-from .selecting import select
+from .selecting import remove, select
 from .vocabulary import make_room, with_new_rows
 
 __all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave", "opened"]
@@ -104,7 +104,14 @@ def leave(model: Any) -> Any:
     disable_mlp_recompute(model)
     disable_linear_cross_entropy(model)
     with CHANGES:
-        adding.remove_all(model, model._lora)
+        state: AdapterState = model._lora
+        for name in list(state.records):
+            remove(state, name)
+        state.layers.clear()
+        thawed = set(state.thawed)
+        for name, parameter in model.named_parameters():
+            if name in thawed:
+                parameter.requires_grad_(True)
         del model.__dict__["_lora"]
         model.__dict__.pop("_hf_peft_config_loaded", None)
         restore(model)
