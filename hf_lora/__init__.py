@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from .formats.inspection import inspect_adapter
     from .model.lora_model import LoRAModel, add_lora
     from .targets.names import resolve_targets
-    from .training.groups import parameter_groups
+    from .training.groups import check_optimizer, parameter_groups
     from .training.metrics import metrics
-    from .training.optimizer import check_optimizer
     from .training.ready import check_ready
     from .training.search import LoRASearch
 
@@ -52,7 +51,7 @@ _LAZY = {
     "LoRAModel": "model.lora_model",
     "LoRASearch": "training.search",
     "add_lora": "model.lora_model",
-    "check_optimizer": "training.optimizer",
+    "check_optimizer": "training.groups",
     "check_ready": "training.ready",
     "inspect_adapter": "formats.inspection",
     "metrics": "training.metrics",

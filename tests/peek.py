@@ -30,7 +30,7 @@ PLACES = {
     "may_hang": "hf_lora.config.expressions:may_hang",
     "CARD_NAME": "hf_lora.files.names:CARD_NAME",
     "fp": "hf_lora.maths.fingerprint",
-    "read_metadata": "hf_lora.files.tensors:read_metadata",
+    "read_notes": "hf_lora.files.tensors:read_notes",
     "read_tensors": "hf_lora.files.tensors:read_tensors",
     "write_tensors": "hf_lora.files.tensors:write_tensors",
     "fitting": "hf_lora.formats.names",

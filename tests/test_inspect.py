@@ -21,7 +21,7 @@ from hf_lora import LoRAConfig, LoRAModel, inspect_adapter
 from hf_lora.errors import AdapterFileError, BaseMismatchError, HubError, LoRAError
 
 from .hub import Hub, hub  # noqa: F401
-from .peek import cli, inspecting, read_metadata
+from .peek import cli, inspecting, read_notes
 from .tiny import tiny
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -272,7 +272,7 @@ def test_the_commit_of_a_base_on_the_hub_is_noted(hub: Hub, tmp_path: Path) -> N
     tiny("gpt2", n_embd=64).save_pretrained(tmp_path / "base")
     hub.add("me/base", {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()})
     LoRAModel.from_pretrained("me/base", LoRAConfig(r=2)).save_pretrained(tmp_path / "out")
-    note = json.loads(read_metadata(tmp_path / "out" / WEIGHTS)["hf_lora"])["base"]
+    note = read_notes(tmp_path / "out" / WEIGHTS)["base"]
     assert note["id"] == "me/base"
     assert len(note["commit"]) == 40
     assert f"me/base at {note['commit']}" in str(inspect_adapter(tmp_path / "out"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, BaseMismatchError
 
-from .peek import fp, provenance, read_metadata
+from .peek import fp, provenance, read_notes
 from .tiny import tiny
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ def _load(directory: Path, base: nn.Module, **kwargs: Any) -> LoRAModel:
 
 
 def _notes(directory: Path) -> dict[str, Any]:
-    return json.loads(read_metadata(directory / WEIGHTS).get("hf_lora", "{}"))
+    return read_notes(directory / WEIGHTS)
 
 
 def _rewrite(directory: Path, base: object) -> None:
@@ -375,7 +375,7 @@ def test_a_local_path_is_never_noted_and_a_hub_id_is(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for name in (str(tmp_path / "secret-place"), "secret-place", "./secret-place"):
         LoRAModel.from_pretrained(name, CONFIG).save_pretrained("out")
-        assert "secret" not in read_metadata(tmp_path / "out" / WEIGHTS)["hf_lora"]
+        assert "secret" not in str(_notes(tmp_path / "out"))
     base = _base()
     base.name_or_path = "someone/base"
     _saved(tmp_path / "hub", base, CONFIG.copy(revision="v2"))
@@ -399,4 +399,4 @@ def test_the_commit_of_a_base_from_the_hub_is_noted_and_told(tmp_path: Path, mon
 
 def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(tmp_path: Path) -> None:
     _saved(tmp_path, _base(layers=12), LoRAConfig(r=1, target_modules=["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"]))
-    assert len(read_metadata(tmp_path / WEIGHTS)["hf_lora"]) < 1664
+    assert len(json.dumps(_notes(tmp_path))) < 1664

@@ -15,7 +15,7 @@ from hf_lora import LoRAConfig
 from hf_lora.errors import AdapterFileError
 
 from .fuzz import BOMBS, archive, joined, pickled
-from .peek import header_size, read_header, read_json, read_metadata, read_tensors
+from .peek import header_size, read_header, read_json, read_notes, read_tensors
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -106,7 +106,7 @@ def test_pipes_and_devices_are_not_opened_for_ever(tmp_path: Path) -> None:
         (LoRAConfig.from_pretrained, ""),
         (read_tensors, "x.safetensors"),
         (read_tensors, "x.bin"),
-        (read_metadata, "x.safetensors"),
+        (read_notes, "x.safetensors"),
     ):
         with pytest.raises(AdapterFileError, match="pipe"):
             read(tmp_path / name)

@@ -18,7 +18,7 @@ from .names import NOTES_KEY
 from .pickles import read_pickled
 from .safetensors_header import Header, header_size, read_header
 
-__all__ = ["read_file_header", "read_metadata", "read_notes", "read_tensors", "write_tensors"]
+__all__ = ["notes_of", "read_file_header", "read_notes", "read_tensors", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -89,15 +89,15 @@ def read_file_header(path: Path) -> Header:
     return read_header(read_regular(path, header_size(start, size, str(path))), size, str(path))
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a .safetensors file; empty for other files. Raises AdapterFileError."""
-    return read_file_header(path).metadata if path.suffix == ".safetensors" else {}
-
-
 def read_notes(path: Path) -> dict[str, Any]:
-    """Return what hf_lora noted in a file's metadata; empty where nothing readable is. Raises AdapterFileError."""
+    """Return what hf_lora noted in a .safetensors file; empty for other files. Raises AdapterFileError."""
+    return notes_of(read_file_header(path)) if path.suffix == ".safetensors" else {}
+
+
+def notes_of(header: Header) -> dict[str, Any]:
+    """Return what hf_lora noted in a file's metadata; empty where nothing readable is."""
     try:
-        notes = json.loads(read_metadata(path).get(NOTES_KEY, "{}"))
+        notes = json.loads(header.metadata.get(NOTES_KEY, "{}"))
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}

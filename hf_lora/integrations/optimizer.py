@@ -10,8 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..errors import ConfigError
-from ..training.groups import check_rates, regroup
-from ..training.optimizer import check_optimizer, held_by
+from ..training.groups import check_optimizer, check_rates, held_by, regroup
 from ..training.ready import states_of
 from .trained_model import lora_model
 

@@ -1,4 +1,4 @@
-"""Parameter groups: which learning rate each parameter that trains gets, and whether it is decayed.
+"""Parameter groups: which learning rate each parameter that trains gets, and whether it is decayed; and their check.
 
 Weight decay falls on weights: factors, copies of weights and what trains of the base, but not on biases, norms and the
 vectors that a formula has besides, whatever their names are.
@@ -7,6 +7,7 @@ vectors that a formula has besides, whatever their names are.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import ConfigError
+from ..errors import AdapterStateError, ConfigError, some
 from ..layers.layer import LoRALayer
 from ..layers.rates import LearningRates, check_rate
 from ..layers.specialising import base_of
@@ -23,7 +24,7 @@ from ..variants.adapter import Adapter
 from ..variants.row import Part
 from .ready import check_trains, states_of
 
-__all__ = ["check_rates", "parameter_groups", "regroup"]
+__all__ = ["check_optimizer", "check_rates", "held_by", "parameter_groups", "regroup"]
 
 _SETTINGS: dict[Part, str] = {
     "B": "loraplus_lr_ratio",
@@ -120,6 +121,35 @@ def _split(
         yield {**group, **dict(options_), **{key: [group[key][i] for i in chosen] for key in lists}}
 
 
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise AdapterStateError where a parameter that requires a gradient would not train, or would train twice a step.
+
+    It would be saved as it was, without a word: an adapter that was added, or made active, after the optimizer was
+    built, or one that is disabled or merged. Raises ConfigError where the optimizer's groups do not follow
+    `model.set_learning_rates`. The stock Trainer is checked by itself; call this in a training loop of your own.
+
+    >>> import torch
+    >>> from hf_lora import LoRAConfig, add_lora, parameter_groups
+    >>> model = add_lora(nn.Sequential(nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
+    >>> check_optimizer(model, torch.optim.AdamW(parameter_groups(model, 0.001)))
+    """
+    check_trains(model)
+    held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if missing := [name for name, p in trained if id(p) not in held]:
+        raise AdapterStateError(
+            f"{len(missing)} of {len(trained)} parameters that require gradients are missing from the optimizer and "
+            f"would not train: {some(missing)}. Build the optimizer after adding, loading or choosing adapters; "
+            "trainer.optimizer = None lets a Trainer that has trained build a new one."
+        )
+    if twice := [name for name, p in trained if held[id(p)] > 1]:
+        raise AdapterStateError(
+            f"{len(twice)} of {len(trained)} parameters are in the optimizer more than once and would be moved twice a "
+            f"step: {some(twice)}. Give each to one group."
+        )
+    check_rates(model, optimizer)
+
+
 def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
     """Raise ConfigError where a model's learning rates are not those in the optimizer's groups.
 
@@ -146,6 +176,11 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
             "set_learning_rates() with hf_lora.parameter_groups(model, learning_rate), or leave it to the Trainer; "
             "trainer.optimizer = None lets a Trainer that has trained build a new one."
         )
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids (Python's) of the parameters that an optimizer holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _start_of(group: dict[str, Any]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,11 +11,11 @@ from typing import Any
 
 from ...errors import AdapterFileError
 from ...files import hub_files
-from ...files.names import CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, WEIGHTS_NAMES
+from ...files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from ...files.safetensors_header import Header, header_size, read_header
 from ...files.sources import Source
 from ...files.strict_json import read_json
-from ...files.tensors import read_file_header
+from ...files.tensors import notes_of, read_file_header
 from ...variants.table import scaling_of
 from .. import adapterhub
 from ..opening import adapters_below
@@ -125,11 +124,8 @@ def _header(source: Source, file: str, size: int) -> Header:
 
 def _origin(config: Mapping[str, Any], headers: list[Header]) -> dict[str, Any]:
     """Return base, provenance and versions, from the config and from what hf_lora noted in the weights' file."""
-    try:
-        notes = json.loads(headers[0].metadata.get(NOTES_KEY, "{}")) if headers else {}
-    except (ValueError, RecursionError):
-        notes = {}
-    noted, mapped = _object(_object(notes).get("base")), _object(config.get("auto_mapping"))
+    noted = _object(notes_of(headers[0]).get("base")) if headers else {}
+    mapped = _object(config.get("auto_mapping"))
     base = {key: noted.get(key) for key in ("id", "revision", "commit", "class", "model_type")}
     base["id"] = config.get("base_model_name_or_path") or base["id"]
     base["revision"] = config.get("revision") or base["revision"]
