@@ -18,7 +18,7 @@ class Named(nn.Module):
     def __init__(self, layer: nn.Module, call: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.layer = layer
-        self.call = call or (lambda layer, x: layer(x))
+        self.call = call or nn.Module.__call__
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(self.layer, x)

@@ -16,7 +16,6 @@ from accelerate import dispatch_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
@@ -32,12 +31,9 @@ both = pytest.mark.parametrize("switch", SWITCHES)
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
-def on(model: LoRAModel, switch: str) -> None:
-    getattr(model, f"enable_{switch}")()
-
-
-def off(model: LoRAModel, switch: str) -> None:
-    getattr(model, f"disable_{switch}")()
+def switched_on(model: LoRAModel, *switches: str) -> None:
+    for switch in switches:
+        getattr(model, f"enable_{switch}")()
 
 
 def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
@@ -113,35 +109,30 @@ def _switched(model: Any, switch: str) -> nn.Module:
 
 
 @both
-def test_names_keys_and_classes_are_given_back_exactly(switch: str) -> None:
-    model = adapted()
+@pytest.mark.parametrize("leave", ["disable", "unload", "merge_and_unload"])
+@pytest.mark.parametrize("targets", [["q_proj"], ["lm_head", "q_proj"]])
+def test_names_keys_and_classes_are_given_back_exactly(switch: str, leave: str, targets: list[str]) -> None:
+    plain = {n: type(m) for n, m in tiny("llama").named_modules()}
+    model = adapted(target_modules=targets)
     before, keys, name = _classes(model), list(model.state_dict()), type(_switched(model, switch)).__name__
-    for _ in range(2):
-        on(model, switch)
+    switched_on(model, switch, switch)
     module = _switched(model, switch)
     assert isinstance(module, LazyHead if switch == LOSS else RecomputingMLP)
     assert type(module).__name__ == name
     assert list(model.state_dict()) == keys
+    if leave != "disable":
+        assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
+        return
     for _ in range(2):
-        off(model, switch)
+        getattr(model, f"disable_{switch}")()
     assert _classes(model) == before
-
-
-@both
-@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
-@pytest.mark.parametrize("targets", [["q_proj"], ["lm_head", "q_proj"]])
-def test_unloading_switches_off(switch: str, leave: str, targets: list[str]) -> None:
-    plain = {n: type(m) for n, m in tiny("llama").named_modules()}
-    model = adapted(target_modules=targets)
-    on(model, switch)
-    assert {n: type(m) for n, m in getattr(model, leave)().named_modules()} == plain
 
 
 @both
 @pytest.mark.parametrize("targets", [["gate_proj"], ["lm_head", "gate_proj"]])
 def test_copies_pickles_and_saved_adapters_are_the_same_model(switch: str, targets: list[str], tmp_path: Path) -> None:
     model = adapted(target_modules=targets)
-    on(model, switch)
+    switched_on(model, switch)
     want = step(model)
     buffer = io.BytesIO()
     torch.save(model, buffer)
@@ -164,7 +155,7 @@ def test_a_dispatched_model_computes_with_the_switched_forward(switch: str) -> N
     model = adapted()
     plain = step(model)
     dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    on(model, switch)
+    switched_on(model, switch)
     assert (type(model(**labelled()).logits) is LazyLogits) == (switch == LOSS)
     assert same(plain, step(model))
 
@@ -172,7 +163,7 @@ def test_a_dispatched_model_computes_with_the_switched_forward(switch: str) -> N
 @both
 def test_a_compiled_module_takes_the_plain_forward_in_one_graph(switch: str) -> None:
     model = adapted()
-    on(model, switch)
+    switched_on(model, switch)
     module, x = _switched(model, switch), torch.randn(2, 3, HIDDEN, requires_grad=True)
     compiled = torch.compile(module, fullgraph=True, backend="eager")(x)
     assert type(compiled) is Tensor
@@ -188,8 +179,7 @@ def test_gradient_checkpointing_around_the_layers_changes_nothing(reentrant: boo
     model.enable_input_require_grads()
     held = []
     for switches in ([], SWITCHES):
-        for switch in switches:
-            on(model, switch)
+        switched_on(model, *switches)
         assert same(plain, step(model))
         with Held() as alive:
             loss = model(**labelled()).loss
@@ -200,8 +190,7 @@ def test_gradient_checkpointing_around_the_layers_changes_nothing(reentrant: boo
 
 def test_nothing_outlives_a_step_and_nothing_waits_for_the_garbage_collector() -> None:
     model = adapted()
-    for switch in SWITCHES:
-        on(model, switch)
+    switched_on(model, *SWITCHES)
     gc.collect()
     gc.disable()
     try:
@@ -226,37 +215,27 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
 def test_a_model_that_a_switch_has_nothing_to_do_in_is_refused(switch: str, make: Callable[[], Any], says: str) -> None:
     model = make()
     with pytest.raises(ModelError, match=says):
-        on(model, switch)
-    off(model, switch)
+        switched_on(model, switch)
+    getattr(model, f"disable_{switch}")()
 
 
-class Rows(Dataset):
+def _rows() -> list[dict[str, Tensor]]:
     """Token rows, half of whose labels are left out."""
-
-    def __init__(self) -> None:
-        self.ids = torch.randint(4, VOCAB, (24, 6), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        labels = self.ids[index].clone()
-        labels[: index % 4] = -100
-        return {"input_ids": self.ids[index], "labels": labels}
+    ids = torch.randint(4, VOCAB, (24, 6), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "labels": torch.where(torch.arange(6) < i % 4, -100, row)} for i, row in enumerate(ids)]
 
 
 def _trained(switches: list[str], out: Path, **changes: Any) -> tuple[list[float], Tensor]:
     """Return the losses of a training and what its parameters are at the end."""
     model = adapted(lora_dropout=0.1)
-    for switch in switches:
-        on(model, switch)
+    switched_on(model, *switches)
     changes = {
         "max_steps": 4, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "learning_rate": 0.05,
         "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, **changes,
         "optim": "sgd",  # Adam's first steps are as long where a gradient is nothing but rounding
     }  # fmt: skip
     args = TrainingArguments(str(out), **{**DEFAULTS, **changes})
-    trainer = Trainer(model=model, args=args, train_dataset=Rows(), eval_dataset=Rows())
+    trainer = Trainer(model=model, args=args, train_dataset=_rows(), eval_dataset=_rows())
     trainer.train()
     losses = [row[k] for row in trainer.state.log_history for k in ("loss", "eval_loss") if k in row]
     return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
