@@ -11,7 +11,7 @@ from torch import Tensor
 from .peek import Draw, dropout
 
 CPU = torch.device("cpu")
-every_p = pytest.mark.parametrize("p", [0.001, 0.05, 0.1, 0.3, 0.5, 0.7, 0.95])
+every_p = pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.95])
 
 
 def mask(rows: int, width: int, p: float) -> Tensor:

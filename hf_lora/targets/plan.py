@@ -47,7 +47,7 @@ class Site(Spec):
         own = own_tensor(layer, self.parameter)
         some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
         device = compute_device(layer, some_tensor)
-        adapter: Adapter = self.row.adapter.build(self, own, buffer=self.parameter in layer._buffers, device=device)
+        adapter: Adapter = self.row.adapter(self, own, buffer=self.parameter in layer._buffers, device=device)
         return adapter
 
 

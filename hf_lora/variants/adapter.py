@@ -78,22 +78,18 @@ class Adapter(nn.Module):
     vanishing: ClassVar[tuple[str, ...]] = ()
     moves_base: bool = False
 
-    def __init__(self, parameter: str) -> None:
+    def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
+        """Make an empty adapter, for `initialise` or a file to fill.
+
+        own: the parameter itself, None where the layer shows none; buffer: whether it is a buffer.
+        """
         super().__init__()
-        self.parameter = parameter
+        self.parameter = spec.parameter
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._written: dict[str, int] = {}
         self._steps = 0
 
     # --- the row: every class of adapters has these -----------------------------------------------------------------
-
-    @classmethod
-    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Adapter:
-        """Return an empty adapter, for `initialise` or a file to fill.
-
-        own: the parameter itself, None where the layer shows none; buffer: whether it is a buffer.
-        """
-        raise NotImplementedError
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:

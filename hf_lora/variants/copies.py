@@ -22,6 +22,16 @@ class _Copy(Adapter):
     def described(self) -> tuple[str, str]:
         return self.role, " x ".join(map(str, self.value.shape)) or "1"
 
+    def started(self, own: Tensor) -> Tensor:
+        """Return the values that it starts from, of the parameter's own."""
+        return own
+
+    def initialise(self, layer: nn.Module) -> None:
+        own = own_tensor(layer, self.parameter)
+        assert own is not None
+        with torch.no_grad():
+            self.value.copy_(self.started(own))
+
 
 class Saved(_Copy):
     """A trained copy of a whole parameter or buffer: `modules_to_save`, new heads, biases.
@@ -32,19 +42,15 @@ class Saved(_Copy):
     role: ClassVar[str] = "saved"
     exclusive: ClassVar[bool] = True
 
-    def __init__(self, parameter: str, like: Tensor, *, buffer: bool = False, device: torch.device | None) -> None:
-        super().__init__(parameter)
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else like.dtype
-        value = torch.empty(like.shape, dtype=like.dtype if buffer else dtype, device=device)
+    def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
+        assert own is not None
+        super().__init__(spec, own, buffer=buffer, device=device)
+        dtype = torch.promote_types(own.dtype, torch.float32) if own.is_floating_point() else own.dtype
+        value = torch.empty(own.shape, dtype=own.dtype if buffer else dtype, device=device)
         if buffer:
             self.register_buffer("value", value)
         else:
             self.value = nn.Parameter(value, requires_grad=dtype.is_floating_point)
-
-    @classmethod
-    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Saved:
-        assert own is not None
-        return cls(spec.parameter, own, buffer=buffer, device=device)
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
@@ -53,10 +59,6 @@ class Saved(_Copy):
 
     def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield self.parameter, values["value"]
-
-    def initialise(self, layer: nn.Module) -> None:
-        with torch.no_grad():
-            self.value.copy_(own_tensor(layer, self.parameter))
 
     def effective(self, weight: Tensor) -> Tensor:
         return self.value if self.value.dtype == weight.dtype else self.value.to(weight.dtype)
@@ -71,16 +73,12 @@ class Tokens(_Copy):
     role: ClassVar[str] = "tokens"
     rows: Tensor
 
-    def __init__(self, parameter: str, like: Tensor, rows: tuple[int, ...], *, device: torch.device | None) -> None:
-        super().__init__(parameter)
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        self.value = nn.Parameter(torch.empty((len(rows), like.shape[1]), dtype=dtype, device=device))
-        self.register_buffer("rows", torch.tensor(rows, dtype=torch.long, device=device), persistent=False)
-
-    @classmethod
-    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> Tokens:
+    def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
         assert own is not None
-        return cls(spec.parameter, own, spec.rows, device=device)
+        super().__init__(spec, own, buffer=buffer, device=device)
+        dtype = torch.promote_types(own.dtype, torch.float32)
+        self.value = nn.Parameter(torch.empty(self.shapes(spec, own)["value"], dtype=dtype, device=device))
+        self.register_buffer("rows", torch.tensor(spec.rows, dtype=torch.long, device=device), persistent=False)
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
@@ -95,9 +93,8 @@ class Tokens(_Copy):
         if rows != list(spec.rows):
             yield f": the file holds the rows {list(spec.rows)[:8]}, the model trains {rows[:8]}"
 
-    def initialise(self, layer: nn.Module) -> None:
-        with torch.no_grad():
-            self.value.copy_(own_tensor(layer, self.parameter)[self.rows])
+    def started(self, own: Tensor) -> Tensor:
+        return own[self.rows]
 
     def effective(self, weight: Tensor) -> Tensor:
         return weight.index_copy(0, self.rows, self.value.to(weight.dtype))

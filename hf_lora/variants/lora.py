@@ -28,7 +28,7 @@ __all__ = ["LoRA"]
 
 
 class LoRA(Adapter):
-    """The factors A and B of one parameter, as float32 masters unless told otherwise.
+    """The factors A and B of one parameter, as float32 masters; float64 on a float64 weight.
 
     lora_A: (..., r, in), lora_B: (..., out, r), in the shapes of the parameter's kind; lora_bias: (out,) or None.
     A formula that changes the factors alone overrides `factors`, and `shapes` where it has tensors of its own.
@@ -42,9 +42,9 @@ class LoRA(Adapter):
     lora_B: nn.Parameter
     lora_bias: nn.Parameter | None
 
-    def __init__(self, spec: Spec, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Make empty factors; `initialise` or a file fills them."""
-        super().__init__(spec.parameter)
+    def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
+        super().__init__(spec, own, buffer=buffer, device=device)
+        dtype = torch.float64 if own is not None and own.dtype == torch.float64 else torch.float32
         self.kind, self.shape, self.r, self.scaling = spec.kind, spec.shape, spec.r, spec.scaling
         self.dropout, self.factor, self.init = spec.dropout, spec.factor, spec.init
         self.moves_base = INITS[spec.init].moves_base
@@ -55,11 +55,6 @@ class LoRA(Adapter):
         if self.moves_base:
             self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
             self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)
-
-    @classmethod
-    def build(cls, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> LoRA:
-        wide = own is not None and own.dtype == torch.float64
-        return cls(spec, device=device, dtype=torch.float64 if wide else torch.float32)
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
