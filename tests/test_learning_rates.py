@@ -17,7 +17,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_optimizer, parameter_
 from hf_lora.errors import AdapterStateError, ConfigError
 
 from .tiny import tiny
-from .trainings import Rows, bert, gpt2, trainer, weights
+from .trainings import Rows, bert, gpt2, same, trainer, weights
 from .versions import OLDER
 
 pytestmark = [
@@ -55,11 +55,6 @@ def given(run: Trainer, kind: Any, **settings: Any) -> Trainer:
     """Give a Trainer the class of its optimizer, and what it is made of."""
     run.optimizer_cls_and_kwargs = (kind, settings)
     return run
-
-
-def assert_same_weights(one: LoRAModel, other: LoRAModel) -> None:
-    want = weights(one)
-    assert all(torch.equal(value, want[n]) for n, value in other.state_dict().items())
 
 
 # --- which parameter gets what ----------------------------------------------------------------------------------------
@@ -321,7 +316,7 @@ def test_eight_bit_states_are_of_eight_bits_and_resume_in_the_same_bits(tmp_path
     first.train()
     assert torch.uint8 in [s["state1"].dtype for s in first.optimizer.optimizer.state.values()]
     trainer(resumed, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert_same_weights(straight, resumed)
+    same(straight, resumed)
 
 
 def test_lora_plus_resumes_in_the_same_bits_and_a_ratio_that_changed_is_told(tmp_path: Path) -> None:
@@ -329,7 +324,7 @@ def test_lora_plus_resumes_in_the_same_bits_and_a_ratio_that_changed_is_told(tmp
     trainer(straight, tmp_path, weight_decay=0.1).train()
     half = str(tmp_path / "checkpoint-2")
     trainer(resumed, tmp_path, weight_decay=0.1).train(resume_from_checkpoint=half)
-    assert_same_weights(straight, resumed)
+    same(straight, resumed)
     with pytest.raises(ConfigError, match=r"loraplus_lr_ratio=4.*hf_lora\.parameter_groups"):
         trainer(rated(4, 0.01), tmp_path, weight_decay=0.1).train(resume_from_checkpoint=half)
 
@@ -343,7 +338,7 @@ def test_a_plateau_that_moved_the_rates_is_no_reason_to_refuse_to_go_on(tmp_path
     straight.train()
     assert min(g["lr"] for g in straight.optimizer.param_groups) < 1e-4
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert_same_weights(straight.model, resumed.model)
+    same(straight.model, resumed.model)
     resumed.args.max_steps = 2
     resumed.train()
 

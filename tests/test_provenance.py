@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import peft
 import pytest
 import torch
@@ -381,20 +380,6 @@ def test_a_local_path_is_never_noted_and_a_hub_id_is(tmp_path: Path, monkeypatch
     _saved(tmp_path / "hub", base, CONFIG.copy(revision="v2"))
     want = {"id": "someone/base", "revision": "v2", "class": "GPT2LMHeadModel", "model_type": "gpt2"}
     assert want.items() <= _notes(tmp_path / "hub")["base"].items()
-
-
-def test_the_commit_of_a_base_from_the_hub_is_noted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    folder = tmp_path / "cache" / "models--someone--base"
-    _base().save_pretrained(folder / "snapshots" / commit)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    model = LoRAModel.from_pretrained("someone/base", CONFIG, cache_dir=str(tmp_path / "cache"))
-    model.save_pretrained(tmp_path / "out")
-    assert _notes(tmp_path / "out")["base"]["commit"] == commit
-    with pytest.raises(BaseMismatchError, match=f"someone/base.*{commit}"):
-        _load(tmp_path / "out", _base(seed=1))
 
 
 def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import shutil
 import signal
 import stat
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,7 @@ def content(folder: Path) -> tuple[int, float, dict[str, list]] | None:
     """Return what a folder loads as; None where it is no adapter. Half of one is neither: loading it fails."""
     if not (folder / CONFIG).exists() and not ((folder / PENDING).exists() and (folder / WEIGHTS).exists()):
         return None
-    loaded = LoRAModel.from_pretrained(folder, base_model=network())
-    return of(loaded)
+    return of(LoRAModel.from_pretrained(folder, base_model=network()))
 
 
 def of(loaded: LoRAModel) -> tuple[int, float, dict[str, list]]:
@@ -265,23 +264,10 @@ def test_a_save_while_an_adapter_is_read_gives_the_old_one_or_the_new_one(
 
 
 def test_threads_that_save_into_one_directory_take_turns(tmp_path: Path) -> None:
-    saved = {r: model(r) for r in (2, 3, 4)}
-    errors = []
-
-    def work(r: int) -> None:
-        try:
-            for _ in range(8):
-                saved[r].save_pretrained(tmp_path)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(r,)) for r in saved]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert content(tmp_path) in [of(m) for m in saved.values()]
+    saved = [model(r) for r in (2, 3, 4)]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda one: [one.save_pretrained(tmp_path) for _ in range(8)], saved))
+    assert content(tmp_path) in [of(one) for one in saved]
     assert names(tmp_path) == FILES
 
 
@@ -313,22 +299,7 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-class Full:
-    """A file on a full disk."""
-
-    def __init__(self, path: Path, mode: str) -> None:
-        self.file = open(path, mode)  # noqa: SIM115
-
-    def __enter__(self) -> Full:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    write = full
-
-
-@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("before", [nothing, ours])
 def test_a_disk_that_refuses_is_a_clear_error_without_litter(
     before: Callable, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -337,9 +308,8 @@ def test_a_disk_that_refuses_is_a_clear_error_without_litter(
     if before is ours:
         ours(folder)
     old = raw(folder) if folder.exists() else None
-    if call in ("open", "write"):
-        made = full if call == "open" else Full
-        monkeypatch.setattr(disk, "open", lambda p, mode: (made if "x" in mode else open)(p, mode), raising=False)
+    if call == "open":
+        monkeypatch.setattr(disk, "open", lambda p, mode: (full if "x" in mode else open)(p, mode), raising=False)
     else:
         monkeypatch.setattr(os, call, full)
     with pytest.raises(AdapterFileError, match="No space left") as caught:
@@ -485,11 +455,10 @@ def test_every_kind_of_adapter_is_fit_to_be_saved(tmp_path: Path) -> None:
 # --- training that changed nothing ----------------------------------------------------------------------------------
 
 
-def steps(trained: LoRAModel, count: int, lr: float, forward: bool = True, **options: object) -> None:
+def steps(trained: LoRAModel, count: int, lr: float, **options: object) -> None:
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=lr, **options)
     for _ in range(count):
-        if forward:
-            trained(torch.randn(4, 6)).square().sum().backward()
+        trained(torch.randn(4, 6)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -498,9 +467,10 @@ def fresh(**changes: object) -> LoRAModel:
     return add_lora(network(), LoRAConfig(**{"r": 2, "target_modules": ["0"], **changes}))
 
 
-def test_an_adapter_that_training_left_at_zero_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", ["fresh", "copied", "pickled"])
+def test_an_adapter_that_training_left_at_zero_is_refused(made: str, tmp_path: Path) -> None:
     for options in ({}, {"foreach": True}, {"weight_decay": 0.1}):
-        trained = fresh()
+        trained = ZERO[made](tmp_path / "in")
         steps(trained, 5, 0.0, **options)
         with pytest.raises(AdapterStateError, match=r"zero.*0\.adapters\.default\.weight\.lora_B"):
             trained.save_pretrained(tmp_path / "out")
@@ -593,13 +563,6 @@ def test_an_adapter_that_nothing_trained_may_be_zero(case: str, tmp_path: Path) 
     assert not any(v.any() for k, v in read_tensors(tmp_path / "out" / WEIGHTS).items() if "lora_B" in k)
 
 
-def test_a_copy_that_is_trained_to_nothing_is_refused_as_well(tmp_path: Path) -> None:
-    for copied in (copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh()))):
-        steps(copied, 8, 0.0)
-        with pytest.raises(AdapterStateError, match="zero"):
-            copied.save_pretrained(tmp_path)
-
-
 def test_arguments_that_saving_does_not_know_are_a_type_error_and_nothing_is_written(tmp_path: Path) -> None:
     net = model(2)
     for unknown in ("selected_adapters", "adaptername"):
@@ -607,4 +570,4 @@ def test_arguments_that_saving_does_not_know_are_a_type_error_and_nothing_is_wri
             net.save_pretrained(tmp_path / "out", **{unknown: ["default"]})
     assert not (tmp_path / "out").exists()
     net.save_pretrained(tmp_path / "out", safe_serialization=True, max_shard_size="5GB", save_function=None)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert names(tmp_path / "out") == FILES

@@ -105,15 +105,6 @@ def test_every_trial_trains_what_it_drew_and_the_table_says_so(base: Path, tmp_p
     assert best.objective == min(trial.value for trial in search.study.trials)
 
 
-def test_the_same_seeds_give_the_same_trials(base: Path, tmp_path: Path) -> None:
-    tables = []
-    for name in ("a", "b"):
-        search = search_of(base)
-        run(search, tmp_path / name, n_trials=3)
-        tables.append(search.table())
-    assert tables[0] == tables[1]
-
-
 def test_a_trial_is_the_training_of_its_own_config(base: Path, tmp_path: Path) -> None:
     search = search_of(base)
     best = run(search, tmp_path / "search", n_trials=3)

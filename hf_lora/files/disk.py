@@ -46,28 +46,21 @@ def read_regular(path: Path, most: int = -1) -> bytes:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet and bring it onto the disk; what fails leaves none. Raises OSError."""
-    try:
-        with open(path, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    """Write a file that is not there yet and bring it onto the disk; the caller deletes half of one. Raises OSError."""
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there, so that a crash leaves the old file whole. Raises OSError."""
     beside = temporary(path)
-    write_new(beside, content)
     try:
+        write_new(beside, content)
         os.replace(beside, path)
-    except BaseException:
+    finally:
         beside.unlink(missing_ok=True)
-        raise
 
 
 def temporary(path: Path) -> Path:

@@ -22,22 +22,18 @@ __all__ = ["notes_of", "read_file_header", "read_notes", "read_tensors", "write_
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a new safetensors file and read every byte again; what fails leaves no file.
+    """Write a new safetensors file and read every byte again; the caller deletes one that failed.
 
     The same tensors and metadata give the same bytes. Raises AdapterFileError where the file does not hold what was
     written, OSError.
     """
     content = _serialised(tensors, metadata)
     write_new(path, content)
-    try:
-        if read_regular(path) != content:
-            raise AdapterFileError(
-                f"{path} does not hold what was just written to it (bytes came back changed): the disk or its driver "
-                "is at fault. Save elsewhere."
-            )
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    if read_regular(path) != content:
+        raise AdapterFileError(
+            f"{path} does not hold what was just written to it (bytes came back changed): the disk or its driver is at "
+            "fault. Save elsewhere."
+        )
 
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -154,17 +154,10 @@ def widen_masters(model: nn.Module) -> int:
     Casting a whole model (half(), bfloat16(), to(dtype)) casts its adapters as well. Steps of a usual learning rate are
     lost below half precision, and a GradScaler refuses float16. The parameters stay the same objects.
     """
-    narrow = [p for p in _adapter_parameters(model) if p.requires_grad and p.is_floating_point() and p.itemsize < 4]
+    layers = [module for module in model.modules() if isinstance(module, LoRALayer)]
+    held = {id(p): p for layer in layers for p in layer.adapters.parameters()}  # tied layers share them
+    narrow = [p for p in held.values() if p.requires_grad and p.is_floating_point() and p.itemsize < 4]
     for parameter in narrow:
         parameter.data = parameter.data.to(torch.float32)
         parameter.grad = None  # of the old dtype
     return len(narrow)
-
-
-def _adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    seen: set[int] = set()
-    for module in model.modules():
-        for parameter in module.adapters.parameters() if isinstance(module, LoRALayer) else ():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter

@@ -64,9 +64,7 @@ def _changes(model: Any, name: str) -> bool:
 def _moves(adapter: Adapter, own: Tensor | None) -> bool:
     if adapter.is_idle():
         return False
-    if math.isfinite(adapter.largest_change()):
-        return True
-    if own is None or adapter.changes_bias:
+    if math.isfinite(adapter.largest_change()) or own is None or adapter.changes_bias:
         return True
     try:
         with torch.no_grad():

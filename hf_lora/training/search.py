@@ -169,17 +169,17 @@ class LoRASearch:
         complete = any(trial.state.name == "COMPLETE" for trial in trials)
         best = {trial.number for trial in self.study.best_trials} if complete else set()
         names = [each for name in self.space for each in ((name, "lora_alpha") if name == "scaling" else (name,))]
-        lines = [("trial", *names, "value", "state", "parameters")]
-        for trial in trials:
-            values = {"lora_alpha": self.config_of(trial.params).lora_alpha, **trial.params}
-            last = [] if trial.last_step is None else [trial.intermediate_values[trial.last_step]]
-            reached = ", ".join(f"{value:.6g}" for value in trial.values or last)
-            state = "failed" if trial.state.name == "FAIL" else trial.state.name.lower()
-            note = ", best" if trial.number in best else ""
-            trained = trial.user_attrs.get(_TRAINED, "-")
-            cells = (str(trial.number), *(_cell(values.get(name, "-")) for name in names), reached or "-")
-            lines.append((*cells, state + note, trained))
-        return aligned(lines)
+        rows = [self._row(trial, names, trial.number in best) for trial in trials]
+        return aligned([("trial", *names, "value", "state", "parameters"), *rows])
+
+    def _row(self, trial: Any, names: Sequence[str], is_best: bool) -> tuple[str, ...]:
+        drawn = {"lora_alpha": self.config_of(trial.params).lora_alpha, **trial.params}
+        cells = (f"{drawn[n]:.3g}" if isinstance(drawn.get(n), float) else str(drawn.get(n, "-")) for n in names)
+        last = [] if trial.last_step is None else [trial.intermediate_values[trial.last_step]]
+        reached = ", ".join(f"{value:.6g}" for value in trial.values or last)
+        state = "failed" if trial.state.name == "FAIL" else trial.state.name.lower()
+        state += ", best" if is_best else ""
+        return str(trial.number), *cells, reached or "-", state, trial.user_attrs.get(_TRAINED, "-")
 
     def _new(self, config: LoRAConfig) -> LoRAModel:
         if not callable(self._base):
@@ -191,13 +191,11 @@ class LoRASearch:
 
     def _values(self, trial: Any) -> dict[str, Any]:
         """Return name -> value of an Optuna trial (the same at each call), of recorded values, or of a best run."""
-        recorded = trial.hyperparameters if isinstance(trial, BestRun) else trial or {}
-        if isinstance(recorded, Mapping):
-            found = {name: recorded[name] for name in self.space if name in recorded}
-        else:
+        values = trial.hyperparameters if isinstance(trial, BestRun) else trial or {}
+        if not isinstance(values, Mapping):
             self._take(trial)
-            found = {name: _suggested(trial, name, where) for name, where in self.space.items()}
-        return {name: _meant(value, self.space[name]) for name, value in found.items()}
+            values = {name: _suggested(trial, name, where) for name, where in self.space.items()}
+        return {name: _meant(values[name], where) for name, where in self.space.items() if name in values}
 
     def _take(self, trial: Any) -> None:
         """Keep a trial's study. Raises ConfigError for trials in several threads, which would share one model."""
@@ -262,7 +260,3 @@ def _meant(value: Any, where: Sequence[Any] | Range) -> Any:
 def _stored(choice: Any) -> Any:
     """Return what Optuna can store of a choice: itself, or its text where it is a list or a mapping."""
     return choice if choice is None or isinstance(choice, bool | int | float | str) else str(choice)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
