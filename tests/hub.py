@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,33 +48,20 @@ class Fault:
     """What goes wrong with an answer. done: the request is carried out first, only its answer is lost."""
 
     code: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    message: str = ""
+    retry_after: int | None = None
+    message: str = "as the test asked"
     reset: bool = False
     half: bool = False
     corrupt: bool = False
     done: bool = False
 
 
-def status(code: int, *, retry_after: int | None = None, message: str = "", done: bool = False) -> Fault:
-    """Answer with an HTTP status."""
-    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return Fault(code, headers, message or f"status {code}, as the test asked", done=done)
-
-
-def reset(*, done: bool = False) -> Fault:
-    """Reset the connection instead of answering."""
-    return Fault(reset=True, done=done)
-
-
-def half() -> Fault:
-    """Announce the whole body, send half of it and close."""
-    return Fault(half=True)
-
-
-def corrupt() -> Fault:
-    """Send a body of the right length with other bytes."""
-    return Fault(corrupt=True)
+# An HTTP status, after which the client is told when to try again; a connection that is reset instead of an answer; one
+# that closes after half of the announced body; and a body of the right length with other bytes.
+status = Fault
+reset = partial(Fault, reset=True)
+half = partial(Fault, half=True)
+corrupt = partial(Fault, corrupt=True)
 
 
 @dataclass(frozen=True)
@@ -163,7 +151,8 @@ class Hub(Answers):
         if fault.reset:
             raise httpx.ReadError("[Errno 104] Connection reset by peer", request=request)
         if fault.code:
-            return httpx.Response(fault.code, json={"error": fault.message}, headers=fault.headers)
+            later = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            return httpx.Response(fault.code, json={"error": fault.message}, headers=later)
         if fault.corrupt:
             content = bytes(b ^ 0x55 for b in content)
         sent: Any = b"" if request.method == "HEAD" else _cut(content) if fault.half else content

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import yaml
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 __all__ = ["Answers", "httpx"]
 
@@ -20,10 +21,9 @@ httpx: Any = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.part
 
 LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".model")
 _SUB = "revision|tree|preupload|commit|branch"
-_API = re.compile(rf"/api/(?:models|spaces)/((?:[^/]+/)?(?!(?:{_SUB})(?:/|$))[^/]+)(?:/({_SUB})(?:/(.*))?)?$")
-_RESOLVE = re.compile(r"/(?:spaces/)?((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)$")
+_API = re.compile(rf"/api/models/((?:[^/]+/)?(?!(?:{_SUB})(?:/|$))[^/]+)(?:/({_SUB})(?:/(.*))?)?$")
+_RESOLVE = re.compile(r"/((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)$")
 _LFS_BATCH = re.compile(r"/(.+)\.git/info/lfs/objects/batch$")
-_REPO_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
 class _Refusal(Exception):
@@ -114,11 +114,10 @@ class Answers:
         return commit
 
     def _whoami(self) -> Any:
-        user, may_write = self._user()
+        user, _ = self._user()
         if not user:
             raise _Refusal(401, "Invalid username or password.")
-        role = "write" if may_write else "read"
-        return {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"accessToken": {"role": role}}}
+        return {"name": user}
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -136,14 +135,11 @@ class Answers:
 
     def _validate(self, content: str) -> Any:
         head = re.match(r"---\n(.*?)\n---", content, re.DOTALL)
-        data = yaml.safe_load(head[1]) if head else None
-        if not isinstance(data, dict):
-            return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
-        bases = data.get("base_model") or []
-        for base in [bases] if isinstance(bases, str) else bases:
-            if not _REPO_ID.fullmatch(base):
-                told = [{"message": f'"base_model" with value "{base}" is not valid. Use a model id.'}]
-                raise _Refusal(400, "Invalid metadata", errors=told, warnings=[])
+        try:
+            data = yaml.safe_load(head[1]) if head else {}
+            validate_repo_id(data.get("base_model") or "none")
+        except (yaml.YAMLError, HFValidationError) as error:
+            raise _Refusal(400, "Invalid metadata", errors=[{"message": str(error)}], warnings=[]) from None
         return {"errors": [], "warnings": []}
 
     def _branch(self, name: str, branch: str, _: str, body: bytes) -> Any:
@@ -156,10 +152,9 @@ class Answers:
     def _preupload(self, name: str, revision: str, _: str, body: bytes) -> Any:
         commit = self._at(self._repo(name, write=True, pr="create_pr" in self.query), revision)
         files = []
-        for wanted in json.loads(body)["files"]:
-            path, old = wanted["path"], commit.files.get(wanted["path"])
+        for path in (wanted["path"] for wanted in json.loads(body)["files"]):
+            known = {"oid": etag(path, commit.files[path])} if path in commit.files else {}
             mode = "lfs" if path.endswith(LFS) else "regular"
-            known = {} if old is None else {"oid": etag(path, old)}
             files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
         return {"commitOid": commit.sha, "files": files}
 
@@ -182,18 +177,8 @@ class Answers:
         repo = self._repo(name, write=True, pr=pr)
         base = self._at(repo, revision)
         header, *operations = [json.loads(line) for line in body.splitlines()]
-        parent = header["value"].get("parentCommit")
-        if parent is not None and not pr and parent != base.sha:
-            raise _Refusal(412, "A commit has happened since. Please refresh and try again.")
-        files: dict[str, bytes] = {}
-        for operation in operations:
-            value = operation["value"]
-            if operation["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif operation["key"] == "lfsFile" and value["oid"] in self.blobs:
-                files[value["path"]] = self.blobs[value["oid"]]
-            else:
-                raise _Refusal(400, f"{operation['key']} of {value}: not possible here")
+        values = [operation["value"] for operation in operations]
+        files = {v["path"]: base64.b64decode(v["content"]) if "content" in v else self.blobs[v["oid"]] for v in values}
         number = sum(ref.startswith("refs/pr/") for ref in repo.refs) + 1
         ref = f"refs/pr/{number}" if pr else revision
         sha = repo.commit(ref, base.sha, files, header["value"]["summary"], header["value"].get("description", ""))
@@ -206,12 +191,8 @@ class Answers:
     def _revision(self, name: str, revision: str, _: str, body: bytes) -> Any:
         repo = self._repo(name)
         commit = self._at(repo, revision)
-        return {
-            "_id": name, "id": name, "modelId": name, "sha": commit.sha, "private": repo.private,
-            "gated": "manual" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "siblings": [{"rfilename": file} for file in commit.files], "spaces": [],
-            "createdAt": "2025-01-01T00:00:00.000Z", "lastModified": "2025-01-01T00:00:00.000Z",
-        }  # fmt: skip
+        files = [{"rfilename": file} for file in commit.files]
+        return {"id": name, "sha": commit.sha, "private": repo.private, "tags": [], "siblings": files}
 
     def _tree(self, name: str, revision: str, inner: str, body: bytes) -> Any:
         repo = self._repo(name)

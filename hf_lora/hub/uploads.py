@@ -1,7 +1,7 @@
 """Which files of a training run go to the Hub: by name only, and free of what names this machine.
 
-Everything is put into a folder of its own first (hard links where the disk allows it), because the training goes on
-and old checkpoints are deleted while that folder is uploaded.
+Everything is copied into a folder of its own first, because the training goes on, writes its logs, and deletes old
+checkpoints while that folder is uploaded.
 """
 
 from __future__ import annotations
@@ -63,10 +63,7 @@ def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: 
 
 
 def stage_logs(source: Path, target: Path, private: Sequence[str], token: str | None) -> None:
-    """Take TensorBoard's logs along under names without the machine's, except those that hold something private.
-
-    As copies: the training goes on writing them, and what is uploaded has to keep its checksum.
-    """
+    """Take TensorBoard's logs along under names without the machine's, except those that hold something private."""
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
         if path.is_file():
             content = path.read_bytes()
@@ -111,11 +108,5 @@ def _take(source: Path, target: Path) -> bool:
     if not source.is_file():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if source.suffix in (".json", ".md"):  # small, and written anew here
-            shutil.copyfile(source, target)
-        else:
-            os.link(source, target)
-    except OSError:  # another disk, or one that knows no links
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)
     return True

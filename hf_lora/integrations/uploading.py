@@ -1,17 +1,21 @@
-"""What a Trainer of a LoRAModel pushes to the Hub: the adapter, its card, the tokenizer, and what resuming needs."""
+"""What a Trainer of a LoRAModel pushes to the Hub: the adapter, its card, the tokenizer, and what resuming needs.
+
+Its saves go one after the other in the background; the newest is never lost, and failures are kept to be told.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import concurrent.futures
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from .cards import facts_of, write_cards
-from .pushing import Job, Pushes
 
-__all__ = ["check_bases", "offer", "push", "settle"]
+__all__ = ["Job", "Pushes", "check_bases", "offer", "push", "settle"]
 
 _STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
 
@@ -91,14 +95,14 @@ def _uploader(trainer: Any, token: str | None = None, revision: str | None = Non
     return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
 
 
-def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> tempfile.TemporaryDirectory[str]:
+def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> TemporaryDirectory[str]:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
     from ..hub import uploads
 
     check_bases(model)
     output, names = Path(trainer.args.output_dir), list(model.peft_config)
     private = uploads.private_names(output)
-    staged = tempfile.TemporaryDirectory(prefix=_STAGED, dir=output, ignore_cleanup_errors=True)
+    staged = TemporaryDirectory(prefix=_STAGED, dir=output, ignore_cleanup_errors=True)
     folder = Path(staged.name)
     try:
         processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
@@ -116,3 +120,84 @@ def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> te
         staged.cleanup()
         raise
     return staged
+
+
+class Job(NamedTuple):
+    """What is to be pushed: a staged folder, which is removed once it has arrived, and the commit's message."""
+
+    folder: TemporaryDirectory[str]
+    message: str
+
+
+class Pushes:
+    """The pushes of one Trainer.
+
+    upload: takes a staged folder and a commit message; it is called in another thread, huggingface_hub's own, which
+    does one thing after the other. always: every save is pushed on its own; otherwise a save that finds a push in
+    flight waits, and a newer one takes its place, along with the checkpoint folders that it brought. What fails waits
+    too. failures: (message, error) of what went wrong so far.
+    """
+
+    def __init__(self, upload: Callable[[Path, str], Any], always: bool = False) -> None:
+        self.failures: list[tuple[str, BaseException]] = []
+        self.futures: list[concurrent.futures.Future[Any]] = []
+        self._upload, self._always = upload, always
+        self._waiting: list[Job] = []  # oldest first
+        self._missed = False
+        self._lock = threading.Lock()
+
+    def offer(self, job: Job) -> None:
+        """Push a staged folder, now or as soon as the Hub has the one before it."""
+        from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
+
+        self._missed = False
+        with self._lock:
+            self._waiting = self._kept([*self._waiting, job])
+        self.futures = [*(future for future in self.futures if not future.done()), run_as_future(self._push_next)]
+
+    def miss(self, message: str, error: BaseException) -> None:
+        """Note a save that could not even be staged; until another is offered, the newest is not on the Hub."""
+        self.failures.append((message, error))
+        self._missed = True
+
+    def settle(self) -> bool:
+        """Wait until everything has arrived; what has failed is pushed once more and then given up.
+
+        Returns whether the newest save is on the Hub.
+        """
+        concurrent.futures.wait(self.futures)
+        if self._waiting:
+            self._waiting = [_joined(self._waiting)]
+            self._push_next()
+        arrived = not self._waiting and not self._missed
+        while self._waiting:
+            self._waiting.pop().folder.cleanup()
+        return arrived
+
+    def _push_next(self) -> None:
+        with self._lock:
+            if not self._waiting:  # a newer one has brought it
+                return
+            job = self._waiting.pop(0)
+        try:
+            self._upload(Path(job.folder.name), job.message)
+        except Exception as error:
+            self.failures.append((job.message, error))
+            with self._lock:
+                self._waiting = self._kept([job, *self._waiting])
+        else:
+            job.folder.cleanup()
+
+    def _kept(self, jobs: list[Job]) -> list[Job]:
+        return jobs if self._always else [_joined(jobs)]
+
+
+def _joined(jobs: list[Job]) -> Job:
+    """Return the newest of some jobs, which now brings the checkpoints of the older ones too."""
+    *older, newest = jobs
+    for job in older:
+        for folder in Path(job.folder.name).glob("checkpoint-*"):
+            if not (place := Path(newest.folder.name, folder.name)).exists():
+                folder.rename(place)
+        job.folder.cleanup()
+    return newest
