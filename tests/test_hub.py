@@ -30,6 +30,12 @@ def cached(hub: Hub) -> list[Path]:
     return sorted(p for p in (hub.home / "hub").rglob("blobs/*") if p.is_file())
 
 
+def read(file: str) -> bytes | None:
+    """Return what comes of a file of me/x."""
+    path = fetch("me/x", file)
+    return path and path.read_bytes()
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     tiny("gpt2", cls=GPT2LMHeadModel).save_pretrained(tmp_path / "base")
@@ -47,6 +53,8 @@ def test_a_file_of_a_repo_is_fetched_into_the_cache_and_asked_for_once_more_only
     before = len(hub.requests)
     assert fetch("me/x", "deep/w.safetensors") == path
     assert [r.line.split()[0] for r in hub.requests[before:]] == ["HEAD"]
+    assert fetch("me/x", "nope.json") is None
+    assert fetch("me/x", "small.json", subfolder="deep") is None
 
 
 def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
@@ -55,12 +63,6 @@ def test_a_revision_is_a_branch_or_a_commit(hub: Hub) -> None:
     hub.add("me/x", {"f.json": b"3"}, revision="dev")
     contents = {r: fetch("me/x", "f.json", revision=r) for r in (None, first, "dev")}
     assert [p.read_bytes() for p in contents.values() if p] == [b"2", b"1", b"3"]
-
-
-def test_none_means_that_the_repo_is_there_and_has_no_such_file(hub: Hub) -> None:
-    hub.add("me/x", SMALL)
-    assert fetch("me/x", "nope.json") is None
-    assert fetch("me/x", "small.json", subfolder="deep") is None
 
 
 def test_a_range_is_read_without_the_rest(hub: Hub) -> None:
@@ -103,7 +105,9 @@ def ask_range(name: str, **kwargs: object) -> object:
 
 
 @pytest.mark.parametrize("ask", [ask_file, ask_range])
-def test_each_refusal_is_its_own_error_that_says_what_to_do(hub: Hub, ask: Callable[..., object]) -> None:
+def test_each_refusal_is_its_own_error_that_says_what_to_do(
+    hub: Hub, ask: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add("me/open", SMALL)
     hub.add("me/private", SMALL, private=True)
     hub.add("org/gated", SMALL, gated=True)
@@ -116,16 +120,23 @@ def test_each_refusal_is_its_own_error_that_says_what_to_do(hub: Hub, ask: Calla
         ("org/gated", {"token": False}, HubAccessError, "log in"),
         ("me/open", {"revision": "v9"}, HubNotFoundError, "'v9'"),
         ("me/open", {"token": "hf_expired"}, HubAccessError, "hf auth login"),
+        ("me/open", {"token": True}, HubAccessError, "token is needed to read"),
     ]
     for name, kwargs, kind, message in cases:
+        if kwargs.get("token") is True:  # with nobody logged in
+            monkeypatch.delenv("HF_TOKEN")
         with pytest.raises(HubError) as caught:
             ask(name, **kwargs)
         assert type(caught.value) is kind, (name, kwargs)
         assert message in str(caught.value)
         assert isinstance(caught.value, OSError)
+    assert ask("me/open")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.granted.add("me")
     assert ask("org/gated")
     assert ask("me/private")
+    with pytest.raises(HubError, match="'a/b/c'"):
+        fetch_range("a/b/c", "f", 0, 9)
 
 
 def test_a_model_s_load_says_the_same(hub: Hub) -> None:
@@ -137,19 +148,6 @@ def test_a_model_s_load_says_the_same(hub: Hub) -> None:
         with pytest.raises(HubAccessError, match="org/gated.*terms"):
             load("org/gated")
     assert list(model.peft_config) == ["default"]
-
-
-def test_a_token_that_is_asked_for_and_not_there_is_an_error_of_access(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    hub.add("me/x", SMALL)
-    for ask in (ask_file, ask_range):
-        with pytest.raises(HubAccessError, match="token.*me/x"):
-            ask("me/x", token=True)
-    assert ask_range("me/x")
-    with pytest.raises(HubError, match="'a/b/c'"):
-        ask_range("a/b/c")
 
 
 def test_too_many_requests_and_a_broken_hub_are_errors_that_say_when_to_try_again(hub: Hub) -> None:
@@ -258,9 +256,7 @@ ONCE = {"503": status(503), "reset": reset(), "half": half(), "corrupt": corrupt
 def test_what_goes_wrong_once_is_made_good(hub: Hub, fault: Fault, at: str, file: str) -> None:
     hub.add("me/x", SMALL)
     hub.fail_next(at, fault)
-    path = fetch("me/x", file)
-    assert path is not None
-    assert path.read_bytes() == SMALL[file]
+    assert read(file) == SMALL[file]
     if at.startswith("^GET") and not fault.corrupt:  # a part has no checksum
         hub.fail_next(at, fault)
         assert fetch_range("me/x", file, 2, 6) == SMALL[file][2:6]
@@ -275,9 +271,7 @@ def test_bytes_that_are_corrupted_every_time_never_stay_in_the_cache(hub: Hub, f
         fetch("me/x", file)
     assert cached(hub) == []
     hub.faults.clear()
-    path = fetch("me/x", file)
-    assert path is not None
-    assert path.read_bytes() == SMALL[file]
+    assert read(file) == SMALL[file]
 
 
 def test_what_somebody_else_left_corrupted_in_the_cache_is_fetched_anew(
@@ -291,19 +285,15 @@ def test_what_somebody_else_left_corrupted_in_the_cache_is_fetched_anew(
     with pytest.raises(HubError, match="cache"):
         fetch("me/x", "small.json")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    path = fetch("me/x", "small.json")
-    assert path is not None
-    assert path.read_bytes() == SMALL["small.json"]
+    assert read("small.json") == SMALL["small.json"]
 
 
 def test_a_cache_without_symlinks_is_verified_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
     hub.add("me/x", SMALL)
     hub.fail_next("^GET ", corrupt())
-    path = fetch("me/x", "deep/w.safetensors")
-    assert path is not None
-    assert not path.is_symlink()
-    assert path.read_bytes() == SMALL["deep/w.safetensors"]
+    assert read("deep/w.safetensors") == SMALL["deep/w.safetensors"]
+    assert not any(path.is_symlink() for path in (hub.home / "hub").rglob("*"))
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------
