@@ -16,14 +16,18 @@ from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
 
-__all__ = ["Entry", "Move", "entry_of", "fits", "has_place", "key_at", "parameter_at", "raw_owner"]
+__all__ = ["Entry", "entry_of", "fits", "has_place", "key_at", "parameter_at", "raw_owner"]
 
 FACTORS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A tensor of a file. path: its module's full name; wraps: PEFT's wrappers after it; attribute: see `split_key`."""
+    """A tensor of a file, and where it lies today.
+
+    path: its module's full name; wraps: PEFT's wrappers after it; attribute: see `split_key`; weight: the full name of
+    the parameter that it stands for, as long as that is a layer's.
+    """
 
     key: str
     path: str
@@ -31,6 +35,8 @@ class Entry:
     leaf: str
     attribute: str
     tensor: Tensor
+    weight: str
+    today: Today
 
     @property
     def is_saved(self) -> bool:
@@ -42,20 +48,13 @@ class Entry:
         """Whether it is rows of a table."""
         return self.attribute == TOKENS.name
 
-    @property
-    def weight(self) -> str:
-        """The full name of the parameter that it stands for, as long as that is a layer's."""
-        return full_name(self.path, self.leaf if self.is_saved else "weight")
-
-
-Move = tuple[Entry, Today]  # a tensor of a file, and where it lies today
-
 
 def entry_of(key: str, tensor: Tensor) -> Entry:
-    """Return a file's tensor with its key taken apart."""
+    """Return a file's tensor with its key taken apart, at the place that its key says."""
     path, leaf, attribute = split_key(key)
     module, wraps = unwrapped(path)
-    return Entry(key, module, wraps, leaf, attribute, tensor)
+    weight = full_name(module, leaf if attribute == SAVED.name else "weight")
+    return Entry(key, module, wraps, leaf, attribute, tensor, weight, Today((weight,)))
 
 
 def key_at(entry: Entry, path: str) -> str:
@@ -69,31 +68,31 @@ def parameter_at(modules: Mapping[str, nn.Module], name: str) -> Tensor | None:
     return modules[owner]._parameters.get(leaf) if owner in modules else None
 
 
-def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, today: Today) -> bool:
+def has_place(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry) -> bool:
     """Return whether the model has a place for a tensor at today's name."""
-    if today.steps:
-        return all(parameter_at(modules, name) is not None for name in today.names)
-    path, _, leaf = today.names[0].rpartition(".")
+    if entry.today.steps:
+        return all(parameter_at(modules, name) is not None for name in entry.today.names)
+    path, _, leaf = entry.today.names[0].rpartition(".")
     if entry.is_saved:
         return path in modules and own_tensor(modules[path], leaf) is not None
     if leaf == "weight" and place_of(key_at(entry, path), modules, config) is not None:
         return True
-    return raw_owner(modules, entry, today) != ""
+    return raw_owner(modules, entry) != ""
 
 
-def raw_owner(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> str:
+def raw_owner(modules: Mapping[str, nn.Module], entry: Entry) -> str:
     """Return the owner of a parameter that a pair now belongs to and that is no layer's (a router's), else ""."""
-    owner, _, _ = today.names[0].rpartition(".")
-    parameter = parameter_at(modules, today.names[0])
+    owner, _, _ = entry.today.names[0].rpartition(".")
+    parameter = parameter_at(modules, entry.today.names[0])
     is_pair = entry.attribute in FACTORS and not entry.leaf.startswith("lora_embedding")
     return owner if is_pair and parameter is not None and parameter.ndim == 2 and not kind_of(modules[owner]) else ""
 
 
-def fits(modules: Mapping[str, nn.Module], entry: Entry, today: Today) -> bool:
+def fits(modules: Mapping[str, nn.Module], entry: Entry) -> bool:
     """Return whether a tensor has the shape that its place at today's name asks for, as far as one layer tells."""
-    path, _, leaf = today.names[0].rpartition(".")
+    path, _, leaf = entry.today.names[0].rpartition(".")
     layer = modules.get(path)
-    if layer is None or today.steps:
+    if layer is None or entry.today.steps:
         return True
     if entry.is_saved:
         own = own_tensor(layer, leaf)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError, full_name
 from ..targets.names import as_endings, is_inside, is_saved, match_names, parameter_names, saved_modules
-from .entries import FACTORS, Entry, Move, key_at, parameter_at
-from .experts import Pair, beside, stacked
+from .entries import FACTORS, Entry, key_at, parameter_at
 from .keys import PREFIX, WRAP
-from .pairs import alpha_for, with_sizes
+from .pairs import Pair, alpha_for, beside, stacked, with_sizes
 from .peft import place_of
 
 __all__ = ["rebuilt"]
@@ -27,7 +26,7 @@ _STACKED, _STACKED_PARTS, _BELOW = ("stack",), ("stack", "beside in 1"), ("besid
 
 @dataclass
 class _Result:
-    """What comes of all moves. sites: (rank, alpha) by today's name; raw: factors by the full name of a parameter."""
+    """What comes of a file. sites: (rank, alpha) by today's name; raw: factors by the full name of a parameter."""
 
     tensors: Factors = field(default_factory=dict)
     sites: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -44,21 +43,21 @@ class _Result:
 
 
 def rebuilt(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, moves: Sequence[Move], same_class: bool
+    modules: Mapping[str, nn.Module], config: LoRAConfig, entries: Sequence[Entry], same_class: bool
 ) -> tuple[LoRAConfig, dict[str, Tensor]]:
-    """Return the config and the tensors of moves that all have their place, by today's names.
+    """Return the config and the tensors of a file whose tensors all have their place, by today's names.
 
     same_class: whether the model is what the adapter was made for, so that its list of modules to save holds for it.
     Raises AdapterMismatchError for tensors that cannot follow what became of their weight.
     """
     result = _Result()
-    joined: dict[tuple[str, ...], list[Move]] = defaultdict(list)
-    for move in moves:
-        if move[1].steps in ((), ("split",)):
-            for entry, name in _apart(modules, *move):
-                _carry(modules, config, entry, name, result)
+    joined: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.today.steps in ((), ("split",)):
+            for part, name in _apart(modules, entry):
+                _carry(modules, config, part, name, result)
         else:
-            joined[move[1].names].append(move)
+            joined[entry.today.names].append(entry)
     for group in joined.values():
         _join(modules, config, group, result)
     changed = _config(modules, config, result, same_class)
@@ -71,11 +70,12 @@ def rebuilt(
     return changed, result.tensors
 
 
-def _apart(modules: Mapping[str, nn.Module], entry: Entry, today: Any) -> Iterator[tuple[Entry, str]]:
+def _apart(modules: Mapping[str, nn.Module], entry: Entry) -> Iterator[tuple[Entry, str]]:
     """Yield a tensor with its parameter's name; of a weight that was split, each part's rows (of A, all) with its name.
 
     Raises AdapterMismatchError where the parts have other rows in the model.
     """
+    today = entry.today
     if not today.steps:
         yield entry, today.names[0]
         return
@@ -118,13 +118,12 @@ def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, n
         result.put(key, entry.tensor)
 
 
-def _join(modules: Mapping[str, nn.Module], config: LoRAConfig, group: Sequence[Move], result: _Result) -> None:
+def _join(modules: Mapping[str, nn.Module], config: LoRAConfig, group: Sequence[Entry], result: _Result) -> None:
     """Put the pairs of several old weights together, as their weights were."""
-    entry, today = group[0]
-    attributes = {entry.attribute for entry, _ in group}
+    today, attributes = group[0].today, {entry.attribute for entry in group}
     if attributes != {*FACTORS} or today.steps not in (_STACKED, _STACKED_PARTS, _BELOW):
         raise AdapterMismatchError(
-            f"{entry.key} belongs to a weight that Transformers made {', '.join(today.names)} of "
+            f"{group[0].key} belongs to a weight that Transformers made {', '.join(today.names)} of "
             f"({', '.join(today.steps)}), where its {', '.join(sorted(attributes))} cannot follow."
         )
     (name,) = today.names
@@ -148,11 +147,11 @@ def _join(modules: Mapping[str, nn.Module], config: LoRAConfig, group: Sequence[
     result.sites[name] = a.shape[1], alpha_for(config, scaling, a.shape[1])
 
 
-def _pairs(config: LoRAConfig, group: Iterable[Move]) -> dict[tuple[int, int], Pair]:
+def _pairs(config: LoRAConfig, group: Iterable[Entry]) -> dict[tuple[int, int], Pair]:
     """Return the pairs of a group by (item, part)."""
     factors: dict[tuple[int, int], dict[str, Entry]] = defaultdict(dict)
-    for entry, today in group:
-        other = factors[today.item, today.part].setdefault(entry.attribute, entry)
+    for entry in group:
+        other = factors[entry.today.item, entry.today.part].setdefault(entry.attribute, entry)
         if other is not entry:
             raise AdapterMismatchError(f"{other.key} and {entry.key} are two tensors for one place.")
     pairs = {}

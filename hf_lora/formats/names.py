@@ -23,7 +23,7 @@ from ..errors import AdapterMismatchError
 from ..kinds.table import kind_of
 from ..targets.names import is_inside, listed_modules, parameter_names
 from .coverage import lopsided
-from .entries import Move, entry_of, fits, has_place
+from .entries import Entry, entry_of, fits, has_place
 from .keys import plain_keys
 from .mismatch import mismatch
 from .moved import rebuilt
@@ -52,12 +52,12 @@ def fit_names(
     if None in places.values():
         tensors = _respelled(tensors)
         places = _places(modules, config, tensors)
-    found = _moves(modules, config, tensors, places) if None in places.values() else None
+    found = _placed(modules, config, tensors, places) if None in places.values() else None
     if found is None:
         return config, tensors, places
-    moves, rewrite = found
-    result = rebuilt(modules, _retold(config, rewrite), moves, same_class=rewrite is None)
-    if missing := _missing(modules, config, moves, rewrite):
+    entries, rewrite = found
+    result = rebuilt(modules, _retold(config, rewrite), entries, same_class=rewrite is None)
+    if missing := _missing(modules, config, entries, rewrite):
         raise mismatch(modules, [], [f"missing the tensors of {name}" for name in missing], len(tensors))
     if rewrite is not None and rewrite not in _SAME_CLASS:
         old, new = (f"{prefix}." if prefix else "no prefix" for prefix in rewrite)
@@ -101,9 +101,9 @@ def _places(modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mappi
     return {key: place_of(key, modules, config) for key in tensors}
 
 
-def _moves(
+def _placed(
     modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mapping[str, Tensor], places: Places
-) -> tuple[list[Move], Rewrite | None] | None:
+) -> tuple[list[Entry], Rewrite | None] | None:
     """Return where every tensor lies today, and the prefix rewrite it took.
 
     None where no tensor without a place finds one; raises AdapterMismatchError where some do and some do not.
@@ -111,16 +111,14 @@ def _moves(
     entries = [entry_of(key, tensor) for key, tensor in tensors.items()]
     lost = [entry for entry in entries if places[entry.key] is None]
     table = todays_names(modules[""], [entry.weight for entry in lost])
-    as_is = [(entry, Today((entry.weight,))) for entry in entries]
-    renamed = [
-        (entry, table.get(entry.weight, today) if places[entry.key] is None else today) for entry, today in as_is
-    ]
+    newer = {entry.key: table[entry.weight] for entry in lost if entry.weight in table}
+    renamed = [replace(entry, today=newer.get(entry.key, entry.today)) for entry in entries]
     homeless = _homeless(modules, config, renamed)
     if not homeless:
         return renamed, None
-    for moves in (as_is, renamed):
-        first = next(today for entry, today in moves if entry is lost[0])
-        if found := _rewrite(modules, config, moves, first):
+    for moved in (entries, renamed):
+        first = next(entry for entry in moved if entry.key == lost[0].key)
+        if found := _rewrite(modules, config, moved, first):
             return found
     if len(homeless) < len(lost):
         raise mismatch(modules, homeless, [], len(entries))
@@ -148,29 +146,29 @@ def _respelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {plain: tensors[key] for plain, key in origin.items()}
 
 
-def _homeless(modules: Mapping[str, nn.Module], config: LoRAConfig, moves: Sequence[Move]) -> list[str]:
+def _homeless(modules: Mapping[str, nn.Module], config: LoRAConfig, entries: Sequence[Entry]) -> list[str]:
     """Return the keys of tensors without a place."""
-    return [entry.key for entry, today in moves if not has_place(modules, config, entry, today)]
+    return [entry.key for entry in entries if not has_place(modules, config, entry)]
 
 
 def _rewrite(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, moves: Sequence[Move], first: Today
-) -> tuple[list[Move], Rewrite] | None:
-    """Return the moves under the one prefix rewrite that places all, and the rewrite; None where there is none.
+    modules: Mapping[str, nn.Module], config: LoRAConfig, entries: Sequence[Entry], first: Entry
+) -> tuple[list[Entry], Rewrite] | None:
+    """Return the tensors under the one prefix rewrite that places all, and the rewrite; None where there is none.
 
-    first: where one tensor without a place lies. A rewrite into a part where other names lie as they are is none: no
+    first: a tensor without a place. A rewrite into a part where other names lie as they are is none: no
     class saves that. Raises AdapterMismatchError where several place all and fit.
     """
-    found: dict[Rewrite, list[Move]] = {}
-    names = [name for _, today in moves for name in today.names]
-    for rewrite in rewrites(first.names[0].rpartition(".")[0], modules):
+    found: dict[Rewrite, list[Entry]] = {}
+    names = [name for entry in entries for name in entry.today.names]
+    for rewrite in rewrites(first.today.names[0].rpartition(".")[0], modules):
         if any(is_inside(name, rewrite[1]) for name in names if rewritten(name, rewrite) == name):
             continue
-        new = [(e, replace(today, names=tuple(rewritten(n, rewrite) for n in today.names))) for e, today in moves]
+        new = [replace(entry, today=_rewritten(entry.today, rewrite)) for entry in entries]
         if not _homeless(modules, _retold(config, rewrite), new):
             found[rewrite] = new
     if len(found) > 1:
-        found = {r: new for r, new in found.items() if all(fits(modules, *move) for move in new)} or found
+        found = {r: new for r, new in found.items() if all(fits(modules, entry) for entry in new)} or found
     if len(found) > 1:
         ways = " or ".join(f"{old!r} to {new!r}" for old, new in found)
         raise AdapterMismatchError(
@@ -178,6 +176,10 @@ def _rewrite(
             "Load it onto the part that is meant, or rename its tensors."
         )
     return next(((new, rewrite) for rewrite, new in found.items()), None)
+
+
+def _rewritten(today: Today, rewrite: Rewrite) -> Today:
+    return replace(today, names=tuple(rewritten(name, rewrite) for name in today.names))
 
 
 def _retold(config: LoRAConfig, rewrite: Rewrite | None) -> LoRAConfig:
@@ -192,14 +194,14 @@ def _retold(config: LoRAConfig, rewrite: Rewrite | None) -> LoRAConfig:
 
 
 def _missing(
-    modules: Mapping[str, nn.Module], old: LoRAConfig, moves: Sequence[Move], rewrite: Rewrite | None
+    modules: Mapping[str, nn.Module], old: LoRAConfig, entries: Sequence[Entry], rewrite: Rewrite | None
 ) -> list[str]:
     """Return what the file should hold besides: of a rewritten part what the list names, else layers like its own."""
     layers = [n for n, m in modules.items() if n and kind_of(m) is not None]
     if rewrite is None or old.target_modules is None or old.target_modules in PRESETS:
-        adapted = [name.removesuffix(".weight") for e, today in moves if not e.is_saved for name in today.names]
+        adapted = [name.removesuffix(".weight") for e in entries if not e.is_saved for name in e.today.names]
         return lopsided(old, adapted, [*layers, *parameter_names(modules)])
     before, after = rewrite
-    held = {name.rpartition(".")[0] for _, today in moves for name in today.names}
+    held = {name.rpartition(".")[0] for entry in entries for name in entry.today.names}
     inside = {rewritten(n, (after, before)): n for n in layers if is_inside(n, after)}
     return [inside[n] for n in listed_modules(old, inside) if inside[n] not in held]

@@ -20,19 +20,65 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
 from ..kinds.table import kind_of
 from ..targets.names import as_endings
 from ..variants.table import LORA, scaling_of
-from .experts import Pair, beside
 from .keys import PREFIX
 
-__all__ = ["Pairs", "alpha_for", "checked_flags", "fit_pairs", "fit_targets", "split_pairs", "with_sizes"]
+__all__ = [
+    "Pair",
+    "Pairs",
+    "alpha_for",
+    "beside",
+    "checked_flags",
+    "fit_pairs",
+    "fit_targets",
+    "split_pairs",
+    "stacked",
+    "with_sizes",
+]
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 MOST_BLOCKS = 16  # query, key and value are three; without a limit a small file could ask for a huge B
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A low-rank update scaling * b @ a; a: (r, in), b: (out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    def scaled(self, scaling: float) -> Pair:
+        """Return the same update with another factor in front; the same tensors where it is the same factor."""
+        return self if scaling == self.scaling else Pair(self.a, self.b * (self.scaling / scaling), scaling)
+
+
+def beside(pairs: Sequence[Pair | None], rows: Sequence[int]) -> Pair:
+    """Return the pair of weights below one another; rows: how many each of them has. At least one has a pair."""
+    held = _whole(pairs, rows)
+    return Pair(torch.cat([p.a for p in held]), torch.block_diag(*[p.b for p in held]), held[0].scaling)
+
+
+def stacked(pairs: Sequence[Pair | None]) -> tuple[Tensor, Tensor, float]:
+    """Return A (experts, r, in), B (experts, out, r) and the scaling of a stack of weights. At least one has a pair."""
+    held = _whole(pairs, [next(len(pair.b) for pair in pairs if pair is not None)] * len(pairs))
+    rank = max(len(pair.a) for pair in held)
+    a = torch.stack([pad(pair.a, (0, 0, 0, rank - len(pair.a))) for pair in held])
+    b = torch.stack([pad(pair.b, (0, rank - len(pair.a))) for pair in held])
+    return a, b, held[0].scaling
+
+
+def _whole(pairs: Sequence[Pair | None], rows: Sequence[int]) -> list[Pair]:
+    """Return pairs of one scaling, of rank 0 where a weight has none; rows: of each weight."""
+    first = next(pair for pair in pairs if pair is not None)
+    none = [Pair(first.a[:0], first.b.new_zeros(count, 0), first.scaling) for count in rows]
+    return [none[i] if pair is None else pair.scaled(first.scaling) for i, pair in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ...files.names import CONFIG_NAME
 from ...files.privacy import hub_id
 from ...targets.names import listed_modules, match_names
 from ...variants.table import FORMULAS, is_on
-from ..folder import MERGED_KEYS
 from ..keys import unwrapped
+from ..opening import MERGED_KEYS
 from .layout import Layout, Parts, Target, ranks_of
 
 __all__ = ["Finding", "of_base", "of_config", "of_coverage", "of_tensors"]
