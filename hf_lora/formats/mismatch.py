@@ -1,20 +1,86 @@
-"""The error of an adapter that does not fit its model: what is unexpected, what is missing, and what was near."""
+"""What does not fit between a file and a model: layers that the file lacks, and the error that lists all.
+
+An adapter with a layer dropped must not load as if it were whole. A list of targets names modules, and the file must
+hold each that the model has; names that match nothing mean nothing. Where there is no list, layers that are alike but
+for their numbers must be held all or none. A module saved in full is there with all of its parameters.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import nn
 
-from ..errors import AdapterMismatchError, some
-from ..targets.names import input_table
-from ..variants.table import SAVED
+from ..config.keys import PRESETS
+from ..config.lora_config import LoRAConfig
+from ..errors import AdapterMismatchError, full_name, numberless, some
+from ..kinds.table import kind_of
+from ..targets.names import input_table, is_inside, listed_modules, match_names, parameter_names, saved_modules
+from ..variants.table import ADAPTERS, SAVED
 from .keys import split_key, unwrapped
 
-__all__ = ["mismatch", "other_size"]
+__all__ = ["Held", "lopsided", "mismatch", "missing_names", "other_size"]
 
 _MOST = 6  # problems that an error tells
+Held = Collection[tuple[str, str, str]]  # (module, parameter, role) of what a file holds
+
+
+def missing_names(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
+    """Return what a config targets in a model and a file does not hold, by full name."""
+    names = {name for module, parameter, _ in held for name in (module, full_name(module, parameter))}
+    wanted = [n for n in listed_modules(config, modules) if kind_of(modules[n]) is not None]
+    wanted += _not_excluded(config, match_names(config.target_parameters or (), parameter_names(modules)))
+    if config.target_modules is None or config.target_modules in PRESETS:
+        adapted = [module for module, _, role in held if ADAPTERS[role].low_rank]
+        wanted += lopsided(config, adapted, [n for n, m in modules.items() if kind_of(m) is not None])
+    missing = [name for name in wanted if name not in names]
+    return missing + _tokenless(config, modules, held) + _unsaved(config, modules, held)
+
+
+def _tokenless(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
+    """Return the tables whose rows a config trains and a file does not hold; one of several tied ones is enough."""
+    tables = [module for module, _, role in held if ADAPTERS[role].of_rows]
+    wanted = config.trainable_token_indices or ()
+    if not isinstance(wanted, Mapping):
+        return ["the rows in trainable_token_indices"] if wanted and not tables else []
+    weights = {id(modules[n]._parameters.get("weight")) for n in tables}
+    listed = match_names([name for name, rows in wanted.items() if rows], modules)
+    return [f"the token rows of {n}" for n in listed if id(modules[n]._parameters.get("weight")) not in weights]
+
+
+def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
+    """Return the parameters that a file lacks of what it saves in full.
+
+    That is all of the modules it lists, all of those whose weight it holds, and the biases of layers that are alike.
+    """
+    saved = {(module, parameter) for module, parameter, role in held if ADAPTERS[role].whole}
+    listed = saved_modules(config.modules_to_save or (), modules)
+    inside = [n for n in modules if any(is_inside(n, name) for name in listed)]
+    owners = dict.fromkeys([*inside, *(module for module, parameter in saved if parameter == "weight")])
+    wanted = [(n, p) for n in owners for p, value in modules[n]._parameters.items() if value is not None]
+    if config.bias != "none":
+        biased = [n for n, m in modules.items() if m._parameters.get("bias") is not None]
+        wanted += [(n, "bias") for n in lopsided(config, [m for m, p in saved if p == "bias"], biased)]
+    return [full_name(*place) for place in dict.fromkeys(wanted) if place not in saved]
+
+
+def lopsided(config: LoRAConfig, adapted: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the names that differ from an adapted one in numbers only and are not adapted, unless the config chose."""
+    spec = config.target_modules
+    chosen = isinstance(spec, str) and spec not in PRESETS
+    entries = () if spec is None or isinstance(spec, str) else spec
+    if chosen or config.layers_to_transform not in (None, []) or any(numberless(e) != e for e in entries):
+        return []
+    held = set(adapted)
+    shapes = {numberless(name) for name in held}
+    return _not_excluded(config, [n for n in names if n not in held and numberless(n) in shapes])
+
+
+def _not_excluded(config: LoRAConfig, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return listed_modules(config.copy(target_modules=names, layers_to_transform=None, layers_pattern=None), names)
 
 
 def mismatch(

@@ -22,10 +22,9 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError
 from ..kinds.table import kind_of
 from ..targets.names import is_inside, listed_modules, parameter_names
-from .coverage import lopsided
 from .entries import Entry, entry_of, fits, has_place
 from .keys import plain_keys
-from .mismatch import mismatch
+from .mismatch import lopsided, mismatch
 from .moved import rebuilt
 from .peft import Places, place_of
 from .renames import Today, todays_names

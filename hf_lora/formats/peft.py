@@ -28,9 +28,8 @@ from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, low_rank_sites, tied_sites
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
-from .coverage import missing_names
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
-from .mismatch import mismatch, other_size
+from .mismatch import mismatch, missing_names, other_size
 
 __all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
 
