@@ -37,29 +37,22 @@ def randomised(module: nn.Module) -> nn.Module:
 # --- loralib: every layer ---------------------------------------------------------------------------------------------
 
 
-def _merged(enabled: list[bool], blocks: int = 3) -> Callable[[], nn.Module]:
-    return lambda: loralib.MergedLinear(6, 4 * blocks, r=2, lora_alpha=3, enable_lora=enabled)
-
-
-def _conv1d(enabled: list[bool]) -> Callable[[], nn.Module]:
-    return lambda: loralib.MergedLinear(6, 12, r=2, lora_alpha=3, enable_lora=enabled, fan_in_fan_out=True)
+def _merged(enabled: list[bool], **more: Any) -> Callable[[], nn.Module]:
+    return lambda: loralib.MergedLinear(6, 4 * len(enabled), r=2, lora_alpha=3, enable_lora=enabled, **more)
 
 
 LINEAR, IDS_8 = (4, 6), "ids"
 # loralib's layer, the plain one, the input's shape, the enable_lora that the caller has to give.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Any, list[bool] | None]] = {
     "linear": (lambda: loralib.Linear(6, 8, r=2, lora_alpha=3), lambda: nn.Linear(6, 8), LINEAR, None),
-    "square linear": (lambda: loralib.Linear(6, 6, r=6, lora_alpha=3), lambda: nn.Linear(6, 6), LINEAR, None),
     "transposed linear": (lambda: loralib.Linear(6, 8, r=2, lora_alpha=3, fan_in_fan_out=True), lambda: Conv1D(8, 6), LINEAR, None),
     "embedding": (lambda: loralib.Embedding(8, 6, r=2, lora_alpha=3), lambda: nn.Embedding(8, 6), IDS_8, None),
     "conv2d": (lambda: loralib.Conv2d(3, 5, 3, r=2, lora_alpha=3), lambda: nn.Conv2d(3, 5, 3), (2, 3, 7, 7), None),
     "conv2d with strides": (lambda: loralib.Conv2d(4, 6, 2, r=3, lora_alpha=5, stride=2, padding=1, bias=False), lambda: nn.Conv2d(4, 6, 2, stride=2, padding=1, bias=False), (2, 4, 6, 6), None),
     "merged q k v": (_merged([True, True, True]), lambda: nn.Linear(6, 12), LINEAR, None),
     "merged q v": (_merged([True, False, True]), lambda: nn.Linear(6, 12), LINEAR, [True, False, True]),
-    "merged k": (_merged([False, True, False]), lambda: nn.Linear(6, 12), LINEAR, [False, True, False]),
-    "merged of four": (_merged([False, True, False, True], 4), lambda: nn.Linear(6, 16), LINEAR, [False, True, False, True]),
-    "merged transposed": (_conv1d([True, False, True]), lambda: Conv1D(12, 6), LINEAR, [True, False, True]),
-    "merged transposed v": (_conv1d([False, False, True]), lambda: Conv1D(12, 6), LINEAR, [False, False, True]),
+    "merged of four": (_merged([False, True, False, True]), lambda: nn.Linear(6, 16), LINEAR, [False, True, False, True]),
+    "merged transposed": (_merged([True, False, True], fan_in_fan_out=True), lambda: Conv1D(12, 6), LINEAR, [True, False, True]),
 }  # fmt: skip
 
 
@@ -135,10 +128,7 @@ def _gpt2_in_loralib(enabled: list[bool]) -> nn.Module:
     return _without_dropout(randomised(model)).train()
 
 
-@pytest.mark.parametrize(
-    ("enabled", "suffix"),
-    [([True, False, True], "pt"), ([True, True, True], "bin"), ([False, True, True], "safetensors")],
-)
+@pytest.mark.parametrize(("enabled", "suffix"), [([True, True, True], "pt"), ([False, True, True], "safetensors")])
 def test_loralibs_gpt2_gives_the_same_logits_here(enabled: list[bool], suffix: str, tmp_path: Path) -> None:
     theirs, file = _gpt2_in_loralib(enabled), tmp_path / f"lora.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(loralib.lora_state_dict(theirs), file)
@@ -154,8 +144,7 @@ def test_loralibs_gpt2_gives_the_same_logits_here(enabled: list[bool], suffix: s
 def test_layers_of_several_ranks_get_a_pattern_and_keep_their_scalings(tmp_path: Path) -> None:
     theirs = _bert_in_loralib({"query": 2, "0.attention.self.value": 4, "1.output.dense": 3})
     torch.save(loralib.lora_state_dict(theirs), tmp_path / "lora.pt")
-    ours = tiny("bert_mlm")
-    ours = LoRAModel.from_model(ours, LoRAConfig(r=2))
+    ours = LoRAModel.from_model(tiny("bert_mlm"), LoRAConfig(r=2))
     ours.load_adapter(tmp_path / "lora.pt", "theirs", lora_config=LoRAConfig(lora_alpha=16))
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, **CLOSE)
     config = ours.peft_config["theirs"]

@@ -50,7 +50,6 @@ SEGFORMER = {
 }
 # Bases that are not among the families: the family whose sizes they have, their class, their own settings.
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "ast": ("vit", "ASTForAudioClassification", {"max_length": 32, "num_mel_bins": 16}),
     "clip's vision": ("clip", "CLIPVisionModel", VISION),
     "dinov2": ("vit", "Dinov2ForImageClassification", {"use_swiglu_ffn": True}),
     "gemma 3": ("clip", "Gemma3ForConditionalGeneration", {"text_config": DECODER, "vision_config": {**VISION, "vision_use_head": False}, "image_token_index": 47}),
@@ -268,30 +267,7 @@ RENAMED: dict[str, tuple[str, dict[str, Any], Respell, dict[str, Any]]] = {
         {"target_modules": ["query"]},
     ),
     "vit with lengths": ("vit", {"target_modules": ["q_proj", "k_proj"], "use_dora": True}, OLD_VIT, {"target_modules": ["query", "key"]}),
-    "ast": (
-        "ast",
-        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 3}},
-        OLD_VIT,
-        {"target_modules": ["query", "value"], "rank_pattern": {"value": 3}},
-    ),
-    "swin": (
-        "swin",
-        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 3}},
-        _replaced(*((f"attention.{new}", f"attention.self.{old}") for new, old in ATTENTION)),
-        {"target_modules": ["query", "value"], "rank_pattern": {"self.value": 3}},
-    ),
-    "dinov2": (
-        "dinov2",
-        {"target_modules": ["q_proj", "o_proj"]},
-        _replaced(("attention.q_proj", "attention.attention.query"), ("attention.o_proj", "attention.output.dense")),
-        {"target_modules": ["query", "attention.output.dense"]},
-    ),
-    "clip's vision": (
-        "clip's vision",
-        {"target_modules": ["q_proj", "fc1"]},
-        lambda key: key.replace(PREFIX, f"{PREFIX}vision_model."),
-        {},
-    ),
+    "clip's vision": ("clip's vision", {"target_modules": ["q_proj", "fc1"]}, _replaced((PREFIX, f"{PREFIX}vision_model.")), {}),
     "segformer": (
         "segformer",
         {"target_modules": ["q_proj", "v_proj"]},
@@ -310,12 +286,6 @@ RENAMED: dict[str, tuple[str, dict[str, Any], Respell, dict[str, Any]]] = {
         _replaced((".model.model.", ".model."), (".model.language_model.", ".model.language_model.model."), (".lm_head", ".language_model.lm_head"), (".vision_tower.", ".vision_tower.vision_model.")),
         {"rank_pattern": {"language_model.model.layers.1.self_attn.q_proj": 3}, "alpha_pattern": {"language_model.lm_head": 9}},
     ),
-    "gemma 3": (
-        "gemma 3",
-        {"target_modules": r".*language_model.*\.(q|v)_proj"},
-        _replaced((".model.model.", ".model."), (".language_model.", ".language_model.model.")),
-        {},
-    ),
     "qwen2-vl": (
         "qwen2-vl",
         {"target_modules": ["q_proj", "qkv"], "rank_pattern": {"model.language_model.layers.0.self_attn.q_proj": 3}},
@@ -323,7 +293,7 @@ RENAMED: dict[str, tuple[str, dict[str, Any], Respell, dict[str, Any]]] = {
         {"rank_pattern": {"model.layers.0.self_attn.q_proj": 3}},
     ),
 }  # fmt: skip
-SINCE_5_0 = ("gemma 3", "qwen2-vl", "mixtral's router")  # the others were renamed later
+SINCE_5_0 = ("qwen2-vl", "mixtral's router")  # the others were renamed later
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SINCE_5_0 else not_older) for n in RENAMED])
@@ -414,18 +384,6 @@ def test_the_bases_own_copies_beside_modules_saved_in_full_are_passed_over(tmp_p
     assert _same(_weights(_loaded(tmp_path, _base("bert"))), _weights(model))
 
 
-@pytest.mark.parametrize("spelling", ["without the prefix", "the adapter's name inside", "distributed around"])
-def test_two_keys_for_one_place_are_an_error_that_names_both(spelling: str, tmp_path: Path) -> None:
-    tensors = _saved(_trained(_base("bert"), target_modules=["query"]), tmp_path)
-    key = next(iter(tensors))
-    other = SPELLINGS[spelling](key)
-    _written(tmp_path, {**tensors, other: tensors[key] + 1})
-    with pytest.raises(AdapterMismatchError) as refused:
-        _loaded(tmp_path, _base("bert"))
-    assert key in str(refused.value)
-    assert other in str(refused.value)
-
-
 def test_a_module_that_is_really_called_so_is_no_wrapper(tmp_path: Path) -> None:
     base = nn.ModuleDict({"module": nn.Linear(3, 2), "other": nn.Linear(3, 2)})
     model = _trained(base, target_modules=["module"])
@@ -492,31 +450,21 @@ def test_an_adapter_moved_to_another_class_names_that_class_when_saved_again(tmp
     _loaded(tmp_path / "b", base.transformer)  # and fits without a word
 
 
-class Twins(nn.Module):
-    """Two parts alike."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = (nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)}) for _ in range(2))
-
-
 def test_a_prefix_that_could_be_rewritten_in_two_ways_is_refused(tmp_path: Path) -> None:
-    twins = Twins()
-    _trained(twins.left, target_modules=["up", "down"]).save_pretrained(tmp_path)
+    twins = nn.ModuleDict({side: nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)}) for side in ("left", "right")})  # fmt: skip
+    _trained(twins["left"], target_modules=["up", "down"]).save_pretrained(tmp_path)
     with pytest.raises(AdapterMismatchError, match="'left'.*'right'"):
         _loaded(tmp_path, twins)
 
 
 def test_a_key_without_a_place_is_named_with_the_nearest_names(tmp_path: Path) -> None:
-    tensors = _saved(_trained(_base("bert"), target_modules=["query"]), tmp_path)
-    key = next(k for k in tensors if "layer.0" in k and "lora_A" in k)
-    wrong = key.replace("query", "quary")
-    _written(tmp_path, {wrong if k == key else k: v for k, v in tensors.items()})
-    with pytest.raises(AdapterMismatchError) as refused:
+    model = _trained(_base("bert"), target_modules=["query"])
+    _saved(model, tmp_path, _replaced(("layer.0.attention.self.query.lora_A", "layer.0.attention.self.quary.lora_A")))
+    query = r"bert\.encoder\.layer\.0\.attention\.self\.query"
+    with pytest.raises(
+        AdapterMismatchError, match=rf"unexpected \S*quary\S* [^;]*{query}.*missing lora_A [^;]*{query}"
+    ):
         _loaded(tmp_path, _base("bert"))
-    said = str(refused.value)
-    assert re.search(rf"unexpected {re.escape(wrong)}[^;]*bert\.encoder\.layer\.0\.attention\.self\.query", said)
-    assert re.search(r"missing lora_A [^;]*bert\.encoder\.layer\.0\.attention\.self\.query", said)
 
 
 # --- what else files hold, and what they lack ----------------------------------------------------------------------------
@@ -531,10 +479,8 @@ def _respelt(respell: Respell) -> Callable[[Tensors], Tensors]:
 
 
 Q1, V1 = "bert.encoder.layer.1.attention.self.query", "bert.encoder.layer.1.attention.self.value"
-QV, LISTED = (
-    {"target_modules": ["query", "value"]},
-    {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]},
-)
+QV = {"target_modules": ["query", "value"]}
+LISTED = {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]}
 FUSED = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 # (the base it was made for, the base it is loaded onto, the adapter, what becomes of its file, of its config, the error)
 LACKING: dict[str, tuple[str, str, dict[str, Any], Callable[[Tensors], Tensors], dict[str, Any], str]] = {
@@ -551,6 +497,7 @@ LACKING: dict[str, tuple[str, str, dict[str, Any], Callable[[Tensors], Tensors],
     "a target, by another prefix": ("bert's encoder", "bert", QV, _without(V1.removeprefix("bert.")), {}, f"missing .*{V1}"),
     "a place for the head": ("bert", "bert's encoder", {"target_modules": ["query"], "modules_to_save": ["classifier"]}, dict, {}, r"unexpected .*classifier\.weight"),
     "the layer that it is of": ("bert", "bert", {"target_modules": [Q1]}, _respelt(_replaced((".1.", ".7."))), {}, r"unexpected base_model\.model\.bert\.encoder\.layer\.7\."),
+    "one spelling alone": ("bert", "bert", QV, lambda t: {**t, **_respelt(SPELLINGS["without the prefix"])(t)}, {}, rf"{PREFIX}(\S*) and \1 are two tensors"),
     "one adapter alone": ("bert", "bert", QV, lambda t: {**_respelt(_named)(t), **_respelt(lambda k: _named(k).replace(".mine.", ".other."))(t)}, {}, r"\.mine\..*\.other\..*two tensors"),
 }  # fmt: skip
 
@@ -611,14 +558,6 @@ def test_transformers_still_says_where_older_weights_lie_today() -> None:
     assert todays_names(nn.Linear(2, 2), names) == {}
 
 
-@not_older
-def test_transformers_still_says_what_it_split() -> None:
-
-    name = "dinov2.encoder.layer.0.mlp.weights_in.weight"
-    parts = tuple(name.replace("weights_in", part) for part in ("gate_proj", "up_proj"))
-    assert todays_names(_base("dinov2"), [name]) == {name: Today(parts, ("split",))}
-
-
 def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,9 +568,6 @@ def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
     base = _base("bert")
     _trained(base, **SAVED).save_pretrained(tmp_path)
     _loaded(tmp_path, base)
-    _saved(_trained(base, **SAVED), tmp_path, lambda key: f"module.{key}x")
-    with pytest.raises(AssertionError, match="asked"):
-        _loaded(tmp_path, base)
 
 
 def test_weights_that_were_put_together_in_ways_not_understood_are_refused_by_name(
