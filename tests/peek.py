@@ -45,7 +45,7 @@ PLACES = {
     "facts_of": "hf_lora.integrations.cards:facts_of",
     "measured": "hf_lora.integrations.cards:measured",
     "MARK": "hf_lora.integrations.missing:MARK",
-    "check_start": "hf_lora.integrations.starting:check",
+    "check_start": "hf_lora.integrations.optimizer:check_start",
     "Job": "hf_lora.integrations.uploading:Job",
     "Pushes": "hf_lora.integrations.uploading:Pushes",
     "holds_token": "hf_lora.files.privacy:holds_token",

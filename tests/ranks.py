@@ -16,7 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch.multiprocessing import ProcessExitedException
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
@@ -27,6 +29,8 @@ from .tiny import tiny
 from .trainings import DEFAULTS, Rows
 
 Scenario = Callable[[Path], dict[str, Any]]
+Runs = tuple[Path, dict[str, list[dict[str, Any]]]]  # a folder, and what the processes of each training found
+TOLERANCE = {"rel": 0, "abs": 1e-5}
 SECONDS = 600  # for all that two processes do in one start: what takes longer hangs
 
 
@@ -81,6 +85,36 @@ def trained(model: LoRAModel, out: Path, batch: int, resume: Path | None = None,
         "sharded": any(hasattr(p, "full_tensor") for p in model.parameters()),
         "world": run.args.world_size,
     }
+
+
+def adapter(folder: Path, name: str, step: int = 6) -> dict[str, torch.Tensor]:
+    """Return the tensors of a training's checkpoint."""
+    return load_file(folder / name / f"checkpoint-{step}" / "adapter_model.safetensors")
+
+
+def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == want.keys()
+    assert all(torch.allclose(got[key], want[key], rtol=0, atol=1e-5) for key in want)
+
+
+def assert_as_one(runs: Runs, name: str) -> None:
+    """Assert that two processes had the losses of one, and saved its adapter."""
+    got, want = runs[1][name][0], runs[1]["one"][0]
+    assert got["world"] == 2
+    assert len(got["losses"]) == 6
+    assert got["losses"] == pytest.approx(want["losses"], **TOLERANCE)
+    assert_close(adapter(runs[0], name), adapter(runs[0], "one"))
+    assert got["base_moved"] == []
+
+
+def assert_best(runs: Runs, name: str) -> None:
+    """Assert that a training with BEST ended with its best weights in both processes."""
+    for result in runs[1][name]:
+        losses = {int(step): loss for step, loss in result["evaluations"].items()}
+        best = max(losses, key=losses.__getitem__)  # the worst, in truth, because it is not the last
+        assert best != 6, "the last step is the best one, so this test proves nothing"
+        assert result["best"].endswith(f"checkpoint-{best}")
+        assert result["evaluated"] == pytest.approx(losses[best], **TOLERANCE)
 
 
 BEST = {

@@ -15,12 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    BertModel,
-    GPT2LMHeadModel,
-    pipeline,
-)
+from transformers import AutoModel, BertModel, GPT2LMHeadModel, pipeline
 
 from hf_lora import LoRAConfig, LoRAModel
 
@@ -162,7 +157,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification as Auto, 
 token = os.environ.pop("HF_TOKEN")
 root = Path(root)
 same(Auto.from_pretrained("me/adapter", revision=right, token=token), root / "want")
-same(BertForSequenceClassification.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, token=token), root / "want")
+same(BertForSequenceClassification.from_pretrained("me/adapter", revision=right, token=token), root / "want")
 pipe = pipeline(model="me/adapter", revision=right, token=token, device="cpu")
 assert pipe.task == "text-classification" and len(pipe("good bad", top_k=None)) == 3 and len(pipe.tokenizer) == 5
 same(pipe.model, root / "want")
@@ -170,8 +165,8 @@ with pytest.raises(hf_lora.LoRAError):
     Auto.from_pretrained("me/adapter", token=token)
 with pytest.raises(OSError):
     Auto.from_pretrained("me/nothing", token=token)
-with pytest.raises(hf_lora.errors.ModelError, match="revision"):
-    Auto.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, revision="other", token=token)
+with pytest.raises(hf_lora.errors.ModelError, match="adapter_kwargs.*revision"):
+    Auto.from_pretrained("me/adapter", adapter_kwargs={"revision": right}, revision=right, token=token)
 from tests.peek import Source
 asked, ask = [], Source.find
 Source.find = lambda source, file: (asked.append(source.name), ask(source, file))[1]

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from .ranks import BEST, gpt2, launch, trained
+from .ranks import BEST, Runs, assert_as_one, assert_best, gpt2, launch, trained
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")]
-TOLERANCE = {"rel": 0, "abs": 1e-5}
 
 
 def _zero(at: Path, name: str, stage: int, resume: Path | None = None, **changes: Any) -> dict[str, Any]:
@@ -43,7 +41,6 @@ SCENARIOS: dict[str, Any] = {
     "zero3": lambda at: _zero(at, "zero3", 3, **BEST),
     "zero3_resumed": lambda at: _zero(at, "zero3_resumed", 3, at / "zero3" / "checkpoint-4"),
 }
-Runs = tuple[Path, dict[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_have_the_losses_and_the_adapter_of_one(runs: Runs, name: str) -> None:
-    got, want = runs[1][name][0], runs[1]["one"][0]
-    assert got["world"] == 2
-    assert got["losses"] == pytest.approx(want["losses"], **TOLERANCE)
-    assert got["base_moved"] == []
-    adapters = [load_file(runs[0] / n / "checkpoint-6" / "adapter_model.safetensors") for n in (name, "one")]
-    assert adapters[0].keys() == adapters[1].keys()
-    assert all(torch.allclose(adapters[0][key], adapters[1][key], rtol=0, atol=1e-5) for key in adapters[1])
+    assert_as_one(runs, name)
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
@@ -76,8 +67,4 @@ def test_checkpoints_hold_no_weight_of_the_base(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_the_best_model_is_there_at_the_end(runs: Runs, name: str) -> None:
-    for result in runs[1][name]:
-        losses = {int(step): loss for step, loss in result["evaluations"].items()}
-        best = max(losses, key=losses.__getitem__)  # the worst, in truth, because it is not the last
-        assert best != 6, "the last step is the best one, so this test proves nothing"
-        assert result["evaluated"] == pytest.approx(losses[best], **TOLERANCE)
+    assert_best(runs, name)

@@ -12,13 +12,26 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, ModelError
 
-from .ranks import BEST, bert, gpt2, launch, save_bert, trained, under_fsdp
+from .ranks import (
+    BEST,
+    TOLERANCE,
+    Runs,
+    adapter,
+    assert_as_one,
+    assert_best,
+    assert_close,
+    bert,
+    gpt2,
+    launch,
+    save_bert,
+    trained,
+    under_fsdp,
+)  # fmt: skip
 from .tiny import tiny
 from .versions import OLDER
 
@@ -32,19 +45,13 @@ pytestmark = [
 ]
 HAS_FSDP2 = hasattr(Accelerator, "is_fsdp2")
 fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason="this version of accelerate has no FSDP2")
-TOLERANCE = {"rel": 0, "abs": 1e-5}
 MANY = {"target_modules": "all-linear", "use_dora": True}
 READ = {"modules_to_save": ["ln_f"], "trainable_token_indices": [3, 4]}  # they live in the read, one of them tied
 
 
-def one(folder: Path) -> Path:
-    """Return the folder in which the training of one process lies."""
-    return folder / "one"
-
-
 DDP: dict[str, Any] = {
     "ddp": lambda at: trained(gpt2(), at / "ddp", 2, **BEST),
-    "ddp_resumed": lambda at: trained(gpt2(), at / "ddp_resumed", 2, one(at) / "checkpoint-4"),
+    "ddp_resumed": lambda at: trained(gpt2(), at / "ddp_resumed", 2, at / "one" / "checkpoint-4"),
     "ddp_accumulates": lambda at: trained(
         gpt2(), at / "ddp_accumulates", 1, gradient_accumulation_steps=2, ddp_find_unused_parameters=False
     ),
@@ -54,7 +61,7 @@ DDP: dict[str, Any] = {
 FSDP: dict[str, Any] = {
     "fsdp": lambda at: under_fsdp(gpt2(), at / "fsdp", **BEST),
     "fsdp_sharded": lambda at: under_fsdp(gpt2(), at / "fsdp_sharded", state_dict_type="SHARDED_STATE_DICT"),
-    "fsdp_resumed": lambda at: under_fsdp(gpt2(), at / "fsdp_resumed", one(at) / "checkpoint-4"),
+    "fsdp_resumed": lambda at: under_fsdp(gpt2(), at / "fsdp_resumed", at / "one" / "checkpoint-4"),
     "fsdp_accumulates": lambda at: under_fsdp(gpt2(), at / "fsdp_accumulates", batch=1, gradient_accumulation_steps=2),
     "fsdp_recomputes": lambda at: under_fsdp(gpt2(), at / "fsdp_recomputes", activation_checkpointing=True),
     "fsdp_offloads": lambda at: under_fsdp(gpt2(), at / "fsdp_offloads", cpu_offload=True),
@@ -112,7 +119,7 @@ def _message(call: Any) -> str:
 
 def _without_optimizer(at: Path) -> dict[str, Any]:
     (at / "bare" / "checkpoint-4").mkdir(parents=True, exist_ok=True)
-    for file in (one(at) / "checkpoint-4").iterdir():
+    for file in (at / "one" / "checkpoint-4").iterdir():
         if file.name != "optimizer.pt":
             (at / "bare" / "checkpoint-4" / file.name).write_bytes(file.read_bytes())
     torch.distributed.barrier()
@@ -122,7 +129,6 @@ def _without_optimizer(at: Path) -> dict[str, Any]:
 
 
 SCENARIOS = {**DDP, **FSDP, "refusals": _refusals, "bare": _without_optimizer}
-Runs = tuple[Path, dict[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Train in one process, then in two, in every way; return the folder and what the processes found."""
     folder = tmp_path_factory.mktemp("runs")
     save_bert(folder / "bert")
-    straight = trained(gpt2(), one(folder), 4)
+    straight = trained(gpt2(), folder / "one", 4)
     tiny("llama", num_key_value_heads=2).save_pretrained(folder / "llama")
     LoRAModel.from_pretrained(folder / "llama", LoRAConfig()).save_pretrained(folder / "adapter")
     left_out = {"ddp_resumed"} if OLDER else set()
@@ -144,15 +150,6 @@ def found(runs: Runs, name: str) -> dict[str, Any]:
     return runs[1][name][0]
 
 
-def adapter(folder: Path, name: str, step: int = 6) -> dict[str, torch.Tensor]:
-    return load_file(folder / name / f"checkpoint-{step}" / "adapter_model.safetensors")
-
-
-def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == want.keys()
-    assert all(torch.allclose(got[key], want[key], rtol=0, atol=1e-5) for key in want)
-
-
 def sharded(*names: str) -> list[Any]:
     return [pytest.param(name, marks=fsdp2) for name in names]
 
@@ -162,13 +159,8 @@ ORDINARY = ("fsdp", "fsdp_sharded", "fsdp_accumulates", "fsdp_recomputes", "fsdp
 
 @pytest.mark.parametrize("name", ["ddp", "ddp_accumulates", "ddp_checkpoints", *sharded(*ORDINARY)])
 def test_two_processes_have_the_losses_and_the_adapter_of_one(runs: Runs, name: str) -> None:
-    got, want = found(runs, name), runs[1]["one"][0]
-    assert got["world"] == 2
-    assert got["sharded"] == name.startswith("fsdp")
-    assert len(got["losses"]) == 6
-    assert got["losses"] == pytest.approx(want["losses"], **TOLERANCE)
-    assert_close(adapter(runs[0], name), adapter(runs[0], "one"))
-    assert got["base_moved"] == []
+    assert_as_one(runs, name)
+    assert found(runs, name)["sharded"] == name.startswith("fsdp")
 
 
 @pytest.mark.parametrize("name", ["ddp_head", *sharded("fsdp_lean_head")])
@@ -219,17 +211,12 @@ def test_two_processes_go_on_where_one_stopped(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddp", *sharded("fsdp")])
 def test_the_best_model_is_there_at_the_end_in_both_processes(runs: Runs, name: str) -> None:
-    for result in runs[1][name]:
-        losses = {int(step): loss for step, loss in result["evaluations"].items()}
-        best = max(losses, key=losses.__getitem__)  # the worst, in truth, because it is not the last
-        assert best != 6, "the last step is the best one, so this test proves nothing"
-        assert result["best"].endswith(f"checkpoint-{best}")
-        assert result["evaluated"] == pytest.approx(losses[best], **TOLERANCE)
+    assert_best(runs, name)
 
 
 @pytest.mark.parametrize("name", ["ddp", *sharded("fsdp", "fsdp_sharded")])
 def test_a_checkpoint_of_two_processes_is_one_of_one_process(runs: Runs, name: str) -> None:
-    two, single = runs[0] / name / "checkpoint-4", one(runs[0]) / "checkpoint-4"
+    two, single = runs[0] / name / "checkpoint-4", runs[0] / "one" / "checkpoint-4"
     files = {file.name for file in two.iterdir()} - {"rng_state_0.pth", "rng_state_1.pth"}
     assert files == {file.name for file in single.iterdir()} - {"rng_state.pth"}
     states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in (two, single)]

@@ -1,11 +1,9 @@
-"""Resuming is exact: twelve steps straight are five, a checkpoint, and seven more in a new process, bit for bit."""
+"""Resuming is exact: twelve steps straight are five, a checkpoint, and seven more, bit for bit."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -73,26 +71,6 @@ def test_twelve_steps_are_five_a_checkpoint_and_seven(case: str, tmp_path: Path)
     second = trainer(other, tmp_path / "parts", **changes)
     second.train(resume_from_checkpoint=True)
     same(ending(second), want)
-
-
-SCRIPT = """
-import sys, torch, pathlib
-from tests.trainings import ending, t5, trainer
-run = trainer(t5(seed=9), pathlib.Path(sys.argv[1]), max_steps=12, save_strategy="no")
-run.train(resume_from_checkpoint=True)
-torch.save(ending(run), sys.argv[2])
-"""
-
-
-@pytest.mark.slow
-def test_another_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    straight = trainer(t5(seed=7), tmp_path / "straight", max_steps=STEPS, save_strategy="no")
-    straight.train()
-    want = ending(straight)
-    trainer(t5(seed=7), tmp_path / "parts", [StopsAt(CUT)], max_steps=STEPS, save_strategy="no").train()
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "parts"), str(tmp_path / "ending.pt")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
-    same(torch.load(tmp_path / "ending.pt", weights_only=False), want)
 
 
 @pytest.mark.parametrize("steps", [6, 8], ids=["at the end of an epoch", "within an epoch"])

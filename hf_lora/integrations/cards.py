@@ -10,14 +10,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 __all__ = ["facts_of", "measured", "write_cards"]
 
-# The Hub knows a metric by its module's name, and one of several results of it by a name beside.
-_TYPES = {
-    "rouge1": ("rouge", "ROUGE-1"),
-    "rouge2": ("rouge", "ROUGE-2"),
-    "rougeL": ("rouge", "ROUGE-L"),
-    "rougeLsum": ("rouge", "ROUGE-Lsum"),
-}
-
 
 def facts_of(
     trainer: Any,
@@ -102,7 +94,8 @@ def _results(trainer: Any, about: dict[str, Any]) -> Iterator[EvalResult]:
     for whole, value in measured(trainer).items():
         split = max((s for s in splits if whole.startswith(f"{s}_")), key=len, default=None)
         key = whole if split is None else whole[len(split) + 1 :]
-        kind, name = _TYPES.get(key, (key, None))
+        # The Hub knows a metric by its module's name, and one of several results of it by a name beside.
+        kind, name = ("rouge", key.replace("rouge", "ROUGE-")) if key.startswith("rouge") else (key, None)
         yield EvalResult(
             metric_type=kind, metric_name=name, metric_value=value, metric_args=settings.get(key), dataset_split=split,
             **about,

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["COMPLETE", "STATE", "by_step", "clear", "is_half", "rotate", "whole"]
@@ -103,8 +103,7 @@ def _move(path: Path, where: str = "") -> None:
     """Move a checkpoint aside in one step, so that a kill leaves no part of it."""
     aside = path.parent / _ASIDE / where
     aside.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):  # somebody removed it already
-        os.rename(path, aside / (path.name if where else secrets.token_hex(4)))
+    os.rename(path, aside / (path.name if where else secrets.token_hex(4)))
 
 
 def _step(path: Path) -> int:

@@ -15,6 +15,10 @@ from ..model.hooks import is_plain, plainly
 
 __all__ = ["is_adapter", "load_adapter", "notes_new_rows", "refuses_lora_models", "source_of", "takes_adapters"]
 
+_NO_PLACE = {
+    "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
+    "output_loading_info": "every tensor of an adapter finds its place, or loading fails",
+}
 _NOT_FOR_ADAPTERS = ("gguf_file", "state_dict")  # the weights come from elsewhere, so the name is no adapter's
 
 
@@ -62,10 +66,10 @@ def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def source_of(name: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return the Source of an adapter; of from_pretrained's arguments, `adapter_kwargs` are for it alone."""
+    """Return the Source of an adapter, by the arguments of from_pretrained."""
     from ..files.sources import Source
 
-    return Source.of(os.fspath(name), {**kwargs, **(kwargs.get("adapter_kwargs") or {})})
+    return Source.of(os.fspath(name), kwargs)
 
 
 def load_adapter(cls: type | None, name: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -76,15 +80,11 @@ def load_adapter(cls: type | None, name: Any, kwargs: Mapping[str, Any]) -> Any:
     """
     from ..model.lora_model import LoRAModel
 
-    kwargs = dict(kwargs)
-    own = kwargs.pop("adapter_kwargs", None) or {}
-    if kwargs.pop("output_loading_info", False):
-        raise _no_place(name, "output_loading_info=True", "every tensor of it finds its place, or loading fails")
-    for key in ("revision", "subfolder"):
-        if own.get(key) is not None and kwargs.get(key) not in (None, "", own[key]):
-            raise _no_place(name, f"{key}={kwargs[key]!r} beside adapter_kwargs", "both would be the adapter's")
+    for key, why in _NO_PLACE.items():
+        if kwargs.get(key):
+            raise ModelError(f"{os.fspath(name)} is an adapter, so {key}={kwargs[key]!r} has no place: {why}.")
     base = name if Path(name, "config.json").is_file() else None
-    return LoRAModel.from_pretrained(os.fspath(name), auto_class=cls, base_model=base, **{**kwargs, **own})
+    return LoRAModel.from_pretrained(os.fspath(name), auto_class=cls, base_model=base, **kwargs)
 
 
 def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,7 +118,3 @@ def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, model, *args, **kwargs)
 
     return inject_adapter
-
-
-def _no_place(name: Any, what: str, why: str) -> ModelError:
-    return ModelError(f"{os.fspath(name)} is an adapter, so {what} has no place: {why}.")

@@ -1,20 +1,21 @@
-"""The stock Trainer's optimizer: grouped by the model's learning rates, and holding every parameter that should train.
+"""What the stock Trainer trains: a model that can, and an optimizer of every parameter that should, by its rates.
 
 Whatever `optim=` says, the optimizer is built by Transformers first; its groups are split before it has a state.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from transformers import TrainerCallback
 
-from ..errors import ConfigError
+from ..errors import AdapterStateError, ConfigError
 from ..training.groups import check_optimizer, check_rates, held_by, regroup
-from ..training.ready import states_of
+from ..training.ready import check_ready, states_of, widen_masters
 from .trained_model import lora_model
 
-__all__ = ["OptimizerCheck", "decays_by_name", "note_steps", "settle"]
+__all__ = ["OptimizerCheck", "check_start", "decays_by_name", "note_steps", "settle", "widen"]
 
 
 class OptimizerCheck(TrainerCallback):
@@ -44,6 +45,30 @@ class OptimizerCheck(TrainerCallback):
     def _now(self) -> list[Any]:
         states = states_of(self.trainer.model)
         return [(s.selected, s.is_off, s.merged, len(s.configs), s.rates) for s in states]
+
+
+def check_start(trainer: Any, model: Any) -> None:
+    """Raise AdapterStateError where a model would not train, or FSDP1 would flatten adapters and frozen weights."""
+    check_ready(model)
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None) if trainer.is_fsdp_enabled else None
+    if getattr(plugin, "fsdp_version", 1) == 1 and getattr(plugin, "use_orig_params", None) is False:
+        raise AdapterStateError(
+            "FSDP1 with use_orig_params=False flattens the weights of a layer into one, which must train as a whole or "
+            "not at all; adapters train beside frozen weights. Use FSDP2 (fsdp_config={'version': 2}, or fsdp_version: "
+            "2 for accelerate), or use_orig_params=True."
+        )
+    widen(trainer, model)
+
+
+def widen(trainer: Any, model: Any) -> None:
+    """Make half-precision masters float32 with a warning, except where an engine keeps its own or wants one dtype."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (count := widen_masters(model)):
+        warnings.warn(
+            f"{count} adapter weights that train were in half precision, where small steps are lost and fp16 "
+            "training fails; they are float32 now, as hf_lora makes them. To have only the base in half "
+            "precision, load it with dtype= instead of casting the model with half(), bfloat16() or to().",
+            stacklevel=3,
+        )
 
 
 def settle(trainer: Any, fresh: bool = False, decays: bool = True) -> None:

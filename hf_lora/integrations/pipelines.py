@@ -32,16 +32,14 @@ def takes_adapters(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def pipeline(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = dict(signature.bind(*args, **kwargs).arguments)
-        except TypeError:
-            return original(*args, **kwargs)  # which raises the same, in its own name
+        given = dict(signature.bind(*args, **kwargs).arguments)
         extra = given.pop("kwargs", {})
         options = _options(given, extra)
         if given.get("config") is not None or not is_adapter(given.get("model"), options):
             with plainly():
                 return original(*args, **kwargs)
-        return original(**{**given, **_parts(given, os.fspath(given["model"]), options, signature)}, **extra)
+        kinds = _COMPONENTS.keys() & signature.parameters.keys()
+        return original(**{**given, **_parts(given, os.fspath(given["model"]), options, kinds)}, **extra)
 
     return pipeline
 
@@ -54,9 +52,7 @@ def _options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, An
     return {k: v for k, v in direct.items() if v is not None} | (given.get("model_kwargs") or {})
 
 
-def _parts(
-    given: Mapping[str, Any], name: str, options: Mapping[str, Any], signature: inspect.Signature
-) -> dict[str, Any]:
+def _parts(given: Mapping[str, Any], name: str, options: Mapping[str, Any], kinds: set[str]) -> dict[str, Any]:
     """Return the model, the task and the components that the task's pipeline asks for."""
     from transformers import pipelines
 
@@ -69,7 +65,7 @@ def _parts(
         module, _, cls = impl.rpartition(".")
         impl = getattr(importlib.import_module(module), cls)
     parts = {"task": task, "model": model}
-    for kind in _COMPONENTS.keys() & signature.parameters.keys():
+    for kind in kinds:
         wanted = getattr(impl, f"_load_{kind}", False)  # None: the pipeline does without if there is none
         if given.get(kind) is None and wanted is not False:
             try:
@@ -101,10 +97,9 @@ def _component(kind: str, model: Any, name: str, options: Mapping[str, Any]) -> 
     import transformers
 
     auto, file = _COMPONENTS[kind]
-    own = {**options, **(options.get("adapter_kwargs") or {})}
-    hub = {key: own[key] for key in _HUB if key in own}
+    hub = {key: options[key] for key in _HUB if key in options}
     if source_of(name, options).find(file) is not None:
-        place, hub = name, hub | {key: own[key] for key in ("revision", "subfolder") if own.get(key)}
+        place, hub = name, hub | {key: options[key] for key in ("revision", "subfolder") if options.get(key)}
     else:
         place = model.name_or_path
         hub["revision"] = next(iter(model.peft_config.values())).revision if place != name else None

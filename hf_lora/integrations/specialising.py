@@ -24,24 +24,23 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
         _specialise(self, self.model)
         if isinstance(self, LoRATrainer):
-            missing.tell_of_trainer(self)
             trl.disable_dropout(self.model, self.args)
 
     return init
 
 
 def specialises_late(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a public method of Trainer: one whose model was given adapters since it was made is specialised first."""
+    """Wrap Trainer.train: one whose model was given adapters since it was made is specialised first."""
 
     @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self, LoRATrainer):
             _specialise(self, self.model)
             if isinstance(self, LoRATrainer):
-                return getattr(LoRATrainer, original.__name__)(self, *args, **kwargs)
+                return LoRATrainer.train(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
-    return method
+    return train
 
 
 @functools.cache
@@ -53,8 +52,8 @@ def specialised(cls: type) -> type:
         bases: tuple[type, ...] = (cls, specialised(Trainer))
     else:
         bases = (LoRATrainer, Trainer)
-        for row in METHODS:
-            (missing.found if callable(getattr(Trainer, row.path.partition(".")[2], None)) else missing.note)(row)
+        missing.tell(row for row in METHODS if not hasattr(Trainer, row.path.removeprefix("Trainer.")))
+        missing.tell()
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
         names["create_model_card"] = trl.create_model_card

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .trained_model import is_lora
+from .trainer import LoRATrainer
 
 __all__ = ["check_head", "create_model_card", "disable_dropout", "refers_to_base"]
 
@@ -59,17 +60,9 @@ def create_model_card(
     self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
 ) -> None:
     """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
-    from transformers import Trainer
-
     given = [tags] if isinstance(tags, str) else tags or []
-    stock: Any = next(cls for cls in type(self).__mro__ if issubclass(cls, Trainer) and not _is_trls(cls))
-    stock.create_model_card(
-        self, model_name=model_name, dataset=dataset_name, tags=list(dict.fromkeys([*given, *self._tag_names]))
-    )
-
-
-def _is_trls(cls: type) -> bool:
-    return any(each.__module__.startswith("trl.") for each in cls.__mro__)
+    tags = list(dict.fromkeys([*given, *self._tag_names]))
+    LoRATrainer.create_model_card(self, model_name=model_name, dataset=dataset_name, tags=tags)
 
 
 def _reference(model: Any, args: Any) -> Any:
