@@ -221,6 +221,7 @@ def test_the_numbers_are_the_adapter_s_own(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")  # PEFT 0.18's, of keys of newer ones
 def test_the_snippets_of_hf_lora_and_peft_load_the_adapter_and_a_head_of_three_labels(tmp_path: Path) -> None:
     tiny("bert", "BertModel").save_pretrained(tmp_path / "base")
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2, task_type="SEQ_CLS"), num_labels=3)

@@ -111,7 +111,7 @@ def test_patience_runs_out_where_it_would_have_without_the_interruption(tmp_path
 def test_the_best_of_a_run_whose_folder_has_moved_is_there_at_the_end(other: bool, tmp_path: Path) -> None:
     changes = {
         "max_steps": 8, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.2,
+        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.01,
     }  # fmt: skip
     first = trainer(gpt2("x"), tmp_path / "there", **changes)
     first.train()
