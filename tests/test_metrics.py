@@ -94,7 +94,10 @@ def test_options_go_to_the_function_that_computes() -> None:
     assert compute(EvalPrediction(predictions=given[0], label_ids=given[1])) == {"accuracy": 2.0, "f1": 2 / 3}
     assert compute.settings == options
     assert compute.sources["f1"] == "sklearn.metrics.f1_score"
-    assert of_texts("exact_match", ["A b", "c"], ["a b", "c"], normalize=False) == {"exact_match": 1.0}
+    text = (["A b!", "7 c"], ["a b", "c"])
+    assert of_texts("exact_match", *text) == {"exact_match": 0.0}
+    for option in ({"ignore_case": True, "ignore_punctuation": True}, {"regexes_to_ignore": [r"\d "]}):
+        assert of_texts("exact_match", *text, **option) == {"exact_match": 0.5}
 
 
 def test_rouge_is_the_formula_s_by_hand() -> None:

@@ -27,13 +27,15 @@ class Draw:
     and whoever restores that generator, as gradient checkpointing does, gets the same draw again.
     """
 
-    __slots__ = ("_chunk", "_counts", "_device", "_rows", "_seed", "_width")
+    __slots__ = ("_chunk", "_counts", "_device", "_keeps", "_rows", "_seed", "_width")
 
     def __init__(self, rows: int, width: int, p: float, device: torch.device) -> None:
         """Draw for a matrix of that shape, each element dropped with probability 0 < p < 1."""
         self._rows, self._width, self._device = rows, width, device
         self._chunk = max(1, _CHUNK.get(device.type, rows * width) // max(1, width))
-        sizes = [(part.stop - part.start) * width * -math.log1p(-p) for part in self._slices()]
+        self._keeps = p > 0.5  # then the kept positions are the fewer ones, and drawn instead
+        rate = -math.log(p) if self._keeps else -math.log1p(-p)
+        sizes = [(part.stop - part.start) * width * rate for part in self._slices()]
         self._counts = torch.poisson(torch.tensor(sizes, dtype=torch.float64, device="cpu")).long().tolist()
         self._seed = int(torch.randint(1 << 62, (), device="cpu"))
 
@@ -45,7 +47,7 @@ class Draw:
         out = x.clone(memory_format=torch.contiguous_format)
         matrix = out.view(self._rows, self._width)
         for rows, positions in self._parts():
-            matrix[rows].view(-1).index_fill_(0, positions, 0)
+            self._drop_(matrix[rows], positions)
         return out
 
     def times(self, x: Tensor, a: Tensor) -> Tensor:
@@ -68,11 +70,18 @@ class Draw:
                 part = ds[rows].t() @ self._dropped(x[rows], positions, scratch)
                 da = part if da is None else da.to(torch.promote_types(part.dtype, torch.float32)).add_(part)
             if dx is not None:
-                flat = dx[rows].view(-1)
-                spared = flat.index_select(0, positions)
-                dx[rows].addmm_(ds[rows], a)
-                flat.index_copy_(0, positions, spared)  # copied and never added: positions may repeat
+                self._add_product(dx[rows], ds[rows], a, positions)
         return torch.zeros_like(a) if da is None and x is not None else da
+
+    def _add_product(self, dx: Tensor, ds: Tensor, a: Tensor, positions: Tensor) -> None:
+        """Add dS A to dx except at the dropped elements. Positions may repeat, so values are copied, never added."""
+        flat = dx.view(-1)
+        if self._keeps:
+            flat.index_copy_(0, positions, (dx + ds @ a).view(-1).index_select(0, positions))
+        else:
+            spared = flat.index_select(0, positions)
+            dx.addmm_(ds, a)
+            flat.index_copy_(0, positions, spared)
 
     def _scratch(self, x: Tensor | None) -> Tensor:
         """Return memory for one chunk of x, which all of them share in turn."""
@@ -80,8 +89,16 @@ class Draw:
 
     def _dropped(self, part: Tensor, positions: Tensor, scratch: Tensor) -> Tensor:
         copy = scratch[: part.shape[0]].copy_(part)
-        copy.view(-1).index_fill_(0, positions, 0)
+        self._drop_(copy, positions)
         return copy
+
+    def _drop_(self, part: Tensor, positions: Tensor) -> None:
+        if self._keeps:
+            kept = torch.zeros_like(part, memory_format=torch.contiguous_format)
+            kept.view(-1).index_fill_(0, positions, 1)
+            part.mul_(kept)
+        else:
+            part.view(-1).index_fill_(0, positions, 0)
 
     def _parts(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, the positions drawn in them, int64 and relative to the first of them), the same each time."""

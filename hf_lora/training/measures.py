@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,26 @@ from .columns import Columns
 __all__ = ["AVERAGES", "NAMES", "Measure", "measures_of"]
 
 AVERAGES = ("binary", "micro", "macro", "weighted")
+
+
+def exact_match(
+    references: Sequence[str],
+    predictions: Sequence[str],
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+    ignore_numbers: bool = False,
+) -> float:
+    """Return the share of texts that equal their reference, after what is to be ignored was taken out."""
+    drop = (string.punctuation if ignore_punctuation else "") + (string.digits if ignore_numbers else "")
+
+    def plain(text: str) -> str:
+        for pattern in regexes_to_ignore:
+            text = re.sub(pattern, "", text)
+        return (text.lower() if ignore_case else text).translate(str.maketrans("", "", drop))
+
+    equal = [plain(p) == plain(r) for p, r in zip(predictions, references, strict=True)]
+    return sum(equal) / len(equal)
 
 
 def rouge(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -67,7 +88,7 @@ def perplexity(references: Any, losses: np.ndarray) -> float:
 # name -> the kind of columns it compares, and the function of (references, predictions, **options) that computes it.
 NAMES = {
     "accuracy": ("classes", "sklearn.metrics.accuracy_score"),
-    "exact_match": ("texts", "sklearn.metrics.accuracy_score"),
+    "exact_match": ("texts", f"{__name__}.exact_match"),
     "f1": ("classes", "sklearn.metrics.f1_score"),
     "mae": ("numbers", "sklearn.metrics.mean_absolute_error"),
     "matthews_correlation": ("classes", "sklearn.metrics.matthews_corrcoef"),
