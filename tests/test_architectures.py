@@ -1,15 +1,17 @@
 """Every architecture of the installed Transformers gets the right targets.
 
 Two kinds of check. The reviewed table (tests/data/architectures.json, see tests/architectures.py) holds for the version
-it was written with. The others know nothing of the mapper's words or rules and hold for any version: a target in every
-attention, equal targets in equal layers, nothing outside the base model.
+it was written with. The others know nothing of the mapper's words or rules and hold for any version: what the
+attention's own source calls a query or a value, equal targets in equal layers, nothing outside the base model.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -47,6 +49,19 @@ NO_TARGET = {
     "SLANetAttentionGRUCell": "additive attention of a recurrent head",
     "SLANeXtAttentionGRUCell": "additive attention of a recurrent head",
     "PatchTSMixerGatedAttention": "a gate",
+}
+# What a source calls a query or a value and is none, and targets that a source calls something else.
+NOT_QUERY_OR_VALUE = {
+    "q_a_proj": "the first factor of a pair",
+    "linear1": "the MLP of SAM 3's memory layer, whose stream is called query",
+    "linear2": "the MLP of SAM 3's memory layer, whose stream is called query",
+}
+UNNAMED_QUERY_OR_VALUE = {
+    ("Attention", "c_attn"): "OpenAI GPT's qkv, called x",
+    ("RwkvSelfAttention", "receptance"): "RWKV's query",
+    ("SwiftFormerEfficientAdditiveAttention", "to_key"): "no value: the key doubles as one",
+    ("DiffusionGemmaDecoderTextAttention", "k_proj"): "no value in global layers: the key doubles as one",
+    ("DiffusionGemmaEncoderTextAttention", "k_proj"): "no value in global layers: the key doubles as one",
 }
 FORBIDDEN = re.compile(
     r"(^|\.)(lm_heads?|classifier|score|router|cls|qa_outputs|pooler|embed_out|indexer|class_embed|bbox_embed)(\.|$)"
@@ -133,7 +148,7 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def problems_of_attention(model: nn.Module, auto: tuple[str, ...]) -> Iterator[str]:
-    """Yield where `auto` misses an attention."""
+    """Yield where `auto` misses an attention, or disagrees with what its source calls query and value."""
     holders = {name.rsplit(".", depth)[0] for name in auto for depth in range(name.count(".") + 1)} | {""}
     for name, module in inside_base(model).items():
         if not is_attention(module):
@@ -141,6 +156,39 @@ def problems_of_attention(model: nn.Module, auto: tuple[str, ...]) -> Iterator[s
         kind = type(module).__name__
         if name not in holders and kind not in NO_TARGET:
             yield f"no target in {name} ({kind})"
+        for label, child in module.named_children():
+            called = variables(type(module)).get(label, set())
+            if not called or not isinstance(child, LEAVES):
+                continue
+            full = f"{name}.{label}".lstrip(".")
+            wanted = any(re.fullmatch(r"(mixed_)?(query|value)(_?(states?|layers?|proj|s))?|[qv]", v) for v in called)
+            if wanted and full not in auto and label not in NOT_QUERY_OR_VALUE:
+                yield f"{full} makes {called} and is no target"
+            meant = any(re.search(r"quer|value|qkv|kv|^[qv]", v) for v in called)
+            if SAME_VERSION and full in auto and not meant and (kind, label) not in UNNAMED_QUERY_OR_VALUE:
+                yield f"{full} makes {called} and is a target"
+
+
+@cache
+def variables(cls: type) -> dict[str, set[str]]:
+    """Return the names that a class's source gives to what its children return: q_proj -> {query_states}."""
+    found: dict[str, set[str]] = {}
+    for base in cls.__mro__[:-2]:
+        for line in sources(base.__module__).get(base.__name__, "").splitlines():
+            left, equals, right = line.partition(" = ")
+            if equals and re.fullmatch(r"\s*[\w, ]+", left):
+                for child in re.findall(r"self\.(\w+)\(", right):
+                    found.setdefault(child, set()).update(v.strip() for v in left.split(","))
+    return found
+
+
+@cache
+def sources(module: str) -> dict[str, str]:
+    """Return the text of each class at the top of a Python module."""
+    path = sys.modules[module].__file__
+    with open(path or "", encoding="utf-8") as file:
+        pieces = re.split(r"^class (\w+)", file.read(), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
 def problems_of_names(model: nn.Module, preset: str, names: tuple[str, ...]) -> Iterator[str]:
