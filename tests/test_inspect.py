@@ -72,6 +72,7 @@ def test_a_clean_adapter_is_told_in_full_aligned_and_as_json(adapter: Path) -> N
     assert seen.base == {"id": "someone/tiny-gpt2", "revision": "v1", "class": "GPT2LMHeadModel", "model_type": "gpt2"}
     assert seen.provenance
     assert (seen.tensors, seen.parameters, seen.dtypes) == (16, 4 * 2 * (8 + 24 + 8 + 32), {"F32": 16})
+    assert f"{seen.size / 1e3:,.1f} kB" in str(seen)
     assert [(t.name, t.layers, t.of, t.shapes) for t in seen.targets] == [
         ("transformer.h.*.attn.c_attn", (0, 1, 2, 3), 4, ((24, 8),)),
         ("transformer.h.*.mlp.c_fc", (0, 1, 2, 3), 4, ((32, 8),)),

@@ -75,7 +75,7 @@ def _facts(seen: Inspection) -> Iterator[str]:
         "base": base,
         "task": [seen.task],
         "variant": [seen.variant, *(f"{name}{n:g}" for name, n in numbers.items() if n is not None), ranks],
-        "weights": [*weights, f"{seen.size / 1e6:,.2f} MB"] if seen.tensors else [],
+        "weights": [*weights, f"{seen.size / 1e3:,.1f} kB"] if seen.tensors else [],
         "also trained": [some(f"{module} ({count:,d})" for module, count in seen.saved.items())],
     }
     for name, words in facts.items():
