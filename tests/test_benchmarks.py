@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 pytest.importorskip("peft")
 pytest.importorskip("loralib")
 
-from benchmarks import accuracy, matrix, step
+from benchmarks import step
 from benchmarks.__main__ import QUESTIONS, main
 from benchmarks.arms import ADAPTED, FULL, OURS, PEFT_ARMS, SCALING, Settings, contestants, lora_parameters
 from benchmarks.gradients import INPUT, TOLERANCE, check, reference
@@ -26,54 +26,20 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every question's file, from one run of them all."""
-    folder = tmp_path_factory.mktemp("results")
-    main(["--smoke", "--rounds", "2", "--threads", "1", "--output", str(folder)])
-    return {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
-
-
-def test_every_question_leaves_one_file_that_says_where_when_and_with_what(records: dict[str, Any]) -> None:
+def test_every_question_leaves_one_file_with_a_row_for_every_arm_that_is_measured_with_peft(tmp_path: Path) -> None:
+    main(["--smoke", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)])
+    records = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert set(records) == {f"{name}-cpu.json" for name in QUESTIONS}
-    for name in QUESTIONS:
-        record = records[f"{name}-cpu.json"]
-        assert record["question"] == name
-        assert record["rounds"] == 2
-        assert {"date", "device", "cores", "versions", "load_before"} < set(record)
-        assert set(record["versions"]) == {"python", "hf_lora", "torch", "transformers", "peft", "loralib"}
+    for record in records.values():
+        assert {"question", "rounds", "date", "device", "cores", "versions", "load_before"} < set(record)
         (answer,) = record["answers"]
-        assert answer["threads"] == 1
         assert all({"cell", "arm", "ratio"} < set(row) for row in answer["rows"])
-
-
-def test_a_step_is_timed_in_every_arm_after_its_gradients_were_found_right(records: dict[str, Any]) -> None:
-    (answer,) = records["step-cpu.json"]["answers"]
-    cells = {row["cell"]: [r for r in answer["rows"] if r["cell"] == row["cell"]] for row in answer["rows"]}
-    assert len(cells) == len(matrix.SMOKE)
-    for rows in cells.values():
-        assert [row["arm"] for row in rows] == ["frozen", FULL, *ADAPTED]
-        for row in rows:
-            assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-            assert (row["gradient_error"] is not None) == (row["arm"] in ADAPTED)
-    assert answer["summary"][0].endswith("of 2 cells.")
-
-
-def test_memory_and_operations_have_a_row_for_every_library(records: dict[str, Any]) -> None:
-    (memory,) = records["memory-cpu.json"]["answers"]
-    assert [(row["arm"], row.get("dropout")) for row in memory["rows"]] == [
-        ("frozen", None),
-        (FULL, None),
-        *((name, dropout) for dropout in (0.0, 0.1) for name in ADAPTED),
-    ]
-    assert all(row["saved_bytes"] > 0 and row["live_bytes"] > 0 for row in memory["rows"])
-    (operations,) = records["operations-cpu.json"]["answers"]
-    cells = {
-        row["cell"]: {r["arm"] for r in operations["rows"] if r["cell"] == row["cell"]} for row in operations["rows"]
-    }
-    assert len(cells) == 9
-    alone = ("import", "fingerprint")
-    assert all({"PEFT", "hf_lora"} <= arms for title, arms in cells.items() if not title.startswith(alone))
+    arms = {name: {row["arm"] for row in records[f"{name}-cpu.json"]["answers"][0]["rows"]} for name in QUESTIONS}
+    assert arms["step"] == arms["memory"] == {"frozen", FULL, *ADAPTED}
+    assert {"PEFT", "hf_lora"} <= arms["operations"]
+    for row in records["step-cpu.json"]["answers"][0]["rows"]:
+        assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert (row["gradient_error"] is not None) == (row["arm"] in ADAPTED)
 
 
 @pytest.fixture
@@ -139,17 +105,6 @@ def _merged_output(scene: Scene, leaves: dict[tuple[str, str], Tensor]) -> Tenso
     return (out.last_hidden_state * scene.cotangent).sum()
 
 
-def test_every_pair_of_values_occurs_in_the_twelve_cells_that_stand_for_the_matrix() -> None:
-    chosen, every = matrix.covering(), matrix.every_combination()
-    assert chosen == matrix.covering()
-    assert (len(every), len(chosen)) == (216, 12)
-    assert _pairs(chosen) == _pairs(every)
-
-
-def _pairs(combinations: list[tuple[object, ...]]) -> set[object]:
-    return {pair for c in combinations for pair in itertools.combinations(enumerate(c), 2)}
-
-
 def test_a_cell_is_lost_only_where_the_quartiles_lie_apart_from_those_of_peft_s_best_arm() -> None:
     def rows(cell: str, ours: float) -> list[dict[str, object]]:
         ratios = {PEFT_ARMS[0]: 1.5, PEFT_ARMS[1]: 1.2, OURS: ours}
@@ -162,18 +117,6 @@ def test_a_cell_is_lost_only_where_the_quartiles_lie_apart_from_those_of_peft_s_
         "hf_lora is slower than PEFT's best arm in 1 of 2 cells.",
         "  far: 1.450 against 1.200 of PEFT, base dtype",
     ]
-
-
-@pytest.mark.parametrize(("behind", "trained", "told"), [(0.01, 9, ": as"), (0.011, 9, "NOT as"), (0.0, 10, "NOT as")])
-def test_lora_is_as_wanted_within_a_point_and_below_a_hundredth_of_the_parameters(
-    behind: float, trained: int, told: str
-) -> None:
-    rows = [
-        {"arm": accuracy.FULL, "accuracy": 0.75, "trained": 1000},
-        {"arm": accuracy.LORA, "accuracy": 0.75 - behind, "trained": trained},
-    ]
-    (line,) = accuracy.summary(rows)
-    assert f"{told} wanted" in line
 
 
 def test_only_the_run_is_timed_and_each_arm_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

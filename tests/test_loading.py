@@ -91,12 +91,6 @@ def test_a_base_is_loaded_as_its_checkpoint_its_task_or_its_caller_says(case: st
     assert sorted(model.peft_config["default"].modules_to_save or ()) == (saved or [])
 
 
-def test_a_class_that_an_adapter_names_is_taken_only_if_it_is_a_model(adapter: Path) -> None:
-    for named in ("pipeline", "Trainer", "AutoConfig", 3, None):
-        _edit(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
-        assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
-
-
 def test_newly_initialised_parameters_train_and_are_saved_and_come_back(bert_mlm: Path, tmp_path: Path) -> None:
     """With no task_type at all: the class alone makes the head new."""
     model = LoRAModel.from_pretrained(bert_mlm, LoRAConfig(r=2), auto_class=BertForSequenceClassification, num_labels=3)
@@ -143,15 +137,11 @@ ODD_NOTES = {
     "none": None,
     "no JSON": "{",
     "deep JSON": "[" * 100_000,
-    "a list": "[1]",
     "labels that are a list": json.dumps({"id2label": ["a", "b", "c"]}),
-    "labels that are numbers": json.dumps({"id2label": {"0": 1, "1": 2, "2": 3}}),
     "labels of no number": json.dumps({"id2label": {"a": "b"}}),
-    "negative numbers": json.dumps({"id2label": {"-1": "a", "0": "b", "1": "c"}}),
     "a superscript": json.dumps({"id2label": {"\u00b2": "a", "0": "b", "1": "c"}}),
     "huge numbers": json.dumps({"id2label": {"9" * 5000: "a", "0": "b", "1": "c"}}),
     "more labels than the head has": json.dumps({"id2label": {str(i): "x" for i in range(200_000)}}),
-    "null": json.dumps({"id2label": None}),
 }
 
 
@@ -181,21 +171,12 @@ def test_the_head_of_an_old_file_says_how_many_labels_there_are(labelled: Path) 
 def test_an_adapter_alone_is_saved_finds_its_base_and_loads_for_inference_unless_told(adapter: Path) -> None:
     assert {p.name for p in adapter.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
     assert all("lora_" in key for key in load_file(adapter / WEIGHTS))
-    model = LoRAModel.from_pretrained(adapter)
-    assert isinstance(model, GPT2LMHeadModel)
+    for named in (None, 3, "pipeline", "Trainer", "AutoConfig"):  # no class of a model: the base's own is taken
+        _edit(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
+        model = LoRAModel.from_pretrained(adapter)
+        assert isinstance(model, GPT2LMHeadModel)
     assert model.get_nb_trainable_parameters()[0] == 0
     assert LoRAModel.from_pretrained(adapter, is_trainable=True).get_nb_trainable_parameters()[0] > 0
-
-
-def test_an_adapter_loads_in_place_onto_a_model_that_is_there(adapter: Path, gpt2_lm: Path) -> None:
-    base = GPT2LMHeadModel.from_pretrained(gpt2_lm)
-    assert LoRAModel.from_pretrained(adapter, base_model=base) is base
-    base.load_adapter(adapter, "second")
-    assert base.active_adapters() == ["second"]
-    base.set_adapter("default")
-    one = base(IDS).logits
-    base.set_adapter("second")
-    assert torch.equal(base(IDS).logits, one)
 
 
 def test_dtype_passes_through_and_adapters_stay_float32_masters(gpt2_lm: Path, adapter: Path) -> None:
@@ -207,13 +188,6 @@ def test_dtype_passes_through_and_adapters_stay_float32_masters(gpt2_lm: Path, a
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_the_base_may_be_named_by_the_caller(adapter: Path, gpt2_lm: Path) -> None:
-    _edit(adapter, base_model_name_or_path=None)
-    with pytest.raises(ModelError, match="base_model="):
-        LoRAModel.from_pretrained(adapter)
-    assert isinstance(LoRAModel.from_pretrained(adapter, base_model=str(gpt2_lm)), GPT2LMHeadModel)
-
-
 def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     """Let a folder be what a Hub id stands for, and return the id."""
     found = lambda file: folder / file if (folder / file).is_file() else None  # noqa: E731
@@ -221,46 +195,20 @@ def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     return "someone/adapter"
 
 
-def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the_base(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # where nothing is called org/base
-    _edit(adapter, base_model_name_or_path="org/base")
-    asked = []
-
-    def fetch(repo: str, file: str, **kwargs: object) -> Path | None:
-        asked.append((repo, file, kwargs))
-        return adapter / file if (adapter / file).is_file() else None
-
-    def load(name: str, *_: object, **kwargs: object) -> object:
-        asked.append((name, kwargs.get("revision"), kwargs.get("subfolder")))
-        raise OSError("no network")
-
-    monkeypatch.setattr(hub_client, "fetch", fetch)
-    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", load)
-    with pytest.raises(ModelError, match="no network"):
-        LoRAModel.from_pretrained("someone/adapter", revision="v1", subfolder="a")
-    wanted = {"revision": "v1", "subfolder": "a"}
-    assert asked == [*(("someone/adapter", file, wanted) for file in (CONFIG, WEIGHTS)), ("org/base", None, None)]
-
-
-LOCAL_NAMES = ("/no/such/base", "~/base", "./base", "../base", ".", "..", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
+# What a config may call a base that is a path of somebody's, and leads to nothing here.
+LOCAL_NAMES = ("/no/such/base", "~/base", "./base", "../base", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
 
 
 @pytest.mark.parametrize("base", LOCAL_NAMES)
-def test_a_base_that_is_somebodys_path_is_asked_for(
-    base: str, adapter: Path, gpt2_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_base_that_is_somebodys_path_is_asked_for_and_never_looked_up(
+    base: str, adapter: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "empty" / "here").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "empty" / "here")  # so that no such path leads anywhere
-    monkeypatch.setenv("HOME", str(tmp_path / "empty"))
     _edit(adapter, base_model_name_or_path=base)
-    loaded = GPT2LMHeadModel.from_pretrained(gpt2_lm)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)  # nothing may be looked up
-    for name in (str(adapter), _on_the_hub(monkeypatch, adapter)) if base not in (".", "..") else ():
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
+    for name in (str(adapter), _on_the_hub(monkeypatch, adapter)):
         with pytest.raises(ModelError, match="base_model="):
             LoRAModel.from_pretrained(name)
-    assert LoRAModel.from_pretrained(_on_the_hub(monkeypatch, adapter), base_model=loaded) is loaded
+    assert isinstance(LoRAModel.from_pretrained(name, base_model=tiny("gpt2")), GPT2LMHeadModel)
 
 
 def test_an_adapter_from_the_hub_leads_to_no_path_of_this_machine_and_a_local_one_may(
@@ -270,11 +218,11 @@ def test_an_adapter_from_the_hub_leads_to_no_path_of_this_machine_and_a_local_on
     for base in ("gpt2", "./gpt2", str(gpt2_lm), f"../{gpt2_lm.parent.name}/gpt2"):
         _edit(adapter, base_model_name_or_path=base)
         assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
-        with monkeypatch.context() as patched, pytest.raises(ModelError, match="Hub.*base_model="):
-            LoRAModel.from_pretrained(_on_the_hub(patched, adapter))
-    with monkeypatch.context() as patched:
-        name = _on_the_hub(patched, adapter)
-        assert isinstance(LoRAModel.from_pretrained(name, base_model="gpt2"), GPT2LMHeadModel)
+        with monkeypatch.context() as patched:
+            name = _on_the_hub(patched, adapter)
+            with pytest.raises(ModelError, match="Hub.*base_model="):
+                LoRAModel.from_pretrained(name)
+            assert isinstance(LoRAModel.from_pretrained(name, base_model="gpt2"), GPT2LMHeadModel)
 
 
 def test_a_base_that_cannot_be_loaded_is_named_with_its_adapter_and_the_cause(
@@ -315,36 +263,24 @@ def test_no_adapter_lets_code_run(adapter: Path, tmp_path: Path, monkeypatch: py
         LoRAModel.from_pretrained(adapter)
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Return a list of the arguments of each call that loads a GPT-2."""
-    calls: list[dict[str, Any]] = []
+def test_the_bases_revision_is_noted_and_asked_for_again_and_only_the_caller_trusts_remote_code(
+    gpt2_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, asked = tmp_path / "out", []
     original = GPT2LMHeadModel.from_pretrained.__func__
 
     def noting(cls: type, name: str, *args: Any, **kwargs: Any) -> Any:
-        calls.append({"name": name, **kwargs})
+        asked.append((name, kwargs.get("revision"), bool(kwargs.get("trust_remote_code"))))
         return original(cls, name, *args, **kwargs)
 
     monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", classmethod(noting))
-    return calls
-
-
-def test_only_the_caller_switches_trust_remote_code_on(adapter: Path, asked: list[dict[str, Any]]) -> None:
-    before = len(asked)
+    LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(), revision="v2").save_pretrained(adapter)
+    assert LoRAConfig.from_pretrained(adapter).revision == "v2"
     for mapping in (None, {"base_model_class": "GPT2LMHeadModel", "parent_library": "somewhere.else"}, ["x"], "x"):
         _edit(adapter, auto_mapping=mapping)
-        LoRAModel.from_pretrained(adapter)
+        LoRAModel.from_pretrained(adapter, revision="of-the-adapter")
     LoRAModel.from_pretrained(adapter, trust_remote_code=True)
-    assert [call.get("trust_remote_code") for call in asked[before:]] == [False, False, False, False, True]
-
-
-def test_the_bases_revision_is_noted_and_asked_for_again(
-    gpt2_lm: Path, tmp_path: Path, asked: list[dict[str, Any]]
-) -> None:
-    LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(), revision="v2").save_pretrained(tmp_path / "out")
-    assert LoRAConfig.from_pretrained(tmp_path / "out").revision == "v2"
-    LoRAModel.from_pretrained(tmp_path / "out", revision="of-the-adapter")
-    assert (asked[-1]["name"], asked[-1].get("revision")) == (str(gpt2_lm), "v2")
+    assert asked == [*[(str(gpt2_lm), "v2", False)] * 5, (str(gpt2_lm), "v2", True)]
 
 
 # --- files that are wrong ------------------------------------------------------------------------------------------------
@@ -358,15 +294,12 @@ FIRST = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
 FAULTS = {
     "a missing weights file": (lambda d: (d / WEIGHTS).unlink(), AdapterFileError, r"adapter_model\.bin"),
     "a truncated weights file": (lambda d: _cut(d / WEIGHTS), AdapterFileError, "damaged"),
-    "a config that is no JSON": (lambda d: (d / CONFIG).write_text("{"), AdapterFileError, "JSON"),
     "another PEFT method": (lambda d: _edit(d, peft_type="IA3"), ConfigError, "IA3"),
     "an unknown key with a value": (lambda d: _edit(d, new_maths=3), ConfigError, "new_maths"),
     "rank zero": (lambda d: _edit(d, r=0), ConfigError, "r=0"),
     "a rank that the file does not have": (lambda d: _edit(d, r=4), AdapterMismatchError, r"\(2, 16\).*\(4, 16\)"),
     "a tensor of another shape": (lambda d: _tensors(d, lambda t: t.update({FIRST: t[FIRST][:, :5]})), AdapterMismatchError, "h.0.attn.c_attn"),
     "a missing half": (lambda d: _tensors(d, lambda t: t.pop(FIRST)), AdapterMismatchError, "missing lora_A"),
-    "a missing layer": (lambda d: _tensors(d, lambda t: [t.pop(k) for k in list(t) if "h.1.attn" in k]), AdapterMismatchError, r"missing .*transformer\.h\.1\.attn\.c_attn"),
-    "a tensor with no place": (lambda d: _tensors(d, lambda t: t.update({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)})), AdapterMismatchError, "unexpected base_model.model.x"),
 }  # fmt: skip
 
 
@@ -425,16 +358,6 @@ def test_a_pickled_adapter_is_read_without_running_it(adapter: Path) -> None:
     torch.save({"x": Path("x")}, adapter / "adapter_model.bin")
     with pytest.raises(AdapterFileError):
         LoRAModel.from_pretrained(adapter)
-
-
-def test_several_adapters_are_saved_into_folders_and_one_to_the_top(gpt2_lm: Path, tmp_path: Path) -> None:
-    model = LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(r=2), adapter_name="a")
-    model.save_pretrained(tmp_path / "one")
-    model.add_adapter(LoRAConfig(r=3), "b")
-    model.save_pretrained(tmp_path / "two")
-    assert (tmp_path / "one" / CONFIG).is_file()
-    assert {p.name for p in (tmp_path / "two").iterdir()} == {"a", "b"}
-    assert LoRAConfig.from_pretrained(tmp_path / "two" / "b").r == 3
 
 
 def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from hf_lora.errors import AdapterStateError, MergeError
 from .cases import PAIRS, adapted, move
 from .peek import LF, LoRA
 from .tiny import IDS, tiny
+from .trainings import same, weights
 
 METHODS = pytest.mark.parametrize("method", ["merge_adapter", "merge_and_unload"])
+FLOATS = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 
 
 def _adapted(dtype: torch.dtype, scale: float, **settings: object) -> LoRAModel:
@@ -34,12 +36,12 @@ def _adapted(dtype: torch.dtype, scale: float, **settings: object) -> LoRAModel:
     return model.eval()
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def _is(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+def _line(count: int, dtype: torch.dtype = torch.float32) -> Any:
+    """Return linear layers in a line, each with an adapter that is away from its start."""
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(count))).to(dtype)
+    model = add_lora(net, LoRAConfig(r=2, target_modules=[str(i) for i in range(count)]))
+    move(model)
+    return model
 
 
 # --- what is lost -------------------------------------------------------------------------------------------------
@@ -78,11 +80,11 @@ def test_a_lossy_merge_is_told_and_a_good_one_is_not(caplog: pytest.LogCaptureFi
 @METHODS
 def test_a_merge_that_loses_more_than_allowed_is_refused_with_nothing_merged(method: str) -> None:
     model = _adapted(torch.bfloat16, 1e-3)
-    before = _state(model)
+    before = weights(model)
     with pytest.raises(MergeError, match=r"verify=0\.01.*torch\.float32"):
         getattr(model, method)(verify=0.01)
     assert isinstance(model, LoRAModel)
-    assert _is(model, before)
+    same(model, before)
     getattr(_adapted(torch.float32, 1e-3), method)(verify=0.01)
 
 
@@ -160,15 +162,13 @@ UNFIT = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_an_unfit_last_layer_is_named_and_leaves_every_layer_as_it_was(case: str, method: str) -> None:
     spoil, dtype, match = UNFIT[case]
-    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).to(dtype)
-    model = add_lora(model, LoRAConfig(r=2, target_modules=["0", "1", "2"]))
-    move(model)
+    model = _line(3, dtype)
     with torch.no_grad():
         spoil(model[2])
-    before, objects = _state(model), [layer.weight for layer in model]
+    before, objects = weights(model), [layer.weight for layer in model]
     with pytest.raises(MergeError, match=f"^2: .*{match}"):
         getattr(model, method)()
-    assert _is(model, before)
+    same(model, before)
     assert all(layer.weight is weight for layer, weight in zip(model, objects, strict=True))
 
 
@@ -208,14 +208,13 @@ def test_merging_for_good_gives_what_merging_gives_and_writes_into_no_tensor_of_
         assert torch.equal(plain[1].weight, before["1.weight"])
 
 
-def test_the_largest_weight_takes_a_small_update() -> None:
+@FLOATS
+def test_the_largest_weight_takes_a_small_update(dtype: torch.dtype) -> None:
     """Half a last bit cannot take the largest number past its end, so nothing needs to be tried."""
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        model = add_lora(nn.Sequential(nn.Linear(4, 4)).to(dtype), LoRAConfig(r=2, target_modules=["0"]))
-        move(model)
-        with torch.no_grad():
-            model[0].weight.fill_(torch.finfo(dtype).max)
-        assert torch.isfinite(model.merge_and_unload()[0].weight).all()
+    model = _line(1, dtype)
+    with torch.no_grad():
+        model[0].weight.fill_(torch.finfo(dtype).max)
+    assert torch.isfinite(model.merge_and_unload()[0].weight).all()
 
 
 @pytest.mark.parametrize(("kind", "variant"), PAIRS, ids=[f"{k}-{v}" for k, v in PAIRS])
@@ -228,21 +227,21 @@ def test_the_factors_bound_what_changes(kind: str, variant: str) -> None:
             assert variant != "lora" or math.isfinite(adapter.largest_change())
 
 
-def test_finite_is_told_from_a_sum_that_overflows() -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        values = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
-        assert LF.is_finite(values)
-        for bad in (float("inf"), float("-inf"), float("nan")):
-            values[7] = bad
-            assert not LF.is_finite(values)
+@FLOATS
+def test_finite_is_told_from_a_sum_that_overflows(dtype: torch.dtype) -> None:
+    values = torch.full((64,), torch.finfo(dtype).max, dtype=dtype)
+    assert LF.is_finite(values)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        values[7] = bad
+        assert not LF.is_finite(values)
 
 
-def test_adding_a_product_leaves_the_weight_as_it_was() -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        weight, left, right = torch.randn(5, 4).to(dtype), torch.randn(5, 2), torch.randn(2, 4)
-        before, want = weight.clone(), weight.double() + 0.5 * left.double() @ right.double()
-        terms = weight.double().abs() + 0.5 * left.double().abs() @ right.double().abs()  # a sum rounds as its terms do
-        got = LF.add_product(weight, left, right, 0.5)
-        assert got.dtype is dtype
-        assert ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * terms).all()
-        assert torch.equal(weight, before)
+@FLOATS
+def test_adding_a_product_leaves_the_weight_as_it_was(dtype: torch.dtype) -> None:
+    weight, left, right = torch.randn(5, 4).to(dtype), torch.randn(5, 2), torch.randn(2, 4)
+    before, want = weight.clone(), weight.double() + 0.5 * left.double() @ right.double()
+    terms = weight.double().abs() + 0.5 * left.double().abs() @ right.double().abs()  # a sum rounds as its terms do
+    got = LF.add_product(weight, left, right, 0.5)
+    assert got.dtype is dtype
+    assert ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * terms).all()
+    assert torch.equal(weight, before)

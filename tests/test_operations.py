@@ -16,7 +16,7 @@ from torch import nn
 from hf_lora import LoRAConfig, LoRAModel
 
 from .cases import move
-from .peek import LoRA, adding, read_tensors, targets
+from .peek import LoRA, adding, read_tensors
 from .tiny import IDS, tiny
 
 LINEARS = ["c_attn", "c_fc", "c_proj"]
@@ -105,16 +105,6 @@ def test_files_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
         assert torch.equal(got[name], want), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_file_becomes_float32_masters(adapter: Path, dtype: torch.dtype) -> None:
-    file = adapter / "adapter_model.safetensors"
-    halved = {k: v.to(dtype) for k, v in safetensors.torch.load_file(file).items()}
-    safetensors.torch.save_file(halved, file)
-    got = LoRAModel.from_pretrained(adapter, base_model=tiny("gpt2")).get_adapter_state_dict()
-    assert {t.dtype for t in got.values()} == {torch.float32}
-    assert all(torch.equal(t, halved[f"base_model.model.{k}"].float()) for k, t in got.items())
-
-
 def test_loading_and_computing_do_not_grow_with_the_adapters_that_are_there(adapter: Path) -> None:
     model = LoRAModel.from_pretrained(adapter, base_model=tiny("gpt2"))
     forward = calls(lambda: model(IDS))
@@ -132,11 +122,3 @@ def test_switching_does_not_grow_with_the_layers(tmp_path: Path) -> None:
         model.load_adapter(tmp_path, "b")
         counts.append(calls(lambda model=model: model.set_adapter("a")))
     assert counts[0] == counts[1]
-
-
-def test_adding_by_a_preset_asks_for_the_structure_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, original = [], targets.preset_targets
-    monkeypatch.setattr(targets, "preset_targets", lambda *args: asked.append(args) or original(*args))
-    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, target_modules="auto"))
-    assert len(asked) == 1
-    assert model.peft_config["default"].target_modules == ["c_attn"]

@@ -43,6 +43,20 @@ def _resized(name: str, when: str) -> LoRAModel:
     return model
 
 
+def _saved(model: LoRAModel, folder: Path) -> torch.Tensor:
+    """Save an adapter whose every trained value is away from its start, and return its model's logits."""
+    move(model)
+    model.eval().save_pretrained(folder)
+    return model(IDS).logits
+
+
+def _comes_back_larger(folder: Path, live: torch.Tensor, **given: Any) -> None:
+    """Assert that an adapter, loaded for the base that it names, makes the room that it needs, and says so."""
+    with pytest.warns(UserWarning, match="32 to 35"):
+        again = LoRAModel.from_pretrained(folder, **given)
+    torch.testing.assert_close(again.eval()(IDS).logits, live, rtol=0, atol=1e-5 if given else 0)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_new_rows_train_and_only_they_are_saved(name: str, when: str, tmp_path: Path) -> None:
@@ -64,9 +78,7 @@ def test_new_rows_train_and_only_they_are_saved(name: str, when: str, tmp_path: 
 @pytest.mark.parametrize("name", MAKERS)
 def test_new_rows_come_back_on_a_base_that_was_resized_by_somebody_else(name: str, tmp_path: Path) -> None:
     model = _resized(name, "before")
-    move(model)
-    live = model.eval()(IDS).logits
-    model.save_pretrained(tmp_path)
+    live = _saved(model, tmp_path)
     base = MAKERS[name]()
     torch.manual_seed(7)
     base.resize_token_embeddings(35, mean_resizing=False)  # other random rows
@@ -112,12 +124,7 @@ def test_a_base_that_is_loaded_for_the_adapter_gets_the_rows_it_lacks(name: str,
     MAKERS[name]().save_pretrained(tmp_path / "base")
     model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
     model.resize_token_embeddings(35, mean_resizing=False)
-    move(model)
-    live = model.eval()(IDS).logits
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.warns(UserWarning, match="32 to 35"):
-        again = LoRAModel.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(again(IDS).logits, live)
+    _comes_back_larger(tmp_path / "adapter", _saved(model, tmp_path / "adapter"))
     base = MAKERS[name]()
     with pytest.raises(AdapterMismatchError, match=r"resize_token_embeddings\(35\)"):
         LoRAModel.from_pretrained(tmp_path / "adapter", base_model=base)
@@ -130,12 +137,7 @@ def test_a_whole_table_that_was_saved_larger_makes_room_for_itself(tmp_path: Pat
     model.delete_adapter("default")
     model.resize_token_embeddings(35, mean_resizing=False)
     model.add_adapter(LoRAConfig(r=2, modules_to_save=["wte"]))
-    move(model)
-    live = model.eval()(IDS).logits
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.warns(UserWarning, match="32 to 35"):
-        again = LoRAModel.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(again(IDS).logits, live)
+    _comes_back_larger(tmp_path / "adapter", _saved(model, tmp_path / "adapter"))
 
 
 def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
@@ -164,12 +166,11 @@ def test_rows_that_train_already_are_not_resized_away_and_a_merged_model_is_not_
         assert table.weight.shape[0] == 35
 
 
-def test_a_table_that_was_resized_without_its_output_layer_trains_alone(tmp_path: Path) -> None:
+def test_a_table_that_was_resized_without_its_output_layer_trains_alone() -> None:
     model = MAKERS["untied"]()
     model.model.resize_token_embeddings(35, mean_resizing=False)
-    model = LoRAModel.from_model(model, LoRAConfig(r=2))
-    assert model.peft_config["default"].trainable_token_indices == {"model.embed_tokens": ROWS}
-    model.save_pretrained(tmp_path)
+    config = LoRAModel.from_model(model, LoRAConfig(r=2)).peft_config["default"]
+    assert config.trainable_token_indices == {"model.embed_tokens": ROWS}
 
 
 def test_merging_parts_tables_that_are_one_module_of_several_names(tmp_path: Path) -> None:
@@ -177,12 +178,12 @@ def test_merging_parts_tables_that_are_one_module_of_several_names(tmp_path: Pat
     base.resize_token_embeddings(35, mean_resizing=False)
     model = LoRAModel.from_model(base, LoRAConfig(r=2))
     move(model)
-    live = model.eval()(input_ids=IDS, decoder_input_ids=IDS).logits
+    given = {"input_ids": IDS, "decoder_input_ids": IDS}
+    live = model(**given).logits
     merged = model.merge_and_unload()
-    assert torch.allclose(merged(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
     merged.save_pretrained(tmp_path)
-    again = type(merged).from_pretrained(tmp_path)
-    assert torch.allclose(again(input_ids=IDS, decoder_input_ids=IDS).logits, live, atol=1e-5)
+    for plain in (merged, type(merged).from_pretrained(tmp_path)):
+        assert torch.allclose(plain(**given).logits, live, atol=1e-5)
 
 
 def test_room_is_made_in_a_class_whose_resizing_takes_a_size_only(tmp_path: Path) -> None:
@@ -215,9 +216,7 @@ def test_what_peft_saves_of_a_resized_vocabulary_comes_back(config: dict[str, An
     targets = ["c_attn"] if kind == "tied" else ["q_proj"]
     theirs = peft.get_peft_model(grown, peft.LoraConfig(target_modules=targets, init_lora_weights=False, **config))
     theirs.save_pretrained(tmp_path / "adapter")
-    with pytest.warns(UserWarning, match="32 to 35"):
-        ours = LoRAModel.from_pretrained(tmp_path / "adapter", base_model=str(tmp_path / "base"))
-    assert torch.allclose(ours.eval()(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5)
+    _comes_back_larger(tmp_path / "adapter", theirs.eval()(IDS).logits, base_model=str(tmp_path / "base"))
 
 
 def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path) -> None:
@@ -237,9 +236,7 @@ def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path)
 
 
 def test_rows_that_are_named_twice_train_once_and_come_back(tmp_path: Path) -> None:
-    base = MAKERS["untied"]()
-    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[5, 5, 3]))
-    move(model)
-    model.save_pretrained(tmp_path)
-    again = LoRAModel.from_pretrained(tmp_path, base_model=base)
-    assert torch.equal(again.eval()(IDS % 32).logits, model.eval()(IDS % 32).logits)
+    base = tiny("llama", vocab_size=35)
+    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[33, 33, 3]))
+    live = _saved(model, tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=base)(IDS).logits, live)
