@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ from hf_lora.errors import AdapterFileError
 from .peek import disk
 from .trainings import StopsAt, bert, gpt2, same, trainer, two, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 STATE = {"training_args.bin", "trainer_state.json"}
@@ -276,6 +279,18 @@ def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_neve
     assert names(tmp_path / "a") == {"checkpoint-6"}
 
 
+def test_what_an_earlier_version_moved_aside_when_it_was_killed_is_back(tmp_path: Path) -> None:
+    first = trainer(gpt2(seed=7), tmp_path, max_steps=2)
+    first.train()
+    aside = tmp_path / "_saving" / ".replaced"
+    aside.mkdir(parents=True)
+    os.rename(tmp_path / "checkpoint-2", aside / "checkpoint-2")
+    again = trainer(gpt2(seed=8), tmp_path, max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    same(again.model, first.model)
+    assert names(tmp_path) == {"checkpoint-2"}
+
+
 def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_step(tmp_path: Path) -> None:
     old = trainer(two(["a", "b"]), tmp_path, max_steps=2)
     old.train()
@@ -308,6 +323,20 @@ def test_what_a_subclass_writes_into_a_checkpoint_stays(tmp_path: Path) -> None:
     assert os.readlink(tmp_path / "checkpoint-2" / "before") == "nowhere"
 
 
+def test_an_old_checkpoint_that_somebody_removes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    run = trainer(gpt2(), tmp_path, save_total_limit=1)
+    save = run._save_rng_state
+
+    def disturbed(folder: str) -> None:
+        save(folder)
+        if run.state.global_step == 4:
+            shutil.rmtree(tmp_path / "checkpoint-2")
+
+    run._save_rng_state = disturbed
+    run.train()
+    assert names(tmp_path) == {"checkpoint-6"}
+
+
 def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -326,3 +355,31 @@ def test_the_trials_of_a_search_have_their_own_whole_checkpoints(tmp_path: Path)
     for trial in tmp_path.iterdir():
         assert names(trial) == {"checkpoint-2", "checkpoint-4"}
         assert names(trial / "checkpoint-4") == ADAPTER | STATE | RESUMING | {MARK}
+
+
+def test_a_stock_model_s_checkpoints_are_left_to_transformers(tmp_path: Path) -> None:
+    run = trainer(gpt2().unload(), tmp_path, max_steps=2)
+    places = []
+    run._save_rng_state = places.append
+    run.train()
+    assert places == [str(tmp_path / "checkpoint-2")]
+    trainer(gpt2().unload(), tmp_path, max_steps=2).train(resume_from_checkpoint=True)  # without random numbers
+
+
+def test_transformers_saves_and_counts_in_the_order_that_ours_relies_on() -> None:
+    saving = inspect.getsource(inspect.unwrap(Trainer._save_checkpoint))
+    order = (
+        "self._get_output_dir(trial=trial)",
+        "self.save_model(output_dir",
+        "self.state.save_to_json(",
+        "rotate_checkpoints(",
+    )
+    found = [saving.index(call) for call in order]
+    assert found == sorted(found)
+    assert "self.args.save_total_limit" in saving + inspect.getsource(
+        getattr(Trainer, "_rotate_checkpoints", Trainer.train)
+    )
+    values = inspect.getsource(Trainer.set_initial_training_values).rstrip()
+    returned = [line.strip(" ,") for line in values[values.rindex("return (") :].splitlines()[1:-1]]
+    assert returned[:2] == ["num_train_epochs", "num_update_steps_per_epoch"]
+    assert returned[-1] == "max_steps"

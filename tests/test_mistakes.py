@@ -246,12 +246,14 @@ CANNOT_TRAIN: dict[str, tuple[Does, str, Does | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before the Trainer", "after it"])
 @pytest.mark.parametrize("name", CANNOT_TRAIN)
-def test_the_trainer_refuses_before_the_first_step(name: str, tmp_path: Path) -> None:
+def test_the_trainer_refuses_before_the_first_step(name: str, late: bool, tmp_path: Path) -> None:
     model = trained_gpt2()
     spoil, told, cure = CANNOT_TRAIN[name]
-    run = trainer(model, tmp_path / "a", max_steps=2)
+    run = trainer(model, tmp_path / "a", max_steps=2) if late else None
     spoil(model)
+    run = run or trainer(model, tmp_path / "a", max_steps=2)
     before = snapshot(model)
     with pytest.raises(AdapterStateError, match=told):
         run.train()
@@ -260,12 +262,19 @@ def test_the_trainer_refuses_before_the_first_step(name: str, tmp_path: Path) ->
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
     with pytest.raises(AdapterStateError, match=told):
         check_ready(model)
-    if cure is not None:
+    if late and cure is not None:
         cure(model)
         run.train()
         straight = trained_gpt2()
         trainer(straight, tmp_path / "b", max_steps=2).train()
         assert same(snapshot(model), snapshot(straight)), "the cure trains to other bits"
+
+
+def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> None:
+    tiny("bert_mlm", BertForMaskedLM).save_pretrained(tmp_path / "base")
+    config = LoRAConfig(r=2, task_type="SEQ_CLS", bias="all", trainable_token_indices=[3, 4])
+    model = LoRAModel.from_pretrained(tmp_path / "base", config, num_labels=2)
+    trainer(model, tmp_path / "run", max_steps=2).train()
 
 
 def test_weights_that_train_and_are_offloaded_are_refused() -> None:
@@ -441,3 +450,13 @@ def test_auto_find_batch_size_and_a_model_in_eval_mode_train_to_the_same_bits(tm
     trainer(model.eval(), tmp_path / "a", max_steps=2, auto_find_batch_size=True).train()
     trainer(plain, tmp_path / "b", max_steps=2).train()
     assert same(snapshot(model), snapshot(plain))
+
+
+def test_an_average_of_the_weights_follows_the_adapter() -> None:
+    model = trained_gpt2()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    moved(model)
+    average.update_parameters(model)
+    average.update_parameters(model)
+    assert average.module._lora is not model._lora
+    assert not torch.equal(average.module(IDS).logits, tiny("gpt2")(IDS).logits)

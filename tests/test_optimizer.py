@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,12 @@ def test_a_model_without_adapters_keeps_whatever_optimizer_it_was_given(tmp_path
     run.optimizer = torch.optim.SGD([model.transformer.wte.weight], lr=0.1)
     run.train()
     assert run.state.global_step == 2
+
+
+def test_the_trainers_seams_take_what_the_hooks_pass_on() -> None:
+    from accelerate.optimizer import AcceleratedOptimizer  # not above: old ones warn when they come before Trainer
+
+    assert "if self.optimizer is None" in inspect.getsource(Trainer.create_optimizer), "a given one passes elsewhere"
+    assert [*inspect.signature(Trainer.create_scheduler).parameters] == ["self", "num_training_steps", "optimizer"]
+    inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert AcceleratedOptimizer(inner).optimizer is inner, "accelerate's wrapper calls what it wraps otherwise now"

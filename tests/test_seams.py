@@ -57,6 +57,23 @@ def test_what_is_gone_is_told_with_the_versions_that_hf_lora_supports() -> None:
     assert "An older one may have it; install that." in said, "TRL's"
 
 
+@pytest.mark.parametrize(
+    ("method", "takes"),
+    {
+        "_load_from_checkpoint": "self resume_from_checkpoint model",
+        "_load_best_model": "self",
+        "_save_checkpoint": "self model trial",
+        "_push_from_checkpoint": "self checkpoint_folder",
+        "init_hf_repo": "self token",
+        "push_to_hub": "self commit_message blocking token revision kwargs",
+        "save_model": "self output_dir _internal_call",
+    }.items(),
+)
+def test_the_trainer_s_methods_take_what_ours_hand_on(method: str, takes: str) -> None:
+    found = inspect.signature(inspect.unwrap(getattr(Trainer, method))).parameters
+    assert " ".join(name for name in found if name != "private") == takes
+
+
 def function(method: Any) -> Any:
     return getattr(method, "__func__", method)
 
@@ -66,7 +83,7 @@ def test_the_installed_versions_have_every_place_and_no_other_is_patched() -> No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pytest.importorskip(seam.module)
-    assert len(SEAMS) == len({seam.place for seam in SEAMS}) <= 10
+    assert len(SEAMS) == len({seam.place for seam in SEAMS}) <= 11
     assert not [row.place for row in METHODS if not callable(getattr(Trainer, row.path.partition(".")[2], None))]
     found = set()
     for name, module in list(sys.modules.items()):
@@ -143,7 +160,7 @@ def test_a_plain_model_s_trainer_keeps_its_class_and_its_methods(tmp_path: Path)
     ours = [
         row.place for row in METHODS if "hf_lora" in getattr(Trainer, row.path.partition(".")[2]).__code__.co_filename
     ]
-    assert ours == ["transformers.trainer.Trainer.train"]
+    assert set(ours) == {"transformers.trainer.Trainer.train", "transformers.trainer.Trainer.push_to_hub"}
     assert type(trainer(gpt2().unload(), tmp_path)) is Trainer
 
 

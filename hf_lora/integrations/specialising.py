@@ -30,17 +30,17 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def specialises_late(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Trainer.train: one whose model was given adapters since it was made is specialised first."""
+    """Wrap a public method of Trainer: one whose model was given adapters since it was made is specialised first."""
 
     @functools.wraps(original)
-    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self, LoRATrainer):
             _specialise(self, self.model)
             if isinstance(self, LoRATrainer):
-                return LoRATrainer.train(self, *args, **kwargs)
+                return getattr(LoRATrainer, original.__name__)(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
-    return train
+    return method
 
 
 @functools.cache
