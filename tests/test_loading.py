@@ -195,13 +195,13 @@ def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     return "someone/adapter"
 
 
-# What a config may call a base that is a path of somebody's, and leads to nothing here.
-LOCAL_NAMES = ("/no/such/base", "~/base", "./base", "../base", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
+# What a config may call a base where it names none, or a path of somebody's that leads to nothing here.
+LOCAL_NAMES = (None, "/no/such/base", "~/base", "./base", "../base", "file:///home/me/base", "C:\\Users\\me", "c:/base", "models/base/last", "two words", "")  # fmt: skip
 
 
 @pytest.mark.parametrize("base", LOCAL_NAMES)
 def test_a_base_that_is_somebodys_path_is_asked_for_and_never_looked_up(
-    base: str, adapter: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+    base: str | None, adapter: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _edit(adapter, base_model_name_or_path=base)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
