@@ -410,3 +410,32 @@ def test_resuming_from_another_adapter_is_refused_with_nothing_copied(
     with pytest.raises(AdapterMismatchError, match=match):
         model.load_weights(tmp_path / "other")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_class_that_an_adapter_names_is_taken_only_if_it_is_a_model(adapter: Path) -> None:
+    for named in ("pipeline", "Trainer", "AutoConfig", 3, None):
+        _edit(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
+        assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
+
+
+def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the_base(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing is called org/base
+    _edit(adapter, base_model_name_or_path="org/base")
+    asked = []
+
+    def fetch(repo: str, file: str, **kwargs: object) -> Path | None:
+        asked.append((repo, file, kwargs))
+        return adapter / file if (adapter / file).is_file() else None
+
+    def load(name: str, *_: object, **kwargs: object) -> object:
+        asked.append((name, kwargs.get("revision"), kwargs.get("subfolder")))
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub_client, "fetch", fetch)
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", load)
+    with pytest.raises(ModelError, match="no network"):
+        LoRAModel.from_pretrained("someone/adapter", revision="v1", subfolder="a")
+    wanted = {"revision": "v1", "subfolder": "a"}
+    assert asked == [*(("someone/adapter", file, wanted) for file in (CONFIG, WEIGHTS)), ("org/base", None, None)]
