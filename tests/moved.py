@@ -19,10 +19,18 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from .peek import METHODS
-
 TRAINER = "transformers.trainer"
-IMPORTED = (TRAINER, "transformers.pipelines", "peft.tuners.tuners_utils", "trl.trainer.dpo_trainer")
+# Renamed one by one they would do the same: a Trainer's training does without, or asks for each where it needs it.
+ASKED_LATER = {
+    "set_initial_training_values", "_load_callback_state", "evaluation_loop", "log", "_load_from_checkpoint",
+    "_load_best_model", "_save_checkpoint", "save_model", "_save_optimizer_and_scheduler",
+    "_load_optimizer_and_scheduler", "_hp_search_setup", "init_hf_repo", "create_model_card", "push_to_hub",
+    "_push_from_checkpoint",
+}  # fmt: skip
+
+IMPORTED = (
+    TRAINER, "transformers.pipelines", "peft.tuners.tuners_utils", "trl.trainer.dpo_trainer"
+)  # fmt: skip
 Edit = Callable[[str], str]
 
 
@@ -51,16 +59,9 @@ def no_function(name: str) -> Edit:
     return lambda source: re.sub(rf"\b{name}\b", f"other_{name}", source)
 
 
-def names(*, required: bool) -> list[str]:
-    """Return the methods of the Trainer that ours override, and that it can't or can do without."""
-    return [row.path.removeprefix("Trainer.") for row in METHODS if row.required == required]
-
-
 CASES: dict[str, dict[str, Edit]] = {
-    "everything": {
-        TRAINER: lambda source: no_function("deepspeed_load_checkpoint")(
-            renamed(*names(required=True), *names(required=False))(source)
-        ),
+    "asked_later": {
+        TRAINER: lambda source: no_function("deepspeed_load_checkpoint")(renamed(*ASKED_LATER)(source)),
         "transformers.modeling_utils": inherited("PreTrainedModel"),
         "transformers.models.auto.auto_factory": inherited("_BaseAutoModelClass"),
         "transformers.pipelines": lambda source: re.sub(r"\bdef pipeline\(", "def other_pipeline(", source),
@@ -69,7 +70,8 @@ CASES: dict[str, dict[str, Edit]] = {
         "peft.tuners.tuners_utils": inherited("BaseTuner"),
         "trl.trainer.dpo_trainer": inherited("DPOTrainer"),
     },
-    "optional": {TRAINER: lambda source: inherited("Trainer", "train")(renamed(*names(required=False))(source))},
+    "asked_always": {TRAINER: renamed("train", "create_optimizer")},
+    "constructor": {TRAINER: inherited("Trainer", "train")},
 }
 
 
@@ -146,33 +148,62 @@ def adapters_without_a_trainer() -> Any:
     return model.train()
 
 
-def everything(model: Any) -> None:
+def asked_later(model: Any) -> None:
+    """Train a step, then ask for each thing that is missing."""
+    from transformers import Trainer
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    from hf_lora import LoRASearch, metrics
+
+    from .tiny import tiny
+
+    with noted():
+        run = trainer(model)
+    with noted() as again:
+        run.train()
+    assert run.state.global_step == 1
+    assert not again, "it was said twice"
+    for cls, given in (
+        (type("Own", (DPOTrainer,), {"__init__": Trainer.__init__}), {"model": model}),
+        (Trainer, {"model": model, "compute_metrics": metrics("perplexity")}),
+        (Trainer, {"model_init": LoRASearch(lambda: tiny("gpt2")).model_init}),
+    ):
+        with noted():
+            cls(args=run.args, eval_dataset=run.eval_dataset, **given)
+    for name in ("load_best_model_at_end", "push_to_hub"):
+        setattr(run.args, name, True)
+        with noted():
+            run.train()
+        setattr(run.args, name, False)
+    for deepspeed, fsdp2 in ((False, False), (True, False), (False, True)):
+        run.is_deepspeed_enabled, type(run.accelerator).is_fsdp2 = deepspeed, fsdp2
+        with noted():
+            run.train(resume_from_checkpoint="nowhere")
+
+
+def asked_always(model: Any) -> None:
     """Make a Trainer, which is refused."""
-    with noted() as said:
+    with noted():
         trainer(model)
-    assert said[0][0] == "error"
 
 
-def optional(model: Any) -> None:
-    """Train: the Trainer becomes ours at train(), since it didn't when it was made, and does without the rest."""
+def constructor(model: Any) -> None:
+    """Train: the Trainer becomes ours at train(), since it didn't when it was made."""
     from transformers import Trainer
 
     run = trainer(model)
     assert type(run) is Trainer
-    with noted():
-        run.train()
-    with noted() as again:
-        run.train()
-    assert not again, "it was said twice"
+    run.train()
     assert type(run) is not Trainer
-    assert run.state.global_step == 1
 
 
 def main(case: str) -> None:
     edit_sources(CASES[case])
+    import hf_lora  # noqa: F401
+
     with noted() as at_import:
         for name in IMPORTED:
-            if not name.startswith(("peft", "trl")) or case == "everything":
+            if not name.startswith(("peft", "trl")) or case == "asked_later":
                 importlib.import_module(name)
         programs_without_lora()
     assert not at_import

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from ..errors import MissingExtraError
 
-__all__ = ["MARK", "MISSING", "Seam", "tell"]
+__all__ = ["MARK", "Seam", "found", "note", "tell_of_models", "tell_of_trainer"]
 
 MARK = "_hf_lora_original"  # how a function of ours remembers the one that it replaces
 _SUPPORTED = {"transformers": ">=5.0,<6", "accelerate": ">=1.3", "peft": ">=0.18"}  # as in pyproject.toml
@@ -24,7 +24,8 @@ class Seam:
 
     path: where it is in its module: a function, or a class and a method. purpose: what of ours needs it, in words.
     wrap: takes what is there and returns what takes its place; None for a method of the Trainer, which the Trainer of a
-    LoRAModel overrides. required: whether such a Trainer is refused without it; for the others there is a warning.
+    LoRAModel overrides. required: whether its absence is an error where it is needed, or a warning. needed: says of a
+    Trainer, and of whether it is about to resume, that it comes to the place; None where any LoRAModel may.
     """
 
     module: str
@@ -32,6 +33,7 @@ class Seam:
     purpose: str
     wrap: Callable[[Any], Any] | None = None
     required: bool = False
+    needed: Callable[[Any, bool], bool] | None = None
 
     @property
     def place(self) -> str:
@@ -51,20 +53,41 @@ class Seam:
                 setattr(holder, name, ours)
 
 
-MISSING: list[Seam] = []  # what could not be patched
+_MISSING: list[Seam] = []
 _TOLD: set[Seam] = set()
 
 
-def tell(seams: Iterable[Seam] = MISSING) -> None:
-    """Warn, once for each, of places that are missing; raise MissingExtraError for all that are required at once."""
-    problems = []
+def note(seam: Seam) -> None:
+    """Note that a place is not there; nothing is said yet."""
+    if seam not in _MISSING:
+        _MISSING.append(seam)
+
+
+def found(seam: Seam) -> None:
+    """Note that a place is there."""
+    if seam in _MISSING:
+        _MISSING.remove(seam)
+
+
+def tell_of_models() -> None:
+    """Warn, once for each, of what is missing and what a LoRAModel's user may come to."""
+    _tell([seam for seam in _MISSING if seam.needed is None])
+
+
+def tell_of_trainer(trainer: Any, resumes: bool = False) -> None:
+    """Say what is missing of what a Trainer of a LoRAModel needs.
+
+    Raises MissingExtraError for all that is required at once; warns, once for each, of the rest.
+    """
+    _tell([seam for seam in _MISSING if seam.needed is not None and seam.needed(trainer, resumes)])
+
+
+def _tell(seams: list[Seam]) -> None:
     for seam in seams:
-        if seam.required:
-            problems.append(_sentence(seam))
-        elif seam not in _TOLD:
+        if not seam.required and seam not in _TOLD:
             _TOLD.add(seam)
             warnings.warn(_sentence(seam), stacklevel=4)
-    if problems:
+    if problems := [_sentence(seam) for seam in seams if seam.required]:
         raise MissingExtraError(" ".join(problems))
 
 

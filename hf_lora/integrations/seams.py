@@ -1,6 +1,6 @@
 """Every place where hf_lora patches another package, and what for. Without a LoRAModel each does as it did before.
 
-Each is patched right after its module has run, never with an error: what is missing is told once there is a LoRAModel.
+Each is patched right after its module has run, never with an error: what is missing is told when it is needed.
 What the Trainer of a LoRAModel does otherwise is no patch: it overrides the stock Trainer's methods (`trainer.py`).
 """
 
@@ -11,12 +11,21 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from ..model.hooks import LISTENERS
 from . import missing, models, pipelines, sharded, specialising, trl
 from .missing import Seam
 
 __all__ = ["SEAMS", "install"]
+
+
+def _resumes_deepspeed(trainer: Any, resumes: bool) -> bool:
+    return bool(trainer.is_deepspeed_enabled) and (resumes or bool(trainer.args.load_best_model_at_end))
+
+
+def _is_dpo(trainer: Any, resumes: bool) -> bool:
+    return any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__)
 
 
 _TRAINER = "transformers.trainer"
@@ -51,13 +60,13 @@ SEAMS: tuple[Seam, ...] = (
          specialising.specialises_late),
     Seam("accelerate.accelerator", "Accelerator.prepare",
          "to shard a LoRAModel under FSDP2",
-         sharded.prepares),
+         sharded.prepares, required=True, needed=lambda trainer, resumes: sharded.is_fsdp2(trainer)),
     Seam("transformers.integrations.deepspeed", "deepspeed_load_checkpoint",
          "to read a checkpoint without its base under DeepSpeed",
-         sharded.loads_partitions),
+         sharded.loads_partitions, required=True, needed=_resumes_deepspeed),
     Seam("trl.trainer.dpo_trainer", "DPOTrainer.__init__",
          "to compare with the model's own base where there is no ref_model",
-         trl.refers_to_base),
+         trl.refers_to_base, needed=_is_dpo),
 )
 # fmt: on
 _MODULES = {seam.module for seam in SEAMS}
@@ -69,7 +78,7 @@ def install() -> None:
         _patch(sys.modules[name])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    LISTENERS[:] = [missing.tell]
+    LISTENERS[:] = [missing.tell_of_models]
 
 
 def _patch(module: ModuleType) -> None:
@@ -77,8 +86,9 @@ def _patch(module: ModuleType) -> None:
         if seam.module == module.__name__:
             try:
                 seam.apply(module)
+                missing.found(seam)
             except Exception:  # of whatever kind the place has become: who imports it need not use LoRA
-                missing.MISSING.append(seam)
+                missing.note(seam)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -24,6 +24,7 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
         _specialise(self, self.model)
         if isinstance(self, LoRATrainer):
+            missing.tell_of_trainer(self)
             trl.disable_dropout(self.model, self.args)
 
     return init
@@ -52,8 +53,8 @@ def specialised(cls: type) -> type:
         bases: tuple[type, ...] = (cls, specialised(Trainer))
     else:
         bases = (LoRATrainer, Trainer)
-        missing.tell(row for row in METHODS if not hasattr(Trainer, row.path.removeprefix("Trainer.")))
-        missing.tell()
+        for row in METHODS:
+            (missing.found if callable(getattr(Trainer, row.path.partition(".")[2], None)) else missing.note)(row)
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
         names["create_model_card"] = trl.create_model_card

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, resuming, sharded, uploading
+from . import checkpoints, missing, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
 from .trained_model import is_a, lora_model
@@ -24,7 +24,13 @@ METHODS: list[Seam] = []
 _Stock: Any = object  # the class of a Trainer has the stock Trainer's methods behind these
 
 
-def _method(purpose: str, *, required: bool = False, everywhere: bool = False) -> Callable[[Any], Any]:
+def _method(
+    purpose: str,
+    needed: Callable[[Any, bool], bool] = lambda trainer, resumes: True,
+    *,
+    required: bool = False,
+    everywhere: bool = False,
+) -> Callable[[Any], Any]:
     """Note what a method of the Trainer is for, as a Seam does.
 
     Unless `everywhere`, it is the stock Trainer's where what is trained has a LoRAModel inside, or none, and is none.
@@ -32,7 +38,7 @@ def _method(purpose: str, *, required: bool = False, everywhere: bool = False) -
 
     def decorate(ours: Any) -> Any:
         name = ours.__name__
-        METHODS.append(Seam("transformers.trainer", f"Trainer.{name}", purpose, required=required))
+        METHODS.append(Seam("transformers.trainer", f"Trainer.{name}", purpose, required=required, needed=needed))
 
         @functools.wraps(ours)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -45,6 +51,18 @@ def _method(purpose: str, *, required: bool = False, everywhere: bool = False) -
     return decorate
 
 
+def _resumes(trainer: Any, resumes: bool) -> bool:
+    return resumes
+
+
+def _shards(trainer: Any, resumes: bool) -> bool:
+    return sharded.is_sharded(trainer)
+
+
+def _pushes(trainer: Any, resumes: bool) -> bool:
+    return bool(trainer.args.push_to_hub)
+
+
 class LoRATrainer(_Stock):
     """What the Trainer of a LoRAModel does otherwise. Each method takes what the stock Trainer's does."""
 
@@ -54,13 +72,14 @@ class LoRATrainer(_Stock):
 
     @_method("to resume from whole checkpoints, and to finish the pushes of a training", required=True, everywhere=True)
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
+        missing.tell_of_trainer(self, resumes=bool(resume_from_checkpoint))
         model = lora_model(self)
         self._resumed = None if model is None else resuming.choose(self, model, resume_from_checkpoint)
         result = super().train(self._resumed or resume_from_checkpoint, trial, *args, **kwargs)
         uploading.settle(self)
         return result
 
-    @_method("to check what a trial of a LoRASearch drew", everywhere=True)
+    @_method("to check what a trial of a LoRASearch drew", lambda it, resumes: bool(_search_of(it)), everywhere=True)
     def _hp_search_setup(self, trial: Any) -> None:
         """Check after the Trainer has cast a trial's values without a word."""
         super()._hp_search_setup(trial)
@@ -88,7 +107,7 @@ class LoRATrainer(_Stock):
         optimizer.settle(self, fresh, decays)
         return result
 
-    @_method("to measure with hf_lora's metrics", everywhere=True)
+    @_method("to measure with hf_lora's metrics", lambda it, resumes: measures(it), required=True, everywhere=True)
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Tell hf_lora's metrics of the model, and keep no logits over a vocabulary.
 
@@ -129,7 +148,7 @@ class LoRATrainer(_Stock):
         finally:
             handler.callbacks = callbacks
 
-    @_method("to read a checkpoint's adapters", required=True)
+    @_method("to read a checkpoint's adapters", _resumes, required=True)
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from . import optimizer
 
@@ -137,13 +156,13 @@ class LoRATrainer(_Stock):
         optimizer.widen(self, target)  # before: what is read would be rounded to the half precision that is there
         target.load_weights(resume_from_checkpoint)
 
-    @_method("to find the best checkpoint of a run that was moved")
+    @_method("to find the best checkpoint of a run that was moved", _resumes)
     def _load_callback_state(self) -> None:
         if self._resumed:
             resuming.find_best(self, Path(self._resumed))
         super()._load_callback_state()
 
-    @_method("load_best_model_at_end=True", required=True)
+    @_method("load_best_model_at_end=True", lambda trainer, resumes: trainer.args.load_best_model_at_end, required=True)
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:  # its engine alone knows where the pieces are
             super()._load_best_model()
@@ -163,7 +182,7 @@ class LoRATrainer(_Stock):
         if saves:
             checkpoints.rotate(place, limit, self.state.best_model_checkpoint)
 
-    @_method("to save adapters under FSDP2 and DeepSpeed")
+    @_method("to save adapters under FSDP2 and DeepSpeed", _shards, required=True)
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         from . import optimizer
 
@@ -180,7 +199,7 @@ class LoRATrainer(_Stock):
         if self._saves_checkpoint:
             self.args.save_total_limit = None  # training_args.bin has it; the Trainer is to remove no checkpoint
 
-    @_method("checkpoints under FSDP2 and DeepSpeed")
+    @_method("checkpoints under FSDP2 and DeepSpeed", _shards, required=True)
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if sharded.is_fsdp2(self):
             sharded.save_whole(self, Path(output_dir))
@@ -190,14 +209,14 @@ class LoRATrainer(_Stock):
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
-    @_method("to resume under FSDP2")
+    @_method("to resume under FSDP2", lambda trainer, resumes: resumes and sharded.is_fsdp2(trainer), required=True)
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and sharded.is_fsdp2(self):
             sharded.load_whole(self, Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
 
-    @_method("to refuse a base nobody else can load before training")
+    @_method("to refuse a base nobody else can load before training", _pushes)
     def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
         from ..files.hub_calls import Request, call
 
@@ -214,7 +233,7 @@ class LoRATrainer(_Stock):
         if self.is_world_process_zero():
             write_cards(lora_model(self), Path(self.args.output_dir), facts_of(self, **facts), self.hub_model_id)
 
-    @_method("to push the adapter and nothing private beside it", required=True)
+    @_method("to push the adapter and nothing private beside it", _pushes, required=True)
     def push_to_hub(
         self,
         commit_message: str = "End of training",
@@ -233,7 +252,7 @@ class LoRATrainer(_Stock):
             return None
         return uploading.push(self, lora_model(self), commit_message, blocking, token, revision, **kwargs)
 
-    @_method("to push no more of a checkpoint than that", required=True)
+    @_method("to push no more of a checkpoint than that", _pushes, required=True)
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
