@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
 
 
+@pytest.mark.slow
 def test_every_question_leaves_one_file_with_a_row_for_every_arm_that_is_measured_with_peft(tmp_path: Path) -> None:
     main(["--smoke", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)])
     records = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}

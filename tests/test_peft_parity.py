@@ -438,6 +438,7 @@ BEYOND_PEFT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=not_older if n in MIXTURES else ()) for n in FAMILIES])
 def test_every_linear_layer_of_every_family_computes_the_same_in_peft(name: str, tmp_path: Path) -> None:
     case = Case(name, {"target_modules": "all-linear", "exclude_modules": BEYOND_PEFT.get(name)})
