@@ -10,21 +10,16 @@ What each question asks is told at the head of its file.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-import hf_lora
-
 from . import accuracy, memory, operations, step, switches
-from .measure import Findings, Options
+from .measure import Findings, Options, machine
 
+PACKAGES = ("torch", "transformers", "peft", "loralib")
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "step": step.run,
@@ -41,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(torch.device(chosen.device), chosen.rounds, chosen.scale)
     chosen.output.mkdir(parents=True, exist_ok=True)
     for name in chosen.questions or QUESTIONS:
-        record = {"question": name, "scale": chosen.scale, "rounds": chosen.rounds, **_machine(options.device)}
+        record = {"question": name, "scale": chosen.scale, "rounds": chosen.rounds, **machine(options.device, PACKAGES)}
         answers = [_ask(name, threads, options) for threads in chosen.threads or [torch.get_num_threads()]]
         path = chosen.output / f"{name}-{options.device.type}.json"
         path.write_text(json.dumps({**record, "answers": answers}, indent=1) + "\n", encoding="utf-8")
@@ -66,22 +61,6 @@ def _ask(name: str, threads: int, options: Options) -> dict[str, object]:
     rows, summary = QUESTIONS[name](options)
     print("", *summary, sep="\n")
     return {"threads": threads, "summary": summary, "rows": rows}
-
-
-def _machine(device: torch.device) -> dict[str, object]:
-    cuda = device.type == "cuda"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "versions": {
-            "python": platform.python_version(),
-            "hf_lora": hf_lora.__version__,
-            **{name: version(name) for name in ("torch", "transformers", "peft", "loralib")},
-        },
-    }
 
 
 if __name__ == "__main__":

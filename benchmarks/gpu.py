@@ -11,24 +11,21 @@ run that is stopped loses only the part it was in. A part or a cell for which no
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import correctness, llama, operations
-from .measure import Budget, Options, Row
+from .measure import Budget, Options, Row, machine
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("hf-lora", "torch", "transformers", "accelerate", "peft", "triton")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton")
 PARTS: Mapping[str, Callable[[Options], Iterator[Row]]] = {
     "correct": correctness.run,
     "step": llama.steps,
@@ -47,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, rounds=3 if chosen.small else 15, scale="smoke" if chosen.small else "default", budget=budget
     )
     path: Path = chosen.output / f"gpu-{device.type}.json"
-    record: dict[str, Any] = {**_machine(device), "small": chosen.small, "parts": {}}
+    record: dict[str, Any] = {**machine(device, PACKAGES), "small": chosen.small, "parts": {}}
     for name in chosen.only or PARTS:
         record["parts"][name] = _told(name, options)
         chosen.output.mkdir(parents=True, exist_ok=True)
@@ -85,22 +82,6 @@ def _told(name: str, options: Options) -> dict[str, Any]:
     if options.device.type == "cuda":
         torch.cuda.empty_cache()
     return part
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    is_cuda = device.type == "cuda"
-    versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
-        "memory": torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
-        "versions": versions,
-    }
 
 
 if __name__ == "__main__":

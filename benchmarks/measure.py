@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import math
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+
+import hf_lora
 
 T = TypeVar("T")
 Row = dict[str, Any]  # one arm in one cell: its names and its figures, as JSON takes them
@@ -136,6 +142,27 @@ def installed(arms: Mapping[str, T]) -> dict[str, T]:
     except ImportError:
         return {name: arm for name, arm in arms.items() if not name.startswith("PEFT")}
     return dict(arms)
+
+
+def machine(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
+    """Return what figures depend on: when, which device and machine, versions (None for what is not installed)."""
+    is_cuda = device.type == "cuda"
+    versions: dict[str, str | None] = {"python": platform.python_version(), "hf_lora": hf_lora.__version__}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        "memory": torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "cuda": torch.version.cuda,
+        "versions": versions,
+    }
 
 
 def print_times(title: str, rows: Sequence[Row]) -> None:
