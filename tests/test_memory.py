@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainingArguments
 
+from benchmarks.saved import Allocated
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ModelError
 
@@ -76,27 +74,6 @@ def same(a: Result, b: Result, tolerance: float = 1e-5) -> bool:
     apart = torch.stack([(g - b[1][n]).norm() for n, g in a[1].items()]).norm()
     assert norm > 0
     return bool((a[0] - b[0]).abs() <= tolerance * a[0].abs() and apart <= tolerance * norm)
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of the storages made inside a `with` block that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata not in self.alive:
-                self.alive[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, storage._cdata)
-        return out
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.alive.values())
 
 
 def _classes(model: nn.Module) -> dict[str, Any]:
@@ -181,9 +158,9 @@ def test_gradient_checkpointing_around_the_layers_changes_nothing(reentrant: boo
     for switches in ([], SWITCHES):
         switched_on(model, *switches)
         assert same(plain, step(model))
-        with Held() as alive:
+        with Allocated(iter(())) as alive:
             loss = model(**labelled()).loss
-            held.append(alive.bytes)
+            held.append(alive.now)
         del loss
     assert held[1] <= held[0]
 
@@ -194,11 +171,11 @@ def test_nothing_outlives_a_step_and_nothing_waits_for_the_garbage_collector() -
     gc.collect()
     gc.disable()
     try:
-        with Held() as held:
+        with Allocated(iter(())) as held:
             step(model)
-            first = held.bytes
+            first = held.now
             step(model)
-            assert held.bytes == first
+            assert held.now == first
     finally:
         gc.enable()
 

@@ -11,10 +11,11 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
+from benchmarks.saved import Allocated
 from hf_lora import LoRAConfig, LoRAModel
 
 from .peek import gated, gated_form, mlp
-from .test_memory import Held, adapted
+from .test_memory import adapted
 from .tiny import DECODER, floats, inputs
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "deepseek_v3", "qwen3_next"]
@@ -44,9 +45,9 @@ def check_same(model: LoRAModel, run: Callable[[], tuple[list[Tensor], Grads]]) 
 
 def held_after_forward(model: nn.Module, name: str = "llama") -> int:
     """Return the bytes that a forward leaves behind for its backward."""
-    with Held() as held:
+    with Allocated(iter(())) as held:
         outputs = floats(model(**inputs(name)))
-        count = held.bytes
+        count = held.now
     del outputs
     return count
 
