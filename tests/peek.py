@@ -11,7 +11,6 @@ from typing import Any
 PLACES = {
     "adding": "hf_lora.model.adding",
     "copy_in": "hf_lora.model.loading:copy_in",
-    "selecting": "hf_lora.model.selecting",
     "generated": "hf_lora.hub.card.generated",
     "hub_id": "hf_lora.files.privacy:hub_id",
     "is_private": "hf_lora.files.privacy:is_private",

@@ -15,17 +15,12 @@ from functools import cache
 from ..variants.row import Row, Stored
 from ..variants.table import ADAPTERS, SAVED, TOKENS
 
-__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "split_key", "stored_tensors", "unwrapped"]
+__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "split_key", "unwrapped"]
 
 PREFIX = "base_model.model."
 WRAP = "base_layer"
 ROWS_KEY = TOKENS.tensors[0].key
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
-def stored_tensors() -> tuple[tuple[str, Stored], ...]:
-    """Return (what `split_key` calls it, the tensor) of all that has a name of its own in files, each once."""
-    return _stored(tuple(ADAPTERS.values()))
 
 
 def split_key(key: str) -> tuple[str, str, str]:

@@ -50,14 +50,14 @@ def write_cards(
     model: Any, folder: Path, facts: tuple[ModelCardData, dict[str, Any]], repo_id: str | None = None
 ) -> None:
     """Write or update the card of every adapter of a model, in the folder that they were saved to."""
-    from ..files.names import CARD_NAME, WEIGHTS_NAMES, places_of
+    from ..files.names import CARD_NAME, WEIGHTS_NAME, places_of
     from ..files.tensors import read_tensors
     from ..hub.card.writing import write_card
 
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]
         place.mkdir(parents=True, exist_ok=True)  # TRL asks for cards before the first save
-        weights = place / WEIGHTS_NAMES[0]
+        weights = place / WEIGHTS_NAME
         tensors = read_tensors(weights) if weights.is_file() else model.get_adapter_state_dict(name)
         write_card(place / CARD_NAME, model, config, tensors, *facts, repo_id=repo_id)
 

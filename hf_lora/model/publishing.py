@@ -20,7 +20,7 @@ from ..errors import AdapterFileError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
-from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAMES, places_of
+from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, places_of
 from ..files.privacy import is_local_base, public_base
 from ..files.tensors import write_tensors
 from ..formats.contents import Contents
@@ -239,11 +239,11 @@ def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> N
     if base != before:
         config = (json.dumps({**json.loads(config), "base_model_name_or_path": base}, indent=2) + "\n").encode()
     write_atomically(target / CONFIG_NAME, config)
-    if (source / WEIGHTS_NAMES[0]).is_file():
-        shutil.copyfile(source / WEIGHTS_NAMES[0], target / WEIGHTS_NAMES[0])
+    if (source / WEIGHTS_NAME).is_file():
+        shutil.copyfile(source / WEIGHTS_NAME, target / WEIGHTS_NAME)
     else:
         notes = json.dumps(adapter.notes, sort_keys=True)
-        write_tensors(target / WEIGHTS_NAMES[0], adapter.tensors, {"format": "pt", NOTES_KEY: notes})
+        write_tensors(target / WEIGHTS_NAME, adapter.tensors, {"format": "pt", NOTES_KEY: notes})
     card = target / CARD_NAME
     if (source / CARD_NAME).is_file() and not card.exists():
         text = (source / CARD_NAME).read_bytes()
