@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,8 @@ def _is_whole(path: Path, repo_id: str, file: str, kwargs: Mapping[str, Any]) ->
 
 def _is_cached_base(repo_id: str, kwargs: Mapping[str, Any]) -> bool:
     """Return whether the cache holds a repo's config.json and no adapter_config.json."""
-    if kwargs.get("force_download"):
-        return False
-    return isinstance(_cached(repo_id, "config.json", kwargs), str) and not isinstance(
-        _cached(repo_id, CONFIG_NAME, kwargs), str
-    )
+    is_cached = {file: isinstance(_cached(repo_id, file, kwargs), str) for file in ("config.json", CONFIG_NAME)}
+    return is_cached["config.json"] and not is_cached[CONFIG_NAME] and not kwargs.get("force_download")
 
 
 def _lacks(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
@@ -155,14 +153,11 @@ def _lacks(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
     hf_hub_download would ask for half a minute whether the network has come back; a base that loads without the
     network goes on doing so.
     """
-    if _offline(kwargs):
-        return not isinstance(_cached(repo_id, file, kwargs), str)
-    try:
-        return not huggingface_hub.HfApi(token=kwargs.get("token")).file_exists(
-            repo_id, _inside(file, kwargs), revision=kwargs.get("revision")
-        )
-    except FAILURES:
-        return not isinstance(_cached(repo_id, file, kwargs), str)
+    if not _offline(kwargs):
+        api = huggingface_hub.HfApi(token=kwargs.get("token"))
+        with suppress(*FAILURES):
+            return not api.file_exists(repo_id, _inside(file, kwargs), revision=kwargs.get("revision"))
+    return not isinstance(_cached(repo_id, file, kwargs), str)
 
 
 def _cached(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> Any:

@@ -103,16 +103,11 @@ def _settle(directory: Path) -> None:
 
 def _is_due(directory: Path) -> bool:
     """Return whether the weights name the pending config as theirs, and not the one in place."""
-    noted = _noted(directory / WEIGHTS_NAME)
-    return noted is not None and _hash(directory / PENDING_NAME) == noted != _hash(directory / CONFIG_NAME)
-
-
-def _noted(weights: Path) -> str | None:
     try:
-        note = read_notes(weights).get(_CONFIG_NOTE)
+        noted = read_notes(directory / WEIGHTS_NAME).get(_CONFIG_NOTE)
     except AdapterFileError:
-        return None
-    return note if isinstance(note, str) else None
+        return False
+    return noted is not None and _hash(directory / PENDING_NAME) == noted != _hash(directory / CONFIG_NAME)
 
 
 def _hash(path: Path) -> str | None:

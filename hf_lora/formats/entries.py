@@ -11,7 +11,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import full_name
 from ..kinds.table import kind_of
 from ..layers.layer import own_tensor
-from ..variants.table import SAVED, TOKENS
+from ..variants.table import SAVED
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
@@ -42,11 +42,6 @@ class Entry:
     def is_saved(self) -> bool:
         """Whether it is a whole parameter."""
         return self.attribute == SAVED.name
-
-    @property
-    def is_rows(self) -> bool:
-        """Whether it is rows of a table."""
-        return self.attribute == TOKENS.name
 
 
 def entry_of(key: str, tensor: Tensor) -> Entry:

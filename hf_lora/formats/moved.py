@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError, full_name
 from ..targets.names import as_endings, is_inside, is_saved, match_names, parameter_names, saved_modules
+from ..variants.table import TOKENS
 from .entries import FACTORS, Entry, key_at, parameter_at
 from .keys import PREFIX, WRAP
 from .pairs import Pair, alpha_for, beside, stacked, with_sizes
@@ -102,7 +103,7 @@ def _carry(modules: Mapping[str, nn.Module], config: LoRAConfig, entry: Entry, n
         return
     place = place_of(key, modules, config) if leaf == "weight" else None
     full = full_name(*place[:2]) if place is not None else name
-    if entry.is_rows:
+    if entry.attribute == TOKENS.name:
         result.tables[old] = path
         result.put(key, entry.tensor)
     elif place is None or match_names(config.target_parameters or (), [full]):

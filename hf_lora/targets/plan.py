@@ -137,11 +137,9 @@ def saved_sites(module: nn.Module, name: str) -> list[Site]:
     """Return a site for every parameter and persistent buffer of a module and its children."""
     found = []
     for child_name, child in base_modules(module):
-        full = ".".join(part for part in (name, child_name) if part)
-        persistent = {k for k in child._buffers if k not in child._non_persistent_buffers_set}
-        for key, value in (*child._parameters.items(), *child._buffers.items()):
-            if value is not None and (key in child._parameters or key in persistent):
-                found.append(Site(key, SAVED.name, module=full))
+        buffers = {k: value for k, value in child._buffers.items() if k not in child._non_persistent_buffers_set}
+        held = [key for key, value in {**child._parameters, **buffers}.items() if value is not None]
+        found += [Site(key, SAVED.name, module=full_name(name, child_name)) for key in held]
     return found
 
 

@@ -205,9 +205,7 @@ def roles_of(model: nn.Module) -> dict[int, Role]:
 
 
 def _roles(layer: LoRALayer, adapter: Adapter, head: bool) -> Iterator[tuple[Tensor, Role]]:
-    for key, p in adapter._parameters.items():
-        if p is None:
-            continue
+    for key, p in adapter.named_parameters(recurse=False):
         part, decays = adapter.part_of(key), adapter.decays(key)
         if part == "head" and not head:  # a bias that trains along
             part = "other"

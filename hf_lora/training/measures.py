@@ -190,26 +190,26 @@ def _named(name: str) -> Measure:
 
 
 def _of_function(function: Callable[..., Any]) -> Measure:
-    def run(references: Any, predictions: Any, **options: Any) -> Any:
-        return function(predictions=predictions, references=references, **options)
-
     name = getattr(function, "__name__", type(function).__name__)
-    return Measure(name, "fitting", "a function of yours", run, _options(function))
+    return Measure(name, "fitting", "a function of yours", _by_name(function), _options(function))
 
 
 def _of_module(name: str, module: Any) -> Measure:
-    def run(references: Any, predictions: Any, **options: Any) -> Any:
-        return module.compute(predictions=predictions, references=references, **options)
-
     features = module.features[0] if isinstance(module.features, list) else module.features
     column = features.get("predictions")
     dtype = str(getattr(getattr(column, "feature", column), "dtype", ""))  # a column of lists has a feature
     for kind, starts in (("classes", ("int", "uint", "bool")), ("numbers", ("float",)), ("texts", ("string",))):
         if set(features) == {"predictions", "references"} and dtype.startswith(starts):
-            return Measure(name, kind, f"evaluate's {module.name}", run, _options(module._compute))
+            return Measure(name, kind, f"evaluate's {module.name}", _by_name(module.compute), _options(module._compute))
     raise ConfigError(
         f"the metric {name!r} compares {dict(features)}, which a Trainer's predictions and labels are not; hand in a "
         "function of (predictions, references)."
+    )
+
+
+def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda references, predictions, **options: function(
+        predictions=predictions, references=references, **options
     )
 
 

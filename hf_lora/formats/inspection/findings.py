@@ -1,4 +1,4 @@
-"""What to know before using an adapter: at most eight findings, each of which changes what somebody would do.
+"""What to know before using an adapter: findings of seven kinds, each of which changes what somebody would do.
 
 Nothing is loaded, so that what only values show (a zero lora_B, a number that is not finite) is not found here.
 """

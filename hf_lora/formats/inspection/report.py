@@ -19,7 +19,7 @@ _MOST_ROWS, _WIDEST = 12, 240  # lines of the table, characters of a line; to_di
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an adapter is. findings: what to know before using it, at most eight things; empty where there is nothing.
+    """What an adapter is. findings: what to know before using it; empty where there is nothing.
 
     format: whose files these are. base: id, revision, commit, class, as far as config and notes tell. r, alpha,
     scaling: the config's; ranks: how many layers have which in the file. saved: parameters of what is trained besides.
