@@ -100,32 +100,25 @@ def test_two_of_three_blocks_are_taken_for_query_and_value_and_that_is_said(tmp_
 # --- loralib: whole models --------------------------------------------------------------------------------------------
 
 
-def _without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
 def _bert_in_loralib(ranks: dict[str, int]) -> nn.Module:
     """Return the small BERT with loralib's layers in place of those whose names end in a key."""
-    model = tiny("bert_mlm")
+    model = tiny("bert_mlm", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     for name, module in list(model.named_modules()):
         r = next((r for ending, r in ranks.items() if name.endswith(ending)), None)
         if r is not None:
             layer = loralib.Linear(module.in_features, module.out_features, r=r, lora_alpha=16)
             layer.load_state_dict(module.state_dict(), strict=False)
             model.set_submodule(name, layer)
-    return _without_dropout(randomised(model)).train()  # in eval loralib would merge
+    return randomised(model).train()  # in eval loralib would merge
 
 
 def _gpt2_in_loralib(enabled: list[bool]) -> nn.Module:
-    model = tiny("gpt2")
+    model = tiny("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     for block in model.transformer.h:
         layer = loralib.MergedLinear(16, 48, r=3, lora_alpha=16, enable_lora=enabled, fan_in_fan_out=True)
         layer.load_state_dict(block.attn.c_attn.state_dict(), strict=False)
         block.attn.c_attn = layer
-    return _without_dropout(randomised(model)).train()
+    return randomised(model).train()
 
 
 @pytest.mark.parametrize(("enabled", "suffix"), [([True, True, True], "pt"), ([False, True, True], "safetensors")])

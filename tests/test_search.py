@@ -59,13 +59,11 @@ def trainer(search: LoRASearch, out: Path, cls: type[Trainer] = Trainer, **chang
 
 
 def run(search: LoRASearch, out: Path, n_trials: int = 4, cls: type[Trainer] = Trainer, **changes: Any) -> Any:
-    given: dict[str, Any] = {"hp_space": search.hp_space, "direction": "minimize"}
-    given |= {
-        key: changes.pop(key) for key in (*given, "pruner", "catch", "compute_objective", "n_jobs") if key in changes
-    }
+    """Search; changes go to the Trainer's arguments where these have such a name, else to the search."""
+    fields = {name: changes.pop(name) for name in set(changes) & TrainingArguments.__dataclass_fields__.keys()}
     sampler = optuna.samplers.RandomSampler(seed=0)
-    made = trainer(search, out, cls, **changes)
-    return made.hyperparameter_search(backend="optuna", n_trials=n_trials, sampler=sampler, **given)
+    given = {"hp_space": search.hp_space, "direction": "minimize", "sampler": sampler, **changes}
+    return trainer(search, out, cls, **fields).hyperparameter_search(backend="optuna", n_trials=n_trials, **given)
 
 
 class Watched(Trainer):
