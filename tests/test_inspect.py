@@ -118,6 +118,14 @@ def test_a_weights_file_alone_is_read_and_its_config_missed(adapter: Path, tmp_p
     assert inspect_adapter(tmp_path / "x.safetensors").format == "loralib"
 
 
+def test_of_a_save_that_was_cut_off_the_config_of_the_weights_is_told(adapter: Path, tmp_path: Path) -> None:
+    later = saved(tmp_path / "later", r=4)
+    (later / WEIGHTS).replace(adapter / WEIGHTS)
+    (later / CONFIG).replace(adapter / f".{CONFIG}.pending")
+    seen = inspect_adapter(adapter)
+    assert (seen.r, seen.ranks, seen.findings) == (4, {4: 8}, ())
+
+
 def test_shards_are_read_together(adapter: Path) -> None:
     tensors = load_file(adapter / WEIGHTS)
     names = sorted(tensors)

@@ -25,8 +25,7 @@ FACTORS = ("lora_A", "lora_B")
 class Entry:
     """A tensor of a file, and where it lies today.
 
-    path: its module's full name; wraps: PEFT's wrappers after it; attribute: see `split_key`; weight: the full name of
-    the parameter that it stands for, as long as that is a layer's.
+    path: its module's full name; wraps: PEFT's wrappers after it; attribute: see `split_key`.
     """
 
     key: str
@@ -35,7 +34,6 @@ class Entry:
     leaf: str
     attribute: str
     tensor: Tensor
-    weight: str
     today: Today
 
     @property
@@ -49,7 +47,7 @@ def entry_of(key: str, tensor: Tensor) -> Entry:
     path, leaf, attribute = split_key(key)
     module, wraps = unwrapped(path)
     weight = full_name(module, leaf if attribute == SAVED.name else "weight")
-    return Entry(key, module, wraps, leaf, attribute, tensor, weight, Today((weight,)))
+    return Entry(key, module, wraps, leaf, attribute, tensor, Today((weight,)))
 
 
 def key_at(entry: Entry, path: str) -> str:

@@ -109,8 +109,8 @@ def _placed(
     """
     entries = [entry_of(key, tensor) for key, tensor in tensors.items()]
     lost = [entry for entry in entries if places[entry.key] is None]
-    table = todays_names(modules[""], [entry.weight for entry in lost])
-    newer = {entry.key: table[entry.weight] for entry in lost if entry.weight in table}
+    table = todays_names(modules[""], [entry.today.names[0] for entry in lost])
+    newer = {entry.key: table.get(entry.today.names[0], entry.today) for entry in lost}
     renamed = [replace(entry, today=newer.get(entry.key, entry.today)) for entry in entries]
     homeless = _homeless(modules, config, renamed)
     if not homeless:

@@ -16,6 +16,7 @@ from ...files.safetensors_header import Header, header_size, read_header
 from ...files.sources import Source
 from ...files.strict_json import read_json
 from ...files.tensors import notes_of, read_file_header
+from ...files.transaction import find_config
 from ...variants.table import scaling_of
 from .. import adapterhub
 from ..opening import adapters_below
@@ -36,7 +37,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     """
     source = Source.of(os.fspath(name), hub_kwargs)
     files = _files(source)
-    path = None if source.is_file else source.find(CONFIG_NAME)
+    path = None if source.is_file else find_config(source)
     config = {} if path is None else read_json(path)
     weights, missing = _weights(source, files)
     if path is None and not weights:
