@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from ..variants.row import Row, Stored
+from ..variants.row import Row
 from ..variants.table import ADAPTERS, SAVED, TOKENS
 
 __all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "split_key", "unwrapped"]
@@ -25,7 +25,7 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 def split_key(key: str) -> tuple[str, str, str]:
     """Return (path, leaf, the adapter's attribute, or its role where it is a copy) of a key, PEFT's prefix aside."""
-    leaves = _leaves(tuple(ADAPTERS.values()))
+    leaves, _ = _spellings(tuple(ADAPTERS.values()))
     path, _, last = key.removeprefix(PREFIX).rpartition(".")
     before, _, word = path.rpartition(".")
     pair = f"{word}.{last}"
@@ -50,7 +50,7 @@ def plain_keys(keys: Iterable[str]) -> dict[str, str]:
     {'module.base_model.model.fc.lora_A.default.weight': 'base_model.model.fc.lora_A.weight', \
 'fc.lora_B.default.weight': 'base_model.model.fc.lora_B.weight'}
     """
-    named = _with_adapter(tuple(ADAPTERS.values()))
+    _, named = _spellings(tuple(ADAPTERS.values()))
     bare = {key: _unwrapped(key) for key in keys if "original_module" not in key.split(".")}
     adapters = {found["adapter"] for name in bare.values() if (found := named.search(name))} | {"default"}
     saved = re.compile(rf"\.modules_to_save(\.({'|'.join(map(re.escape, adapters))}))?(?=\.)")
@@ -66,18 +66,11 @@ def _unwrapped(key: str) -> str:
 
 
 @cache
-def _stored(rows: tuple[Row, ...]) -> tuple[tuple[str, Stored], ...]:
-    named = ((s.attribute if row.low_rank else row.name, s) for row in rows for s in row.tensors if s.keys)
-    return tuple({stored.key: (name, stored) for name, stored in named}.values())
-
-
-@cache
-def _leaves(rows: tuple[Row, ...]) -> dict[str, str]:
-    return {key: name for name, stored in _stored(rows) for key in stored.keys}
-
-
-@cache
-def _with_adapter(rows: tuple[Row, ...]) -> re.Pattern[str]:
-    """Return what the end of a key with an adapter's name inside looks like."""
-    stems = "|".join(re.escape(stem.rpartition(".")[2]) for _, each in _stored(rows) for stem in each.stems)
-    return re.compile(rf"(?<![^.])(?P<stem>{stems})\.(?P<adapter>(?!weight$|bias$)[^.]+)(?P<end>\.weight|\.bias)?$")
+def _spellings(rows: tuple[Row, ...]) -> tuple[dict[str, str], re.Pattern[str]]:
+    """Return the attribute or role of each leaf, and what a key with an adapter's name inside ends in."""
+    every = {s.key: (s.attribute if row.low_rank else row.name, s) for row in rows for s in row.tensors if s.keys}
+    leaves = {key: name for name, stored in every.values() for key in stored.keys}
+    stems = "|".join(re.escape(stem.rpartition(".")[2]) for _, stored in every.values() for stem in stored.stems)
+    return leaves, re.compile(
+        rf"(?<![^.])(?P<stem>{stems})\.(?P<adapter>(?!weight$|bias$)[^.]+)(?P<end>\.weight|\.bias)?$"
+    )

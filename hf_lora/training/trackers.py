@@ -49,8 +49,12 @@ def lora_scalars(model: Any) -> dict[str, float]:
     0.0
     """
     places = list(_places(model._lora))
+    stackable: dict[Any, list[_Place]] = defaultdict(list)  # places whose factors have one shape
+    for place in places:
+        a, b, _ = place[-1]
+        stackable[a.shape, b.shape, a.dtype, a.device].append(place)
     measured: dict[int, dict[str, float]] = {}
-    for alike in _of_one_shape(places):
+    for alike in stackable.values():
         measured |= zip((id(place[3]) for place in alike), _measured(alike), strict=True)
     found: dict[str, list[float]] = defaultdict(list)
     for name, group, _, adapter, _ in places:
@@ -75,15 +79,6 @@ def _is_whole(adapter: Adapter) -> bool:
     return all(is_plain(t) and not t.is_meta and tuple(t.shape) == sizes[n] for n, t in adapter.tensors().items())
 
 
-def _of_one_shape(places: list[_Place]) -> list[list[_Place]]:
-    """Return the places in groups whose factors can be stacked."""
-    groups: dict[Any, list[_Place]] = defaultdict(list)
-    for place in places:
-        a, b, _ = place[-1]
-        groups[a.shape, b.shape, a.dtype, a.device].append(place)
-    return list(groups.values())
-
-
 def _measured(places: list[_Place]) -> Iterator[dict[str, float]]:
     """Yield what is measured of each place; their factors have one shape."""
     a, b = (torch.stack(factors) for factors in zip(*(place[-1][:2] for place in places), strict=True))
@@ -103,11 +98,8 @@ def _base_rows(layer: LoRALayer, adapter: Adapter) -> Tensor | None:
     weight = own_tensor(layer, adapter.parameter)
     if weight is None or weight.is_meta or not is_plain(weight):
         return None
-    shape, rows = _BASE_ROWS.get(adapter) or (None, None)
-    if rows is None or shape != weight.shape:  # a table may have been resized since
-        rows = adapter.row_lengths(weight)
-        if rows is None:
-            return None
-        rows = rows.to("cpu", torch.float64)
+    shape, rows = _BASE_ROWS.get(adapter, (None, None))
+    if shape != weight.shape and (found := adapter.row_lengths(weight)) is not None:  # or a table was resized since
+        rows = found.to("cpu", torch.float64)
         _BASE_ROWS[adapter] = weight.shape, rows
     return rows
