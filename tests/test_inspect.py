@@ -118,6 +118,20 @@ def test_a_weights_file_alone_is_read_and_its_config_missed(adapter: Path, tmp_p
     assert inspect_adapter(tmp_path / "x.safetensors").format == "loralib"
 
 
+@pytest.mark.parametrize(("a", "usable"), [(4, True), (2, True), (3, False)])
+def test_a_layer_merged_of_two_pairs_can_be_used_where_loralib_s_or_the_oldest_peft_s(
+    a: int, usable: bool, tmp_path: Path
+) -> None:
+    factors = {"lora_A": torch.ones(a, 4), "lora_B": torch.ones(8, 2)}
+    save_file({f"layer.{name}": factor for name, factor in factors.items()}, tmp_path / "x.safetensors")
+    assert inspect_adapter(tmp_path / "x.safetensors").is_usable is usable
+    save_file({f"base_model.model.layer.{name}.weight": t for name, t in factors.items()}, tmp_path / WEIGHTS)
+    values = {"peft_type": "LORA", "r": 2, "target_modules": ["layer"], "base_model_name_or_path": "a/b"}
+    for enabled, wanted in (([True, False, True], usable), (None, a == 2)):
+        (tmp_path / CONFIG).write_text(json.dumps({**values, "enable_lora": enabled}))
+        assert inspect_adapter(tmp_path).is_usable is wanted
+
+
 def test_of_a_save_that_was_cut_off_the_config_of_the_weights_is_told(adapter: Path, tmp_path: Path) -> None:
     later = saved(tmp_path / "later", r=4)
     (later / WEIGHTS).replace(adapter / WEIGHTS)
@@ -192,6 +206,7 @@ TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
     "half a pair": ("tensors", lambda t: t.pop(A0)),
     "another rank": ("tensors", lambda t: t.update({A0: torch.ones(3, 8), B0: torch.ones(24, 3)})),
     "two ranks in a pair": ("tensors", lambda t: t.update({A0: torch.ones(3, 8)})),
+    "no rank in a pair": ("tensors", lambda t: t.update({A0: torch.tensor(1.0), B0: torch.tensor(1.0)})),
     "a DoRA length": ("tensors", lambda t: t.update({key(0, "attn.c_attn", "lora_magnitude_vector"): torch.ones(24)})),
     "an empty shard": ("tensors", lambda t: t.update({A0: torch.ones(2, 0)})),
     "a base": ("tensors", lambda t: t.clear() or t.update({"x.weight": torch.ones(2)})),
@@ -306,7 +321,9 @@ def test_pickles_are_never_opened(adapter: Path, tmp_path: Path) -> None:
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     seen = inspect_adapter(adapter)
     assert [(f.code, f.fatal) for f in seen.findings] == [("pickle", False)]
-    (adapter / "adapter_model.bin").unlink()
+    (adapter / "adapter_model.bin").rename(adapter / "adapter_model.bin.index.json")  # of pickled shards
+    assert inspect_adapter(adapter).findings == seen.findings
+    (adapter / "adapter_model.bin.index.json").unlink()
     assert not inspect_adapter(adapter).is_usable
 
 

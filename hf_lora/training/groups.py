@@ -63,7 +63,7 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     [(0.001, 0.1, 1), (0.016, 0.1, 1), (0.001, 0.0, 1)]
     """
     problems = check_rate("learning_rate", learning_rate)
-    if problems := problems + (check_rate("weight_decay", weight_decay) if weight_decay else []):
+    if problems := problems + check_rate("weight_decay", weight_decay or None, optional=True):
         raise ConfigError(f"parameter_groups: {' '.join(problems)}")
     check_trains(model)
     roles, rates = roles_of(model), rates_of(model)

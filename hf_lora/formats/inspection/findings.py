@@ -52,13 +52,17 @@ def of_base(base: Any) -> Iterator[Finding]:
         yield Finding("base", f"{told}; give its Hub id by hand (base_model=...)")
 
 
-def of_tensors(layout: Layout, config: LoRAConfig | None) -> Iterator[Finding]:
-    """Yield where a file's tensors fit neither each other nor the config, so that loading would refuse them."""
+def of_tensors(layout: Layout, config: LoRAConfig | None, may_be_merged: bool) -> Iterator[Finding]:
+    """Yield where a file's tensors fit neither each other nor the config, so that loading would refuse them.
+
+    may_be_merged: whether an A may be several, of one B each (loralib's MergedLinear).
+    """
     problems = [] if layout.adapted else ["the file holds no low-rank tensors"]
     are_experts = config is not None and bool(config.target_parameters)
     for path, parts in layout.adapted.items():
         module = unwrapped(path)[0]
-        if found := _misfit(parts, config.rank_of(module) if config and layout.names == "PEFT" else 0, are_experts):
+        wanted = config.rank_of(module) if config and layout.names == "PEFT" else 0
+        if found := _misfit(parts, wanted, are_experts, may_be_merged):
             problems.append(f"{module} {found}")
     for row in FORMULAS.values() if config is not None else ():
         held, of, asked = layout.holding(row), len(layout.adapted), is_on(config, row.switch)
@@ -68,18 +72,21 @@ def of_tensors(layout: Layout, config: LoRAConfig | None) -> Iterator[Finding]:
         yield Finding("tensors", some(problems, between="; "), True)
 
 
-def _misfit(parts: Parts, wanted: int, are_experts: bool) -> str:
+def _misfit(parts: Parts, wanted: int, are_experts: bool, may_be_merged: bool) -> str:
     """Return what is wrong with the tensors of one adapted parameter. wanted: the config's rank, 0 for any."""
-    ranks = sorted(ranks_of(parts))
+    ranks = ranks_of(parts)
     if not {"lora_A", "lora_B"} <= parts.keys():
         return f"has only {' and '.join(sorted(parts))}"
     if any(0 in entry.shape for entry in parts.values()):
         return "is empty, as the shard of a run that saved no whole adapter"
-    if len(ranks) != 1:
-        return f"has an A and a B of the ranks {ranks}"
-    if not wanted or ranks == [wanted] or (are_experts and ranks[0] % wanted == 0):
+    if not ranks:
+        return "has an A and a B without a rank"
+    a, b = ranks[0], ranks[-1]
+    if a != b and (a % b or not may_be_merged):
+        return f"has an A and a B of the ranks {sorted(ranks)}"
+    if not wanted or b == wanted or (are_experts and b % wanted == 0):
         return ""
-    return f"has rank {ranks[0]}, but the config says {wanted}"
+    return f"has rank {b}, but the config says {wanted}"
 
 
 def of_coverage(layout: Layout, config: LoRAConfig | None) -> Iterator[Finding]:

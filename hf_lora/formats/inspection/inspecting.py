@@ -56,7 +56,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
         r=r,
         alpha=alpha,
         scaling=scaling_of(config).of(alpha, r) if r and r > 0 and alpha is not None else None,
-        ranks=dict(sorted(Counter(rank for parts in layout.adapted.values() for rank in ranks_of(parts)).items())),
+        ranks=dict(sorted(Counter(rank for parts in layout.adapted.values() for rank in {*ranks_of(parts)}).items())),
         targets=tuple(layout.targets()),
         saved={module: sum(prod(entry.shape) for entry in own) for module, own in layout.saved.items()},
         tensors=len(tensors),
@@ -76,7 +76,7 @@ def _findings(config: Mapping[str, Any] | None, form: str, layout: Layout) -> It
     if config is not None and "peft_type" in config:
         yield from of_base(config.get("base_model_name_or_path"))
     if layout.adapted or layout.saved:
-        yield from of_tensors(layout, parsed)
+        yield from of_tensors(layout, parsed, layout.names == "loralib" or bool((config or {}).get("enable_lora")))
         yield from of_coverage(layout, parsed)
 
 
@@ -101,13 +101,15 @@ def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[
         if not source.name.endswith(".safetensors"):
             raise AdapterFileError(f"{source.name} is no .safetensors file: a pickle is not opened to look at it.")
         return [*files], []
-    named = [file for file in (*WEIGHTS_NAMES, *adapterhub.WEIGHTS) if file in files]
-    if whole := [file for file in named if file.endswith(".safetensors")]:
-        return whole[:1], []
-    if f"{WEIGHTS_NAME}.index.json" in files:
+    names = [file for name in WEIGHTS_NAMES for file in (name, f"{name}.index.json")]  # in the order of loading
+    found = next((file for file in (*names, *adapterhub.WEIGHTS) if file in files), "")
+    if found.endswith(".safetensors"):
+        return [found], []
+    if found == f"{WEIGHTS_NAME}.index.json":
         return [file for file in files if file.startswith("adapter_model-") and file.endswith(".safetensors")], []
-    if named:
-        text = f"{named[0]} is a pickle: hf_lora reads it as data, but another tool that opens it may run its code"
+    if found:
+        name = found.removesuffix(".index.json")
+        text = f"{name} is a pickle: hf_lora reads it as data, but another tool that opens it may run its code"
         return [], [Finding("pickle", text)]
     return [], [Finding("weights", f"there is neither {' nor '.join(WEIGHTS_NAMES)}, whole or with an index", True)]
 

@@ -23,10 +23,10 @@ _NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])")
 Parts = dict[str, TensorEntry]  # of one adapted parameter, by the adapter's attribute
 
 
-def ranks_of(parts: Parts) -> set[int]:
+def ranks_of(parts: Parts) -> tuple[int, ...]:
     """Return the rank that A and the rank that B has."""
     a, b = (parts[part].shape if part in parts else () for part in ("lora_A", "lora_B"))
-    return {*a[:1], *b[1:2]}
+    return (*a[:1], *b[1:2])
 
 
 def _shape_of(parts: Parts) -> tuple[int, ...]:
