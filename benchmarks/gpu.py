@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from . import correctness, llama, operations
+from . import correctness, dropout, llama, operations
 from .measure import Budget, Options, Row, machine
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton")
 PARTS: Mapping[str, Callable[[Options], Iterator[Row]]] = {
     "correct": correctness.run,
+    "dropout": dropout.run,
     "step": llama.steps,
     "tokens": llama.tokens,
     "operations": operations.on_device,

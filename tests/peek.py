@@ -24,6 +24,7 @@ PLACES = {
     "demo": "hf_lora.cli.demo",
     "dropout": "hf_lora.maths.dropout",
     "Draw": "hf_lora.maths.dropout:Draw",
+    "MaskDraw": "hf_lora.maths.dropout:MaskDraw",
     "EvaluatedModel": "hf_lora.training.columns:EvaluatedModel",
     "Metrics": "hf_lora.training.metrics:Metrics",
     "may_hang": "hf_lora.config.expressions:may_hang",

@@ -8,15 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from .peek import Draw, dropout
+from .peek import Draw, MaskDraw, dropout
 
-CPU = torch.device("cpu")
+every_draw = pytest.mark.parametrize("cls", [Draw, MaskDraw])  # a CPU's, a GPU's
 every_p = pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.95])
 
 
-def mask(rows: int, width: int, p: float) -> Tensor:
+def kept(draw: Draw | MaskDraw, rows: int, width: int) -> Tensor:
+    """Return a draw as a float64 matrix, 0 where an element is dropped and 1 elsewhere."""
+    return (draw(torch.ones(rows, width, dtype=torch.float64)) != 0).double()
+
+
+def mask(rows: int, width: int, p: float, cls: type = Draw) -> Tensor:
     """Return one draw as a float64 matrix, 1 where an element is dropped."""
-    return 1 - Draw(rows, width, p, CPU)(torch.ones(rows, width, dtype=torch.float64))
+    return 1 - kept(cls(rows, width, p), rows, width)
 
 
 def sigmas(found: float, expected: float, variance: float) -> float:
@@ -54,44 +59,69 @@ def test_the_number_of_dropped_elements_varies_as_a_binomial_does() -> None:
 
 def test_positions_in_a_large_matrix_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own integers are not: of n = 3 * 2^26 the lowest third gets 0.344 of them, 30 sigmas too many."""
-    monkeypatch.setattr(dropout, "_CHUNK", {})
+    monkeypatch.setattr(dropout, "_CHUNK", 1 << 40)
     rows, width = 3 << 13, 1 << 13
-    ((_, positions),) = Draw(rows, width, 0.01, CPU)._parts()
+    ((_, positions),) = Draw(rows, width, 0.01)._parts()
     low = int((positions < rows * width // 3).sum())
     assert sigmas(low, len(positions) / 3, len(positions) * 2 / 9) < 4
 
 
+@every_draw
 @pytest.mark.parametrize("p", [0.2, 0.8])
 @pytest.mark.parametrize("chunk", [1, 50, 1 << 20])
 def test_products_with_a_dropped_matrix_equal_those_with_its_copy(
-    p: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+    cls: type, p: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dropout, "_CHUNK", {"cpu": chunk})
+    monkeypatch.setattr(dropout, "_CHUNK", chunk)
     x, a, ds, dx = (torch.randn(shape, dtype=torch.float64) for shape in ((9, 20), (3, 20), (9, 3), (9, 20)))
-    draw = Draw(9, 20, p, CPU)
-    kept = draw(torch.ones_like(x))
-    assert 0 < kept.mean() < 1
-    assert torch.equal(draw(x), x * kept)
-    assert torch.allclose(draw.times(x, a), (x * kept) @ a.t())
-    want = dx + kept * (ds @ a)
-    assert torch.allclose(draw.backward(ds, x, a, dx), ds.t() @ (x * kept))
-    assert torch.allclose(dx, want)
+    draw = cls(9, 20, p)
+    there = kept(draw, 9, 20)
+    assert 0 < there.mean() < 1
+    share = there / (1 - p) / draw.gain
+    torch.testing.assert_close(draw(x), x * share)
+    torch.testing.assert_close(draw.times(x, a), (x * share) @ a.t())
+    want = dx + share * (ds @ a)
+    torch.testing.assert_close(draw.backward(ds, x, a, dx), ds.t() @ (x * share))
+    torch.testing.assert_close(dx, want)
     assert draw.backward(ds, None, a, dx) is None
-    assert torch.allclose(dx, want + kept * (ds @ a))
-    assert torch.allclose(draw.backward(ds, x, a, None), ds.t() @ (x * kept))
+    torch.testing.assert_close(dx, want + share * (ds @ a))
+    torch.testing.assert_close(draw.backward(ds, x, a, None), ds.t() @ (x * share))
 
 
-def test_manual_seed_makes_a_draw_reproducible_and_draws_differ() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_mask_is_added_to_a_gradient_of_any_dtype_and_goes_where_autograd_keeps_things(dtype: torch.dtype) -> None:
+    draw, p = MaskDraw(5, 8, 0.5), 0.5
+    x, a, ds = torch.ones(5, 8, dtype=dtype), torch.ones(2, 8, dtype=dtype), torch.ones(5, 2, dtype=dtype)
+    there = draw(x)
+    given = draw.give_up_mask()
+    assert (given.shape, given.dtype) == ((5, 8), torch.bool)
+    draw.take_mask(given)
+    dx = torch.zeros_like(x)
+    draw.backward(ds, x, a, dx)
+    assert dx.dtype is dtype
+    assert torch.equal(dx, there * 2)
+    assert set(there.unique().tolist()) == {0.0, 1 / (1 - p)}
+
+
+@every_draw
+def test_manual_seed_makes_a_draw_reproducible_and_draws_differ(cls: type) -> None:
     torch.manual_seed(5)
-    first, second = mask(20, 30, 0.3), mask(20, 30, 0.3)
+    first, second = mask(20, 30, 0.3, cls), mask(20, 30, 0.3, cls)
     torch.manual_seed(5)
-    assert torch.equal(mask(20, 30, 0.3), first)
+    assert torch.equal(mask(20, 30, 0.3, cls), first)
     assert not torch.equal(first, second)
 
 
-def test_an_empty_matrix_and_tiny_probabilities_drop_nothing() -> None:
+@every_draw
+def test_an_empty_matrix_drops_nothing(cls: type) -> None:
     for rows, width in ((0, 5), (5, 0)):
-        assert Draw(rows, width, 0.5, CPU)(torch.ones(rows, width)).shape == (rows, width)
-        assert Draw(rows, width, 0.5, CPU).times(torch.ones(rows, width), torch.ones(2, width)).shape == (rows, 2)
+        x, a, ds = torch.ones(rows, width), torch.ones(2, width), torch.ones(rows, 2)
+        draw = cls(rows, width, 0.5)
+        assert draw.times(x, a).shape == (rows, 2)
+        assert draw(x).shape == (rows, width)
+        assert torch.equal(draw.backward(ds, x, a, torch.ones_like(x)), torch.zeros(2, width))
+
+
+def test_tiny_probabilities_drop_nothing_and_great_ones_everything() -> None:
     assert mask(5, 5, 1e-12).sum() == 0
     assert mask(5, 5, 1 - 1e-12).sum() == 25

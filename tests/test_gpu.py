@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +37,9 @@ def test_every_part_runs_and_finds_the_device_right(
     assert {"date", "device", "versions", "memory"} < record.keys()
     assert {"torch", "transformers", "peft", "python"} < record["versions"].keys()
     parts = record["parts"]
-    assert list(parts) == ["correct", "step", "tokens", "operations", "kernels"]
-    assert [part["error"] for part in parts.values()] == [None] * 5
-    wrong = [row for row in parts["correct"]["rows"] if not row["ok"]]
+    assert list(parts) == ["correct", "dropout", "step", "tokens", "operations", "kernels"]
+    assert [part["error"] for part in parts.values()] == [None] * 6
+    wrong = [row for name in ("correct", "dropout") for row in parts[name]["rows"] if not row["ok"]]
     assert wrong == []
     assert len(parts["correct"]["rows"]) > 90
     arms = {name: {row["arm"] for row in parts[name]["rows"]} for name in ("step", "tokens", "operations")}
@@ -79,5 +81,29 @@ def test_what_a_part_found_before_it_failed_is_kept_and_the_others_run(
 
 def test_without_time_everything_is_recorded_as_skipped(tmp_path: Path) -> None:
     status, record = run(tmp_path, "--minutes", "0")
-    assert [(part["skipped"], part["rows"]) for part in record["parts"].values()] == [(True, [])] * 5
+    assert [(part["skipped"], part["rows"]) for part in record["parts"].values()] == [(True, [])] * 6
     assert status == 0
+
+
+INTERPRETED = """
+import torch
+from benchmarks.dropout_kernels import BitDraw
+
+for rows, width, r in ((5, 33, 3), (130, 96, 16), (9, 40, 130), (0, 7, 2)):
+    x, a, ds, dx = (torch.randn(shape) for shape in ((rows, width), (r, width), (rows, r), (rows, width)))
+    draw = BitDraw(rows, width, 0.3, torch.device("cpu"))
+    kept = draw(torch.ones(rows, width))
+    assert not rows or 0.5 < float(kept.mean()) < 0.9
+    want = dx + kept * (ds @ a)
+    torch.testing.assert_close(draw.times(x, a), (x * kept) @ a.t(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(draw.backward(ds, x, a, dx), ds.t() @ (x * kept), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dx, want, atol=1e-4, rtol=1e-4)
+"""
+
+
+def test_the_candidate_kernels_are_right_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton")  # comes with torch for CUDA
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-c", INTERPRETED], check=True, cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )

@@ -18,11 +18,20 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_lora import LoRAConfig, add_lora
 
-from .peek import add_up, down, lora_linear
+from .peek import Draw, MaskDraw, add_up, down, dropout, lora_linear
 
 IN, OUT, R, SCALING = 6, 10, 2, 1.5
 layouts = pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
 every_p = pytest.mark.parametrize("p", [0.0, 0.3, 0.8])
+
+
+@pytest.fixture(params=[Draw, MaskDraw])
+def _either_draw(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute on the CPU with a CPU's draw, and with a GPU's."""
+    monkeypatch.setattr(dropout, "Draw", request.param)
+
+
+either_draw = pytest.mark.usefixtures("_either_draw")
 
 
 def adapted_layer(layer: nn.Module | None = None, **changes: Any) -> Any:
@@ -126,6 +135,7 @@ def general(p: float) -> Callable[..., Tensor]:
     return call
 
 
+@either_draw
 @every_p
 @pytest.mark.parametrize("way", ["linear", "conv1d", "general"])
 def test_first_and_second_derivatives_pass_gradcheck(way: str, p: float) -> None:
@@ -138,6 +148,7 @@ def test_first_and_second_derivatives_pass_gradcheck(way: str, p: float) -> None
         torch.testing.assert_close(call(*args), seeded(p, False)(*args))
 
 
+@either_draw
 def test_dropout_scales_what_is_kept_and_leaves_the_frozen_branch_alone() -> None:
     x = torch.ones(2000, IN, dtype=torch.float64)
     _, weight, bias, a, b = tensors(x)
@@ -183,6 +194,16 @@ def test_only_the_input_itself_and_its_small_projection_are_saved(transposed: bo
     assert not held, "what hangs on the context is memory that saved_tensors_hooks do not see"
 
 
+def test_a_gpus_dropout_keeps_a_byte_an_element_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "Draw", MaskDraw)
+    x, weight, bias, a, b = tensors(torch.randn(100, IN, dtype=torch.float64))
+    with saving() as saved:
+        lora_linear(x, weight.detach(), bias.detach(), a, b, SCALING, 0.3, False)
+    own = {t.data_ptr() for t in (x, weight, a, b)}
+    others = [t for t in saved if t.data_ptr() not in own]
+    assert [(t.shape, t.element_size()) for t in others] == [((100, R), 8), ((100, IN), 1)]
+
+
 @layouts
 def test_nothing_of_the_outputs_size_is_made_twice(transposed: bool) -> None:
     tokens, size = 100, 100 * OUT * 8
@@ -205,14 +226,14 @@ def test_the_gradient_of_the_input_is_computed_only_where_something_wants_it() -
         y = lora_linear(x.detach().requires_grad_(wanted), weight.detach(), bias.detach(), a, b, SCALING, 0.0, False)
         with Counting() as counted:
             y.sum().backward()
-        products.append(sum(n for name, n in counted.calls.items() if name in ("aten::mm", "aten::addmm_")))
+        products.append(
+            sum(n for name, n in counted.calls.items() if name in ("aten::mm", "aten::addmm", "aten::addmm_"))
+        )
     assert products == [5, 3]  # dS, dB, dA; dX and what is added to it
 
 
 def test_dropping_makes_no_tensor_of_the_inputs_size_beyond_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from .peek import dropout
-
-    monkeypatch.setattr(dropout, "_CHUNK", {"cpu": 10 * IN})
+    monkeypatch.setattr(dropout, "_CHUNK", 10 * IN)
     x, weight, bias, a, b = tensors(torch.randn(400, IN, dtype=torch.float64))
     with Counting() as counted:
         y = lora_linear(x, weight.detach(), bias.detach(), a, b, SCALING, 0.05, False)
@@ -220,6 +241,7 @@ def test_dropping_makes_no_tensor_of_the_inputs_size_beyond_one_chunk(monkeypatc
     assert counted.made[x.numel() * 8] == 1  # dX
 
 
+@either_draw
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_autocast_computes_as_it_does_without_adapters_and_saves_no_cast(p: float) -> None:
     x, weight, bias, a, b = tensors(torch.randn(50, IN), dtype=torch.float32)
@@ -229,7 +251,7 @@ def test_autocast_computes_as_it_does_without_adapters_and_saves_no_cast(p: floa
         plain = F.linear(x, weight, bias)
     assert torch.equal(y, plain)
     assert y.dtype is torch.bfloat16
-    assert {t.dtype for t in saved if t.numel() >= x.numel()} == {torch.float32}
+    assert {t.dtype for t in saved if t.numel() >= x.numel() and t.is_floating_point()} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
         y = lora_linear(x, weight, bias, a, b, SCALING, 0.0, False)
         y.float().square().sum().backward()  # inside autocast as well
@@ -240,6 +262,7 @@ def test_autocast_computes_as_it_does_without_adapters_and_saves_no_cast(p: floa
         assert (got.grad - want.grad).norm() < 0.02 * want.grad.norm()
 
 
+@either_draw
 def test_a_dropped_convolution_computes_in_backward_as_autocast_had_it_in_forward() -> None:
     model = adapted_layer(nn.Conv1d(IN, OUT, 3), lora_dropout=0.3).train()
     x, seen = torch.randn(2, IN, 9), []
@@ -251,6 +274,7 @@ def test_a_dropped_convolution_computes_in_backward_as_autocast_had_it_in_forwar
     assert model[0].adapters.default.weight.lora_A.grad.dtype is torch.float32
 
 
+@either_draw
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_draws_the_same_dropout_again(use_reentrant: bool) -> None:
     found = []

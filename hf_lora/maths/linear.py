@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .autocast import ambient
-from .dropout import Draw
+from .dropout import Drawn, draw
 
 __all__ = ["add", "add_up", "down", "lora_linear"]
 
@@ -82,7 +82,7 @@ def _is_writable(y: Tensor) -> bool:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Return whether plain operations are wanted: one of torch's tracers runs them, or the device has no Draw."""
+    """Return whether plain operations are wanted: one of torch's tracers runs them, or the device is a rare one."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -93,16 +93,19 @@ def _is_traced(x: Tensor) -> bool:
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, weight, _, a, b, scaling, p, ctx.transposed = args
-        y, s, ctx.draw = _forward(*args)
-        ctx.scaling = scaling / (1 - p)
+        x, weight, _, a, b, scaling, _, ctx.transposed = args
+        y, s, ctx.drawn = _forward(*args)
+        ctx.scaling = scaling * _gain(ctx.drawn)
         _, of_weight, _, of_a, of_b, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(x if of_weight or of_a or of_b else None, weight, a, b, s if of_b else None)
+        mask = ctx.drawn.give_up_mask() if ctx.drawn is not None else None
+        ctx.save_for_backward(x if of_weight or of_a or of_b else None, weight, a, b, s if of_b else None, mask)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, s = ctx.saved_tensors
+        x, weight, a, b, s, mask = ctx.saved_tensors
+        if mask is not None:
+            ctx.drawn.take_mask(mask)
         of_x, of_weight, of_bias, of_a, of_b, *_ = ctx.needs_input_grad
         shape, dtype = (*dy.shape[:-1], a.shape[1]), dy.dtype
         dx: Any = None
@@ -118,24 +121,29 @@ class _LoRALinear(torch.autograd.Function):
                 dweight = x.t() @ dy if ctx.transposed else dy.t() @ x
             if torch.is_grad_enabled():
                 dx, da, db = _grads_to_differentiate(ctx, dy, x, a, b, dx)
-            else:  # the scaling goes where the tensor is smallest; the small factor first is faster in bfloat16
-                db = ((s * ctx.scaling).t() @ dy).t() if of_b else None
-                dx, da = _grads((dy @ b).mul_(ctx.scaling), x if of_a else None, a, dx, ctx.draw)
+            else:  # the small factor first is faster in bfloat16
+                db = _scaled_product(ctx.scaling, s.t(), dy).t() if of_b else None
+                dx, da = _grads(_scaled_product(ctx.scaling, dy, b), x if of_a else None, a, dx, ctx.drawn)
         dx = None if dx is None else dx.view(shape)
         return dx, dweight, dy.sum(0) if of_bias else None, da, db, None, None, None
 
 
-def _grads(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, draw: Draw | None) -> tuple[Any, Any]:
+def _scaled_product(scaling: float, first: Tensor, second: Tensor) -> Tensor:
+    """Return scaling * first second, matrices, in one operation."""
+    return torch.addmm(first.new_empty(()), first, second, beta=0, alpha=scaling)
+
+
+def _grads(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, drawn: Drawn | None) -> tuple[Any, Any]:
     """Return dx + drop(dS A), added in place, and dS^T drop(x); None for what is None."""
-    if draw is not None:
-        return dx, draw.backward(ds, x, a, dx)
+    if drawn is not None:
+        return dx, drawn.backward(ds, x, a, dx)
     return None if dx is None else dx.addmm_(ds, a), None if x is None else ds.t() @ x
 
 
 def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, dx: Any) -> tuple[Any, Any, Any]:
     """Return (dx, dA, dB) as a graph of their own, for second derivatives: S is part of it, nothing is in place."""
     of_x, _, _, of_a, of_b, *_ = ctx.needs_input_grad
-    drop = ctx.draw or (lambda t: t)
+    drop = ctx.drawn or (lambda t: t)
     ds = dy @ b * ctx.scaling
     dx = dx + drop(ds @ a) if of_x else None
     da = ds.t() @ drop(x) if of_a else None
@@ -145,17 +153,21 @@ def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float, transposed: bool
-) -> tuple[Tensor, Tensor, Draw | None]:
+) -> tuple[Tensor, Tensor, Drawn | None]:
     """Return what `lora_linear` does, S of shape (tokens, r), and what was dropped."""
     dtype = _compute_dtype(x)
     if dtype is not x.dtype:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     # What a function of autograd returns must be no view, or nobody could write into it later, as DeBERTa does.
     y = _base(x, weight, bias, transposed).contiguous().data
-    x, a, draw = x.reshape(-1, x.shape[-1]), a.to(dtype), _draw(x, p)
-    s = F.linear(x, a) if draw is None else draw.times(x, a)
-    y.view(-1, y.shape[-1]).addmm_(s, b.to(dtype).t(), alpha=scaling / (1 - p))
-    return y, s, draw
+    x, a, drawn = x.reshape(-1, x.shape[-1]), a.to(dtype), draw(x, p)
+    s = F.linear(x, a) if drawn is None else drawn.times(x, a)
+    y.view(-1, y.shape[-1]).addmm_(s, b.to(dtype).t(), alpha=scaling * _gain(drawn))
+    return y, s, drawn
+
+
+def _gain(drawn: Drawn | None) -> float:
+    return 1.0 if drawn is None else drawn.gain
 
 
 def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -175,25 +187,22 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def _draw(x: Tensor, p: float) -> Draw | None:
-    width = x.shape[-1]
-    return Draw(x.numel() // max(1, width), width, p, x.device) if p else None
-
-
 class _DroppedDown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, p: float, half_step: Down) -> Tensor:
-        ctx.draw, ctx.half_step, ctx.gain = _draw(x, p), half_step, 1 / (1 - p)
-        ctx.ambient = ambient(x.device)
-        ctx.save_for_backward(x, a)
-        return half_step(ctx.draw(x), a) * ctx.gain
+        ctx.drawn, ctx.half_step, ctx.ambient = draw(x, p), half_step, ambient(x.device)
+        s = half_step(ctx.drawn(x), a) * ctx.drawn.gain
+        ctx.save_for_backward(x, a, ctx.drawn.give_up_mask())
+        return s
 
     @staticmethod
     def backward(ctx: Any, ds: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, twice = ctx.saved_tensors, torch.is_grad_enabled()
+        (*inputs, mask), twice = ctx.saved_tensors, torch.is_grad_enabled()
+        if mask is not None:
+            ctx.drawn.take_mask(mask)
         with torch.enable_grad(), ctx.ambient():
             x, a = (t if twice else t.detach().requires_grad_(t.requires_grad) for t in inputs)
-            s = ctx.half_step(ctx.draw(x), a) * ctx.gain
+            s = ctx.half_step(ctx.drawn(x), a) * ctx.drawn.gain
             wanted = [t for t, needed in zip((x, a), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(s, wanted, ds, create_graph=twice))
         return *(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
