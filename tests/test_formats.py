@@ -242,9 +242,6 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path, dict[str, str]], None], str]] = {
         for place in ("/etc/x.safetensors", "../x.safetensors", "a\\x.safetensors", "C:x.safetensors", "x.bin", ".x.safetensors", "", 3, ["x.safetensors"], "x.safetensors\n", "x\0.safetensors")
     },
     "no map": (lambda f, _: _index(f, None), "weight_map"),
-    "no JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("{"), "JSON"),
-    "deep JSON": (lambda f, _: (f / "adapter_model.safetensors.index.json").write_text("[" * 100_000), "JSON"),
-    "a damaged shard": (lambda f, p: (f / p[min(p)]).write_bytes(b"x"), "damaged"),
 }  # fmt: skip
 
 

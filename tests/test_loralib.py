@@ -242,7 +242,6 @@ OLDEST = {
     "another rank": ({"r": 4}, ConfigError, "r=4.*rank 3"),
     "other blocks": ({"enable_lora": [True, False, False]}, ConfigError, "2 of 3 "),
     "no blocks": ({"enable_lora": [False, False]}, ConfigError, "enable_lora="),
-    "blocks that are numbers": ({"enable_lora": 3}, ConfigError, "enable_lora=3"),
 }
 
 
