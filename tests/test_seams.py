@@ -92,7 +92,7 @@ def test_importing_hf_lora_patches_what_is_there_and_what_comes_later_and_import
     code = f"""
 import sys
 {first}
-assert "Trainer" in globals() or not {{"torch", "transformers"}} & sys.modules.keys()
+assert "Trainer" in globals() or not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
 import hf_lora
 from transformers import AutoModel, BertModel, Trainer, pipeline
 for place in (AutoModel.from_pretrained.__func__, BertModel.from_pretrained.__func__, Trainer.__init__, pipeline):

@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers.modelcard import extract_hyperparameters_from_trainer
+
+from ..files.names import CARD_NAME, WEIGHTS_NAME, places_of
+from ..files.tensors import read_tensors
+from ..hub.card.metadata import listed
+from ..hub.card.writing import write_card
+from .trained_model import measures
 
 __all__ = ["facts_of", "measured", "write_cards"]
 
@@ -26,10 +33,6 @@ def facts_of(
     The arguments are those of `Trainer.create_model_card`: dataset_tags are ids of the Hub, dataset their names in
     words, dataset_args their configurations.
     """
-    from transformers.modelcard import extract_hyperparameters_from_trainer
-
-    from ..hub.card.metadata import listed  # not above: it imports torch, which `import hf_lora` leaves alone
-
     hyperparameters = dict(extract_hyperparameters_from_trainer(trainer))
     if trainer.args.bf16:
         hyperparameters["mixed_precision_training"] = "bfloat16"
@@ -50,10 +53,6 @@ def write_cards(
     model: Any, folder: Path, facts: tuple[ModelCardData, dict[str, Any]], repo_id: str | None = None
 ) -> None:
     """Write or update the card of every adapter of a model, in the folder that they were saved to."""
-    from ..files.names import CARD_NAME, WEIGHTS_NAME, places_of
-    from ..files.tensors import read_tensors
-    from ..hub.card.writing import write_card
-
     for name, inner in places_of(list(model.peft_config)).items():
         place, config = folder / inner, model.peft_config[name]
         place.mkdir(parents=True, exist_ok=True)  # TRL asks for cards before the first save
@@ -87,10 +86,8 @@ def measured(trainer: Any) -> dict[str, float]:
 
 
 def _results(trainer: Any, about: dict[str, Any]) -> Iterator[EvalResult]:
-    from ..training.metrics import Metrics
-
     splits = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()
-    settings = trainer.compute_metrics.settings if isinstance(trainer.compute_metrics, Metrics) else {}
+    settings = trainer.compute_metrics.settings if measures(trainer) else {}
     for whole, value in measured(trainer).items():
         split = max((s for s in splits if whole.startswith(f"{s}_")), key=len, default=None)
         key = whole if split is None else whole[len(split) + 1 :]

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import disk
+
 __all__ = ["COMPLETE", "STATE", "by_step", "clear", "is_half", "rotate", "whole"]
 
 COMPLETE, INCOMPLETE, STATE = "_COMPLETE", "_INCOMPLETE", "trainer_state.json"
@@ -47,8 +49,6 @@ def whole(place: Path, saves: bool, wait: Callable[[], None]) -> Iterator[None]:
 
     saves: whether this process sees to it. wait: returns once every process is there. Raises OSError.
     """
-    from ..files.disk import sync_directory, sync_tree  # not above: errors of ours that `import hf_lora` leaves alone
-
     try:
         if saves:
             clear(place.parent)
@@ -56,23 +56,23 @@ def whole(place: Path, saves: bool, wait: Callable[[], None]) -> Iterator[None]:
                 _move(place, _REPLACED)
             place.mkdir(parents=True, exist_ok=True)
             (place / INCOMPLETE).touch()
-            sync_directory(place)
+            disk.sync_directory(place)
         wait()
         yield
         wait()
         if saves:
-            sync_tree(place)
-            sync_directory(place.parent)
+            disk.sync_tree(place)
+            disk.sync_directory(place.parent)
             os.rename(place / INCOMPLETE, place / COMPLETE)
-            sync_directory(place)
+            disk.sync_directory(place)
     except BaseException:
         if saves:
             clear(place.parent)
         raise
 
 
-def clear(run: Path) -> list[str]:
-    """Remove the checkpoints that a killed save began, put back what they were to replace; return the names gone."""
+def clear(run: Path) -> list[Path]:
+    """Remove the checkpoints that a killed save began, put back what they were to replace; return those gone."""
     begun = [path for path in by_step(run) if (path / INCOMPLETE).exists() and is_half(path)]
     for path in begun:
         _move(path)
@@ -81,7 +81,7 @@ def clear(run: Path) -> list[str]:
             shutil.rmtree(run / aside.name, ignore_errors=True)  # killed before it had a mark
             os.rename(aside, run / aside.name)
     shutil.rmtree(run / _ASIDE, ignore_errors=True)
-    return [path.name for path in begun if not path.exists()]
+    return [path for path in begun if not path.exists()]
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:

@@ -6,19 +6,19 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from ..errors import MissingExtraError
 
-__all__ = ["MARK", "Seam", "found", "note", "tell_of_models", "tell_of_trainer"]
+__all__ = ["MARK", "Seam", "tell"]
 
 MARK = "_hf_lora_original"  # how a function of ours remembers the one that it replaces
 _SUPPORTED = {"transformers": ">=5.0,<6", "accelerate": ">=1.3", "peft": ">=0.18"}  # as in pyproject.toml
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Seam:
     """A place in another package that hf_lora reaches into.
 
@@ -26,6 +26,7 @@ class Seam:
     wrap: takes what is there and returns what takes its place; None for a method of the Trainer, which the Trainer of a
     LoRAModel overrides. required: whether its absence is an error where it is needed, or a warning. needed: says of a
     Trainer, and of whether it is about to resume, that it comes to the place; None where any LoRAModel may.
+    is_missing: whether it was looked for and is not there. is_told: whether a warning has said so.
     """
 
     module: str
@@ -34,6 +35,11 @@ class Seam:
     wrap: Callable[[Any], Any] | None = None
     required: bool = False
     needed: Callable[[Any, bool], bool] | None = None
+    is_missing: bool = field(default=False, init=False)
+    is_told: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        _SEAMS.append(self)
 
     @property
     def place(self) -> str:
@@ -53,41 +59,23 @@ class Seam:
                 setattr(holder, name, ours)
 
 
-_MISSING: list[Seam] = []
-_TOLD: set[Seam] = set()
+_SEAMS: list[Seam] = []
 
 
-def note(seam: Seam) -> None:
-    """Note that a place is not there; nothing is said yet."""
-    if seam not in _MISSING:
-        _MISSING.append(seam)
-
-
-def found(seam: Seam) -> None:
-    """Note that a place is there."""
-    if seam in _MISSING:
-        _MISSING.remove(seam)
-
-
-def tell_of_models() -> None:
-    """Warn, once for each, of what is missing and what a LoRAModel's user may come to."""
-    _tell([seam for seam in _MISSING if seam.needed is None])
-
-
-def tell_of_trainer(trainer: Any, resumes: bool = False) -> None:
-    """Say what is missing of what a Trainer of a LoRAModel needs.
+def tell(trainer: Any = None, resumes: bool = False) -> None:
+    """Say what is missing of what a Trainer of a LoRAModel needs; without one, of what a LoRAModel's user may come to.
 
     Raises MissingExtraError for all that is required at once; warns, once for each, of the rest.
     """
-    _tell([seam for seam in _MISSING if seam.needed is not None and seam.needed(trainer, resumes)])
-
-
-def _tell(seams: list[Seam]) -> None:
-    for seam in seams:
-        if not seam.required and seam not in _TOLD:
-            _TOLD.add(seam)
-            warnings.warn(_sentence(seam), stacklevel=4)
-    if problems := [_sentence(seam) for seam in seams if seam.required]:
+    problems = []
+    for seam in (seam for seam in _SEAMS if seam.is_missing):
+        needed = seam.needed is None if trainer is None else seam.needed is not None and seam.needed(trainer, resumes)
+        if needed and seam.required:
+            problems.append(_sentence(seam))
+        elif needed and not seam.is_told:
+            seam.is_told = True
+            warnings.warn(_sentence(seam), stacklevel=3)
+    if problems:
         raise MissingExtraError(" ".join(problems))
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..model.hooks import is_plain, plainly
+from ..model.hooks import IS_PLAIN, plainly
+from .trained_model import is_a
 
-__all__ = ["is_adapter", "load_adapter", "notes_new_rows", "refuses_lora_models", "source_of", "takes_adapters"]
+__all__ = ["is_adapter", "load_adapter", "notes_new_rows", "refuses_lora_models", "takes_adapters"]
 
 _NO_PLACE = {
     "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
@@ -53,23 +53,17 @@ def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
     says why. (Transformers' find_adapter_config_file asks an unreachable Hub for half a minute about a model that lies
     in the cache.)
     """
-    if is_plain() or not isinstance(name, (str, os.PathLike)) or any(kwargs.get(k) for k in _NOT_FOR_ADAPTERS):
+    if IS_PLAIN.get() or not isinstance(name, (str, os.PathLike)) or any(kwargs.get(k) for k in _NOT_FOR_ADAPTERS):
         return False
     if importlib.import_module("transformers.utils").is_peft_available():
         return False
-    from ..files.names import CONFIG_NAME  # not above: they import huggingface_hub
+    from ..files.names import CONFIG_NAME
+    from ..files.sources import Source  # not above: it imports huggingface_hub
 
     try:
-        return source_of(name, kwargs).find(CONFIG_NAME) is not None
+        return Source.of(os.fspath(name), kwargs).find(CONFIG_NAME) is not None
     except (OSError, ValueError):  # no such repo, or no name that one can have
         return False
-
-
-def source_of(name: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return the Source of an adapter, by the arguments of from_pretrained."""
-    from ..files.sources import Source
-
-    return Source.of(os.fspath(name), kwargs)
 
 
 def load_adapter(cls: type | None, name: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -108,8 +102,7 @@ def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def inject_adapter(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = getattr(sys.modules.get("hf_lora.layers.layer"), "LoRALayer", None)  # None: nobody made one
-        if layer is not None and any(isinstance(module, layer) for module in model.modules()):
+        if any(is_a(module, "hf_lora.layers.layer", "LoRALayer") for module in model.modules()):
             raise ModelError(
                 f"this {type(model).__name__} carries hf_lora's adapters, so PEFT cannot adapt it as well. Add another "
                 "adapter with model.add_adapter(config, 'name') and leave get_peft_model, or TRL's peft_config=, out; "

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..model.hooks import plainly
-from .models import is_adapter, load_adapter, source_of
+from .models import is_adapter, load_adapter
 
 __all__ = ["takes_adapters"]
 
@@ -96,9 +96,11 @@ def _component(kind: str, model: Any, name: str, options: Mapping[str, Any]) -> 
     """Return a tokenizer or processor from the adapter's repo where it holds one, and from the base's otherwise."""
     import transformers
 
+    from ..files.sources import Source
+
     auto, file = _COMPONENTS[kind]
     hub = {key: options[key] for key in _HUB if key in options}
-    if source_of(name, options).find(file) is not None:
+    if Source.of(name, options).find(file) is not None:
         place, hub = name, hub | {key: options[key] for key in ("revision", "subfolder") if options.get(key)}
     else:
         place = model.name_or_path

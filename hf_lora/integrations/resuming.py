@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ..errors import AdapterFileError
 from .checkpoints import COMPLETE, STATE, by_step, clear, is_half, rotate
 
 __all__ = ["choose", "find_best", "step_of"]
@@ -23,30 +24,27 @@ def choose(trainer: Any, model: Any, given: Any) -> str | None:
     What a killed save left in the run's folder is cleared. Raises AdapterFileError where the one that is named is not
     whole, or none is. None where there is none: Transformers says so.
     """
-    from ..errors import AdapterFileError  # not above: `import hf_lora` leaves it alone
-
     run = Path(trainer.args.output_dir)
-    partial = {name: [_CLEARED] for name in (clear(run) if trainer.args.should_save else ())}
+    partial = {path.absolute(): [_CLEARED] for path in (clear(run) if trainer.args.should_save else ())}
     if not given:
         return None
     trainer.accelerator.wait_for_everyone()
     if not isinstance(given, bool):
         path = Path(given)
-        is_cleared = path.name in partial and path.absolute().parent == run.absolute()
-        if lacking := partial[path.name] if is_cleared else _lacking(trainer, model, path):
+        if lacking := partial.get(path.absolute()) or _lacking(trainer, model, path):
             mark = f" If you know that it is whole, make a file {COMPLETE} in it." if lacking == [COMPLETE] else ""
             raise AdapterFileError(
                 f"{given} is not a whole checkpoint: it lacks {', '.join(lacking)}. Resume from another one, or pass "
                 f"resume_from_checkpoint=True for the last whole one.{mark}"
             )
         return _told_anew(trainer, path)
-    passed: dict[str, list[str]] = {}
+    passed: dict[Path, list[str]] = {}
     for path in by_step(run):
         if not (lacking := _lacking(trainer, model, path)):
             if passed:
                 warnings.warn(f"resuming from {path}; what came later is not whole: {_told(passed)}.", stacklevel=4)
             return _told_anew(trainer, path)
-        passed[path.name] = lacking
+        passed[path] = lacking
     if partial or passed:
         raise AdapterFileError(
             f"no checkpoint in {run} is whole: {_told({**partial, **passed})}. Without resume_from_checkpoint training "
@@ -119,5 +117,5 @@ def _told_anew(trainer: Any, checkpoint: Path) -> str:
     return os.fspath(checkpoint)
 
 
-def _told(partial: dict[str, list[str]]) -> str:
-    return "; ".join(f"{name} lacks {', '.join(lacking)}" for name, lacking in partial.items())
+def _told(partial: dict[Path, list[str]]) -> str:
+    return "; ".join(f"{path.name} lacks {', '.join(lacking)}" for path, lacking in partial.items())

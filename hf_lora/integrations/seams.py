@@ -78,7 +78,7 @@ def install() -> None:
         _patch(sys.modules[name])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    LISTENERS[:] = [missing.tell_of_models]
+    LISTENERS[:] = [missing.tell]
 
 
 def _patch(module: ModuleType) -> None:
@@ -86,9 +86,9 @@ def _patch(module: ModuleType) -> None:
         if seam.module == module.__name__:
             try:
                 seam.apply(module)
-                missing.found(seam)
+                seam.is_missing = False
             except Exception:  # of whatever kind the place has become: who imports it need not use LoRA
-                missing.note(seam)
+                seam.is_missing = True
 
 
 class _Finder(importlib.abc.MetaPathFinder):

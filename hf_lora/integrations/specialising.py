@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import missing, trl
-from .trained_model import contains_lora
-from .trainer import METHODS, LoRATrainer, measures
+from .trained_model import contains_lora, is_a, measures
 
 __all__ = ["specialised", "specialises", "specialises_late"]
 
@@ -22,9 +21,8 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
         trl.check_head(type(self), model)
         _specialise(self, model)
         original(self, *args, **kwargs)
-        _specialise(self, self.model)
-        if isinstance(self, LoRATrainer):
-            missing.tell_of_trainer(self)
+        if _specialise(self, self.model):
+            missing.tell(self)
             trl.disable_dropout(self.model, self.args)
 
     return init
@@ -35,10 +33,10 @@ def specialises_late(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self, LoRATrainer):
-            _specialise(self, self.model)
-            if isinstance(self, LoRATrainer):
-                return getattr(LoRATrainer, original.__name__)(self, *args, **kwargs)
+        if not _is_ours(self) and _specialise(self, self.model):
+            from .trainer import LoRATrainer
+
+            return getattr(LoRATrainer, original.__name__)(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
     return method
@@ -49,26 +47,34 @@ def specialised(cls: type) -> type:
     """Return the one class of a class's Trainers of LoRAModels; it has the same names."""
     from transformers.trainer import Trainer
 
+    from .trainer import METHODS, LoRATrainer  # not above: it imports torch
+
     if cls is not Trainer:
         bases: tuple[type, ...] = (cls, specialised(Trainer))
     else:
         bases = (LoRATrainer, Trainer)
         for row in METHODS:
-            (missing.found if callable(getattr(Trainer, row.path.partition(".")[2], None)) else missing.note)(row)
+            row.is_missing = not callable(getattr(Trainer, row.path.partition(".")[2], None))
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
         names["create_model_card"] = trl.create_model_card
     return type(cls.__name__, bases, names)
 
 
-def _specialise(trainer: Any, model: Any) -> None:
-    """Specialise a Trainer that is not yet, where its model has a LoRAModel inside or hf_lora measures it."""
-    if not isinstance(trainer, LoRATrainer) and (contains_lora(model) or measures(trainer)):
+def _specialise(trainer: Any, model: Any) -> bool:
+    """Specialise a Trainer where its model has a LoRAModel inside or hf_lora measures it; return whether it is now."""
+    if not _is_ours(trainer):
+        if not (contains_lora(model) or measures(trainer)):
+            return False
         cls: Any = type(trainer)
         trainer.__class__ = specialised(cls)
-    handler = getattr(trainer, "callback_handler", None)
-    if handler is not None and isinstance(trainer, LoRATrainer):
+    if (handler := getattr(trainer, "callback_handler", None)) is not None:
         from .optimizer import OptimizerCheck  # not above: it imports torch
 
         if not any(isinstance(callback, OptimizerCheck) for callback in handler.callbacks):
             handler.add_callback(OptimizerCheck(trainer))
+    return True
+
+
+def _is_ours(trainer: Any) -> bool:
+    return is_a(trainer, "hf_lora.integrations.trainer", "LoRATrainer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["contains_lora", "is_a", "is_lora", "lora_model"]
+__all__ = ["contains_lora", "is_a", "is_lora", "lora_model", "measures"]
 
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
@@ -26,6 +26,11 @@ def is_lora(model: Any) -> bool:
 def contains_lora(model: Any) -> bool:
     """Return whether a model is a LoRAModel, or has one inside, whatever is wrapped around it."""
     return _HOME in sys.modules and hasattr(model, "modules") and any(is_lora(module) for module in model.modules())
+
+
+def measures(trainer: Any) -> bool:
+    """Return whether a Trainer's compute_metrics is one of hf_lora's."""
+    return is_a(getattr(trainer, "compute_metrics", None), "hf_lora.training.metrics", "Metrics")
 
 
 def is_a(value: Any, module: str, name: str) -> bool:

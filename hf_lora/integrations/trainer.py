@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, missing, resuming, sharded, uploading
+from ..files.hub_calls import Request, call
+from ..training.trackers import lora_scalars
+from . import checkpoints, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
-from .trained_model import is_a, lora_model
+from .trained_model import is_a, lora_model, measures
 
-__all__ = ["METHODS", "LoRATrainer", "measures"]
+__all__ = ["METHODS", "LoRATrainer"]
 
 METHODS: list[Seam] = []
 _Stock: Any = object  # the class of a Trainer has the stock Trainer's methods behind these
@@ -72,7 +74,7 @@ class LoRATrainer(_Stock):
 
     @_method("to resume from whole checkpoints, and to finish the pushes of a training", required=True, everywhere=True)
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
-        missing.tell_of_trainer(self, resumes=bool(resume_from_checkpoint))
+        missing.tell(self, resumes=bool(resume_from_checkpoint))
         model = lora_model(self)
         self._resumed = None if model is None else resuming.choose(self, model, resume_from_checkpoint)
         result = super().train(self._resumed or resume_from_checkpoint, trial, *args, **kwargs)
@@ -89,8 +91,6 @@ class LoRATrainer(_Stock):
     @_method("to refuse an adapter that cannot train before it is trained")
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
         """Check what trains, among the first that a training asks once its model is made."""
-        from . import optimizer  # not above: it imports torch
-
         optimizer.check_start(self, lora_model(self))
         epochs, steps_per_epoch, *others = super().set_initial_training_values(*args, **kwargs)
         done = resuming.step_of(self._resumed)
@@ -100,8 +100,6 @@ class LoRATrainer(_Stock):
 
     @_method("to give adapters their learning rates, and to see that all train", required=True, everywhere=True)
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        from . import optimizer  # not above: it imports torch
-
         fresh, decays = self.optimizer is None, optimizer.decays_by_name(self)
         result = super().create_optimizer(*args, **kwargs)
         optimizer.settle(self, fresh, decays)
@@ -138,8 +136,6 @@ class LoRATrainer(_Stock):
         if not trackers:
             super().log(logs, *args, **kwargs)
             return
-        from ..training.trackers import lora_scalars  # not above: it imports torch
-
         try:
             handler.callbacks = [callback for callback in callbacks if callback not in trackers]
             super().log(logs, *args, **kwargs)
@@ -150,8 +146,6 @@ class LoRATrainer(_Stock):
 
     @_method("to read a checkpoint's adapters", _resumes, required=True)
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from . import optimizer
-
         target = lora_model(self)
         optimizer.widen(self, target)  # before: what is read would be rounded to the half precision that is there
         target.load_weights(resume_from_checkpoint)
@@ -184,8 +178,6 @@ class LoRATrainer(_Stock):
 
     @_method("to save adapters under FSDP2 and DeepSpeed", _shards, required=True)
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        from . import optimizer
-
         target = lora_model(self)
         optimizer.note_steps(self, target)
         if sharded.is_sharded(self):
@@ -218,8 +210,6 @@ class LoRATrainer(_Stock):
 
     @_method("to refuse a base nobody else can load before training", _pushes)
     def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
-        from ..files.hub_calls import Request, call
-
         uploading.check_bases(lora_model(self))
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         subject = Request(repo, token=token or self.args.hub_token, doing="make")
@@ -257,11 +247,6 @@ class LoRATrainer(_Stock):
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             uploading.offer(self, lora_model(self), Path(checkpoint_folder))
-
-
-def measures(trainer: Any) -> bool:
-    """Return whether a Trainer's compute_metrics is one of hf_lora's."""
-    return is_a(getattr(trainer, "compute_metrics", None), "hf_lora.training.metrics", "Metrics")
 
 
 def _search_of(trainer: Any) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .trained_model import is_lora
-from .trainer import LoRATrainer
 
 __all__ = ["check_head", "create_model_card", "disable_dropout", "refers_to_base"]
 
@@ -60,8 +59,10 @@ def create_model_card(
     self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
 ) -> None:
     """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
-    given = [tags] if isinstance(tags, str) else tags or []
-    tags = list(dict.fromkeys([*given, *self._tag_names]))
+    from ..hub.card.metadata import joined  # not above: they import torch
+    from .trainer import LoRATrainer
+
+    tags = joined(tags, self._tag_names)
     LoRATrainer.create_model_card(self, model_name=model_name, dataset=dataset_name, tags=tags)
 
 

@@ -13,6 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from huggingface_hub import run_as_future
+from transformers.utils.hub import PushInProgress
+
+from ..files.privacy import public_base
+from ..hub import commits, uploads
+from ..hub.card.metadata import joined
 from .cards import facts_of, write_cards
 
 __all__ = ["Job", "Pushes", "check_bases", "offer", "push", "settle"]
@@ -27,10 +33,7 @@ def push(
 
     card: what Trainer.create_model_card takes. Raises HubError where `blocking`.
     """
-    from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
-
-    tags = [card["tags"]] if isinstance(card.get("tags"), str) else list(card.get("tags") or ())
-    if tags := list(dict.fromkeys([*tags, *(getattr(trainer.model, "model_tags", None) or ())])):
+    if tags := joined(card.get("tags"), getattr(trainer.model, "model_tags", None)):
         card["tags"] = tags
     trainer.create_model_card(model_name=card.pop("model_name", None) or trainer.hub_model_id.split("/")[-1], **card)
     settle(trainer)
@@ -45,8 +48,6 @@ def push(
 
 def offer(trainer: Any, model: Any, checkpoint: Path) -> None:
     """Push a checkpoint in the background; a save that finds a push in flight waits for it."""
-    from transformers.utils.hub import PushInProgress
-
     if "_hf_lora_pushes" not in trainer.__dict__:
         trainer._hf_lora_pushes = Pushes(_uploader(trainer), trainer.args.hub_always_push)
     queue: Pushes = trainer._hf_lora_pushes
@@ -81,24 +82,18 @@ def settle(trainer: Any) -> None:
 
 def check_bases(model: Any) -> None:
     """Raise ModelError where an adapter's base is known by no public name."""
-    from ..files.privacy import public_base
-
     for name, config in model.peft_config.items():
         way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"
         public_base(config.base_model_name_or_path, None, f"the adapter {name!r}", way)
 
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
-    from ..hub import commits
-
     token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
     return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
 
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> TemporaryDirectory[str]:
     """Return a new folder with what goes to the Hub, of the adapter saved in `source`; raises LoRAError, OSError."""
-    from ..hub import uploads
-
     check_bases(model)
     output, names = Path(trainer.args.output_dir), list(model.peft_config)
     private = uploads.private_names(output)
@@ -148,8 +143,6 @@ class Pushes:
 
     def offer(self, job: Job) -> None:
         """Push a staged folder, now or as soon as the Hub has the one before it."""
-        from huggingface_hub import run_as_future  # not above: `import hf_lora` leaves it alone
-
         self._missed = False
         with self._lock:
             self._waiting = self._kept([*self._waiting, job])

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["LISTENERS", "is_plain", "plainly"]
+__all__ = ["IS_PLAIN", "LISTENERS", "plainly"]
 
 # Called when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack.
 LISTENERS: list[Callable[[], None]] = []
-_PLAIN: ContextVar[bool] = ContextVar("hf_lora_plain", default=False)
+IS_PLAIN: ContextVar[bool] = ContextVar("hf_lora_plain", default=False)  # whether code runs inside `plainly()`
 
 
 @contextmanager
@@ -19,13 +19,8 @@ def plainly() -> Iterator[None]:
 
     `from_pretrained` loads there what Transformers itself would, whatever adapter lies in the folder.
     """
-    token = _PLAIN.set(True)
+    token = IS_PLAIN.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
-
-
-def is_plain() -> bool:
-    """Return whether the code that asks runs inside `plainly()`."""
-    return _PLAIN.get()
+        IS_PLAIN.reset(token)

@@ -18,7 +18,7 @@ from ...variants.papers import PAPERS, Paper
 from ...variants.table import LORA, formula_of, scaling_of
 from .subject import CardSubject
 
-__all__ = ["given_metadata", "listed", "merged", "own_metadata", "papers_of"]
+__all__ = ["given_metadata", "joined", "listed", "merged", "own_metadata", "papers_of"]
 
 _OF_BASE = "base_model:adapter:"
 _LISTS = ("tags", "datasets", "metrics")
@@ -80,12 +80,12 @@ def merged(there: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str,
         "base_model_relation": "adapter" if bases else "",
         "library_name": own.get("library_name"),
         "pipeline_tag": task or "",
-        "tags": _joined(tags, wanted),
+        "tags": joined(tags, wanted),
     }
     result = {**there, **{key: value for key, value in ours.items() if value is not None}}
     for key, value in given.items():
         if key != "base_model":
-            result[key] = _joined(result.get(key), value) if key in _LISTS else value
+            result[key] = joined(result.get(key), value) if key in _LISTS else value
     return {key: value for key, value in result.items() if value != "" or key not in ours}
 
 
@@ -94,5 +94,6 @@ def _is_of_an_adapter(tag: str, text: str) -> bool:
     return tag.startswith(_OF_BASE) or (bool(text) and tag in PAPERS)
 
 
-def _joined(there: Any, new: Any) -> list[str]:
+def joined(there: Any, new: Any) -> list[str]:
+    """Return what two lists, or single texts, hold, each once."""
     return list(dict.fromkeys([*listed(there), *listed(new)]))
