@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ __all__ = [
     "is_local_base",
     "is_private",
     "is_repo_id",
-    "names_path",
+    "named_path",
     "public_base",
     "public_name",
     "public_setting",
@@ -68,21 +69,19 @@ def is_private(text: str) -> bool:
     return bool(_SECRET.search(text) or _PATH.search(text))
 
 
-def holds_token(content: str | bytes, token: Any = None) -> bool:
+def holds_token(content: bytes, token: Any = None) -> bool:
     """Return whether a file's content holds this token, the one logged in, or anything of a token's form.
 
-    >>> holds_token("from hf_lora import LoRAModel"), holds_token("login('hf_" + 34 * "x" + "')")
+    >>> holds_token(b"from hf_lora import LoRAModel"), holds_token(b"login('hf_" + 34 * b"x" + b"')")
     (False, True)
     """
-    data = content.encode(errors="replace") if isinstance(content, str) else content
-    known = any(each.encode() in data for each in _known(token))
-    return known or any(pattern.search(data) for pattern in _IN_FILES)
+    known = any(each.encode() in content for each in _known(token))
+    return known or any(pattern.search(content) for pattern in _IN_FILES)
 
 
-def names_path(content: str | bytes, path: str) -> bool:
-    """Return whether a file's content names a path, as it is or as JSON escapes it."""
-    data = content.encode(errors="replace") if isinstance(content, str) else content
-    return any(form.encode() in data for form in (path, json.dumps(path)[1:-1]))
+def named_path(content: bytes, paths: Iterable[str]) -> str | None:
+    """Return the first of some paths that a file's content names, as it is or as JSON escapes it; else None."""
+    return next((p for p in paths if p.encode() in content or json.dumps(p)[1:-1].encode() in content), None)
 
 
 def redacted(text: str, token: Any = None) -> str:

@@ -31,7 +31,7 @@ from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
 
-__all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites"]
+__all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites", "trained_rows"]
 
 _TABLE = f".{ROWS_KEY.partition('.')[0]}.{WRAP}."
 
@@ -161,10 +161,10 @@ def _is_copy(layer: nn.Module, parameter: str, key: str, tensor: Tensor, config:
     if own.shape != tensor.shape:
         return False
     differ = (own.cpu() != tensor.to(own.dtype)).flatten(1).any(1).nonzero().flatten().tolist()
-    return not differ or (_TABLE in key and {*differ} <= _trained_rows(config))
+    return not differ or (_TABLE in key and {*differ} <= trained_rows(config))
 
 
-def _trained_rows(config: LoRAConfig) -> set[int]:
+def trained_rows(config: LoRAConfig) -> set[int]:
     """Return the token rows that a config trains, of any table."""
     wanted = config.trainable_token_indices
     return {row for rows in (wanted.values() if isinstance(wanted, Mapping) else [wanted or ()]) for row in rows}

@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, HfApi
 
 from ..errors import HubError, ModelError
 from ..files.hub_calls import Request, call
-from ..files.privacy import holds_token, names_path
+from ..files.privacy import holds_token, named_path
 
 __all__ = ["commit"]
 
@@ -58,8 +58,7 @@ def commit(
 def _refuse_secrets(folder: Path, paths: Sequence[str], token: str | bool | None) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, content = file.relative_to(folder).as_posix(), file.read_bytes()
-        for path in paths:
-            if names_path(content, path):
-                raise ModelError(f"{name} would publish the local path {path!r}; take it out of there first.")
+        if path := named_path(content, paths):
+            raise ModelError(f"{name} would publish the local path {path!r}; take it out of there first.")
         if holds_token(content, token):
             raise ModelError(f"{name} would publish what is, or looks like, a token; take it out first.")

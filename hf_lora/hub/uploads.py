@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import HubError
 from ..files.disk import write_atomically
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, places_of
-from ..files.privacy import holds_token, names_path
+from ..files.privacy import holds_token, named_path
 
 __all__ = ["private_names", "scrub_configs", "stage_adapters", "stage_checkpoint", "stage_logs"]
 
@@ -67,7 +67,7 @@ def stage_logs(source: Path, target: Path, private: Sequence[str], token: str | 
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
         if path.is_file():
             content = path.read_bytes()
-            if not holds_token(content, token) and not any(names_path(content, name) for name in private):
+            if not holds_token(content, token) and not named_path(content, private):
                 copy = _public_log(target, path.relative_to(source))
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(content)
@@ -77,7 +77,7 @@ def scrub_configs(folder: Path, private: Sequence[str]) -> None:
     """Take private names out of the configs in a staged folder, as where a tokenizer keeps its cache's place."""
     for path in folder.rglob("*_config.json"):
         content = path.read_bytes()
-        if any(names_path(content, name) for name in private):
+        if named_path(content, private):
             _write_json(path, _scrubbed(json.loads(content), private))
 
 
@@ -97,7 +97,7 @@ def _scrubbed(value: Any, private: Sequence[str]) -> Any:
         return {key: _scrubbed(each, private) for key, each in value.items()}
     if isinstance(value, list):
         return [_scrubbed(each, private) for each in value]
-    return None if isinstance(value, str) and any(names_path(value, name) for name in private) else value
+    return None if isinstance(value, str) and named_path(value.encode(errors="replace"), private) else value
 
 
 def _write_json(path: Path, value: Any) -> None:

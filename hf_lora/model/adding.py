@@ -45,7 +45,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
-        seen = provenance.observe(modules, _weights(groups))
+        seen = provenance.observe(modules, _weights(sites))
         _attach(state, modules, groups, name, Record(resolved, Origin(seen=seen), trainable=True))
         return resolved
 
@@ -87,15 +87,16 @@ def load(
         config, tensors, places = fit_names(modules, config, tensors)
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
+        sites = [site for site, _ in found]
         if check_base:
-            provenance.check(base, model, modules, ((s.module, s.parameter) for s, _ in found if s.row.low_rank))
-        groups = _build(state, modules, [site for site, _ in found])
+            provenance.check(base, model, modules, _weights(sites))
+        groups = _build(state, modules, sites)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
         for site, values in found:
             _take_over(modules[site.module], groups[site.module][site.key][1], values)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
-        origin = Origin(seen=provenance.observe(modules, _weights(groups))) if moves else Origin(note=note)
+        origin = Origin(seen=provenance.observe(modules, _weights(sites))) if moves else Origin(note=note)
         _attach(state, modules, groups, name, Record(config, origin, trainable))
 
 
@@ -127,9 +128,9 @@ def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor])
         own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
 
 
-def _weights(groups: Groups) -> list[tuple[str, str]]:
+def _weights(sites: Iterable[Site]) -> list[tuple[str, str]]:
     """Return (module, parameter) of every weight that a product is added to."""
-    return [(n, a.parameter) for n, group in groups.items() for _, a in group.values() if a.low_rank]
+    return [(site.module, site.parameter) for site in sites if site.row.low_rank]
 
 
 def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:

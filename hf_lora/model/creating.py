@@ -23,7 +23,7 @@ from .provenance import BASE_NOTE, commit_of
 from .selecting import remove, select
 from .vocabulary import make_room, with_new_rows
 
-__all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave", "opened"]
+__all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave"]
 
 
 def from_pretrained(
@@ -65,18 +65,6 @@ def from_model(mixin: type[Specialised], model: nn.Module, lora_config: LoRAConf
     config, model = as_config(lora_config), uncompiled(model)
     config = config.copy(modules_to_save=head_modules(model, config, ()))
     return _entered(mixin, model, lambda: add_fresh(model, config, adapter_name))
-
-
-def opened(name: str, lora_config: LoRAConfig | None, ignore_unknown: bool, kwargs: dict[str, Any]) -> Contents:
-    """Read an adapter's files for `LoRAModel.load_adapter`; kwargs: where on the Hub they lie.
-
-    Raises TypeError for other kwargs, AdapterFileError where there is no adapter.
-    """
-    if unknown := kwargs.keys() - set(HUB_KWARGS):
-        raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
-    files = open_adapter(name, kwargs, True, lora_config, ignore_unknown)
-    assert files is not None
-    return files
 
 
 def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:

@@ -1,4 +1,4 @@
-"""Reading saved adapters back into the ones that a model has, in place: for resuming a training."""
+"""Reading saved adapters, and copying them into the ones that a model has, in place: for resuming a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError, AdapterNameError, AdapterStateError, full_name, some
 from ..files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
+from ..files.sources import HUB_KWARGS
 from ..files.transaction import settled
+from ..formats.contents import Contents
 from ..formats.names import fit_names
 from ..formats.opening import open_adapter
 from ..formats.peft import read_sites
@@ -24,7 +26,21 @@ from ..targets.plan import Site
 from ..variants.adapter import Adapter
 from .selecting import check_known
 
-__all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights"]
+__all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights", "opened"]
+
+
+def opened(
+    name: str | os.PathLike[str], lora_config: LoRAConfig | None = None, ignore_unknown: bool = False, /, **kwargs: Any
+) -> Contents:
+    """Read an adapter that has to be there, as `LoRAModel.load_adapter` does; kwargs: where on the Hub it lies.
+
+    Raises TypeError for other kwargs, AdapterFileError where there is no adapter.
+    """
+    if unknown := kwargs.keys() - set(HUB_KWARGS):
+        raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
+    files = open_adapter(os.fspath(name), kwargs, True, lora_config, ignore_unknown)
+    assert files is not None
+    return files
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -32,8 +48,7 @@ def load_weights(model: Any, directory: Path) -> None:
     for name, folder in _places(model._lora.records, directory).items():
         if folder is None:
             raise AdapterNameError(f"{directory} holds no folder of the adapter {name!r}; it cannot be resumed.")
-        files = open_adapter(os.fspath(folder), {}, required=True)
-        assert files is not None
+        files = opened(folder)
         copy_in(model, model._lora, files.config, files.tensors, name)
 
 

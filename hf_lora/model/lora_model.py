@@ -128,7 +128,7 @@ class LoRAModel(Specialised, nn.Module):
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
-        files = creating.opened(os.fspath(peft_model_id), lora_config, ignore_unknown, kwargs)
+        files = loading.opened(peft_model_id, lora_config, ignore_unknown, **kwargs)
         creating.add_saved(self, files, adapter_name, is_trainable, check_base)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:

@@ -49,7 +49,9 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
     if not note:
         return
     try:
-        known = {"format": note["format"] + 0, **note}  # type: ignore[index,dict-item]
+        known = dict(note)  # type: ignore[call-overload]
+        if not isinstance(known["format"], int):
+            raise TypeError(f"its format is {known['format']!r}")
         if known["format"] != FORMAT or "fingerprint" not in known:
             return
         theirs = fp.decode(known["fingerprint"])

@@ -24,9 +24,10 @@ from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, place
 from ..files.privacy import is_local_base, public_base
 from ..files.tensors import write_tensors
 from ..formats.contents import Contents
-from ..formats.opening import open_adapter
+from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card
 from ..hub.commits import commit
+from .loading import opened
 from .saving import save_adapters
 
 __all__ = ["push_adapter", "push_folder", "save_pretrained"]
@@ -105,7 +106,7 @@ def push_adapter(
     places = list(places_of(list(configs)).values())
     if tags:
         card_data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
-        card_data.tags = [*(card_data.tags or ()), *tags]
+        card_data.tags = joined(card_data.tags, tags)
     tokenizer = processing_class if tokenizer is None else tokenizer
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ModelError(f"tokenizer= takes what has save_pretrained, not a {type(tokenizer).__name__}.")
@@ -139,7 +140,7 @@ def push_folder(
     Raises AdapterFileError, ConfigError, ModelError and HubError; the folder stays as it is.
     """
     places = _adapters_in(directory)
-    found = {place: _open(directory / place) for place in places}
+    found = {place: opened(directory / place) for place in places}  # only what can be loaded is pushed
     named = {place: contents.config.base_model_name_or_path for place, contents in found.items()}
     way = "name it on the Hub with --base-model org/name"
     bases = {p: public_base(base, base_model, f"the adapter in {directory / p}", way) for p, base in named.items()}
@@ -223,13 +224,6 @@ def _adapters_in(directory: Path) -> list[str]:
     if not places:
         raise AdapterFileError(f"{directory} holds no {CONFIG_NAME}, so it is no adapter's folder.")
     return places
-
-
-def _open(directory: Path) -> Contents:
-    """Read an adapter, so that only one that can be loaded is pushed."""
-    found = open_adapter(str(directory), {}, required=True)
-    assert found is not None
-    return found
 
 
 def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> None:

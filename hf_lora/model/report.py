@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import AdapterNameError, full_name, numberless
+from ..errors import full_name, numberless
 from ..layers.layer import base_modules
+from .selecting import check_known
 
 __all__ = ["aligned", "targets_table", "trainable_counts"]
 
@@ -25,9 +26,8 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
     row with fewer adapted than there are is marked with "uneven".
     """
     state = model._lora
-    name = adapter_name or next(iter(state.selected or state.configs), None)
-    if name not in state.configs:
-        raise AdapterNameError(f"no adapter {name!r}; the model has {list(state.configs)}.")
+    name = adapter_name or next(iter(state.selected or state.configs), "")
+    check_known(state, [name])
     there: dict[str, int] = defaultdict(int)
     for module, layer in base_modules(model):
         for parameter, value in (*layer._parameters.items(), *layer._buffers.items()):

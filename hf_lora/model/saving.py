@@ -22,6 +22,7 @@ from ..layers.specialising import base_of
 from ..layers.state import CHANGES
 from .provenance import BASE_NOTE, note_of
 from .saved_tensors import check, count, gather, is_sharded
+from .selecting import check_known
 
 __all__ = ["adapter_state_dict", "save_adapters"]
 
@@ -132,8 +133,7 @@ def _name(model: Any, adapter_name: str | None) -> str:
                 f"name one adapter: the model has {list(state.configs)}, active {list(state.selected)}."
             )
         return chosen[0]
-    if adapter_name not in state.configs:
-        raise AdapterNameError(f"no adapter {adapter_name!r}; the model has {list(state.configs)}.")
+    check_known(state, [adapter_name])
     return adapter_name
 
 

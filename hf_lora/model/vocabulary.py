@@ -1,6 +1,6 @@
 """New rows of the vocabulary: tokens that were added and resized for are trained and saved, and only they.
 
-Which rows are new is noted when the model is resized (`integrations/resizing.py`), so that nobody has to ask the Hub
+Which rows are new is noted when the model is resized (`integrations/models.py`), so that nobody has to ask the Hub
 how large the base's vocabulary was, and the whole embedding need not be saved to be sure.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError, ConfigError
-from ..formats.keys import PREFIX
+from ..formats.peft import PREFIX, trained_rows
 from ..layers.layer import base_modules, own_tensor
 from ..layers.memory.head import own_head
 from ..layers.state import CHANGES, OFF, AdapterState
@@ -84,9 +84,7 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
     name = next((n for n, m in base_modules(model) if m is table), None)
     if table is None or name is None:
         return
-    saved, wanted = tensors.get(f"{PREFIX}{name}.weight"), config.trainable_token_indices
-    lists = [*wanted.values()] if isinstance(wanted, Mapping) else [wanted or ()]
-    rows = {row for rows in lists for row in rows}
+    saved, rows = tensors.get(f"{PREFIX}{name}.weight"), trained_rows(config)
     count = saved.shape[0] if saved is not None and saved.ndim == 2 else max(rows, default=-1) + 1
     if count == own or count > own + _MOST_NEW:
         return
