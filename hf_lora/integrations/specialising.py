@@ -9,7 +9,7 @@ from typing import Any
 from . import missing, trl
 from .trained_model import contains_lora, is_a, measures
 
-__all__ = ["specialised", "specialises", "specialises_late"]
+__all__ = ["specialises", "specialises_late"]
 
 
 def specialises(original: Callable[..., None]) -> Callable[..., None]:
@@ -33,47 +33,21 @@ def specialises_late(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_ours(self) and _specialise(self, self.model):
-            from .trainer import LoRATrainer
-
-            return getattr(LoRATrainer, original.__name__)(self, *args, **kwargs)
+        if not _is_ours(self) and (ours := _specialise(self, self.model)):
+            return getattr(ours, original.__name__)(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
     return method
 
 
-@functools.cache
-def specialised(cls: type) -> type:
-    """Return the one class of a class's Trainers of LoRAModels; it has the same names."""
-    from transformers.trainer import Trainer
+def _specialise(trainer: Any, model: Any) -> type | None:
+    """Specialise a Trainer where its model has a LoRAModel inside or hf_lora measures it; return LoRATrainer then."""
+    if not (_is_ours(trainer) or contains_lora(model) or measures(trainer)):
+        return None
+    from .trainer import LoRATrainer, specialise  # not above: it imports torch
 
-    from .trainer import METHODS, LoRATrainer  # not above: it imports torch
-
-    if cls is not Trainer:
-        bases: tuple[type, ...] = (cls, specialised(Trainer))
-    else:
-        bases = (LoRATrainer, Trainer)
-        for row in METHODS:
-            row.is_missing = not callable(getattr(Trainer, row.path.partition(".")[2], None))
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
-        names["create_model_card"] = trl.create_model_card
-    return type(cls.__name__, bases, names)
-
-
-def _specialise(trainer: Any, model: Any) -> bool:
-    """Specialise a Trainer where its model has a LoRAModel inside or hf_lora measures it; return whether it is now."""
-    if not _is_ours(trainer):
-        if not (contains_lora(model) or measures(trainer)):
-            return False
-        cls: Any = type(trainer)
-        trainer.__class__ = specialised(cls)
-    if (handler := getattr(trainer, "callback_handler", None)) is not None:
-        from .optimizer import OptimizerCheck  # not above: it imports torch
-
-        if not any(isinstance(callback, OptimizerCheck) for callback in handler.callbacks):
-            handler.add_callback(OptimizerCheck(trainer))
-    return True
+    specialise(trainer)
+    return LoRATrainer
 
 
 def _is_ours(trainer: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .trained_model import is_lora
 
-__all__ = ["check_head", "create_model_card", "disable_dropout", "refers_to_base"]
+__all__ = ["check_head", "disable_dropout", "refers_to_base"]
 
 
 def refers_to_base(original: Callable[..., None]) -> Callable[..., None]:
@@ -53,17 +53,6 @@ def disable_dropout(model: Any, args: Any) -> None:
     for module in model.modules() if getattr(args, "disable_dropout", False) else ():
         if isinstance(module, Adapter):
             module.drop_nothing()
-
-
-def create_model_card(
-    self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-) -> None:
-    """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
-    from ..hub.card.metadata import joined  # not above: they import torch
-    from .trainer import LoRATrainer
-
-    tags = joined(tags, self._tag_names)
-    LoRATrainer.create_model_card(self, model_name=model_name, dataset=dataset_name, tags=tags)
 
 
 def _reference(model: Any, args: Any) -> Any:
