@@ -185,10 +185,7 @@ def _known(token: Any) -> list[str]:
 
 
 def _names_this_machine(text: str) -> bool:
-    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) for name in _own_names())
-
-
-def _own_names() -> list[str]:
-    """Return the user's name (the home directory's) and this machine's, where they tell anything."""
+    """Return whether a text has the user's name (the home directory's) or this machine's, where they tell anything."""
     names = {Path(os.path.expanduser("~")).name, platform.node()}
-    return [name for name in names if len(name) > 2 and name.lower() not in _COMMON]
+    telling = [re.escape(name) for name in names if len(name) > 2 and name.lower() not in _COMMON]
+    return any(re.search(rf"(?<!\w){name}(?!\w)", text, re.IGNORECASE) for name in telling)

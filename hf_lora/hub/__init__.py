@@ -1,1 +1,1 @@
-"""What goes to the Hub and what must not: private names and tokens, commits, the model card."""
+"""What goes to the Hub: commits, the files of a training run, the model card."""
