@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from ..files.names import CARD_NAME, WEIGHTS_NAME, places_of
 from ..files.tensors import read_tensors
@@ -33,6 +32,8 @@ def facts_of(
     The arguments are those of `Trainer.create_model_card`: dataset_tags are ids of the Hub, dataset their names in
     words, dataset_args their configurations.
     """
+    from transformers.modelcard import extract_hyperparameters_from_trainer  # not above: only a card needs it
+
     hyperparameters = dict(extract_hyperparameters_from_trainer(trainer))
     if trainer.args.bf16:
         hyperparameters["mixed_precision_training"] = "bfloat16"

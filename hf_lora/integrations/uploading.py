@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from huggingface_hub import run_as_future
-from transformers.utils.hub import PushInProgress
 
 from ..files.privacy import public_base
 from ..hub import commits, uploads
@@ -48,6 +47,8 @@ def push(
 
 def offer(trainer: Any, model: Any, checkpoint: Path) -> None:
     """Push a checkpoint in the background; a save that finds a push in flight waits for it."""
+    from transformers.utils.hub import PushInProgress  # not above: only a push needs it
+
     if "_hf_lora_pushes" not in trainer.__dict__:
         trainer._hf_lora_pushes = Pushes(_uploader(trainer), trainer.args.hub_always_push)
     queue: Pushes = trainer._hf_lora_pushes
