@@ -160,10 +160,10 @@ def adapted(kind: str, variant: str, dtype: torch.dtype = torch.float32, **chang
     return model
 
 
-def move(model: nn.Module, seed: int = 3) -> None:
+def move(model: nn.Module, seed: int = 3, scale: float = 0.6) -> None:
     """Add noise to everything that trains."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.6 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))

@@ -20,13 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessExitedException
-from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertForSequenceClassification, Trainer
 
 from hf_lora import LoRAConfig, LoRAModel
 
+from . import trainings
 from .peek import whole
 from .tiny import tiny
-from .trainings import DEFAULTS, Rows
 
 Scenario = Callable[[Path], dict[str, Any]]
 Runs = tuple[Path, dict[str, list[dict[str, Any]]]]  # a folder, and what the processes of each training found
@@ -55,7 +55,6 @@ def save_bert(folder: Path) -> None:
 def trainer(model: LoRAModel, out: Path, batch: int, **changes: Any) -> Trainer:
     """Return the stock Trainer of a model: 6 steps, a checkpoint every second one."""
     defaults: dict[str, Any] = {
-        **DEFAULTS,
         "adam_epsilon": 1e-3,  # else its steps are as long where a gradient is nothing but rounding
         "lr_scheduler_type": "constant",
         "per_device_train_batch_size": batch,
@@ -63,9 +62,7 @@ def trainer(model: LoRAModel, out: Path, batch: int, **changes: Any) -> Trainer:
         "log_level": "error",
         "average_tokens_across_devices": not isinstance(model, BertForSequenceClassification),
     }
-    args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
-    labels = "class" if isinstance(model, BertForSequenceClassification) else "tokens"
-    return Trainer(model=model, args=args, train_dataset=Rows(24, labels), eval_dataset=Rows(8, labels))
+    return trainings.trainer(model, out, **{**defaults, **changes})
 
 
 def trained(model: LoRAModel, out: Path, batch: int, resume: Path | None = None, **changes: Any) -> dict[str, Any]:
@@ -115,12 +112,6 @@ def assert_best(runs: Runs, name: str) -> None:
         assert best != 6, "the last step is the best one, so this test proves nothing"
         assert result["best"].endswith(f"checkpoint-{best}")
         assert result["evaluated"] == pytest.approx(losses[best], **TOLERANCE)
-
-
-BEST = {
-    "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
-    "greater_is_better": True,
-}  # fmt: skip
 
 
 def under_fsdp(model: LoRAModel, out: Path, resume: Path | None = None, **changes: Any) -> dict[str, Any]:

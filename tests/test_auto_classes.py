@@ -201,9 +201,7 @@ assert not slept, slept
     _without_peft(code, env=environ)
 
 
-def test_with_peft_transformers_own_way_is_in_charge_and_nothing_more_is_asked(
-    bert: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_peft_transformers_own_way_is_in_charge(bert: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/base", bert / "base")
     model = LoRAModel.from_pretrained(bert / "base", LoRAConfig(r=2), auto_class=BertModel)
     model.peft_config["default"].base_model_name_or_path = "org/base"

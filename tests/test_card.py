@@ -220,7 +220,6 @@ def test_the_numbers_are_the_adapter_s_own(path: Path) -> None:
     assert f"({size:,d} bytes on disk)" in (path.parent / "both" / CARD_NAME).read_text()
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")  # PEFT 0.18's, of keys of newer ones
 def test_the_snippets_of_hf_lora_and_peft_load_the_adapter_and_a_head_of_three_labels(tmp_path: Path) -> None:
     tiny("bert", "BertModel").save_pretrained(tmp_path / "base")
@@ -328,9 +327,7 @@ def test_a_model_index_that_is_none_is_left_alone(index: str, model: LoRAModel, 
     assert metadata_load(path)["library_name"] == "peft"
 
 
-def test_numbers_of_any_library_are_written_plainly_and_what_is_not_finite_is_no_result(
-    model: LoRAModel, path: Path
-) -> None:
+def test_numbers_of_any_library_are_written_plainly_and_only_finite_ones_count(model: LoRAModel, path: Path) -> None:
     """YAML has pickled objects for those of NumPy and torch, which no reader of a card takes."""
     values = {
         "f1": np.float64(0.5),
@@ -463,9 +460,7 @@ def test_metadata_of_any_form_keeps_what_it_says(block: str, model: LoRAModel, p
 
 
 @pytest.mark.parametrize("content", ["# Mine\n\nwords", "\ufeffmine\n", "\ufeff---\nlicense: mit\n---\nmine\n"])
-def test_a_card_without_front_matter_or_with_a_byte_order_mark_gets_its_metadata(
-    content: str, model: LoRAModel, path: Path
-) -> None:
+def test_a_card_without_metadata_or_with_a_mark_of_bytes_gets_it(content: str, model: LoRAModel, path: Path) -> None:
     path.write_text(content, encoding="utf-8")
     text = write(path, model)
     assert text.startswith("---\n")
@@ -487,9 +482,7 @@ def test_a_card_of_metadata_alone_gets_a_text(model: LoRAModel, path: Path) -> N
         ("caf\xe9".encode("latin-1"), "UTF-8"), (b"\xff\xfeh\x00i\x00", "UTF-8"),
     ],
 )  # fmt: skip
-def test_a_card_that_cannot_be_read_is_left_as_it_is_with_a_warning(
-    content: bytes, why: str, model: LoRAModel, path: Path
-) -> None:
+def test_an_unreadable_card_is_left_with_a_warning(content: bytes, why: str, model: LoRAModel, path: Path) -> None:
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=why):
         write_card(path, model, model.peft_config["default"], model.get_adapter_state_dict())

@@ -19,11 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_lora.errors import AdapterFileError
 
 from .peek import disk
-from .trainings import StopsAt, bert, gpt2, same, trainer, two, weights
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-]
+from .trainings import BEST, StopsAt, bert, gpt2, ran, same, trainer, two, weights
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 STATE = {"training_args.bin", "trainer_state.json"}
@@ -73,13 +69,8 @@ class Watches(TrainerCallback):
 
 
 def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: Path) -> None:
-    changes = {
-        "max_steps": 10, "save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 0.2,
-        "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True,
-    }  # fmt: skip
     watches = Watches()
-    run = trainer(bert("x"), tmp_path, [watches], **changes)
-    run.train()
+    run = ran(bert("x"), tmp_path, [watches], **BEST, max_steps=10, save_total_limit=2, learning_rate=0.2)
     losses = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
     best = 0
     for step, seen in zip((2, 4, 6, 8, 10), watches.seen, strict=True):
@@ -99,8 +90,7 @@ def test_the_limit_keeps_the_last_and_the_best_as_transformers_would(tmp_path: P
 
 
 def test_what_is_kept_of_the_model_alone_is_resumed_with_a_word_on_what_starts_anew(tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path, [StopsAt(4)], save_only_model=True)
-    first.train()
+    first = ran(gpt2(seed=7), tmp_path, [StopsAt(4)], save_only_model=True)
     assert names(tmp_path / "checkpoint-4") == ADAPTER | STATE | {MARK}
     again = trainer(gpt2(seed=8), tmp_path, save_only_model=True, max_steps=4)
     with pytest.warns(UserWarning, match="the optimizer, the learning-rate schedule, random numbers start anew"):
@@ -110,8 +100,7 @@ def test_what_is_kept_of_the_model_alone_is_resumed_with_a_word_on_what_starts_a
 
 
 def test_half_a_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path, max_steps=4)
-    first.train()
+    first = ran(gpt2(seed=7), tmp_path, max_steps=4)
     for step, missing in {5: "adapter_model.safetensors", 6: "trainer_state.json", 7: "optimizer.pt", 9: MARK}.items():
         shutil.copytree(tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{step}")
         (tmp_path / f"checkpoint-{step}" / missing).unlink()
@@ -141,12 +130,10 @@ class AtStep(TrainerCallback):
 
 
 def test_half_a_checkpoint_is_cleared_when_a_training_is_resumed_and_nobody_asks(tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path)
-    first.train()
+    first = ran(gpt2(seed=7), tmp_path)
     begun(tmp_path / "checkpoint-6")
     seen: list[set[str]] = []
-    again = trainer(gpt2(seed=8), tmp_path, [AtStep(4, lambda run: seen.append(names(run)))])
-    again.train(resume_from_checkpoint=True)
+    again = ran(gpt2(seed=8), tmp_path, [AtStep(4, lambda run: seen.append(names(run)))], resume=True)
     assert seen == [{"checkpoint-2", "checkpoint-4"}]
     same(again.model, first.model)
     assert names(tmp_path / "checkpoint-6") == ADAPTER | STATE | RESUMING | {MARK}
@@ -180,8 +167,7 @@ def test_half_a_checkpoint_that_is_named_is_an_error_and_the_next_try_finds_the_
 
 @pytest.mark.parametrize("steps", [2, 4], ids=["all", "all but the last, which is half"])
 def test_a_run_of_an_earlier_version_has_no_marks_and_is_resumed(steps: int, tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path)
-    first.train()
+    first = ran(gpt2(seed=7), tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-6")
     for name in ("checkpoint-2", "checkpoint-4"):
         (tmp_path / name / MARK).unlink()
@@ -192,8 +178,7 @@ def test_a_run_of_an_earlier_version_has_no_marks_and_is_resumed(steps: int, tmp
         again.train(resume_from_checkpoint=True)
     same(again.model, first.model)
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
-    older = trainer(gpt2(seed=8), tmp_path, max_steps=2)
-    older.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    older = ran(gpt2(seed=8), tmp_path, max_steps=2, resume=str(tmp_path / "checkpoint-2"))
     assert older.state.global_step == 2
 
 
@@ -240,7 +225,7 @@ def test_a_checkpoint_of_other_adapters_or_none_at_all_is_an_error_that_says_so(
 
 @pytest.mark.parametrize("older", [False, True], ids=["a limit of 1", "over an older one"])
 @pytest.mark.parametrize("where", ["written", "brought onto the disk"])
-def test_a_save_that_fails_leaves_the_run_as_it_was(
+def test_a_failed_save_changes_nothing_there(
     where: str, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trainer(gpt2(), tmp_path, [StopsAt(4)], save_total_limit=None if older else 1)
@@ -266,12 +251,9 @@ def test_a_save_that_fails_leaves_the_run_as_it_was(
     assert run.args.save_total_limit == (None if older else 1)
 
 
-def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_never_in_another_one(
-    tmp_path: Path,
-) -> None:
+def test_what_a_killed_save_left_undone_is_done_when_its_run_is_resumed(tmp_path: Path) -> None:
     trainer(gpt2(), tmp_path / "a").train()
-    elsewhere = trainer(gpt2(), tmp_path / "b", save_total_limit=1)
-    elsewhere.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+    ran(gpt2(), tmp_path / "b", save_total_limit=1, resume=str(tmp_path / "a" / "checkpoint-6"))
     again = trainer(gpt2(), tmp_path / "a", save_total_limit=1, max_steps=4)
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))  # not the last one
     assert names(tmp_path / "a") == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
@@ -280,20 +262,17 @@ def test_what_a_killed_save_left_undone_is_done_when_the_run_is_resumed_and_neve
 
 
 def test_what_an_earlier_version_moved_aside_when_it_was_killed_is_back(tmp_path: Path) -> None:
-    first = trainer(gpt2(seed=7), tmp_path, max_steps=2)
-    first.train()
+    first = ran(gpt2(seed=7), tmp_path, max_steps=2)
     aside = tmp_path / "_saving" / ".replaced"
     aside.mkdir(parents=True)
     os.rename(tmp_path / "checkpoint-2", aside / "checkpoint-2")
-    again = trainer(gpt2(seed=8), tmp_path, max_steps=2)
-    again.train(resume_from_checkpoint=True)
+    again = ran(gpt2(seed=8), tmp_path, max_steps=2, resume=True)
     same(again.model, first.model)
     assert names(tmp_path) == {"checkpoint-2"}
 
 
 def test_a_checkpoint_takes_the_place_of_an_older_one_of_its_step(tmp_path: Path) -> None:
-    old = trainer(two(["a", "b"]), tmp_path, max_steps=2)
-    old.train()
+    ran(two(["a", "b"]), tmp_path, max_steps=2)
     (tmp_path / "checkpoint-2" / "theirs").touch()
     trainer(bert("a"), tmp_path, max_steps=2).train()
     assert names(tmp_path) == {"checkpoint-2"}

@@ -54,7 +54,7 @@ FILES = sorted(COMMUNITY.glob("*.json"))
 
 @published
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_published_config_means_the_same_to_peft_once_saved_again_or_is_refused_with_the_reason(
+def test_a_published_config_saved_again_means_the_same_to_peft_or_is_refused_with_the_reason(
     path: Path, tmp_path: Path
 ) -> None:
     number, text = int(path.name[:2]), path.read_bytes().decode()
@@ -126,9 +126,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("trait", REFUSED)
-def test_a_config_file_that_cannot_be_followed_is_refused_with_the_reason_and_its_name(
-    trait: str, tmp_path: Path
-) -> None:
+def test_a_config_file_that_cannot_be_followed_is_refused_with_reason_and_name(trait: str, tmp_path: Path) -> None:
     text, message = REFUSED[trait]
     directory = _written(text, tmp_path / "given")
     with pytest.raises(ConfigError, match=message) as refused:
@@ -202,9 +200,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("settings", "message"), WRONG, ids=[", ".join(f"{k}={v}" for k, v in s.items()) for s, _ in WRONG]
 )
-def test_a_setting_that_cannot_be_right_is_refused_when_the_config_is_made(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_a_setting_that_cannot_be_right_is_refused_at_once(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LoRAConfig(**settings)
     with pytest.raises(ConfigError, match=message):

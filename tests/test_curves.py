@@ -21,7 +21,6 @@ BASES = {
     "llama": {"hidden_size": 32, "intermediate_size": 48, "vocab_size": WORDS, "head_dim": 16},
 }
 VARIANTS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from .ranks import BEST, Runs, assert_as_one, assert_best, gpt2, launch, trained
+from .ranks import Runs, assert_as_one, assert_best, gpt2, launch, trained
+from .trainings import BEST
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")]
+pytestmark = pytest.mark.slow
 
 
 def _zero(at: Path, name: str, stage: int, resume: Path | None = None, **changes: Any) -> dict[str, Any]:

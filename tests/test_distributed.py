@@ -18,7 +18,6 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, ModelError
 
 from .ranks import (
-    BEST,
     TOLERANCE,
     Runs,
     adapter,
@@ -33,11 +32,11 @@ from .ranks import (
     under_fsdp,
 )  # fmt: skip
 from .tiny import tiny
+from .trainings import BEST
 from .versions import OLDER
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.skipif(
         not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
         reason="torch was built without gloo",

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import BertForSequenceClassification
@@ -15,11 +16,6 @@ from hf_lora.errors import ConfigError, TargetError
 
 from .tiny import tiny
 from .trainings import bert, gpt2, same, trainer, weights
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT's own
-]
 
 
 def t5(encoder: int, decoder: int) -> Any:
@@ -44,7 +40,6 @@ def test_the_last_layers_are_counted_from_the_end(targets: object, layers: objec
 
 
 def test_what_is_saved_names_the_layers_as_peft_does(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
     model = bert(target_modules=["query"], layers_to_transform=[-1], task_type=None)
     model.save_pretrained(tmp_path)
     assert LoRAConfig.from_pretrained(tmp_path).layers_to_transform == [1]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
+from hf_lora import LoRAConfig, LoRAModel, check_ready
 from hf_lora.errors import AdapterNameError, AdapterStateError, TargetError
 
 from .cases import move
@@ -56,18 +53,6 @@ def test_attaching_changes_no_key_of_the_base_and_no_training_flag() -> None:
     LoRAModel.from_model(model, LoRAConfig())
     assert [k for k in model.state_dict() if "adapters" not in k] == keys
     assert all(m.training == flags[n.partition(".adapters")[0]] for n, m in model.named_modules())
-
-
-def test_pickle_deepcopy_and_torch_save_keep_model_and_outputs() -> None:
-    model = trained()
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
-        assert type(again) is type(model)
-        assert torch.equal(again(IDS).logits, model(IDS).logits)
-        again.disable_adapters()
-        assert not torch.equal(again(IDS).logits, model(IDS).logits), "the copy shares the original's state"
 
 
 def test_outputs_losses_and_generation_are_those_of_the_models_own_class() -> None:
@@ -259,16 +244,6 @@ def test_after_import_the_auto_classes_take_a_lora_config(tmp_path: Path) -> Non
         assert isinstance(model, LoRAModel)
         assert isinstance(model, GPT2LMHeadModel)
         assert not isinstance(cls.from_pretrained(tmp_path), LoRAModel)
-
-
-def test_a_plain_module_takes_adapters_and_saves_them(tmp_path: Path) -> None:
-    def net() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-
-    model, x = add_lora(net(), LoRAConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)), torch.randn(3, 4)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=net())(x), model(x))
 
 
 # --- tied weights -------------------------------------------------------------------------------------------------

@@ -77,9 +77,7 @@ def _equal(got: list[Tensor], want: list[Tensor]) -> bool:
 
 
 @every_case
-def test_every_adapter_gets_the_gradient_of_the_weight_it_is_merged_into_and_the_base_gets_none(
-    name: str, preset: str
-) -> None:
+def test_every_adapter_gets_the_gradient_of_its_merged_weight_and_the_base_gets_none(name: str, preset: str) -> None:
     """Experts that no token reached are no exception: theirs is zero in the reference too, expert by expert."""
     model = _attach(name, preset)
     merged = copy.deepcopy(model).merge_and_unload().requires_grad_(True)
@@ -114,9 +112,7 @@ def _chain_rule(adapter: LoRA, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @every_case
-def test_off_or_unloaded_a_model_is_its_base_to_the_bit_and_merged_it_computes_what_the_live_one_does(
-    name: str, preset: str
-) -> None:
+def test_off_or_unloaded_a_model_is_its_base_to_the_bit_and_merged_it_is_the_live_one(name: str, preset: str) -> None:
     model, pristine = _attach(name, preset), _pristine(name)
     live = _outputs(model, name)
     assert any((y - p).abs().max() > 1e-2 * p.abs().max() for y, p in zip(live, pristine, strict=True))

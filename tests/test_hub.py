@@ -206,9 +206,7 @@ def test_offline_the_cache_answers(hub: Hub, offline: Callable[[], dict[str, boo
             fetch(name, file, **kwargs, **more)
 
 
-def test_a_base_that_only_the_cache_holds_gets_its_adapter(
-    hub: Hub, base: Path, offline: Callable[[], dict[str, bool]]
-) -> None:
+def test_a_base_in_the_cache_gets_its_adapter(hub: Hub, base: Path, offline: Callable[[], dict[str, bool]]) -> None:
     hub.add("me/base", base)
     GPT2LMHeadModel.from_pretrained("me/base")
     shutil.rmtree(hub.home / "hub" / "models--me--base" / ".no_exist", ignore_errors=True)
@@ -274,7 +272,7 @@ def test_bytes_that_are_corrupted_every_time_never_stay_in_the_cache(hub: Hub, f
     assert read(file) == SMALL[file]
 
 
-def test_what_somebody_else_left_corrupted_in_the_cache_is_fetched_anew(
+def test_what_somebody_else_left_damaged_in_the_cache_is_fetched_anew(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("me/x", SMALL)

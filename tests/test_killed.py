@@ -18,11 +18,10 @@ import pytest
 import torch
 from transformers import Trainer
 
-from .trainings import bert, trainer, weights
+from .trainings import bert, same, trainer, weights
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the processes that it kills"),
     pytest.mark.usefixtures("_frozen"),
@@ -125,8 +124,7 @@ def test_killed_again_and_again_a_training_ends_in_the_same_bits_and_folders(lim
 def ends(run: Trainer, resume: bool, want: dict[str, torch.Tensor], kept: dict[str, set[str]]) -> None:
     """Assert that a training ends as it would have without kills."""
     run.train(resume_from_checkpoint=resume)
-    got = weights(run.model)
-    assert all(torch.equal(got[k], want[k]) for k in want)
+    same(run.model, want)
     assert checkpoints(Path(run.args.output_dir)) == kept
     assert {p.name for p in Path(run.args.output_dir).iterdir()} == set(kept)
 

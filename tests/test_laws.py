@@ -77,9 +77,7 @@ def test_saving_then_loading_restores_every_bit_and_the_same_bytes(kind: str, va
 
 
 @laws
-def test_leaving_restores_classes_keys_and_flags_with_the_bases_tensors_or_the_same_output(
-    kind: str, variant: str
-) -> None:
+def test_leaving_restores_classes_keys_and_flags_with_the_bases_tensors_or_outputs(kind: str, variant: str) -> None:
     reference, x = network(kind), example(kind)
     live = adapted(kind, variant)(x)
     for leave in ("unload", "merge_and_unload"):

@@ -17,14 +17,10 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora, check_optimizer, parameter_
 from hf_lora.errors import AdapterStateError, ConfigError
 
 from .tiny import tiny
-from .trainings import Rows, bert, gpt2, same, trainer, weights
+from .trainings import Rows, bert, gpt2, ran, same, trainer, weights
 from .versions import OLDER
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT's own
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
 
 RATE = 0.01
 HEAD = {"classifier.adapters.default.saved_weight.value", "classifier.adapters.default.saved_bias.value"}
@@ -248,8 +244,7 @@ def test_an_optimizer_without_a_learning_rate_refuses_rates(tmp_path: Path) -> N
 
 def test_rates_that_change_between_two_trainings_need_a_new_optimizer(tmp_path: Path) -> None:
     model = rated()
-    run = trainer(model, tmp_path, max_steps=2)
-    run.train()
+    run = ran(model, tmp_path, max_steps=2)
     run.train()
     for ratio in (8, None):
         model.set_learning_rates(loraplus_lr_ratio=ratio)
@@ -312,8 +307,7 @@ def test_eight_bit_states_are_of_eight_bits_and_resume_in_the_same_bits(tmp_path
     pytest.importorskip("bitsandbytes")
     settings = {"optim": "adamw_8bit", "max_steps": 4, "lr_scheduler_type": "constant", "save_total_limit": 3}
     straight, resumed = (rated(r=256) for _ in range(2))  # tensors below 4,096 elements keep states of 32 bits
-    first = trainer(straight, tmp_path, **settings)
-    first.train()
+    first = ran(straight, tmp_path, **settings)
     assert torch.uint8 in [s["state1"].dtype for s in first.optimizer.optimizer.state.values()]
     trainer(resumed, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     same(straight, resumed)

@@ -13,15 +13,14 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 
 from benchmarks.saved import Allocated
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ModelError
 
 from .peek import LazyHead, LazyLogits, RecomputingMLP
-from .tiny import HIDDEN, VOCAB, inputs, tiny
-from .trainings import DEFAULTS
+from .tiny import HIDDEN, VOCAB, checkpointed, inputs, tiny, without_dropout
+from .trainings import trainer
 
 MLP, LOSS = "mlp_recompute", "linear_cross_entropy"
 SWITCHES = [MLP, LOSS]
@@ -39,15 +38,6 @@ def adapted(name: str = "llama", **changes: Any) -> LoRAModel:
     torch.manual_seed(0)
     config = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **changes}
     return LoRAModel.from_model(without_dropout(tiny(name, noisy=True)), LoRAConfig(**config)).train()
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return model
 
 
 def labelled(name: str = "llama") -> dict[str, Tensor]:
@@ -151,8 +141,7 @@ def test_a_compiled_module_takes_the_plain_forward_in_one_graph(switch: str) -> 
 def test_gradient_checkpointing_around_the_layers_changes_nothing(reentrant: bool) -> None:
     model = adapted()
     plain = step(model)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})
+    checkpointed(model, reentrant)
     model.enable_input_require_grads()
     held = []
     for switches in ([], SWITCHES):
@@ -211,10 +200,10 @@ def _trained(switches: list[str], out: Path, **changes: Any) -> tuple[list[float
         "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, **changes,
         "optim": "sgd",  # Adam's first steps are as long where a gradient is nothing but rounding
     }  # fmt: skip
-    args = TrainingArguments(str(out), **{**DEFAULTS, **changes})
-    trainer = Trainer(model=model, args=args, train_dataset=_rows(), eval_dataset=_rows())
-    trainer.train()
-    losses = [row[k] for row in trainer.state.log_history for k in ("loss", "eval_loss") if k in row]
+    run = trainer(model, out, **changes)
+    run.train_dataset = run.eval_dataset = _rows()
+    run.train()
+    losses = [row[k] for row in run.state.log_history for k in ("loss", "eval_loss") if k in row]
     return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
 
 

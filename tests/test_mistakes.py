@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -24,8 +25,6 @@ from .trainings import gpt2 as trained_gpt2
 from .trainings import trainer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # PEFT's
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # PEFT's
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),  # dynamo's
 ]
@@ -45,10 +44,6 @@ def same(before: list, after: list) -> bool:
 # --- what is adapted ------------------------------------------------------------------------------------------------
 
 
-def peft() -> Any:
-    return pytest.importorskip("peft")
-
-
 def changed(change: Callable[[Any], object]) -> nn.Module:
     """Return a GPT-2 after a change in place."""
     model = tiny("gpt2")
@@ -64,16 +59,16 @@ def wrapped(part: nn.Module) -> nn.Module:
 
 THEIRS: dict[str, Any] = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
 NOT_PLAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "by PEFT": (lambda: peft().get_peft_model(tiny("gpt2"), peft().LoraConfig(**THEIRS)), "PEFT.*merge_and_unload.*unload"),
+    "by PEFT": (lambda: peft.get_peft_model(tiny("gpt2"), peft.LoraConfig(**THEIRS)), "PEFT.*merge_and_unload.*unload"),
     "by prompt tuning": (
-        lambda: peft().get_peft_model(tiny("gpt2"), peft().PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
+        lambda: peft.get_peft_model(tiny("gpt2"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
         "PEFT.*unload",
     ),
     "by Transformers' add_adapter": (
-        lambda: changed(lambda m: m.add_adapter(peft().LoraConfig(**THEIRS))), r"PEFT.*transformer\.h\.0\.attn\.c_attn",
+        lambda: changed(lambda m: m.add_adapter(peft.LoraConfig(**THEIRS))), r"PEFT.*transformer\.h\.0\.attn\.c_attn",
     ),
     "with IA3": (
-        lambda: peft().inject_adapter_in_model(peft().IA3Config(**THEIRS, feedforward_modules=[]), tiny("gpt2")),
+        lambda: peft.inject_adapter_in_model(peft.IA3Config(**THEIRS, feedforward_modules=[]), tiny("gpt2")),
         r"PEFT.*transformer\.h\.0\.attn\.c_attn",
     ),
     "part of a LoRAModel": (lambda: trained_gpt2().transformer, r"h\.0\.attn\.c_attn .*add_adapter"),
@@ -136,7 +131,6 @@ def test_an_adapter_on_a_layer_of_another_lora_model_inside_is_refused_and_not_t
 
 
 def test_peft_and_trl_cannot_wrap_a_lora_model_a_second_time() -> None:
-    peft = pytest.importorskip("peft")
     model = trained_gpt2()
     before = snapshot(model)
     theirs = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
@@ -152,7 +146,6 @@ def test_peft_and_trl_cannot_wrap_a_lora_model_a_second_time() -> None:
 
 
 def test_pefts_config_means_what_it_means_there_and_anything_else_is_refused() -> None:
-    peft = pytest.importorskip("peft")
     theirs = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], task_type="CAUSAL_LM", lora_dropout=0.1)
     model = LoRAModel.from_model(tiny("gpt2"), theirs)
     model.add_adapter(theirs, "second")
@@ -188,9 +181,7 @@ COMPILED: dict[str, Callable[[Any], list[nn.Module]]] = {
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_a_model_compiled_and_run_before_attaching_computes_with_its_adapter_and_stays_compiled(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_model_compiled_before_attaching_stays_compiled_and_computes_with_adapters(name: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
     base, plain = tiny("gpt2"), tiny("gpt2")
@@ -284,15 +275,6 @@ def test_weights_that_train_and_are_offloaded_are_refused() -> None:
         check_ready(model)
 
 
-class Images(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        pixels = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(index))
-        return {"pixel_values": pixels, "labels": torch.tensor(index % 2)}
-
-
 def resnet(**settings: object) -> LoRAModel:
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic")
@@ -301,9 +283,11 @@ def resnet(**settings: object) -> LoRAModel:
 
 
 def test_running_averages_that_no_adapter_would_hold_are_refused_and_saved_on_request(tmp_path: Path) -> None:
+    pixels = torch.randn(8, 3, 16, 16)
+
     def run(model: LoRAModel) -> Trainer:
         found = trainer(model, tmp_path / "run", max_steps=2, remove_unused_columns=False)
-        found.train_dataset = Images()
+        found.train_dataset = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(pixels)]
         return found
 
     with pytest.raises(AdapterStateError, match="averages.*'normalization'"):
@@ -312,7 +296,6 @@ def test_running_averages_that_no_adapter_would_hold_are_refused_and_saved_on_re
     run(model).train()
     model.eval().save_pretrained(tmp_path / "adapter")
     again = LoRAModel.from_pretrained(tmp_path / "adapter", base_model=resnet().unload().eval())
-    pixels = torch.stack([Images()[i]["pixel_values"] for i in range(4)])
     assert torch.equal(again(pixels).logits, model(pixels).logits)
     still = resnet()
     for module in still.modules():

@@ -558,9 +558,7 @@ def test_transformers_still_says_where_older_weights_lie_today() -> None:
     assert todays_names(nn.Linear(2, 2), names) == {}
 
 
-def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_fits_needs_no_table_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: object) -> None:
         raise AssertionError("asked")
 
@@ -570,7 +568,7 @@ def test_an_adapter_that_fits_as_it_is_never_asks_for_transformers_table(
     _loaded(tmp_path, base)
 
 
-def test_weights_that_were_put_together_in_ways_not_understood_are_refused_by_name(
+def test_weights_put_together_in_unknown_ways_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = _base("bert")

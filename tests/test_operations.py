@@ -53,9 +53,7 @@ def calls(action: Callable[[], object]) -> int:
     return count
 
 
-def test_a_loaded_adapter_holds_the_files_own_tensors_and_initialises_none(
-    adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loaded_adapter_holds_the_files_own_tensors(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LoRAModel.from_pretrained(adapter, base_model=tiny("gpt2"))
     started = []
     monkeypatch.setattr(LoRA, "initialise", lambda *_: started.append(1))

@@ -13,9 +13,8 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from hf_lora import LoRAConfig, LoRAModel, check_optimizer
 from hf_lora.errors import AdapterStateError, ConfigError
 
-from .trainings import bert, gpt2, trainer, weights
+from .trainings import bert, gpt2, ran, trainer, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 LATE = LoRAConfig(r=2, target_modules=["c_attn"])
 
 
@@ -101,8 +100,7 @@ def test_adapters_added_or_chosen_after_the_trainer_was_made_train(both: bool, t
 
 def test_an_adapter_added_between_two_trainings_needs_a_new_optimizer(tmp_path: Path) -> None:
     model = gpt2()
-    run = trainer(model, tmp_path, max_steps=2)
-    run.train()
+    run = ran(model, tmp_path, max_steps=2)
     run.train()
     model.add_adapter(LATE, "late")
     with pytest.raises(AdapterStateError, match=r"missing .*trainer\.optimizer"):
@@ -127,8 +125,7 @@ def test_an_adapter_switched_on_in_training_is_an_error_before_the_next_step(tmp
 
 
 def test_adapters_that_the_optimizer_holds_may_take_turns(tmp_path: Path) -> None:
-    run = trainer(_two(["default", "late"]), tmp_path, max_steps=3, callbacks=[_SwitchesToLate()])
-    run.train()
+    run = ran(_two(["default", "late"]), tmp_path, max_steps=3, callbacks=[_SwitchesToLate()])
     assert run.state.global_step == 3
 
 

@@ -33,12 +33,12 @@ from transformers import (
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
 
+from .cases import move
 from .tiny import FAMILIES, floats, inputs, scatter, tiny
 from .versions import not_older
 
 # PEFT's own chatter. The last one is about a lora_bias, which it takes for a shard of a matrix.
 CHATTER = (
-    ".*is_gradient_checkpointing:FutureWarning",
     "fan_in_fan_out is set to False:UserWarning",
     ".*ensure_weight_tying:UserWarning",
     "Setting .save_embedding_layers. to:UserWarning",
@@ -221,9 +221,14 @@ CASES: dict[str, Case] = {
 # What PEFT 0.21 and Transformers before 5.23 do not do together.
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next")
 UNLIKE = ("vit", "swin", *MIXTURES)
-every_case = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=not_older if c.base in UNLIKE else ()) for n, c in CASES.items()]
-)
+
+
+def _each(cases: dict[str, Case]) -> Any:
+    names = [pytest.param(n, marks=not_older if case.base in UNLIKE else ()) for n, case in cases.items()]
+    return pytest.mark.parametrize("name", names)
+
+
+every_case = _each(CASES)
 
 
 def _ours(case: Case) -> LoRAModel:
@@ -231,7 +236,7 @@ def _ours(case: Case) -> LoRAModel:
     torch.manual_seed(20)
     config = LoRAConfig(**{"r": 2, "lora_alpha": 3, **case.config})
     model = LoRAModel.from_model(copy.deepcopy(_base(case.base)), config)
-    _move(model)
+    move(model, scale=0.2)
     return model
 
 
@@ -241,17 +246,8 @@ def _theirs(case: Case, moved: bool = True) -> peft.PeftModel:
     config = peft.LoraConfig(**{"r": 2, "lora_alpha": 3, **case.config, **case.theirs})
     model = peft.get_peft_model(copy.deepcopy(_base(case.base)), config).eval()
     if moved:
-        _move(model)
+        move(model, scale=0.2)
     return model
-
-
-def _move(model: nn.Module) -> None:
-    """Add noise to everything that trains."""
-    noise = torch.Generator().manual_seed(21)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.2)
 
 
 def _load_here(case: Case, directory: Path, **kwargs: Any) -> LoRAModel:
@@ -285,14 +281,6 @@ def test_an_adapter_saved_here_computes_and_trains_the_same_in_peft(name: str, t
     assert ours == pytest.approx(theirs, rel=TOLERANCE)
 
 
-@every_case
-def test_an_adapter_saved_by_peft_computes_the_same_here(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
-    model = _theirs(case)
-    model.save_pretrained(tmp_path)
-    _agree(_load_here(case, tmp_path), model, case.base)
-
-
 # What PEFT makes of experts that old configs name one by one, and dropout where a weight is read and no layer called.
 BY_PEFT_ALONE = {
     "old names of mixtral": _lora("mixtral", "q_proj", "w1", "w2", "w3"),
@@ -302,9 +290,9 @@ BY_PEFT_ALONE = {
 }
 
 
-@pytest.mark.parametrize("name", BY_PEFT_ALONE)
-def test_what_only_peft_makes_computes_the_same_here(name: str, tmp_path: Path) -> None:
-    case = BY_PEFT_ALONE[name]
+@_each({**CASES, **BY_PEFT_ALONE})
+def test_an_adapter_saved_by_peft_computes_the_same_here(name: str, tmp_path: Path) -> None:
+    case = {**CASES, **BY_PEFT_ALONE}[name]
     model = _theirs(case)
     model.save_pretrained(tmp_path)
     _agree(_load_here(case, tmp_path), model, case.base)
@@ -358,7 +346,7 @@ ATTENTIONS = {
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_multihead_attention_agrees_with_peft_once_the_output_update_that_peft_adds_twice_is_halved(
+def test_multihead_attention_agrees_once_the_output_update_that_peft_adds_twice_is_halved(
     name: str, tmp_path: Path
 ) -> None:
     """PEFT 0.21.2 merges out_proj's update by hand and then once more by calling merge (tuners/lora/layer.py)."""
@@ -385,9 +373,7 @@ def _scale_output_update(directory: Path, factor: float) -> None:
 
 # Starts that hf_lora does not build, but which leave the base alone: once trained, the file says all.
 @pytest.mark.parametrize("start", ["eva", "orthogonal", "mica"])
-def test_an_adapter_that_peft_started_by_a_way_of_its_own_computes_the_same_and_keeps_its_start(
-    start: str, tmp_path: Path
-) -> None:
+def test_an_adapter_of_a_start_of_pefts_own_computes_the_same_and_keeps_its_start(start: str, tmp_path: Path) -> None:
     if start == "mica" and start not in str(peft.LoraConfig.__dataclass_fields__["init_lora_weights"].type):
         pytest.skip("this PEFT does not know MiCA")
     theirs = {"eva_config": peft.EvaConfig()} if start == "eva" else {}
@@ -405,16 +391,14 @@ def test_an_adapter_that_peft_started_by_a_way_of_its_own_computes_the_same_and_
 
 
 @pytest.mark.parametrize("start", ["olora", "pissa"])
-def test_an_adapter_that_peft_converted_from_a_start_that_moves_the_base_computes_the_same(
-    start: str, tmp_path: Path
-) -> None:
+def test_an_adapter_converted_from_a_start_that_moves_the_base_computes_the_same(start: str, tmp_path: Path) -> None:
     """PEFT saves it as plain LoRA of twice the rank; unconverted, OLoRA is refused and PiSSA's start is found again."""
     case = _lora("llama", "q_proj", "v_proj", init_lora_weights=start)
     model = _theirs(case, moved=False)
     model.peft_config["default"].init_lora_weights = True  # of the start, so that PEFT does not subtract it twice
     model.save_pretrained(tmp_path / "start")
     model.peft_config["default"].init_lora_weights = start
-    _move(model)
+    move(model, scale=0.2)
     model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     _agree(_load_here(case, tmp_path / "converted"), model, "llama", 1e-4)
     model.save_pretrained(tmp_path / "as it is")
@@ -498,7 +482,7 @@ SPOILT: dict[str, tuple[Callable[[str, Tensor], Tensor | None], str]] = {
 
 
 @pytest.mark.parametrize("damage", SPOILT)
-def test_a_head_that_peft_writes_twice_beside_all_biases_is_read_unless_they_differ_or_some_lack(
+def test_a_head_that_peft_writes_twice_is_read_unless_the_two_differ_or_biases_lack(
     damage: str, tmp_path: Path
 ) -> None:
     case = _lora("bert", "query", bias="all", task_type="SEQ_CLS")

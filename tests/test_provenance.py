@@ -25,10 +25,7 @@ from .tiny import tiny
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT's own
-    pytest.mark.usefixtures("elsewhere"),
-]
+pytestmark = pytest.mark.usefixtures("elsewhere")
 CONFIG = LoRAConfig(r=2, target_modules=["c_attn", "c_fc"], init_lora_weights=False)
 
 
@@ -69,9 +66,7 @@ def _differ(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
 
 # By the coarser grid of two sides: the relative change of 24 weights that is rounding, and the one that is not.
 @pytest.mark.parametrize(("grids", "rounding", "change"), [("f", 1e-7, 1e-5), ("fh", 1e-4, 3e-3), ("fhb", 1e-3, 3e-2)])
-def test_what_is_found_follows_from_the_size_of_the_change_and_the_coarser_grid(
-    grids: str, rounding: float, change: float
-) -> None:
+def test_what_is_found_follows_from_the_change_and_the_coarser_grid(grids: str, rounding: float, change: float) -> None:
     weights = [torch.randn(64, 64) * 0.02 for _ in range(24)]
     for share in (rounding, change):
         changed = [w + share * 0.02 * torch.randn_like(w) for w in weights]

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
@@ -27,14 +27,10 @@ MADE = {".gitattributes"}  # what the Hub itself puts into a new repo
 MINE = b"---\nlicense: mit\n---\nMine.\n"
 
 
-def base() -> GPT2LMHeadModel:
-    return tiny("gpt2", cls=GPT2LMHeadModel).eval()
-
-
 @pytest.fixture
 def model() -> LoRAModel:
     """A model with an adapter to a base of the Hub."""
-    return adapted(base())
+    return adapted()
 
 
 @pytest.fixture
@@ -60,8 +56,8 @@ def saved(model: LoRAModel, tmp_path: Path) -> Path:
     return folder
 
 
-def adapted(model: GPT2LMHeadModel, base_model: str = "org/base") -> LoRAModel:
-    lora = LoRAModel.from_model(model, LoRAConfig(r=2))
+def adapted(base_model: str = "org/base") -> LoRAModel:
+    lora = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
     lora.peft_config["default"].base_model_name_or_path = base_model
     move(lora)
     return lora
@@ -69,7 +65,7 @@ def adapted(model: GPT2LMHeadModel, base_model: str = "org/base") -> LoRAModel:
 
 def same(model: LoRAModel, repo: str = "me/name", **where: str) -> bool:
     """Whether a repo's adapter computes on the base what this model does."""
-    back = LoRAModel.from_pretrained(repo, base_model=base(), **where)
+    back = LoRAModel.from_pretrained(repo, base_model=tiny("gpt2"), **where)
     return torch.equal(back.eval()(IDS).logits, model.eval()(IDS).logits)
 
 
@@ -88,9 +84,7 @@ def test_a_pushed_adapter_comes_back_with_the_same_logits(hub: Hub, model: LoRAM
     assert same(model)
 
 
-def test_a_repo_that_is_there_keeps_its_other_files_and_an_equal_push_makes_no_commit(
-    hub: Hub, model: LoRAModel
-) -> None:
+def test_a_repo_keeps_its_other_files_and_an_equal_push_makes_no_commit(hub: Hub, model: LoRAModel) -> None:
     hub.add("me/name", {"theirs.txt": b"1", "adapter_config.json": b"{}"})
     for name in ("me/name", "name"):  # without an owner it is the user's own
         model.push_to_hub(name)
@@ -189,7 +183,7 @@ def test_save_pretrained_pushes_what_it_saves(hub: Hub, model: LoRAModel, tmp_pa
 def test_a_local_base_is_refused_unless_its_public_name_is_given(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
 ) -> None:
-    base().save_pretrained(tmp_path / "home" / "base")
+    tiny("gpt2").save_pretrained(tmp_path / "home" / "base")
     monkeypatch.chdir(tmp_path)
     path = "home/base" if relative else str(tmp_path / "home" / "base")
     model = LoRAModel.from_pretrained(path, LoRAConfig(r=2))
@@ -287,9 +281,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_what_goes_wrong_once_is_made_good_and_the_commit_is_made_once(
-    hub: Hub, model: LoRAModel, where: str, fault: Fault
-) -> None:
+def test_what_goes_wrong_once_is_made_good_in_one_commit(hub: Hub, model: LoRAModel, where: str, fault: Fault) -> None:
     hub.add("me/name", {"README.md": MINE})
     hub.fail_next(where, fault)
     url = model.push_to_hub("name", tags=["x"])
@@ -329,9 +321,7 @@ def test_a_hub_that_stays_broken_is_an_error_and_nothing_here_has_changed(hub: H
 # --- the command ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_pushes_a_folder_s_adapter_and_nothing_else(
-    hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_pushes_a_folder_s_adapter_alone(hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (saved / "tokenizer.json").write_text("{}")
     before = content(saved)
     assert cli.main(["push", str(saved), "me/name", "--private", "--commit-message", "hello"]) == 0
@@ -355,10 +345,8 @@ def test_the_command_takes_every_adapter_of_a_folder(hub: Hub, two: LoRAModel, t
     assert set(hub.files("me/name")) == FILES | MADE | {f"second/{name}" for name in FILES}
 
 
-def test_the_command_names_a_local_base_as_it_is_told(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    adapted(base(), str(tmp_path / "base")).save_pretrained(tmp_path / "saved")
+def test_the_command_names_a_local_base_as_told(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapted(str(tmp_path / "base")).save_pretrained(tmp_path / "saved")
     assert cli.main(["push", str(tmp_path / "saved"), "me/name"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("hf-lora: ")
@@ -380,7 +368,7 @@ def test_the_command_pushes_no_pickle(hub: Hub, model: LoRAModel, saved: Path) -
     assert same(model)
 
 
-def test_the_command_pushes_only_what_loads_and_takes_no_token(
+def test_the_command_pushes_what_loads_and_takes_no_token(
     hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (saved / "checkpoint-10").rename(saved / "runs" / "checkpoint-10")

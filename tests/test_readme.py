@@ -67,11 +67,7 @@ def test_every_command_exists() -> None:
     assert {"push", "inspect"} <= set(used) <= set(commands)
 
 
-@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT 0.21 asks for it
-def test_the_python_blocks_run_in_order_as_they_stand(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_blocks_run_in_order_as_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("bert-base-uncased", small_bert(tmp_path / "bert"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

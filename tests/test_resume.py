@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,18 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer
 
 from hf_lora import LoRAModel
 
-from .trainings import StopsAt, bert, ending, gpt2, same, t5, trainer, two, weights
+from .trainings import BEST, CHECKPOINTING, StopsAt, bert, ending, gpt2, ran, same, t5, trainer, two, weights
 from .versions import not_older
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-
 STEPS, CUT = 12, 5
-_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
-_CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
 
 
 # what is trained: a model of a seed; the Trainer's arguments
@@ -34,7 +29,7 @@ CASES: dict[str, tuple[Callable[[int], LoRAModel], dict[str, Any]]] = {
     "the second of two adapters": (lambda seed: two("b", seed), {}),
     "a head": (lambda seed: bert("x", seed, modules_to_save=["classifier"]), {}),
     "accumulated gradients": (lambda seed: gpt2(seed=seed), {"gradient_accumulation_steps": 2}),
-    "gradient checkpointing": (lambda seed: gpt2(seed=seed), {_CHECKPOINTING: True}),
+    "gradient checkpointing": (lambda seed: gpt2(seed=seed), {CHECKPOINTING: True}),
     "DoRA": (lambda seed: bert(seed=seed, use_dora=True), {}),
     "trained rows of tokens": (lambda seed: bert(seed=seed, trainable_token_indices=[3, 4, 5]), {}),
     "biases": (lambda seed: bert(seed=seed, bias="lora_only"), {}),
@@ -63,33 +58,26 @@ def test_twelve_steps_are_five_a_checkpoint_and_seven(case: str, tmp_path: Path)
     assert all("adapters" in k for k in moved)
     assert len({entry["loss"] for entry in straight.state.log_history if "loss" in entry}) == STEPS
 
-    first = trainer(make(7), tmp_path / "parts", [StopsAt(CUT)], **changes)
-    first.train()
+    first = ran(make(7), tmp_path / "parts", [StopsAt(CUT)], **changes)
     assert first.state.global_step == CUT
     other = make(8)
     assert any(not torch.equal(v, before[k]) for k, v in weights(other).items()), "the resumed one starts elsewhere"
-    second = trainer(other, tmp_path / "parts", **changes)
-    second.train(resume_from_checkpoint=True)
+    second = ran(other, tmp_path / "parts", **changes, resume=True)
     same(ending(second), want)
 
 
 @pytest.mark.parametrize("steps", [6, 8], ids=["at the end of an epoch", "within an epoch"])
 def test_a_finished_training_that_is_resumed_takes_no_further_step(steps: int, tmp_path: Path) -> None:
     changes = {"max_steps": steps, "lr_scheduler_type": "constant"}
-    first = trainer(gpt2(seed=7), tmp_path, **changes)
-    first.train()
-    again = trainer(gpt2(seed=8), tmp_path, **changes)
-    again.train(resume_from_checkpoint=True)
+    first = ran(gpt2(seed=7), tmp_path, **changes)
+    again = ran(gpt2(seed=8), tmp_path, **changes, resume=True)
     assert again.state.global_step == steps
     same(again.model, first.model)
 
 
 def test_patience_runs_out_where_it_would_have_without_the_interruption(tmp_path: Path) -> None:
-    changes = {
-        "max_steps": STEPS, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.1,
-        "restore_callback_states_from_checkpoint": True,
-    }  # fmt: skip
+    often = {"max_steps": STEPS, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.1}
+    changes = {**BEST, **often, "restore_callback_states_from_checkpoint": True}
 
     def make(seed: int, folder: str, cut: int | None = None) -> Trainer:
         callbacks = [EarlyStoppingCallback(early_stopping_patience=3), *([StopsAt(cut)] if cut else [])]
@@ -109,12 +97,8 @@ def test_patience_runs_out_where_it_would_have_without_the_interruption(tmp_path
 
 @pytest.mark.parametrize("other", [False, True], ids=["moved", "another run's"])
 def test_the_best_of_a_run_whose_folder_has_moved_is_there_at_the_end(other: bool, tmp_path: Path) -> None:
-    changes = {
-        "max_steps": 8, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 0.01,
-    }  # fmt: skip
-    first = trainer(gpt2("x"), tmp_path / "there", **changes)
-    first.train()
+    changes = {**BEST, "max_steps": 8, "learning_rate": 0.01}
+    first = ran(gpt2("x"), tmp_path / "there", **changes)
     best = f"checkpoint-{first.state.best_global_step}"
     assert best != "checkpoint-8"
     (tmp_path / "there").rename(tmp_path / "here")

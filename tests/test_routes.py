@@ -238,7 +238,7 @@ def test_a_backward_pass_that_cannot_know_the_block_is_refused_and_never_wrong(m
 # --- blocks and switches ----------------------------------------------------------------------------------------------
 
 
-def test_a_block_nests_leaves_what_is_selected_and_is_refused_where_it_has_no_meaning(
+def test_a_block_nests_leaves_what_is_selected_and_is_refused_where_it_means_nothing(
     model: LoRAModel, want: Want
 ) -> None:
     with model.adapters_active("a"):
@@ -269,9 +269,7 @@ def test_a_block_nests_leaves_what_is_selected_and_is_refused_where_it_has_no_me
         pass
 
 
-def test_inside_a_block_nothing_is_merged_taken_away_or_switched_off_without_a_word(
-    model: LoRAModel, want: Want
-) -> None:
+def test_inside_a_block_nothing_is_merged_deleted_or_switched_off_without_a_word(model: LoRAModel, want: Want) -> None:
     refused: list[str] = []
 
     def elsewhere() -> None:

@@ -20,10 +20,9 @@ from hf_lora.errors import AdapterStateError, ModelError
 
 from .peek import MARK, METHODS, SEAMS, facts_of, hooks, refined
 from .tiny import tiny
-from .trainings import DEFAULTS, Rows, gpt2, trainer
+from .trainings import DEFAULTS, Rows, gpt2, ran, trainer
 
 pytest.importorskip("trl", reason="one of the places is TRL's")
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 GONE = ("asked_later", "asked_always", "constructor")
 
 
@@ -154,8 +153,7 @@ def test_every_adapter_method_of_a_transformers_model_is_overridden() -> None:
 
 
 def test_a_plain_model_s_trainer_keeps_its_class_and_its_methods(tmp_path: Path) -> None:
-    run = trainer(tiny("gpt2"), tmp_path, max_steps=1)
-    run.train()
+    run = ran(tiny("gpt2"), tmp_path, max_steps=1)
     assert type(run) is Trainer
     ours = [
         row.place for row in METHODS if "hf_lora" in getattr(Trainer, row.path.partition(".")[2]).__code__.co_filename

@@ -15,11 +15,10 @@ from transformers import BertForSequenceClassification
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .tiny import IDS, inputs, tiny
+from .tiny import IDS, checkpointed, inputs, tiny, without_dropout
 from .trainings import trainer
 from .versions import OLDER
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 LABELS = torch.tensor([0, 1])
 
 
@@ -36,18 +35,6 @@ MODELS: dict[str, tuple[Callable[[], Any], Inputs, list[str], list[str]]] = {
         {"input_ids": IDS, "labels": LABELS}, ["word_embeddings"], ["classifier"],
     ),
 }  # fmt: skip
-
-
-def checkpointed(model: Any, use_reentrant: bool) -> None:
-    switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    switch({"use_reentrant": use_reentrant})
-
-
-def still(model: nn.Module) -> Any:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.train()
 
 
 def gradients(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
@@ -79,7 +66,7 @@ def test_checkpointing_changes_no_gradient(name: str, saved: str, use_reentrant:
         model = make()
         if switched and when == "before attaching":
             checkpointed(model, use_reentrant)
-        model = still(LoRAModel.from_model(model, config))
+        model = without_dropout(LoRAModel.from_model(model, config)).train()
         if switched and when == "after attaching":
             checkpointed(model, use_reentrant)
         wide = {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
@@ -87,22 +74,9 @@ def test_checkpointing_changes_no_gradient(name: str, saved: str, use_reentrant:
     assert equal(found[1], found[0])
 
 
-class Same(torch.utils.data.Dataset):
-    """One example of a model's inputs, again and again."""
-
-    def __init__(self, inputs: dict[str, torch.Tensor]) -> None:
-        self.inputs = inputs
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {key: value[index % 2] for key, value in self.inputs.items()}
-
-
 def trained(model: Any, inputs: dict[str, torch.Tensor], out: Path, **changes: object) -> dict[str, torch.Tensor]:
-    run = trainer(still(model), out, max_steps=3, save_strategy="no", **changes)
-    run.train_dataset = Same(inputs)
+    run = trainer(without_dropout(model).train(), out, max_steps=3, save_strategy="no", **changes)
+    run.train_dataset = [{key: value[i % 2] for key, value in inputs.items()} for i in range(8)]
     run.train()
     model.save_pretrained(out / "adapter")
     return load_file(out / "adapter" / "adapter_model.safetensors")
@@ -149,7 +123,7 @@ def from_disk(folder: Path, device_map: dict[str, str] | None, **settings: objec
     given = {} if device_map is None else {"device_map": device_map, "offload_folder": str(folder / "offloaded")}
     torch.manual_seed(3)
     config = LoRAConfig(**{"r": 2, "target_modules": "all-linear", "init_lora_weights": False, **settings})
-    return still(LoRAModel.from_pretrained(folder / "base", config, **given))
+    return without_dropout(LoRAModel.from_pretrained(folder / "base", config, **given)).train()
 
 
 @pytest.fixture

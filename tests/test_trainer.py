@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments, pipeline
+from transformers import pipeline
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .trainings import bert, gpt2, same, tokenizer, trainer, weights
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+from .trainings import BEST, CHECKPOINTING, bert, gpt2, ran, same, tokenizer, trainer, weights
 
 
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_training_moves_the_adapter_only_and_the_optimizer_holds_nothing_else(make, tmp_path: Path) -> None:
     model = make()
     before = weights(model)
-    run = trainer(model, tmp_path)
-    run.train()
+    run = ran(model, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved
     assert all("adapters" in k for k in moved)
@@ -35,11 +31,7 @@ def test_the_best_model_is_there_at_the_end(names: list[str], tmp_path: Path) ->
     for name in names[1:]:
         model.add_adapter(LoRAConfig(r=3, target_modules=["query"]), name)
     model.set_adapter(names)
-    run = trainer(
-        model, tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, learning_rate=0.2,
-        metric_for_best_model="eval_loss", greater_is_better=True,
-    )  # fmt: skip
-    run.train()
+    run = ran(model, tmp_path, **BEST, learning_rate=0.2)
     losses = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
     best = max(losses, key=losses.get)  # the worst, in truth, because it is not the last
     assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
@@ -49,10 +41,8 @@ def test_the_best_model_is_there_at_the_end(names: list[str], tmp_path: Path) ->
 
 def test_gradient_checkpointing_trains_to_the_same_bits(tmp_path: Path) -> None:
     plain, checkpointed = bert(), bert()
-    fields = {f.name for f in dataclasses.fields(TrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     trainer(plain, tmp_path / "a").train()
-    trainer(checkpointed, tmp_path / "b", **{name: True}).train()
+    trainer(checkpointed, tmp_path / "b", **{CHECKPOINTING: True}).train()
     same(checkpointed, plain)
 
 

@@ -12,21 +12,20 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from safetensors.torch import load
-from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertForSequenceClassification, Trainer
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import HubAccessError, HubError, ModelError
 
+from . import trainings
 from .hub import Hub, hub, status
 from .peek import Job, Pushes, commits, facts_of
-from .trainings import Rows, bert, tokenizer, weights
+from .trainings import BEST, bert, same, tokenizer
 
 __all__ = ["hub"]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),  # Transformers 5.0, of fast saves
-]
+# Transformers 5.0, of fast saves
+pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
 PATIENCE = 600.0  # seconds for what a test waits for in another thread: what takes longer hangs
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
@@ -41,15 +40,8 @@ def public_bert(adapter_name: str = "default", **changes: object) -> LoRAModel:
 
 
 def trainer(model: torch.nn.Module, out: Path, hub: Hub, **changes: object) -> Trainer:
-    defaults = {
-        "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.02, "report_to": [],
-        "disable_tqdm": True, "use_cpu": True, "seed": 1, "logging_steps": 1, "push_to_hub": True,
-        "hub_model_id": "me/x", "hub_token": hub.token, "save_total_limit": 1,
-    }  # fmt: skip
-    args = TrainingArguments(output_dir=str(out), **{**defaults, **changes})
-    return Trainer(
-        model=model, args=args, train_dataset=Rows(), eval_dataset=Rows(8), processing_class=tokenizer("good", "bad")
-    )
+    pushing = {"push_to_hub": True, "hub_model_id": "me/x", "hub_token": hub.token, "save_total_limit": 1}
+    return trainings.trainer(model, out, processing_class=tokenizer("good", "bad"), **{**pushing, **changes})
 
 
 def names(hub: Hub, repo: str = "me/x") -> set[str]:
@@ -71,14 +63,11 @@ def assert_nothing_private(hub: Hub, out: Path) -> None:
 
 def assert_is_last(hub: Hub, model: LoRAModel) -> None:
     pushed, want = load(hub.files("me/x")["adapter_model.safetensors"]), model.get_adapter_state_dict()
-    assert {k.removeprefix("base_model.model.") for k in pushed} == set(want)
-    assert all(torch.equal(pushed[f"base_model.model.{k}"], v) for k, v in want.items())
+    same(pushed, {f"base_model.model.{key}": value for key, value in want.items()})
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_each_strategy_brings_exactly_its_files_the_last_step_and_no_secret(
-    strategy: str, tmp_path: Path, hub: Hub
-) -> None:
+def test_each_strategy_brings_its_files_the_last_step_and_no_secret(strategy: str, tmp_path: Path, hub: Hub) -> None:
     out = tmp_path / "a_local_folder"
     (out / "runs").mkdir(parents=True)
     (out / "runs" / "events").write_bytes(b"scalars")
@@ -104,9 +93,7 @@ def test_each_strategy_brings_exactly_its_files_the_last_step_and_no_secret(
 
 
 def test_saving_by_hand_pushes_as_upstream_does(tmp_path: Path, hub: Hub) -> None:
-    model = public_bert()
-    run = trainer(model, tmp_path / "out", hub, hub_strategy="end")
-    run.save_model()
+    trainer(public_bert(), tmp_path / "out", hub, hub_strategy="end").save_model()
     assert names(hub) == ADAPTER | TOKENIZER | {"README.md"}
     assert hub.log("me/x")[0].title == "Model save"
 
@@ -180,30 +167,25 @@ def test_what_is_pushed_again_takes_the_place_of_nothing_newer(failing: set[str]
 
 
 def test_a_downloaded_last_checkpoint_resumes_to_the_same_bits(tmp_path: Path, hub: Hub) -> None:
-    options = {"lr_scheduler_type": "constant", "hub_strategy": "checkpoint", "eval_strategy": "steps", "eval_steps": 2}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    trainer(public_bert(), tmp_path / "first", hub, max_steps=4, **options, **best).train()
+    options = {"lr_scheduler_type": "constant", "hub_strategy": "checkpoint"}
+    trainer(public_bert(), tmp_path / "first", hub, max_steps=4, **options, **BEST).train()
     whole = public_bert()
-    trainer(whole, tmp_path / "whole", hub, **options, hub_model_id="me/y").train()
+    trainer(whole, tmp_path / "whole", hub, **options, eval_strategy="steps", eval_steps=2, hub_model_id="me/y").train()
     place = Path(snapshot_download("me/x", local_dir=tmp_path / "there")) / "last-checkpoint"
     assert json.loads((place / "trainer_state.json").read_text())["best_model_checkpoint"] is None
     model = public_bert()
-    again = trainer(model, tmp_path / "second", hub, **options, **best)
+    again = trainer(model, tmp_path / "second", hub, **options, **BEST)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         again.train(resume_from_checkpoint=str(place))
     assert again.state.global_step == 6
     assert again.state.best_model_checkpoint is None or again.state.best_model_checkpoint.endswith("-6")
-    got, want = weights(model), weights(whole)
-    assert all(torch.equal(got[k], want[k]) for k in want)
+    same(model, whole)
     assert any("load_best_model_at_end" in str(w.message) for w in told)
 
 
-def test_a_push_that_fails_in_the_background_is_told_without_the_token_and_the_result_kept(
-    tmp_path: Path, hub: Hub
-) -> None:
-    model = public_bert()
-    run = trainer(model, tmp_path / "out", hub)
+def test_a_push_that_fails_in_the_background_is_told_without_the_token(tmp_path: Path, hub: Hub) -> None:
+    run = trainer(public_bert(), tmp_path / "out", hub)
     hub.fail_next(r"^POST .*/commit/", status(500, message=f"no {hub.token} today"), times=100)
     with pytest.warns(UserWarning, match="me/x.*newest") as told:
         result = run.train()
@@ -313,7 +295,7 @@ def test_a_file_that_holds_a_token_is_never_uploaded_and_a_local_path_is_left_ou
     assert_nothing_private(hub, tmp_path / "out")
 
 
-def test_a_save_that_cannot_be_prepared_does_not_end_the_training(
+def test_a_save_that_cannot_be_prepared_ends_no_training(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2)
@@ -330,7 +312,7 @@ def test_a_save_that_cannot_be_prepared_does_not_end_the_training(
     assert not list((tmp_path / "out").glob("_push-*"))
 
 
-def test_logs_that_grow_while_they_are_uploaded_do_not_fail_the_push(
+def test_logs_that_grow_meanwhile_do_not_fail_the_push(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorBoard writes on in the middle of a push."""

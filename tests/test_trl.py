@@ -19,7 +19,6 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # PEFT's, before it asks us
@@ -172,9 +171,7 @@ def test_settings_that_would_mean_nothing_here_are_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("make", [sft, dpo])
-def test_a_push_takes_the_adapter_its_card_and_the_tokenizer(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_push_takes_adapter_card_and_tokenizer(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: dict[str, str] = {}
 
     def upload(folder: Path, message: str) -> None:

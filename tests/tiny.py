@@ -265,6 +265,22 @@ def inputs(name: str) -> Inputs:
     return FAMILIES[name][2]()
 
 
+def without_dropout(model: nn.Module) -> Any:
+    """Return a model whose dropout, modules and attributes, is switched off."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return model
+
+
+def checkpointed(model: Any, use_reentrant: bool) -> None:
+    """Switch gradient checkpointing on, by the name that it has in this version of Transformers."""
+    switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    switch({"use_reentrant": use_reentrant})
+
+
 def scatter(model: nn.Module) -> None:
     """Add noise to every float parameter, from torch's global generator."""
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ DEFAULTS = {
     "seed": 1,
     "logging_steps": 1,
 }
+# What ends with the best weights: the worst in truth, because the last ones are the best otherwise.
+BEST = {
+    "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+}  # fmt: skip
+# The argument that switches gradient checkpointing on, whose name has changed.
+_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
 
 
 class Rows(Dataset):
@@ -103,15 +112,23 @@ def two(active: str | list[str], seed: int = 0) -> LoRAModel:
     return model
 
 
-def trainer(model: LoRAModel, out: Path, callbacks: Any = None, **changes: Any) -> Trainer:
+def trainer(
+    model: LoRAModel, out: Path, callbacks: Any = None, processing_class: Any = None, **changes: Any
+) -> Trainer:
     """Return the stock Trainer of a model (for T5 the one for sequences)."""
     seq2seq = isinstance(model, T5ForConditionalGeneration)
     make, arguments = (Seq2SeqTrainer, Seq2SeqTrainingArguments) if seq2seq else (Trainer, TrainingArguments)
     args = arguments(output_dir=str(out), **{**DEFAULTS, **changes})
     labels = "class" if isinstance(model, BertForSequenceClassification) else "tokens"
-    return make(
-        model=model, args=args, train_dataset=Rows(labels=labels), eval_dataset=Rows(8, labels), callbacks=callbacks
-    )
+    rows = {"train_dataset": Rows(labels=labels), "eval_dataset": Rows(8, labels)}
+    return make(model=model, args=args, callbacks=callbacks, processing_class=processing_class, **rows)
+
+
+def ran(model: LoRAModel, out: Path, callbacks: Any = None, resume: Any = None, **changes: Any) -> Trainer:
+    """Train a model with the stock Trainer, and return that."""
+    run = trainer(model, out, callbacks, **changes)
+    run.train(resume_from_checkpoint=resume)
+    return run
 
 
 def weights(model: LoRAModel) -> dict[str, torch.Tensor]:
