@@ -6,7 +6,6 @@ because starting it costs seconds.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from .cases import move
 from .hub import Hub, hub
 from .peek import Source
-from .tiny import IDS, tiny
+from .tiny import IDS, edit_config, tiny
 from .trainings import tokenizer
 
 __all__ = ["hub"]
@@ -138,9 +137,7 @@ def _on_the_hub(hub: Hub, bert: Path) -> str:
     """Put the adapter and its base on the Hub, the adapter's main damaged and a revision right; return that."""
     hub.add("org/base", bert / "base")
     hub.add("me/adapter", {})  # a sha tells nothing but how many commits were before
-    config = json.loads((bert / "adapter" / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "org/base"
-    (bert / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    edit_config(bert / "adapter", base_model_name_or_path="org/base")
     right = hub.add("me/adapter", bert / "adapter", private=True)
     hub.add("me/adapter", {"adapter_model.safetensors": b"damaged"}, private=True)
     return right

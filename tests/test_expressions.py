@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ConfigError
 
 from .peek import may_hang
+from .tiny import edit_config
 
 HANGS = [
     r"(.*a)+b",
@@ -47,9 +47,7 @@ def test_what_people_write_may_not(pattern: str) -> None:
 def test_such_a_config_is_refused_at_once(key: str, tmp_path: Path) -> None:
     net = nn.ModuleDict({"a" * 12: nn.Linear(4, 4), "fc": nn.Linear(4, 4)})
     add_lora(net, LoRAConfig(r=2, target_modules=["fc"])).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    config[key] = {r"((a+)+)+!": 4} if "pattern" in key else r"((a+)+)+!"
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    edit_config(tmp_path, **{key: {r"((a+)+)+!": 4} if "pattern" in key else r"((a+)+)+!"})
     with pytest.raises(ConfigError, match=re.escape("((a+)+)+!")):
         LoRAModel.from_pretrained(tmp_path, base_model=net.unload())
     assert torch.is_grad_enabled()

@@ -18,7 +18,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import TargetError
 
 from .peek import KINDS, LoRA
-from .tiny import FAMILIES, floats, inputs, tiny
+from .tiny import FAMILIES, floats, inputs, outputs, tiny
 
 PRESETS = ("auto", "attention", "all-linear")
 # Presets that must raise: nothing in the family is an attention, or (XLNet) it is made of raw 3-D parameters.
@@ -38,12 +38,7 @@ def _base(name: str) -> nn.Module:
 
 @cache
 def _pristine(name: str) -> list[Tensor]:
-    return _outputs(_base(name), name)
-
-
-def _outputs(model: nn.Module, name: str) -> list[Tensor]:
-    with torch.no_grad():
-        return floats(model(**inputs(name)))
+    return outputs(_base(name), name)
 
 
 def _attach(name: str, preset: str) -> LoRAModel:
@@ -63,9 +58,9 @@ def _train_step(model: nn.Module, name: str) -> None:
     """Backpropagate a random mixture of all outputs, in train mode, with the same dropout masks every time."""
     model.train()
     torch.manual_seed(7)
-    outputs = floats(model(**inputs(name)))
     weights = torch.Generator().manual_seed(8)
-    sum((y * torch.randn(y.shape, generator=weights)).sum() for y in outputs if y.requires_grad).backward()
+    found = floats(model(**inputs(name)))
+    sum((y * torch.randn(y.shape, generator=weights)).sum() for y in found if y.requires_grad).backward()
 
 
 def _close(got: list[Tensor], want: list[Tensor], tolerance: float) -> bool:
@@ -114,18 +109,18 @@ def _chain_rule(adapter: LoRA, gradient: Tensor) -> tuple[Tensor, Tensor]:
 @every_case
 def test_off_or_unloaded_a_model_is_its_base_to_the_bit_and_merged_it_is_the_live_one(name: str, preset: str) -> None:
     model, pristine = _attach(name, preset), _pristine(name)
-    live = _outputs(model, name)
+    live = outputs(model, name)
     assert any((y - p).abs().max() > 1e-2 * p.abs().max() for y, p in zip(live, pristine, strict=True))
     with model.adapters_disabled():
-        assert _equal(_outputs(model, name), pristine)
+        assert _equal(outputs(model, name), pristine)
     model.merge_adapter()
-    assert _close(_outputs(model, name), live, 1e-4)
+    assert _close(outputs(model, name), live, 1e-4)
     model.unmerge_adapter()
-    assert _equal(_outputs(model, name), live)
-    assert _close(_outputs(copy.deepcopy(model).merge_and_unload(), name), live, 1e-4)
+    assert _equal(outputs(model, name), live)
+    assert _close(outputs(copy.deepcopy(model).merge_and_unload(), name), live, 1e-4)
     plain = model.unload()
     assert type(plain) is type(_base(name))
-    assert _equal(_outputs(plain, name), pristine)
+    assert _equal(outputs(plain, name), pristine)
 
 
 @pytest.mark.parametrize(("name", "preset"), REFUSED, ids=["-".join(case) for case in REFUSED])
@@ -134,4 +129,4 @@ def test_a_preset_that_finds_no_attention_to_adapt_says_so_and_leaves_the_model_
     with pytest.raises(TargetError, match="attention"):
         LoRAModel.from_model(model, LoRAConfig(target_modules=preset))
     assert type(model) is type(_base(name))
-    assert _equal(_outputs(model, name), _pristine(name))
+    assert _equal(outputs(model, name), _pristine(name))

@@ -19,7 +19,7 @@ from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, 
 
 from .cases import move
 from .peek import hub_client
-from .tiny import IDS, tiny
+from .tiny import IDS, edit_config, tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CLASSES = LoRAConfig(task_type="SEQ_CLS")
@@ -48,11 +48,6 @@ def _saved(model: LoRAModel, directory: Path) -> Path:
     move(model)
     model.eval().save_pretrained(directory)
     return directory
-
-
-def _edit(path: Path, **values: object) -> None:
-    file = path / CONFIG
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def _tensors(
@@ -122,7 +117,7 @@ def labelled(bert_mlm: Path, tmp_path: Path) -> Path:
 def test_an_adapters_head_and_labels_replace_those_of_the_base(labelled: Path, bert_mlm: Path, tmp_path: Path) -> None:
     BertForSequenceClassification.from_pretrained(bert_mlm, num_labels=2).save_pretrained(tmp_path / "two")
     for base in (bert_mlm, tmp_path / "two"):
-        _edit(labelled, base_model_name_or_path=str(base))
+        edit_config(labelled, base_model_name_or_path=str(base))
         again = LoRAModel.from_pretrained(labelled)
         assert again.config.id2label == LABELS
         assert again.config.label2id == {v: k for k, v in LABELS.items()}
@@ -170,7 +165,7 @@ def test_an_adapter_alone_is_saved_finds_its_base_and_loads_for_inference_unless
     assert {p.name for p in adapter.iterdir()} == {CONFIG, WEIGHTS, "README.md"}
     assert all("lora_" in key for key in load_file(adapter / WEIGHTS))
     for named in (None, 3, "pipeline", "Trainer", "AutoConfig"):  # no class of a model: the base's own is taken
-        _edit(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
+        edit_config(adapter, auto_mapping={"base_model_class": named, "parent_library": "transformers"})
         model = LoRAModel.from_pretrained(adapter)
         assert isinstance(model, GPT2LMHeadModel)
     assert model.get_nb_trainable_parameters()[0] == 0
@@ -201,7 +196,7 @@ LOCAL_NAMES = (None, "/no/such/base", "~/base", "./base", "../base", "file:///ho
 def test_a_base_that_is_somebodys_path_is_asked_for_and_never_looked_up(
     base: str | None, adapter: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _edit(adapter, base_model_name_or_path=base)
+    edit_config(adapter, base_model_name_or_path=base)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
     for name in (str(adapter), _on_the_hub(monkeypatch, adapter)):
         with pytest.raises(ModelError, match="base_model="):
@@ -214,7 +209,7 @@ def test_an_adapter_from_the_hub_leads_to_no_path_of_this_machine_and_a_local_on
 ) -> None:
     monkeypatch.chdir(gpt2_lm.parent)
     for base in ("gpt2", "./gpt2", str(gpt2_lm), f"../{gpt2_lm.parent.name}/gpt2"):
-        _edit(adapter, base_model_name_or_path=base)
+        edit_config(adapter, base_model_name_or_path=base)
         assert isinstance(LoRAModel.from_pretrained(adapter), GPT2LMHeadModel)
         with monkeypatch.context() as patched:
             name = _on_the_hub(patched, adapter)
@@ -229,7 +224,7 @@ def test_a_base_that_fails_to_load_is_named_with_adapter_and_cause(
     (tmp_path / "empty").mkdir()
     (gpt2_lm / "model.safetensors").write_bytes(b"damaged")
     for base in ("org/there-is-none", str(tmp_path / "empty"), str(gpt2_lm)):
-        _edit(adapter, base_model_name_or_path=base)
+        edit_config(adapter, base_model_name_or_path=base)
         with pytest.raises(ModelError, match=f"(?s){base}.*{adapter}.*base_model=") as refused:
             LoRAModel.from_pretrained(adapter)
         assert refused.value.__cause__ is not None
@@ -237,7 +232,7 @@ def test_a_base_that_fails_to_load_is_named_with_adapter_and_cause(
 
 @pytest.mark.parametrize("revision", [5, ["main"], "../x", "/x", "a b", "-x"])
 def test_a_bases_revision_that_can_be_none_is_refused(revision: object, adapter: Path) -> None:
-    _edit(adapter, revision=revision)
+    edit_config(adapter, revision=revision)
     with pytest.raises(ConfigError, match="revision="):
         LoRAModel.from_pretrained(adapter)
 
@@ -250,13 +245,13 @@ def test_no_adapter_lets_code_run(adapter: Path, tmp_path: Path, monkeypatch: py
     mapped = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (base / "config.json").write_text(json.dumps({"model_type": "evil", "architectures": ["E"], "auto_map": mapped}))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    _edit(adapter, base_model_name_or_path=str(base), task_type="CAUSAL_LM")
+    edit_config(adapter, base_model_name_or_path=str(base), task_type="CAUSAL_LM")
     for mapping in (None, {"base_model_class": "Config", "parent_library": "evil"}):
-        _edit(adapter, auto_mapping=mapping)
+        edit_config(adapter, auto_mapping=mapping)
         with pytest.raises(ModelError, match="trust_remote_code"):
             LoRAModel.from_pretrained(adapter)
     assert not (tmp_path / "ran").exists()
-    _edit(adapter, trust_remote_code=True)
+    edit_config(adapter, trust_remote_code=True)
     with pytest.raises(ConfigError, match="trust_remote_code"):
         LoRAModel.from_pretrained(adapter)
 
@@ -275,7 +270,7 @@ def test_the_bases_revision_is_noted_and_asked_for_again_and_only_the_caller_tru
     LoRAModel.from_pretrained(gpt2_lm, LoRAConfig(), revision="v2").save_pretrained(adapter)
     assert LoRAConfig.from_pretrained(adapter).revision == "v2"
     for mapping in (None, {"base_model_class": "GPT2LMHeadModel", "parent_library": "somewhere.else"}, ["x"], "x"):
-        _edit(adapter, auto_mapping=mapping)
+        edit_config(adapter, auto_mapping=mapping)
         LoRAModel.from_pretrained(adapter, revision="of-the-adapter")
     LoRAModel.from_pretrained(adapter, trust_remote_code=True)
     assert asked == [*[(str(gpt2_lm), "v2", False)] * 5, (str(gpt2_lm), "v2", True)]
@@ -292,10 +287,10 @@ FIRST = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
 FAULTS = {
     "a missing weights file": (lambda d: (d / WEIGHTS).unlink(), AdapterFileError, r"adapter_model\.bin"),
     "a truncated weights file": (lambda d: _cut(d / WEIGHTS), AdapterFileError, "damaged"),
-    "another PEFT method": (lambda d: _edit(d, peft_type="IA3"), ConfigError, "IA3"),
-    "an unknown key with a value": (lambda d: _edit(d, new_maths=3), ConfigError, "new_maths"),
-    "rank zero": (lambda d: _edit(d, r=0), ConfigError, "r=0"),
-    "a rank that the file does not have": (lambda d: _edit(d, r=4), AdapterMismatchError, r"\(2, 16\).*\(4, 16\)"),
+    "another PEFT method": (lambda d: edit_config(d, peft_type="IA3"), ConfigError, "IA3"),
+    "an unknown key with a value": (lambda d: edit_config(d, new_maths=3), ConfigError, "new_maths"),
+    "rank zero": (lambda d: edit_config(d, r=0), ConfigError, "r=0"),
+    "a rank that the file does not have": (lambda d: edit_config(d, r=4), AdapterMismatchError, r"\(2, 16\).*\(4, 16\)"),
     "a tensor of another shape": (lambda d: _tensors(d, lambda t: t.update({FIRST: t[FIRST][:, :5]})), AdapterMismatchError, "h.0.attn.c_attn"),
     "a missing half": (lambda d: _tensors(d, lambda t: t.pop(FIRST)), AdapterMismatchError, "missing lora_A"),
 }  # fmt: skip
@@ -369,7 +364,7 @@ def test_saving_from_a_gathered_state_dict_writes_its_values(adapter: Path, tmp_
 
 
 def test_keys_that_nobody_knows_are_accepted_on_request_and_kept(adapter: Path, tmp_path: Path) -> None:
-    _edit(adapter, brand_new_switch=3)
+    edit_config(adapter, brand_new_switch=3)
     with pytest.raises(ConfigError, match="brand_new_switch=3"):
         LoRAModel.from_pretrained(adapter)
     model = LoRAModel.from_pretrained(adapter, ignore_unknown=True)
@@ -379,7 +374,7 @@ def test_keys_that_nobody_knows_are_accepted_on_request_and_kept(adapter: Path, 
 
 
 def test_an_adapter_that_peft_trains_half_of_is_used_and_not_trained(adapter: Path) -> None:
-    _edit(adapter, init_lora_weights="mica")
+    edit_config(adapter, init_lora_weights="mica")
     LoRAModel.from_pretrained(adapter)
     with pytest.raises(ConfigError, match="mica.*is_trainable=False"):
         LoRAModel.from_pretrained(adapter, is_trainable=True)
@@ -414,7 +409,7 @@ def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where nothing is called org/base
-    _edit(adapter, base_model_name_or_path="org/base")
+    edit_config(adapter, base_model_name_or_path="org/base")
     asked = []
 
     def fetch(repo: str, file: str, **kwargs: object) -> Path | None:

@@ -20,7 +20,7 @@ from hf_lora.errors import AdapterMismatchError
 
 from .cases import move
 from .peek import Today, copy_in, fitting, todays_names
-from .tiny import DECODER, VOCAB, floats, inputs, tiny
+from .tiny import DECODER, VOCAB, outputs, tiny
 from .versions import not_older
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -122,11 +122,6 @@ V4 = {
 }
 
 
-def _outputs(model: nn.Module, name: str) -> Tensor:
-    with torch.no_grad():
-        return floats(model(**inputs(name)))[0]
-
-
 def _slices(model: nn.Module, name: str) -> Iterator[tuple[str, tuple[int, int, str], Tensor]]:
     """Yield each single expert's key in Transformers 4, its layer, number and projection, and its slice of the weight."""
     block, words = V4[name]
@@ -161,7 +156,7 @@ def _merged_by_hand(base: nn.Module, name: str, tensors: Tensors, scaling: dict[
 
 def _assert_equals_merged(model: LoRAModel, merged: nn.Module, name: str) -> None:
     """Compare outputs, and every weight once merged, with weights that were merged by hand in float64."""
-    got, want, plain = (_outputs(m, name) for m in (model, copy.deepcopy(merged).float(), _base(name)))
+    got, want, plain = (outputs(m, name)[0] for m in (model, copy.deepcopy(merged).float(), _base(name)))
     assert (want - plain).abs().max() > 1e-3
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     ours = _weights(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import os
 import pickle
 import random
@@ -29,6 +28,7 @@ from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError
 
 from .cases import move
 from .peek import disk, read_json, read_tensors, write_tensors
+from .tiny import edit_config
 from .trainings import bert, ran, trainer
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
@@ -132,8 +132,7 @@ def pickled(folder: Path) -> None:
 
 def edited(folder: Path) -> None:
     ours(folder)
-    values = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**values, "lora_alpha": 5}))
+    edit_config(folder, lora_alpha=5)
 
 
 def littered(folder: Path) -> None:
@@ -369,21 +368,21 @@ def test_a_config_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 # --- the bytes ------------------------------------------------------------------------------------------------------
 
 
-def test_tensors_are_written_as_they_are_whatever_their_memory_looks_like(tmp_path: Path) -> None:
+def test_tensors_are_written_and_read_as_they_are_whatever_their_memory_looks_like(tmp_path: Path) -> None:
     whole = torch.randn(8, 6)
     tensors = {
         "strided": whole[::2, 1:4], "transposed": whole.T, "shared": whole, "shared again": whole[:4], "number": torch.tensor(2.0),
         "expanded": torch.ones(1).expand(5), "nan": torch.tensor([float("nan")]), "none": torch.empty(0, 3),
-        **{str(d): torch.arange(3).to(d) for d in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)},
+        **{str(d): torch.arange(3).to(d) for d in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)},
     }  # fmt: skip
     write_tensors(tmp_path / "a.safetensors", tensors, {"b": "é", "a": "1"})
     write_tensors(tmp_path / "b.safetensors", dict(reversed(tensors.items())), {"a": "1", "b": "é"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    got = load_file(tmp_path / "a.safetensors")
-    for name, want in tensors.items():
-        assert got[name].dtype is want.dtype
-        assert torch.equal(got[name], want) or name == "nan"
-    assert got.keys() == tensors.keys()
+    for got in (load_file(tmp_path / "a.safetensors"), read_tensors(tmp_path / "a.safetensors")):
+        for name, want in tensors.items():
+            assert got[name].dtype is want.dtype
+            assert torch.equal(got[name], want) or name == "nan"
+        assert got.keys() == tensors.keys()
 
 
 def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:

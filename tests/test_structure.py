@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ from hf_lora import LoRAConfig, add_lora
 from hf_lora.errors import TargetError
 
 from .peek import PRESETS, preset_targets
+from .test_operations import calls
 from .tiny import tiny
 from .versions import not_older
 
@@ -163,22 +162,10 @@ def test_adapters_already_there_are_not_seen() -> None:
 
 
 def test_the_work_grows_with_the_layers_and_no_faster() -> None:
-    calls = []
+    counts = []
     for layers in (25, 100):
         sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 9}
         model = on_meta(LlamaConfig(num_hidden_layers=layers, **sizes), LlamaForCausalLM)
-        preset_targets(model, "all-linear")  # what is kept of sources is read now
-        calls.append(_calls(lambda model=model, layers=layers: len(preset_targets(model, "all-linear")) == 7 * layers))
-    assert calls[1] < 4.5 * calls[0]
-
-
-def _calls(run: Callable[[], bool]) -> int:
-    """Return how many calls of Python's and of C's functions something makes, which is to come out true."""
-    found = Counter()
-    sys.setprofile(lambda frame, event, argument: found.update([event]))
-    try:
-        right = run()
-    finally:
-        sys.setprofile(None)
-    assert right
-    return found["call"] + found["c_call"]
+        assert len(preset_targets(model, "all-linear")) == 7 * layers  # what is kept of sources is read now
+        counts.append(calls(lambda model=model: preset_targets(model, "all-linear"), "call", "c_call"))
+    assert counts[1] < 4.5 * counts[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterMismatchError, AdapterStateError, ConfigError
 
 from .cases import move
-from .tiny import tiny
+from .tiny import edit_config, tiny
 
 IDS = torch.tensor([[5, 33, 7, 32], [9, 34, 11, 2]])
 ROWS = [32, 33, 34]
@@ -146,8 +145,7 @@ def test_a_file_that_asks_for_a_huge_vocabulary_is_refused_before_memory_is_take
         tmp_path / "a"
     )
     for rows in ([10**12], [33], [-1]):
-        config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "trainable_token_indices": rows}))
+        edit_config(tmp_path / "a", trainable_token_indices=rows)
         with pytest.raises(LoRAError):
             LoRAModel.from_pretrained(tmp_path / "a")
 
@@ -224,12 +222,11 @@ def test_rows_that_a_config_trains_and_a_file_lacks_are_an_error(tmp_path: Path)
     model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[3, 4]))
     move(model)
     model.save_pretrained(tmp_path)
-    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps({**values, "trainable_token_indices": {"lm_head": [3, 4]}}))
+    edit_config(tmp_path, trainable_token_indices={"lm_head": [3, 4]})
     with pytest.raises(AdapterMismatchError, match="lm_head"):
         LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))
-    config.write_text(json.dumps(values))
+    edit_config(tmp_path, trainable_token_indices=[3, 4])
+    file = tmp_path / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "token_adapter" not in key}, file)
     with pytest.raises(AdapterMismatchError, match="trainable_token_indices"):
         LoRAModel.from_pretrained(tmp_path, base_model=copy.deepcopy(base))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -279,6 +281,18 @@ def checkpointed(model: Any, use_reentrant: bool) -> None:
     """Switch gradient checkpointing on, by the name that it has in this version of Transformers."""
     switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     switch({"use_reentrant": use_reentrant})
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, name: str) -> list[Tensor]:
+    """Return a model's float outputs on its family's example inputs."""
+    return floats(model(**inputs(name)))
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of a saved adapter's config."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def scatter(model: nn.Module) -> None:
