@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from .hub import hub  # noqa: F401 (a fixture)
+
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty times what it brings
 

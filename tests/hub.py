@@ -1,8 +1,6 @@
 """A small Hub in memory, which the real huggingface_hub client talks to by a transport of its own.
 
-    from .hub import Hub, hub  # the fixture: a Hub that this process is logged in to as "me"
-
-    def test_something(hub: Hub) -> None:
+    def test_something(hub: Hub) -> None:  # the fixture: a Hub that this process is logged in to as "me"
         hub.add("me/base", {"config.json": b"{}"})           # a repo with one commit
         model.push_to_hub("me/adapter")
         assert set(hub.files("me/adapter")) == {...}         # exactly these files

@@ -19,12 +19,10 @@ from transformers import AutoModel, BertModel, GPT2LMHeadModel, pipeline
 from hf_lora import LoRAConfig, LoRAModel
 
 from .cases import move
-from .hub import Hub, hub
+from .hub import Hub
 from .peek import Source
 from .tiny import IDS, edit_config, tiny
 from .trainings import tokenizer
-
-__all__ = ["hub"]
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,4 @@
 """Reading from the Hub: what is there, what is not and why, and every way in which an answer can go wrong."""
-# ruff: noqa: F811 (tests take the imported fixture by its name)
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import HubAccessError, HubError, HubNotFoundError
 
 from .cases import move
-from .hub import Fault, Hub, corrupt, half, hub, reset, status  # noqa: F401 (hub is the fixture)
+from .hub import Fault, Hub, corrupt, half, reset, status
 from .peek import Source, fetch, fetch_range, holds_token, is_repo_id, list_files, redacted
 from .tiny import tiny
 

@@ -1,7 +1,5 @@
 """`hf-lora inspect`: what it says of adapters, what it finds, and that it loads neither weights nor base."""
 
-# ruff: noqa: F811 (tests take the imported fixture by its name)
-
 from __future__ import annotations
 
 import json
@@ -20,7 +18,7 @@ from torch import Tensor
 from hf_lora import LoRAConfig, LoRAModel, inspect_adapter
 from hf_lora.errors import AdapterFileError, BaseMismatchError, HubError, LoRAError
 
-from .hub import Hub, hub  # noqa: F401
+from .hub import Hub
 from .peek import cli, inspecting, read_notes
 from .tiny import tiny
 

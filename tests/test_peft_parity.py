@@ -93,15 +93,10 @@ def _base(name: str) -> nn.Module:
     return model.eval()
 
 
-def _inputs(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if name not in NETS:
-        return (), inputs(name)
-    return (torch.randn(NETS[name][1], generator=torch.Generator().manual_seed(6)),), {}
-
-
 def _forward(model: nn.Module, name: str) -> list[Tensor]:
-    args, kwargs = _inputs(name)
-    return floats(model(*args, **kwargs))
+    if name not in NETS:
+        return floats(model(**inputs(name)))
+    return floats(model(torch.randn(NETS[name][1], generator=torch.Generator().manual_seed(6))))
 
 
 def _outputs(model: nn.Module, name: str) -> list[Tensor]:

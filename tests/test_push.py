@@ -1,5 +1,4 @@
 """Pushing to the Hub: exactly the adapter's files, in one commit made once, through every fault; and back again."""
-# ruff: noqa: F811 (tests take the imported fixture by its name)
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
 
 from .cases import move
-from .hub import Fault, Hub, corrupt, hub, reset, status  # noqa: F401 (hub is the fixture)
+from .hub import Fault, Hub, corrupt, reset, status
 from .peek import cli, public_base
 from .tiny import IDS, tiny
 

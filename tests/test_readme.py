@@ -1,7 +1,5 @@
 """The README is short, its links lead somewhere, its commands are there, and its code runs as pasted, in order."""
 
-# ruff: noqa: F811 (tests take the imported fixture by its name)
-
 from __future__ import annotations
 
 import argparse
@@ -17,7 +15,7 @@ from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 
 from hf_lora import LoRAModel
 
-from .hub import Hub, hub  # noqa: F401 (hub is the fixture)
+from .hub import Hub
 from .peek import cli
 
 ROOT = Path(__file__).parents[1]

@@ -16,11 +16,11 @@ import pytest
 from transformers import Trainer
 
 from hf_lora import LoRAConfig, LoRAModel, metrics
-from hf_lora.errors import AdapterStateError, ModelError
+from hf_lora.errors import AdapterStateError
 
 from .peek import MARK, METHODS, SEAMS, facts_of, hooks, refined
 from .tiny import tiny
-from .trainings import DEFAULTS, Rows, gpt2, ran, trainer
+from .trainings import Rows, gpt2, ran, trainer
 
 pytest.importorskip("trl", reason="one of the places is TRL's")
 GONE = ("asked_later", "asked_always", "constructor")
@@ -219,11 +219,6 @@ def test_a_model_init_that_makes_a_loramodel_is_seen(tmp_path: Path) -> None:
     assert type(run) is not Trainer
     run.train()
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").is_file()
-
-
-def test_a_local_base_is_refused_before_a_repo_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="base_model_name_or_path"):
-        trainer(gpt2(), tmp_path, **{**DEFAULTS, "push_to_hub": True})
 
 
 def test_hf_loras_metrics_alone_make_a_trainer_ours(tmp_path: Path) -> None:

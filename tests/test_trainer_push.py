@@ -18,11 +18,9 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import HubAccessError, HubError, ModelError
 
 from . import trainings
-from .hub import Hub, hub, status
+from .hub import Hub, status
 from .peek import Job, Pushes, commits, facts_of
 from .trainings import BEST, bert, same, tokenizer
-
-__all__ = ["hub"]
 
 # Transformers 5.0, of fast saves
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")
