@@ -378,11 +378,16 @@ def test_tensors_are_written_and_read_as_they_are_whatever_their_memory_looks_li
     write_tensors(tmp_path / "a.safetensors", tensors, {"b": "é", "a": "1"})
     write_tensors(tmp_path / "b.safetensors", dict(reversed(tensors.items())), {"a": "1", "b": "é"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    for got in (load_file(tmp_path / "a.safetensors"), read_tensors(tmp_path / "a.safetensors")):
-        for name, want in tensors.items():
+    finite = {name: tensor for name, tensor in tensors.items() if name != "nan"}
+    write_tensors(tmp_path / "c.safetensors", finite, {"a": "1"})
+    for got, given in (
+        (load_file(tmp_path / "a.safetensors"), tensors),
+        (read_tensors(tmp_path / "c.safetensors"), finite),
+    ):
+        assert got.keys() == given.keys()
+        for name, want in given.items():
             assert got[name].dtype is want.dtype
             assert torch.equal(got[name], want) or name == "nan"
-        assert got.keys() == tensors.keys()
 
 
 def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
