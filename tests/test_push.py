@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,8 +56,8 @@ def saved(model: LoRAModel, tmp_path: Path) -> Path:
     return folder
 
 
-def adapted(base_model: str = "org/base") -> LoRAModel:
-    lora = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
+def adapted(base_model: str = "org/base", **config: Any) -> LoRAModel:
+    lora = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, **config))
     lora.peft_config["default"].base_model_name_or_path = base_model
     move(lora)
     return lora
@@ -342,6 +343,25 @@ def test_the_command_takes_every_adapter_of_a_folder(hub: Hub, two: LoRAModel, t
     two.save_pretrained(tmp_path / "two")
     assert cli.main(["push", str(tmp_path / "two"), "me/name"]) == 0
     assert set(hub.files("me/name")) == FILES | MADE | {f"second/{name}" for name in FILES}
+
+
+@pytest.mark.parametrize("place", ["", "second"])
+@pytest.mark.parametrize("before", [True, False], ids=["over an older one", "the first"])
+def test_the_command_pushes_the_config_of_a_save_that_was_cut_off(
+    hub: Hub, model: LoRAModel, tmp_path: Path, place: str, before: bool
+) -> None:
+    folder = tmp_path / "cut" / place
+    if before:
+        model.save_pretrained(folder)
+    newer = tmp_path / "newer"
+    adapted(lora_alpha=64).save_pretrained(newer)
+    folder.mkdir(parents=True, exist_ok=True)
+    (newer / "adapter_model.safetensors").replace(folder / "adapter_model.safetensors")  # and then the process died
+    (newer / "adapter_config.json").replace(folder / ".adapter_config.json.pending")
+    assert LoRAConfig.from_pretrained(folder).lora_alpha == 64
+    assert cli.main(["push", str(tmp_path / "cut"), "me/name"]) == 0
+    files = hub.files("me/name")
+    assert json.loads(files[f"{place}/adapter_config.json".lstrip("/")])["lora_alpha"] == 64
 
 
 def test_the_command_names_a_local_base_as_told(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

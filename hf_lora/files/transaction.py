@@ -27,7 +27,7 @@ from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
 from .sources import Source
 from .tensors import read_notes, write_tensors
 
-__all__ = ["commit", "find_config", "settled", "withdraw"]
+__all__ = ["commit", "find_config", "folders_of_adapters", "settled", "withdraw"]
 
 _CONFIG_NOTE = "config_sha256"
 # What other formats and versions leave in a folder; beside new weights it would be another adapter's.
@@ -88,6 +88,11 @@ def settled(directory: Path) -> Path | None:
     if pending.is_file() and _is_due(directory):
         return pending
     return config if config.is_file() else None
+
+
+def folders_of_adapters(directory: Path) -> list[str]:
+    """Return the names of a directory's own folders that hold an adapter's config, sorted."""
+    return sorted(path.name for path in directory.iterdir() if path.is_dir() and settled(path) is not None)
 
 
 def _settle(directory: Path) -> None:

@@ -19,7 +19,7 @@ from ..files.shards import find_weights, read_weights
 from ..files.sources import Source
 from ..files.strict_json import read_json
 from ..files.tensors import read_notes
-from ..files.transaction import find_config
+from ..files.transaction import find_config, folders_of_adapters
 from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
 from .loralib import read_loralib
@@ -121,5 +121,6 @@ def adapters_below(source: Source) -> list[str]:
     top = Path(source.name, source.hub.get("subfolder", ""))
     if not top.is_dir() or (top / "config.json").exists():
         return []
-    found = [path.parent.name for path in top.glob(f"*/{CONFIG_NAME}")]
-    return sorted(found, key=lambda name: (len(name), name) if name.startswith("checkpoint-") else (0, name))
+    return sorted(
+        folders_of_adapters(top), key=lambda name: (len(name), name) if name.startswith("checkpoint-") else (0, name)
+    )

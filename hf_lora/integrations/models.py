@@ -57,11 +57,11 @@ def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
         return False
     if importlib.import_module("transformers.utils").is_peft_available():
         return False
-    from ..files.names import CONFIG_NAME
-    from ..files.sources import Source  # not above: it imports huggingface_hub
+    from ..files.sources import Source  # not above: they import huggingface_hub
+    from ..files.transaction import find_config
 
     try:
-        return Source.of(os.fspath(name), kwargs).find(CONFIG_NAME) is not None
+        return find_config(Source.of(os.fspath(name), kwargs)) is not None
     except (OSError, ValueError):  # no such repo, or no name that one can have
         return False
 

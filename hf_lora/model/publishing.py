@@ -23,6 +23,7 @@ from ..files.hub_files import fetch
 from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, places_of
 from ..files.privacy import is_local_base, public_base
 from ..files.tensors import write_tensors
+from ..files.transaction import folders_of_adapters, settled
 from ..formats.contents import Contents
 from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card
@@ -218,9 +219,8 @@ def _adapters_in(directory: Path) -> list[str]:
     """Return where in a folder adapters lie: "" for its top, and names of folders."""
     if not directory.is_dir():
         raise AdapterFileError(f"{directory} is not a directory; push the one that save_pretrained wrote.")
-    below = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}"))
-    places = [""] if (directory / CONFIG_NAME).is_file() else []
-    places += [name for name in below if not _CHECKPOINT.fullmatch(name)]
+    places = [""] if settled(directory) is not None else []
+    places += [name for name in folders_of_adapters(directory) if not _CHECKPOINT.fullmatch(name)]
     if not places:
         raise AdapterFileError(f"{directory} holds no {CONFIG_NAME}, so it is no adapter's folder.")
     return places
@@ -229,7 +229,9 @@ def _adapters_in(directory: Path) -> list[str]:
 def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> None:
     """Copy an adapter's three files, its base named as it is on the Hub, the card only where there is none yet."""
     before = adapter.config.base_model_name_or_path
-    config = (source / CONFIG_NAME).read_bytes()
+    found = settled(source)
+    assert found is not None
+    config = found.read_bytes()
     if base != before:
         config = (json.dumps({**json.loads(config), "base_model_name_or_path": base}, indent=2) + "\n").encode()
     write_atomically(target / CONFIG_NAME, config)
