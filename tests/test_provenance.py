@@ -21,7 +21,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, BaseMismatchError
 
 from .peek import fp, provenance, read_notes
-from .tiny import tiny
+from .tiny import IDS, tiny
 
 WEIGHTS = "adapter_model.safetensors"
 GRIDS = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16}
@@ -380,3 +380,67 @@ def test_a_local_path_is_never_noted_and_a_hub_id_is(tmp_path: Path, monkeypatch
 def test_the_notes_of_a_gpt2_of_twelve_layers_are_small(tmp_path: Path) -> None:
     _saved(tmp_path, _base(layers=12), LoRAConfig(r=1, target_modules=["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj"]))
     assert len(json.dumps(_notes(tmp_path))) < 1664
+
+
+# --- what an adapter took out of the base at birth ------------------------------------------------------------------
+
+
+def _resumed(directory: Path, base: nn.Module) -> LoRAModel:
+    model = LoRAModel.from_model(base, CONFIG.copy(**json.loads((directory / "start.json").read_text())))
+    model.load_weights(directory)
+    return model
+
+
+def _beside(directory: Path, base: nn.Module) -> LoRAModel:
+    model = LoRAModel.from_model(base, CONFIG, "other")
+    model.load_adapter(directory, "again")
+    return model
+
+
+COME_BACK = {"loaded": _load, "beside another": _beside, "resumed": _resumed}
+
+
+@pytest.mark.parametrize("back", COME_BACK.values(), ids=COME_BACK)
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_0", "pissa_niter_2", "pissa_niter_016"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_drawn_start_comes_back_to_the_same_bits_whatever_is_drawn_meanwhile(
+    back: Any, start: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    config = CONFIG.copy(init_lora_weights=start)
+    model = LoRAModel.from_model(_base(dtype=dtype), config)
+    _train(model)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "start.json").write_text(json.dumps({"init_lora_weights": start}))
+    base = _base(dtype=dtype)
+    torch.manual_seed(777)
+    loaded = back(tmp_path, base)
+    assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_a_drawn_start_leaves_the_random_state_alone() -> None:
+    base, state = _base(), torch.get_rng_state()
+    LoRAModel.from_model(base, CONFIG.copy(init_lora_weights="pissa_niter_2"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def _train(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+
+
+# A randomised SVD is off; of all of the matrix's rank it is the matrix, however it was drawn.
+@pytest.mark.parametrize(
+    ("start", "r", "refused"), [("pissa_niter_1", 2, True), ("pissa_niter_1", 16, False), ("pissa", 2, False)]
+)
+def test_a_start_whose_random_numbers_nobody_knows_is_refused_where_they_matter(
+    start: str, r: int, refused: bool, tmp_path: Path
+) -> None:
+    _saved(tmp_path, _base(), CONFIG.copy(init_lora_weights=start, r=r))
+    save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, metadata={"format": "pt"})  # as PEFT writes it
+    if refused:
+        with pytest.raises(BaseMismatchError, match="c_attn: .*random.*path_initial_model_for_weight_conversion"):
+            _load(tmp_path, _base())
+    _load(tmp_path, _base(), check_base=not refused)

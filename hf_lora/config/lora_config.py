@@ -39,7 +39,7 @@ class LoRAConfig(Fields):
     lora_dropout: probability in [0, 1) with which an element of a layer's input is dropped for the adapter; nothing is
         dropped of an embedding's, which is indices. bias: which biases train along. modules_to_save: modules trained in
         full.
-    init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N".
+    init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N" (N up to 128).
     layers_to_transform: the numbers of the layers to adapt, all unless given. Negative ones count from the end (the
         last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.

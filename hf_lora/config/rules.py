@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..variants.initial import INITS
+from ..variants.initial import INITS, MOST_ITERATIONS
 from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
 from .keys import PRESETS, Fields
 from .tasks import TASK_TYPES
@@ -60,7 +60,7 @@ def _init_problem(c: Fields) -> list[str]:
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         ]
     known = ", ".join(repr(name) for name, row in INITS.items() if not row.read_only)
-    return [f"init_lora_weights={init!r}; the choices are {known} and 'pissa_niter_N'."]
+    return [f"init_lora_weights={init!r}; the choices are {known} and 'pissa_niter_N', N at most {MOST_ITERATIONS}."]
 
 
 def _name_problems(c: Fields) -> list[str]:

@@ -60,20 +60,32 @@ def row_norm(matrix: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrix, dim=-1)
 
 
-def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None) -> tuple[Tensor, Tensor]:
+def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return (A, B) with B A the best rank-r approximation of a matrix, the singular values split evenly.
 
     matrix: (..., out, in), float32 or wider. n_iter: None takes the full SVD; a number takes that many subspace
     iterations of the randomised one (Halko et al. 2011, arXiv:0909.4061), which is faster and not exact.
+    seed: of the numbers that the randomised one draws; torch's own random state is neither read nor moved.
     """
     if n_iter is None:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
     else:
-        u, s, v = torch.svd_lowrank(matrix, q=r, niter=n_iter)
-        vh = v.mT
+        basis = _range_basis(matrix, r, n_iter, seed)
+        u, s, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+        u = basis @ u
     root = s.sqrt()
     return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()
+
+
+def _range_basis(matrix: Tensor, r: int, n_iter: int, seed: int) -> Tensor:
+    """Return (..., out, r) orthonormal columns that span nearly what a matrix's first r left singular vectors do."""
+    shape = (*matrix.shape[:-2], matrix.shape[-1], r)
+    drawn = torch.randn(shape, dtype=matrix.dtype, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    basis = torch.linalg.qr(matrix @ drawn.to(matrix.device)).Q
+    for _ in range(n_iter):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis).Q).Q
+    return basis
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:

@@ -92,8 +92,9 @@ def load(
             provenance.check(base, model, modules, _weights(sites))
         groups = _build(state, modules, sites)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
+        checks_start = check_base and not provenance.knows_start(base)
         for site, values in found:
-            _take_over(modules[site.module], groups[site.module][site.key][1], values)
+            _take_over(modules[site.module], groups[site.module][site.key][1], values, checks_start and site.module)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
         origin = Origin(seen=provenance.observe(modules, _weights(sites))) if moves else Origin(note=note)
@@ -118,11 +119,16 @@ def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
                     adapter.initialise(modules[module])
 
 
-def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor]) -> None:
-    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted."""
+def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | bool) -> None:
+    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted.
+
+    checked: the layer's name where it has to be seen that what the base lacks can be found again.
+    """
     if adapter.moves_base:
         with brought_in(layer):  # the product at birth, which the base lacks, is found again
             adapter.initialise(layer)
+            if checked:
+                provenance.check_start(adapter.redrawn(layer), str(checked))
     for attribute, tensor in values.items():
         own = getattr(adapter, attribute)
         own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()

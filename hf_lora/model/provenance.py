@@ -25,11 +25,15 @@ from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
 
-__all__ = ["BASE_NOTE", "adapted", "check", "commit_of", "note_of", "observe"]
+__all__ = [
+    "BASE_NOTE", "adapted", "check", "check_start", "commit_of", "knows_start", "note_of", "observe",
+]  # fmt: skip
 
 logger = logging.get_logger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
 FORMAT = 1
+_START, _SEEDED = "start", "seeded"
+_REDRAWN = 1e-3  # of the product at birth: the adapter's own effect may be as small as a hundredth of it
 _MOST = 1024  # weights that are looked at: a mixture of single experts has tens of thousands
 
 Weights = Iterable[tuple[str, str]]  # (module, parameter)
@@ -75,6 +79,25 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
         )
 
 
+def knows_start(note: object) -> bool:
+    """Return whether a file's note says that what its adapter took out of the base is the same whenever it is drawn."""
+    return isinstance(note, Mapping) and note.get(_START) == _SEEDED
+
+
+def check_start(redrawn: float, layer: str) -> None:
+    """Raise BaseMismatchError where what an adapter took out of a layer's weight cannot be found again.
+
+    redrawn: the share by which other random numbers would change it.
+    """
+    if redrawn > _REDRAWN:
+        raise BaseMismatchError(
+            f"{layer}: the adapter started from a randomised SVD of the base, whose random numbers its file does not "
+            f"hold; drawn anew it is {redrawn:.1%} off, and so would the outputs be (PEFT loads it so without a word). "
+            "Ask for a plain LoRA adapter, which PEFT writes where it was trained: save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...); or pass check_base=False to use it all the same."
+        )
+
+
 def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig | None = None) -> dict[str, Any]:
     """Return what an adapter's file says of its base, as JSON; empty where that is not known.
 
@@ -90,6 +113,8 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
         found = origin.seen
     note: dict[str, Any] = {"format": FORMAT, "hf_lora": __version__, **_identity(model)}
     written = config or state.configs[name]
+    if any(a.moves_base for layer in state.layers.values() for a in layer.carried(name).values()):
+        note[_START] = _SEEDED
     note |= {"id": hub_id(written.base_model_name_or_path), "revision": written.revision}
     if found.read:
         note |= {"fingerprint": fp.encode(found), "names": _names(weights)}

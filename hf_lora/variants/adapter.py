@@ -108,6 +108,13 @@ class Adapter(nn.Module):
         """Fill the factors of a fresh adapter in place; the layer is read, never written."""
         raise NotImplementedError
 
+    def redrawn(self, layer: nn.Module) -> float:
+        """Return the share by which other random numbers would change what it took out of the weight at birth.
+
+        Writes factors that a file then overwrites. 0 for an adapter that takes nothing, or draws nothing for it.
+        """
+        return 0.0
+
     def effective(self, weight: Tensor) -> Tensor:
         """Return the weight that this adapter makes of another.
 

@@ -1,7 +1,8 @@
 """Initialisations: how A and B start, one row each in `INITS`.
 
 B (for embeddings A) starts at zero, so that a fresh adapter changes nothing; rows that take their factors out of
-the weight say `moves_base`, and the formula subtracts the product at birth instead of writing the base.
+the weight say `moves_base`, and the formula subtracts the product at birth instead of writing the base. That product is
+in no file and is computed again from the base, so that what it draws has to be the same every time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..maths import low_rank
 from .papers import PAPERS, Paper
 
 InitName = bool | str
+MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
 
 
 class Factors(Protocol):
@@ -40,6 +42,8 @@ class Init:
 
     read_only: not built here, but without effect on an adapter that comes from a file. trains: False where training
     such an adapter on would not be what PEFT does (mica: B stays as it is).
+    redrawn: where the product at birth depends on random numbers, fills with others than `fill`, which are always the
+    same.
     """
 
     fill: Callable[[Factors, Tensor | None], None]
@@ -47,6 +51,7 @@ class Init:
     reads_weight: bool = False
     read_only: bool = False
     trains: bool = True
+    redrawn: Callable[[Factors, Tensor | None], None] | None = None
     paper: Paper | None = None
 
 
@@ -80,12 +85,12 @@ def _random(adapter: Factors, _: Tensor | None) -> None:
     _uniform(adapter.lora_B, adapter)
 
 
-def _pissa(n_iter: int | None) -> Callable[[Factors, Tensor | None], None]:
+def _pissa(n_iter: int | None, seed: int = 0) -> Callable[[Factors, Tensor | None], None]:
     def fill(adapter: Factors, matrix: Tensor | None) -> None:
         assert matrix is not None
         if matrix.is_meta:
             return
-        a, b = low_rank.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter)
+        a, b = low_rank.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter, seed)
         with torch.no_grad():
             adapter.lora_A.copy_(a.reshape(adapter.lora_A.shape))
             adapter.lora_B.copy_(b.reshape(adapter.lora_B.shape))
@@ -102,16 +107,22 @@ def _not_built(adapter: Factors, _: Tensor | None) -> None:
 
 
 class _Inits(dict[InitName, Init]):
-    """The table, and the family `pissa_niter_N` that it holds one row of for every N."""
+    """The table, and the family `pissa_niter_N` that it holds one row of for every N up to `MOST_ITERATIONS`."""
 
     def __missing__(self, name: InitName) -> Init:
-        found = re.fullmatch(r"pissa_niter_(\d+)", name) if isinstance(name, str) else None
-        if found is None:
+        n_iter = _iterations(name)
+        if n_iter is None:
             raise KeyError(name)
-        return replace(self["pissa"], fill=_pissa(int(found[1])))
+        return replace(self["pissa"], fill=_pissa(n_iter), redrawn=_pissa(n_iter, seed=1))
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and bool(re.fullmatch(r"pissa_niter_\d+", name)))
+        return super().__contains__(name) or _iterations(name) is not None
+
+
+def _iterations(name: object) -> int | None:
+    """Return the N of `pissa_niter_N`, None for any other name and where N is too large."""
+    found = re.fullmatch(r"pissa_niter_0*([0-9]{1,4})", name) if isinstance(name, str) else None
+    return int(found[1]) if found and int(found[1]) <= MOST_ITERATIONS else None
 
 
 INITS = _Inits(

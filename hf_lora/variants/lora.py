@@ -92,6 +92,15 @@ class LoRA(Adapter):
         if self.init != spec.init and (self.moves_base or INITS[spec.init].moves_base):
             yield f" started as init_lora_weights={spec.init!r}, the model's as {self.init!r}"
 
+    def redrawn(self, layer: nn.Module) -> float:
+        fill = INITS[self.init].redrawn
+        if fill is None:
+            return 0.0
+        fill(self, self.own_matrix(layer))
+        with torch.no_grad():
+            ours, other = (low_rank.product(a, b) for a, b in ((self.initial_A, self.initial_B), self.factors()))
+        return math.sqrt(low_rank.squared_distance(other, ours) / max(float(ours.square().sum()), 1e-30))
+
     def part_of(self, attribute: str) -> Part:
         return "embedding" if self._kind.embeds else super().part_of(attribute)
 
