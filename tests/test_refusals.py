@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +112,80 @@ def test_a_packed_linear_is_adapted_from_outside_and_never_merged(tmp_path) -> N
             add_lora(build(), LoRAConfig(r=2, target_modules=["layer"], **config))
 
 
+class PackedTensor(Tensor):
+    """A weight as torchao and quanto make them: it says that it holds floats, and knows a linear layer alone."""
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> Any:
+        return Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, device=weight.device)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.scale = weight.abs().max() / 127
+        self.numbers = (weight / self.scale).round().to(torch.int8)
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], context: None, size: Any, stride: Any) -> Any:
+        return PackedTensor(inner["numbers"] * inner["scale"])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            x, weight, *bias = args
+            return func(x, weight.numbers.to(x.dtype) * weight.scale, *bias)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"PackedTensor dispatch: {func}")
+
+
+class Mixed(abc.ABC):  # noqa: B024 (as quanto's is)
+    """What comes first in quanto's layers: a class whose own base has no place for attributes."""
+
+
+class MixedLinear(Mixed, nn.Linear):
+    """A linear layer as quanto makes them."""
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, MixedLinear])
+def test_a_weight_in_a_librarys_tensor_class_is_adapted_from_outside_and_never_read(cls: Any, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        layer = cls(6, 10)
+        layer.weight = nn.Parameter(PackedTensor(layer.weight.detach()), requires_grad=False)
+        return Named(layer)
+
+    x, base = torch.randn(4, 6), build()
+    want = base(x)
+    model = add_lora(base, LoRAConfig(r=2, target_modules=["layer"]))
+    assert torch.equal(model(x), want)
+    move(model)
+    live = model(x)
+    live.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=build())(x), live)
+    for merge in (model.merge_adapter, model.merge_and_unload, lambda: model.merge_and_unload(dtype=torch.float64)):
+        with pytest.raises(MergeError, match=r"layer: .*packed"):
+            merge()
+    assert torch.equal(model(x), live)
+    assert torch.equal(model.unload()(x), want)
+    assert type(base.layer) is cls
+    targets = {"target_modules": ["layer"]}
+    for refused in (
+        {**targets, "use_dora": True}, {**targets, "init_lora_weights": "pissa"}, {"target_parameters": ["layer.weight"]},
+        {"target_modules": ["other"], "modules_to_save": ["layer"]},
+        {"target_modules": ["other"], "trainable_token_indices": {"layer": [1]}},
+    ):  # fmt: skip
+        with pytest.raises(TargetError, match=r"layer.*(quantised|plain matrix)"):
+            add_lora(nn.ModuleDict({"layer": build().layer, "other": nn.Linear(2, 2)}), LoRAConfig(r=2, **refused))
+
+
 def test_two_adapters_that_cannot_act_at_once_are_refused_together() -> None:
     model = add_lora(network("linear"), config_of("linear", "dora"))
     model.add_adapter(config_of("linear", "lora"), "b")
@@ -126,6 +202,19 @@ def test_a_lora_bias_on_a_layer_without_a_bias_works_and_cannot_be_merged() -> N
         with pytest.raises(MergeError, match="bias"):
             merge()
     assert torch.equal(model(x), live)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["linear-no-bias", "linear", "conv1d", "conv2d"])
+def test_a_lora_bias_computes_in_the_base_s_dtype_with_a_bias_there_or_without(kind: str, dtype: torch.dtype) -> None:
+    model, x = add_lora(network(kind), config_of(kind, "lora-bias")).to(dtype), example(kind).to(dtype)
+    move(model)
+    y = model(x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    want = model.to(torch.float64)(x.double())
+    assert torch.allclose(y.double(), want, rtol=0.03, atol=0.03 * float(want.detach().abs().max()))
 
 
 def test_every_error_refines_a_builtin_and_survives_pickling() -> None:

@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..maths import linear, low_rank
 
-__all__ = ["Kind", "Shape", "random_weight"]
+__all__ = ["Kind", "Shape", "is_packed", "random_weight"]
 
 Shape = tuple[int, ...]
 
@@ -119,6 +120,16 @@ class Kind:
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Tell whether a weight's numbers are a quantising library's affair: integers, few bits, or a class around both.
+
+    Such a class (torchao's, quanto's) says that it holds floats; torch's own (a DTensor) hold them.
+    """
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        return True
+    return is_traceable_wrapper_subclass(weight) and not type(weight).__module__.startswith("torch.")
 
 
 def random_weight(shape: Shape) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from .kind import Kind, Shape
+from .kind import Kind, Shape, is_packed
 
 __all__ = ["PackedKind"]
 
@@ -21,8 +21,7 @@ class PackedKind(Kind):
         weight = module._parameters.get("weight")
         if weight is None:
             return False
-        plain = weight.is_floating_point() and weight.element_size() >= 2
-        return not plain or tuple(weight.shape) != (module.out_features, module.in_features)
+        return is_packed(weight) or tuple(weight.shape) != (module.out_features, module.in_features)
 
     def knows_forward(self, cls: type[nn.Module]) -> bool:
         return True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import TargetError
 from .convolution import ConvKind
 from .experts import ExpertsKind, TransposedExpertsKind
-from .kind import Kind
+from .kind import Kind, is_packed
 from .linear import Conv1DKind, EmbeddingKind, LinearKind
 from .packed import PackedKind
 
@@ -43,8 +43,9 @@ def parameter_kind(owner: nn.Module, parameter: Tensor, name: str) -> Kind:
 
     Which way round a stack lies is the owner's `is_transposed`, Transformers' own flag and the one PEFT reads.
     """
-    if not parameter.is_floating_point() or parameter.element_size() < 2:
-        raise TargetError(f"{name} holds {parameter.dtype}: a packed parameter cannot be adapted.")
+    if is_packed(parameter):
+        what = f"{parameter.dtype} in a {type(parameter).__name__}"
+        raise TargetError(f"{name} holds {what}: a packed (quantised) parameter cannot be adapted.")
     kind = next((kind for kind in KINDS.values() if kind.claims_parameter(owner, parameter)), None)
     if kind is None:
         raise TargetError(f"{name} has shape {tuple(parameter.shape)}; only 2-D and 3-D parameters can be adapted.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
+from ..kinds.kind import is_packed
 from ..maths import low_rank
 from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
@@ -32,6 +33,8 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
         if value is None or value.is_meta:
             raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
+        if not is_plain(value) and is_packed(value):
+            raise MergeError(f"{parameter} is packed (quantised) and cannot be merged into; load the base in float.")
         with torch.no_grad():
             merged = formula(_widened(value, dtype))
         if merged.is_floating_point() and not low_rank.is_finite(merged):

@@ -47,7 +47,10 @@ def refined(mixin: type[Specialised], base: type, *key: Any) -> type:
     """Return the one class that refines a base by a mixin."""
     names = {"__module__": base.__module__, "__doc__": base.__doc__, "_lora_made": Made(mixin, base, key)}
     names["__qualname__"] = mixin._lora_prefix + (base.__name__ if mixin._lora_prefix else base.__qualname__)
-    return type(mixin._lora_prefix + base.__name__, (mixin, base), {**names, **mixin._lora_content(base, *key)})
+    content, bases = mixin._lora_content(base, *key), (mixin, base)
+    if _begins_without_dict(base):
+        content, bases = {**_own_content(mixin, base), **content}, (base, mixin)
+    return type(mixin._lora_prefix + base.__name__, bases, {**names, **content})
 
 
 def refine(target: Any, mixin: type[Specialised], *key: Any) -> None:
@@ -77,6 +80,23 @@ def base_of(cls: type) -> type:
 def name_of(target: object) -> str:
     """Return the name of an object's own class, by which Transformers' tables know it: fully_shard puts FSDP before."""
     return base_of(type(target)).__name__
+
+
+def _begins_without_dict(base: type) -> bool:
+    """Tell whether Python lets a class stand in for this one only where this one comes first among its bases.
+
+    So it is where the first of its first bases has no place for attributes: quanto's layers begin with `abc.ABC`.
+    """
+    while base.__base__ not in (object, None):
+        base = base.__base__
+    return base.__dictoffset__ == 0
+
+
+def _own_content(mixin: type, base: type) -> dict[str, Any]:
+    """Return what a mixin has that a base has not, for a class in which it comes second and would be overridden."""
+    given = [cls for cls in reversed(mixin.__mro__) if cls not in base.__mro__]
+    names = {"__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__"}
+    return {name: value for cls in given for name, value in vars(cls).items() if name not in names}
 
 
 def _become(target: Any, cls: type) -> None:

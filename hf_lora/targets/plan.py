@@ -65,6 +65,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     for name in saved:
         sites += saved_sites(modules[name], name)
     sites += token_sites(model, config, modules)
+    problems += _packed_copies(modules, sites)
     targets, parameters = find_targets(model, config, modules)
     for name in (*targets, *parameters):
         try:
@@ -211,6 +212,18 @@ def _idle_tables(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[st
             if others:
                 found.append(f"{name} is never called, so nothing there would train; name {', '.join(others)} instead.")
     return found
+
+
+def _packed_copies(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:
+    """Say which of the layers that would train as a copy of themselves are packed, so that no copy can."""
+    names = dict.fromkeys(s.module for s in sites)
+    packed = [n for n in names if (kind := kind_of(modules[n])) and kind.is_quantised]
+    if not packed:
+        return []
+    return [
+        f"{some(packed)}: packed (quantised), which cannot be trained as a copy (modules_to_save, "
+        "trainable_token_indices). Target it with LoRA, or load the base in float."
+    ]
 
 
 def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: list[Site]) -> list[Site]:

@@ -162,7 +162,8 @@ class LoRA(Adapter):
         a, b = self._added()
         bias: Tensor | None = layer.bias
         if self.lora_bias is not None:
-            bias = self.lora_bias.mul(self.scaling) if bias is None else self.effective_bias(bias)
+            own = self.lora_bias.mul(self.scaling).to(layer.weight.dtype) if bias is None else self.effective_bias(bias)
+            bias = own
         return lora_linear(x, layer.weight, bias, a, b, self.scaling, self._p(), self._transposed)
 
     def is_idle(self) -> bool:
