@@ -371,24 +371,103 @@ def test_what_is_written_outside_of_the_markers_survives_any_update(seed: int, n
         text = path.read_bytes().decode()
 
 
+def test_an_edit_between_the_markers_is_renewed_with_a_word_and_a_copy(path: Path) -> None:
+    write(path, build("causal"), *told())
+    edited = path.read_text().replace(
+        "everything else comes from the base.", "all else is the base's. Not for medicine."
+    )
+    path.write_text(edited)
+    with pytest.warns(UserWarning, match="edited between hf_lora's markers.* is kept as README.edited-"):
+        text = write(path, build("causal", base="org/new", r=4), said(result("accuracy", 0.25)))
+    assert "medicine" not in text
+    for new in ("| accuracy | 0.25 |", "| rank `r` | 4 |", "adapter for org/new"):
+        assert new in text
+    assert "`learning_rate`" not in text
+    (copy,) = path.parent.glob("README.edited-*.md")
+    assert copy.read_text() == edited
+    write(path, build("causal"))  # warns no more
+
+
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda text: text.replace("# LoRA adapter for org/base", "# Mine"),
         lambda text: re.sub("<!-- hf_lora: generated.*-->\n", "", text),
         lambda text: re.sub("<!-- hf_lora: end.*-->\n", "", text),
-        lambda text: re.sub("(?s)<!-- hf_lora: generated.*-->\n", "Only this.\n", text),
-        lambda text: text.replace("hf_lora: generated ", "hf_lora:begin about ").replace("hf_lora: end", "hf_lora:end"),
+        lambda text: re.sub("<!-- hf_lora: .*-->\n", "", text),
+        lambda text: re.sub("<!-- hf_lora: .*-->\n", "", text).replace("everything else", "the rest"),
+        lambda text: text + re.sub("(?s).*<!-- hf_lora: generated", "<!-- hf_lora: generate", text),
     ],
-    ids=["edited", "no begin", "no end", "taken out", "an earlier version's"],
+    ids=["no begin", "no end", "neither", "neither and edited", "twice"],
 )
-def test_a_text_without_markers_or_edited_between_them_is_the_owner_s(edit: Any, path: Path) -> None:
+def test_what_may_be_generated_and_has_no_markers_stays_with_a_warning(edit: Any, path: Path) -> None:
     text = edit(write(path, build("causal")))
     path.write_text(text)
-    assert write(path, build("causal")) == text
-    write(path, build("causal", base="org/new", r=4), *told())
+    for r in (4, 8):
+        with pytest.warns(
+            UserWarning, match="text of hf_lora's outside of its markers, which may describe other weights"
+        ):
+            write(path, build("causal", base="org/new", r=r), *told())
+        assert "| rank `r` | 2 |" in path.read_text()
     assert check_metadata(path)["base_model"] == "org/new"
-    assert ModelCard.load(path).text == ModelCard(text).text
+
+
+def test_a_text_that_replaced_the_generated_one_is_the_owner_s(path: Path) -> None:
+    path.write_text(re.sub("(?s)<!-- hf_lora: generated.*-->\n", "Only this.\n", write(path, build("causal"))))
+    text = write(path, build("causal", base="org/new", r=4), *told())
+    assert check_metadata(path)["base_model"] == "org/new"
+    assert ModelCard(text).text == "\nOnly this.\n"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_card_of_the_version_before_is_renewed_and_the_owner_s_text_stays(
+    is_edited: bool, newline: str, path: Path
+) -> None:
+    card = (ROOT / "tests" / "data" / "card_in_parts.md").read_text()
+    head, tail = "<!-- hf_lora:begin title", "<!-- hf_lora:begin adapter"
+    card = card.replace(head, f"# Above\n\n{head}").replace(tail, f"Between.\n\n{tail}") + "Below.\n"
+    card = card.replace("It holds what was", "It has what was") if is_edited else card
+    path.write_bytes(card.replace("\n", newline).encode())
+    model = build("token-cls", base="org/new", r=4)
+    if is_edited:
+        with pytest.warns(UserWarning, match="edited between"):
+            text = write(path, model)
+    else:
+        text = write(path, model)
+    assert len(list(path.parent.iterdir())) == 1 + is_edited
+    found = check_metadata(path)
+    assert (found["pipeline_tag"], found["base_model"], found["license"]) == ("token-classification", "org/new", "mit")
+    assert found["tags"] == ["lora", "hf_lora", "transformers", "base_model:adapter:org/new"]
+    for gone in (
+        "org/old",
+        "hf_lora:begin",
+        "hf_lora:card",
+        "| rank `r` | 2",
+        "DoRA",
+        "PiSSA",
+        "| accuracy",
+        "learning_",
+    ):
+        assert gone not in text
+    assert newline == "\n" or not re.search(r"(?<!\r)\n", text)
+    plain = text.replace(newline, "\n")
+    assert f'"{REPO}"' in plain
+    assert "-->\n# tiny: a LoRA adapter for org/new\n" in plain
+    assert [plain.count(mine) for mine in ("# Above\n", "\nBetween.\n", "\nBelow.\n")] == [1, 1, 1]
+    assert plain.index("# Above") < plain.index("# tiny") < plain.index("Between.") < plain.index("Below.")
+    assert write(path, model) == text
+
+
+def test_results_and_training_stay_for_the_same_weights_alone(path: Path) -> None:
+    model = build("causal")
+    text = write(path, model, *told())
+    assert write(path, model) == text
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(1)
+    text = write(path, model)
+    assert "## Results" not in text
+    assert "## Training" not in text
+    assert "# tiny: a LoRA adapter for org/base\n" in text
 
 
 PEFT_CARD = """---
@@ -440,7 +519,7 @@ def test_metadata_of_an_earlier_adapter_goes(path: Path) -> None:
     [
         "tags: [a, b]", "tags:\n  - a\n\n# c\nlicense: mit", "tags: a", "tags:", "{tags: [a]}", "# only a comment",
         "a: &x [1]\ntags: &t [a]\nb: *x\nc: *t", "tags: |\n  a\nx: >-\n  y\n  z", "x: 2020-01-01\ntags: [no, 1.0]",
-        "tags: []", "license: mit\nlicense: x", "mine: .inf", "tags: 2024", "base_model: 5", "library_name: 3",
+        "tags: []", "mine: .inf", "tags: 2024", "base_model: 5", "library_name: 3",
         "x: {y: [1, {z: ' '}], 'é': '# no'}",
     ],
 )  # fmt: skip
@@ -457,6 +536,33 @@ def test_metadata_of_any_form_keeps_what_it_says(block: str, model: LoRAModel, p
     assert (found["datasets"], found["base_model"]) == (["imdb"], "org/base")
     assert text.endswith("\n---\ntext\n")
     assert write(path, model) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n# My model, by me\n# Do not use for medicine\n---\nmore\n", "---\n\n# My\n\n---\n\nmore\n", "---\n~\n---\n",
+        "---\nlicense: mit\nmine\n", "\n\n---\n# Mine\n---\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_text_that_begins_with_a_rule_is_no_metadata(text: str, newline: str, model: LoRAModel, path: Path) -> None:
+    path.write_bytes(text.replace("\n", newline).encode())
+    new = write(path, model)
+    assert check_metadata(path)["base_model"] == "org/base"
+    assert new.endswith(text.replace("\n", newline))
+    assert write(path, model) == new
+
+
+@pytest.mark.parametrize(
+    "text", ["---\rlicense: mit\r---\r# My\r", "# My\r\rHello\r", "---\rlicense: mit\r\n---\r# My\r"]
+)
+def test_a_card_with_line_ends_of_old_macs_gets_one_front_matter(text: str, model: LoRAModel, path: Path) -> None:
+    path.write_bytes(text.encode())
+    new = write(path, model)
+    assert [check_metadata(path).get("license"), new.count("library_name")] == ["mit" if "mit" in text else None, 1]
+    assert "# My\n" in new
+    assert write(path, model) == new
 
 
 @pytest.mark.parametrize("content", ["# Mine\n\nwords", "\ufeffmine\n", "\ufeff---\nlicense: mit\n---\nmine\n"])
@@ -479,6 +585,7 @@ def test_a_card_of_metadata_alone_gets_a_text(model: LoRAModel, path: Path) -> N
     [
         (b"---\na: [\n---\nmine", "YAML"), (b"---\n- a\n---\n", "YAML"), (b"---\n1: 2\n---\n", "YAML"),
         (b"---\na: !!python/object:os.system x\n---\n", "YAML"), (b"---\na: b: c\n---\n", "YAML"),
+        (b"---\nlicense: mit\nlicense: x\n---\n", "'license' is there twice"), (b"---\na: [{b: 1, b: 2}]\n---\n", "'b' is"),
         ("caf\xe9".encode("latin-1"), "UTF-8"), (b"\xff\xfeh\x00i\x00", "UTF-8"),
     ],
 )  # fmt: skip

@@ -41,8 +41,8 @@ def text_of(
 ) -> str:
     """Return a card's generated text.
 
-    weights: the adapter's file, whose size is told where it is there. name: the model's, None for none. before: the
-    text of the card that is there: what is known at the end of a training alone is taken over where there is no news.
+    weights: the adapter's file, whose size is told where it is there. name: the model's, None for none. before: what
+    was generated for these weights: what is known at the end of a training alone is taken over where there is no news.
     """
     template = next(path for path in _TEMPLATES if path.is_file())
     card = ModelCard.from_template(

@@ -1,18 +1,22 @@
 """The model card that is written beside an adapter: what it is, what it was trained on, how to load it.
 
 A card that is there is updated: what hf_lora generated is renewed, metadata is filled in, the rest is the owner's.
+Nothing of the owner's goes without a word and a copy, and no text that may be of other weights stays without a word.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import CardData, ModelCardData, RepoCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from torch import Tensor
 
 from ...config.lora_config import LoRAConfig
@@ -43,28 +47,39 @@ def write_card(
 
     card_data: what a Trainer or a user adds to the metadata (license, language, datasets, eval_results ...): set fields
     are written, lists joined with what is there. hyperparameters: the training's, by the names that Transformers' own
-    cards give them. repo_id: the adapter's own, for the snippets; once given it is kept, as is all that is said of a
-    training. A card that has a text without hf_lora's markers is the owner's: its metadata alone is updated. One that
-    cannot be read (no UTF-8, metadata that is no YAML) is left as it is, with a warning. No path of this machine and no
-    token is written, whoever gives it.
+    cards give them. repo_id: the adapter's own, for the snippets. It is kept once it was given, and so are results and
+    training for the same weights. No path of this machine and no token is written, whoever gives it.
+    A text edited between hf_lora's markers is renewed, and the card as it was is kept beside it. One without markers is
+    the owner's: its metadata alone is updated. A card that cannot be read (no UTF-8, metadata that is no YAML) is left
+    as it is. Each comes with a warning.
     """
     card = _read(path)
     if card is None:
         return
     there, data = card.data.to_dict(), card_data or ModelCardData()
-    above, text, below = generated.split(card.text)
+    body = generated.split(card.text)
     subject, name = CardSubject(model, config, task_of(model, config)), scrubbed(data.get("model_name"))
     results = results_of(data, subject.task)
-    new = merged(there, own_metadata(subject), given_metadata(data), text or "")
+    new = merged(there, own_metadata(subject), given_metadata(data), body.text or "")
     if index := index_with(there.get(_INDEX), name or "adapter", results):
         new[_INDEX] = index
-    body = card.text
-    if text is not None:
-        base, repo = next(iter(listed(new.get("base_model"))), None), hub_id(repo_id) or repo_in(text)
+    text = card.text
+    if body.text is not None:
+        base, repo = next(iter(listed(new.get("base_model"))), None), hub_id(repo_id) or repo_in(body.text)
         subject = replace(subject, base=base, repo=repo)
-        text = text_of(subject, tensors, path.parent / WEIGHTS_NAME, name, hyperparameters or {}, results, text)
-        body = generated.join(above, text, below, "\r\n" if "\r\n" in card.text else "\n")
-    _write(path, card, new, body)
+        weights, file = _hash(tensors), path.parent / WEIGHTS_NAME
+        before = body.text if weights == body.weights else body.text.partition("\n## ")[0]
+        fresh = text_of(subject, tensors, file, name, hyperparameters or {}, results, before)
+        text = body.with_text(fresh, weights, "\r\n" if "\r\n" in card.text else "\n")
+    kept = _keep(path) if body.is_edited else None
+    _write(path, card, new, text)
+    if kept is not None:
+        _warn(path, f"was edited between hf_lora's markers, where it is renewed; as it was it is kept as {kept.name}")
+    if body.looks_generated:
+        _warn(
+            path,
+            "has text of hf_lora's outside of its markers, which may describe other weights; take it out",
+        )
 
 
 def amend_card(path: Path, card_data: ModelCardData) -> None:
@@ -79,7 +94,11 @@ def _read(path: Path) -> RepoCard | None:
     """Return a card, an empty one where there is none; None (and a warning) where it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig") if path.is_file() else ""
-        if not text.lstrip().startswith("---"):
+        if text.count("\r") > text.count("\n"):  # RepoCard writes such line ends, and cannot read them
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        found = REGEX_YAML_BLOCK.match(text)
+        if found is None or (found[2].strip() and yaml.load(found[2], _Metadata) is None):
+            # No metadata: a text, which may well begin with a line "---".
             newline = "\r\n" if "\r\n" in text else "\n"
             text = newline.join(["---", "", "---", *(["", text] if text else [""])])
         return RepoCard(text)
@@ -87,9 +106,38 @@ def _read(path: Path) -> RepoCard | None:
         why = f"it is not UTF-8 ({error.reason} at byte {error.start})"
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         why = f"its metadata is no YAML mapping ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    message = f"the card {path} is left as it is: {why}. Mend or remove it to get a new one."
-    warnings.warn(message, stacklevel=3)
+    _warn(path, f"is left as it is and may describe other weights: {why}. Mend or remove it to get a new one", 4)
     return None
+
+
+class _Metadata(yaml.SafeLoader):
+    """YAML in which no key is there twice: the Hub takes no other, and one of the values would go."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _keep(path: Path) -> Path:
+    """Keep a copy of a card beside it, under a name of its content; return where."""
+    content = path.read_bytes()
+    kept = path.with_name(f"{path.stem}.edited-{hashlib.sha256(content).hexdigest()[:8]}{path.suffix}")
+    write_atomically(kept, content)
+    return kept
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return a short hash of an adapter's weights, whatever comes before their names."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:8]
+
+
+def _warn(path: Path, what: str, stacklevel: int = 3) -> None:
+    warnings.warn(f"the card {path} {what}.", stacklevel=stacklevel)
 
 
 def _write(path: Path, card: RepoCard, metadata: dict[str, Any], text: str) -> None:
