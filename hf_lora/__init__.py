@@ -23,6 +23,7 @@ from .integrations.seams import install
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
     from .formats.inspection import inspect_adapter
+    from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
     from .targets.names import resolve_targets
     from .training.groups import check_optimizer, parameter_groups
@@ -40,6 +41,7 @@ __all__ = [
     "check_ready",
     "errors",
     "inspect_adapter",
+    "leave_adapters_to_peft",
     "metrics",
     "parameter_groups",
     "resolve_targets",
@@ -54,6 +56,7 @@ _LAZY = {
     "check_optimizer": "training.groups",
     "check_ready": "training.ready",
     "inspect_adapter": "formats.inspection",
+    "leave_adapters_to_peft": "model.hooks",
     "metrics": "training.metrics",
     "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",

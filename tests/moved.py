@@ -59,12 +59,16 @@ def no_function(name: str) -> Edit:
     return lambda source: re.sub(rf"\b{name}\b", f"other_{name}", source)
 
 
+FIND = no_function("find_adapter_config_file")
 CASES: dict[str, dict[str, Edit]] = {
     "asked_later": {
         TRAINER: lambda source: no_function("deepspeed_load_checkpoint")(renamed(*ASKED_LATER)(source)),
         "transformers.modeling_utils": inherited("PreTrainedModel"),
-        "transformers.models.auto.auto_factory": inherited("_BaseAutoModelClass"),
-        "transformers.pipelines": lambda source: re.sub(r"\bdef pipeline\(", "def other_pipeline(", source),
+        "transformers.models.auto.auto_factory": lambda source: FIND(inherited("_BaseAutoModelClass")(source)),
+        "transformers.pipelines": lambda source: FIND(re.sub(r"\bdef pipeline\(", "def other_pipeline(", source)),
+        "transformers.utils": FIND,
+        "transformers.utils.peft_utils": FIND,
+        "transformers.integrations.peft": FIND,
         "transformers.integrations.deepspeed": no_function("deepspeed_load_checkpoint"),
         "accelerate.accelerator": inherited("Accelerator"),
         "peft.tuners.tuners_utils": inherited("BaseTuner"),

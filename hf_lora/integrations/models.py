@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
-from ..model.hooks import IS_PLAIN, plainly
+from ..errors import BaseMismatchError, ModelError
+from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft
 from .trained_model import is_a
 
-__all__ = ["is_adapter", "load_adapter", "notes_new_rows", "refuses_lora_models", "takes_adapters"]
+__all__ = ["finds_none", "load_adapter", "notes_new_rows", "owner_of", "refuses_lora_models", "takes_adapters"]
 
 _NO_PLACE = {
     "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
@@ -25,8 +26,7 @@ _NOT_FOR_ADAPTERS = ("gguf_file", "state_dict")  # the weights come from elsewhe
 def takes_adapters(original: classmethod) -> classmethod:
     """Wrap from_pretrained of a model's class, or of an auto class.
 
-    With `lora_config=` the result is a LoRAModel of that class. Without it, and without PEFT, the name may be that of
-    an adapter.
+    With `lora_config=` the result is a LoRAModel of that class. Without it the name may be that of an adapter.
     """
 
     @functools.wraps(original.__func__)
@@ -36,8 +36,9 @@ def takes_adapters(original: classmethod) -> classmethod:
             from ..model.lora_model import LoRAModel
 
             return LoRAModel.from_pretrained(name, lora_config, *args, auto_class=cls, **kwargs)
-        if not is_adapter(name, kwargs):
-            with plainly():  # an auto class hands on to the model's class, which need not look again
+        owner = owner_of(name, kwargs)
+        if owner != "hf_lora":
+            with decided(owner):  # an auto class hands on to the model's class, which need not look again
                 return original.__func__(cls, name, *args, **kwargs)
         if args:
             raise ModelError(f"{os.fspath(name)} is an adapter; further positional arguments have no meaning with it.")
@@ -46,39 +47,88 @@ def takes_adapters(original: classmethod) -> classmethod:
     return classmethod(from_pretrained)
 
 
-def is_adapter(name: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a name stands for an adapter that we are to load: never where PEFT is installed.
+def owner_of(name: Any, kwargs: Mapping[str, Any]) -> Owner:
+    """Return who is to load the adapter that a name stands for, nobody where it is none.
 
-    kwargs: those of from_pretrained. Where the Hub does not answer the result is False, and Transformers' own attempt
-    says why. (Transformers' find_adapter_config_file asks an unreachable Hub for half a minute about a model that lies
-    in the cache.)
+    kwargs: those of from_pretrained. Adapters that hf_lora does not build are PEFT's where it is installed. Where the
+    Hub does not answer it is nobody, and Transformers' own attempt says why. (Transformers'
+    find_adapter_config_file asks an unreachable Hub for half a minute about a model that lies in the cache.)
     """
-    if IS_PLAIN.get() or not isinstance(name, (str, os.PathLike)) or any(kwargs.get(k) for k in _NOT_FOR_ADAPTERS):
-        return False
-    if importlib.import_module("transformers.utils").is_peft_available():
-        return False
+    if (owner := OWNER.get()) is not None:
+        return owner
+    if leaves_adapters_to_peft() or not isinstance(name, (str, os.PathLike)):
+        return "peft"
+    if any(kwargs.get(key) for key in _NOT_FOR_ADAPTERS):
+        return "peft"
     from ..files.sources import Source  # not above: they import huggingface_hub
     from ..files.transaction import find_config
 
     try:
-        return find_config(Source.of(os.fspath(name), kwargs)) is not None
+        config = find_config(Source.of(os.fspath(name), kwargs))
     except (OSError, ValueError):  # no such repo, or no name that one can have
-        return False
+        config = None
+    if config is None:
+        return "nobody"
+    has_peft = importlib.import_module("transformers.utils").is_peft_available()
+    return "peft" if has_peft and not _is_built(config) else "hf_lora"
+
+
+def _is_built(config: Path) -> bool:
+    """Return whether hf_lora reads such an adapter, or should say why not; raises AdapterFileError, HubError."""
+    from ..config.keys import UNSUPPORTED
+    from ..files.strict_json import read_json
+
+    values = read_json(config)
+    asked = [key for key, default in UNSUPPORTED.items() if values.get(key) not in (None, default)]
+    return values.get("peft_type", "LORA") == "LORA" and not asked
+
+
+def finds_none(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Transformers' find_adapter_config_file: it finds nothing where a model is wanted without any adapter."""
+
+    @functools.wraps(original)
+    def find_adapter_config_file(*args: Any, **kwargs: Any) -> Any:
+        return None if OWNER.get() == "nobody" else original(*args, **kwargs)
+
+    return find_adapter_config_file
 
 
 def load_adapter(cls: type | None, name: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return the LoRAModel of an adapter, its base loaded by `cls`, or by what the adapter says where that is None.
 
     `revision` and `subfolder` are the adapter's. A directory that holds a whole model with the adapter beside it is its
-    own base, as with PEFT. Raises LoRAError.
+    own base, as with PEFT, unless the adapter says that it was trained on another. Raises LoRAError.
     """
     from ..model.lora_model import LoRAModel
 
     for key, why in _NO_PLACE.items():
         if kwargs.get(key):
             raise ModelError(f"{os.fspath(name)} is an adapter, so {key}={kwargs[key]!r} has no place: {why}.")
-    base = name if Path(name, "config.json").is_file() else None
-    return LoRAModel.from_pretrained(os.fspath(name), auto_class=cls, base_model=base, **kwargs)
+    if not Path(name, "config.json").is_file():
+        return LoRAModel.from_pretrained(os.fspath(name), auto_class=cls, **kwargs)
+    try:
+        model = LoRAModel.from_pretrained(os.fspath(name), auto_class=cls, base_model=name, **kwargs)
+    except BaseMismatchError as error:
+        raise BaseMismatchError(
+            f"{os.fspath(name)} holds an adapter and a whole model that is not its base. If that is the merged one, "
+            "the adapter is in it already: remove adapter_config.json from the folder, or save the two into folders of "
+            f"their own. LoRAModel.from_pretrained({os.fspath(name)!r}) loads the adapter on the base it names. {error}"
+        ) from error
+    _warn_of_unknown_base(model, os.fspath(name))
+    return model
+
+
+def _warn_of_unknown_base(model: Any, name: str) -> None:
+    """Warn where nothing tells whether the whole model beside an adapter is its base, or the two merged."""
+    for adapter, config in model.peft_config.items():
+        base, origin = config.base_model_name_or_path, model._lora.records[adapter].origin
+        if not (origin.note or origin.seen) and base and base != name:
+            warnings.warn(
+                f"{name} holds an adapter and a whole model, and the adapter is put on that model, as Transformers "
+                f"does it. If the model is {base} with the adapter merged in, it is now there twice: remove "
+                "adapter_config.json from the folder, or save the two into folders of their own.",
+                stacklevel=4,
+            )
 
 
 def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""`pipeline(model="user/adapter")` without PEFT: an adapter on its base, the task it was trained for, its tokenizer."""
+"""`pipeline(model="user/adapter")`: an adapter on its base, the task it was trained for, its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ModelError
-from ..model.hooks import plainly
-from .models import is_adapter, load_adapter
+from ..model.hooks import Owner, decided
+from .models import load_adapter, owner_of
 
 __all__ = ["takes_adapters"]
 
@@ -35,8 +35,9 @@ def takes_adapters(original: Callable[..., Any]) -> Callable[..., Any]:
         given = dict(signature.bind(*args, **kwargs).arguments)
         extra = given.pop("kwargs", {})
         options = _options(given, extra)
-        if given.get("config") is not None or not is_adapter(given.get("model"), options):
-            with plainly():
+        owner: Owner = "peft" if given.get("config") is not None else owner_of(given.get("model"), options)
+        if owner != "hf_lora":
+            with decided(owner):
                 return original(*args, **kwargs)
         kinds = _COMPONENTS.keys() & signature.parameters.keys()
         return original(**{**given, **_parts(given, os.fspath(given["model"]), options, kinds)}, **extra)
