@@ -40,7 +40,13 @@ def fill(tensor: Tensor, values: Tensor) -> None:
     """Copy whole values into a tensor in place; where it is spread, each process keeps its part of them.
 
     values: of the whole tensor's shape. Where the tensor is spread every process must call it with the same ones.
+    Raises AdapterStateError where the tensor is offloaded: what is copied there is lost.
     """
+    if tensor.is_meta:
+        raise AdapterStateError(
+            "adapters that are offloaded (accelerate's cpu_offload or disk_offload) take no values in place: load the "
+            "adapter under another name, or remove_hook_from_submodules(model) first."
+        )
     with torch.no_grad():
         if hasattr(tensor, "full_tensor"):
             tensor.to_local().copy_(spread_like(values, tensor).to_local())  # type: ignore[attr-defined]

@@ -8,9 +8,12 @@ forward, or other code that never calls it, such as `nn.MultiheadAttention`) get
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,12 +22,12 @@ from ..variants.adapter import Adapter, own_tensor
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
-from .steps import Steps
+from .steps import Steps, StepsOfReplica
 from .tying import is_plain
 
 __all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor"]
 
-TAKEN = ("adapters", "_lora", "_originals", "_steps")  # what a layer with adapters has besides its own
+TAKEN = ("adapters", "_lora", "_originals", "_steps", "_patched")  # what a layer with adapters has besides its own
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -36,6 +39,7 @@ class LoRALayer(Specialised, nn.Module):
     _lora: AdapterState
     _steps: Steps
     _originals: dict[str, Tensor]  # parameter -> the base's own tensor, while merged
+    _patched: tuple[str, Callable[..., Any] | None]  # a forward of the layer's own, and the attribute it stands in
 
     @classmethod
     def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
@@ -44,8 +48,25 @@ class LoRALayer(Specialised, nn.Module):
         key: whether adapters sit behind the forward, and the names of the parameters that are adapted in the read.
         """
         behind, reads = key
-        content: dict[str, Any] = {parameter: property(_reader(parameter)) for parameter in reads}
+        content: dict[str, Any] = {parameter: property(_reader(parameter), _of_replica) for parameter in reads}
         return {**content, "forward": _adapted(base.forward)} if behind else content
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        replica = super()._replicate_for_data_parallel()
+        replica.__dict__["_steps"] = StepsOfReplica(self, replica)
+        return replica
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move or cast the layer, and with it the tensors that merging set aside."""
+        super()._apply(fn, recurse)
+        for name, own in self._originals.items():
+            with torch.no_grad():
+                moved = fn(own.data)
+            if torch._has_compatible_shallow_copy_type(own.data, moved):
+                own.data = moved  # the same object, so that ties come back
+            else:
+                self._originals[name] = nn.Parameter(moved, False) if isinstance(own, nn.Parameter) else moved
+        return self
 
     def carried(self, name: str) -> dict[str, Adapter]:
         """Return the adapters of one name by key, in the order in which they apply; empty where there are none."""
@@ -64,8 +85,12 @@ def attach(
     if not isinstance(layer, LoRALayer):
         # Whether it computes x W^T + bias with a weight of torch's own, which one product can do together.
         fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
+        slot, patched = _patched_forward(layer)
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}))
+        steps = Steps(state, fuses and patched is None, {}, {})
+        layer.__dict__.update(_lora=state, _originals={}, _steps=steps, _patched=(slot, patched))
+        if patched is not None:
+            layer.__dict__[slot] = types.MethodType(_around_patched, layer)
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
@@ -90,6 +115,9 @@ def detach(layer: LoRALayer, name: str) -> None:
     if isinstance(layer, LoRALayer):  # and not one whose class could not be made
         restore(layer)
         keep_flags(layer, False)
+    slot, patched = layer._patched
+    if patched is not None:
+        layer.__dict__[slot] = patched
     del layer.adapters
     kept = {"_lora"} if "_hf_peft_config_loaded" in layer.__dict__ else set()  # a model that is a layer itself goes on
     for attribute in {*TAKEN[1:]} - kept:
@@ -118,14 +146,30 @@ def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     if value is None or steps is None or is_elsewhere(layer, value):
         return value
     for adapter in steps.in_read(parameter):
-        value = adapter.effective(value)
+        value = adapter(partial(adapter.effective, value))
     return value
+
+
+def _patched_forward(layer: nn.Module) -> tuple[str, Callable[..., Any] | None]:
+    """Return where somebody put a forward of their own on a layer itself, which hides its class's, and that forward.
+
+    accelerate's hooks keep the one that they wrap as `_old_forward`.
+    """
+    slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
+    found = layer.__dict__.get(slot)
+    is_own = getattr(found, "__func__", None) is type(layer).forward
+    return slot, None if is_own else found
 
 
 def _specialise(layer: nn.Module) -> None:
     steps: Steps = layer._steps
     refine(layer, LoRALayer, steps.has_behind, steps.reads)
     keep_flags(layer, True)
+
+
+def _around_patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute what somebody's own forward of this layer does, with the adapters behind it."""
+    return _adapted(lambda _, *given, **named: self._patched[1](*given, **named))(self, *args, **kwargs)
 
 
 def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,12 +183,18 @@ def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
         if fused is None and not behind:
             return forward(self, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        y = forward(self, *args, **kwargs) if fused is None else fused.linear(self, x)
+        y = forward(self, *args, **kwargs) if fused is None else fused(partial(fused.linear, self, x))
         for adapter in behind:
-            y = adapter.add(self, x, y)
+            y = adapter(partial(adapter.add, self, x, y))
         return y
 
     return lora_forward
+
+
+def _of_replica(self: nn.Module, value: Tensor) -> None:
+    """Take what nn.DataParallel sets on a replica, which keeps it among its former parameters too."""
+    if not getattr(self, "_is_replica", False):
+        raise AttributeError("an adapted parameter is set as a Parameter, or as a tensor where it is a buffer.")
 
 
 def _reader(parameter: str) -> Callable[[nn.Module], Tensor | None]:

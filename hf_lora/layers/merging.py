@@ -13,10 +13,11 @@ from ..kinds.kind import is_packed
 from ..maths import low_rank
 from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
+from .offload import is_elsewhere
 from .state import Route
 from .tying import is_plain
 
-__all__ = ["check_merge", "merge_losses", "merged_values", "swap_back", "swap_in"]
+__all__ = ["check_merge", "check_swap_back", "merge_losses", "merged_values", "swap_back", "swap_in"]
 
 
 def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -92,6 +93,17 @@ def swap_in(layer: LoRALayer, values: dict[str, Tensor], keep: bool) -> None:
         if keep:
             layer._originals[parameter] = own
         _put(layer, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
+
+
+def check_swap_back(layer: LoRALayer) -> None:
+    """Raise MergeError where a hook has put the merged tensors elsewhere, and would bring them again."""
+    for parameter in layer._originals:
+        merged = own_tensor(layer, parameter)
+        if merged is not None and is_elsewhere(layer, merged):
+            raise MergeError(
+                f"{parameter} of a {type(layer).__name__} was offloaded while adapters were merged; call "
+                "accelerate.hooks.remove_hook_from_submodules(model) first."
+            )
 
 
 def swap_back(layer: LoRALayer) -> None:

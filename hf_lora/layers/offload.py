@@ -58,7 +58,9 @@ def compute_device(module: nn.Module, tensor: Tensor) -> torch.device:
     """
     if not tensor.is_meta:
         return tensor.device
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    hook = getattr(module, "_hf_hook", None)
+    hooks: Any = getattr(hook, "hooks", (hook,))  # several are one SequentialHook
+    device = next((h.execution_device for h in hooks if getattr(h, "execution_device", None) is not None), None)
     return tensor.device if device is None else torch.device(device)
 
 

@@ -100,8 +100,10 @@ def _own_content(mixin: type, base: type) -> dict[str, Any]:
 
 
 def _become(target: Any, cls: type) -> None:
+    hooked = target.__dict__.get("_old_forward")
+    is_own = getattr(hooked, "__func__", None) is getattr(type(target), "forward", None)
     target.__class__ = cls
-    if "_old_forward" in target.__dict__:  # accelerate's hook calls the forward of the class of then: bind it again
+    if hooked is not None and is_own:  # accelerate's hook calls the forward of the class of then: bind it again
         target.__dict__["_old_forward"] = types.MethodType(cls.forward, target)  # type: ignore[attr-defined]
 
 

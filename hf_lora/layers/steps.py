@@ -7,12 +7,13 @@ thread goes on with those it began with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ..variants.adapter import Adapter
 from .state import AdapterState
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "StepsOfReplica"]
 
 Adapters = tuple[Adapter, ...]
 Behind = tuple[Adapter | None, Adapters]  # the one that computes with the base's product; those added to it
@@ -59,6 +60,41 @@ class Steps:
         kept = ({key: each for key, each in table.items() if key != name} for table in (self._added, self._read))
         return Steps(self._state, self._fuses, *kept)
 
+    def is_behind(self, name: str, adapter: Adapter) -> bool:
+        """Return whether an adapter of a name adds to the output; else it lives in the read."""
+        return adapter in self._added.get(name, ())
+
+    def on(self, found: Callable[[Adapter], Adapter]) -> Steps:
+        """Return these steps of other adapters; found: gives each adapter's counterpart."""
+        tables = ({name: tuple(map(found, each)) for name, each in t.items()} for t in (self._added, self._read))
+        return Steps(self._state, self._fuses, *tables)
+
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""
         return (adapters[0], adapters[1:]) if self._fuses and adapters and adapters[0].fuses else (None, adapters)
+
+
+class StepsOfReplica:
+    """The steps of a layer's replica, whose own adapters nn.DataParallel gives it after it is made."""
+
+    def __init__(self, layer: Any, replica: Any) -> None:
+        self._layer, self._replica = layer, replica
+
+    def behind(self) -> Behind:
+        """Return what the route of this forward does besides the base's own forward."""
+        return self._own().behind()
+
+    def in_read(self, parameter: str) -> Iterator[Adapter]:
+        """Yield the adapters of the route that live in the read of a parameter."""
+        return self._own().in_read(parameter)
+
+    def _own(self) -> Steps:
+        groups = self._layer.adapters._modules
+        replicas = {
+            adapter: self._replica.adapters._modules[name]._modules[key]
+            for name, group in groups.items()
+            for key, adapter in group._modules.items()
+        }
+        steps: Steps = self._layer._steps.on(replicas.__getitem__)
+        self._replica.__dict__["_steps"] = steps
+        return steps

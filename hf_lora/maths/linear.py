@@ -9,8 +9,8 @@
     dA = dS^T drop(x)
 
 Everything of y's or x's size is computed once and added to in place; only the small factors are cast. Hu et al. 2021,
-arXiv:2106.09685. torch's own tracers (compile, export, functorch) get the same formula in plain operations, which
-they differentiate and fuse by themselves.
+arXiv:2106.09685. torch's own tracers (compile, export, functorch, jit.trace) get the same formula in plain operations,
+which they differentiate and fuse by themselves.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import AdapterStateError
 from .autocast import ambient
 from .dropout import Drawn, draw
 
@@ -45,6 +46,8 @@ def lora_linear(
     if _is_traced(x) or type(weight) not in _PLAIN:
         s = F.linear(F.dropout(x, p), a.to(x.dtype)) * scaling
         return _base(x, weight, bias, transposed) + F.linear(s, b.to(s.dtype))
+    if a.is_meta and not x.is_meta:  # what would be added has no values, and torch adds whatever lies in memory
+        raise AdapterStateError("an adapter's tensors are on the meta device: they are offloaded or were never loaded.")
     args = (x, weight, bias, a, b, scaling, p, transposed)
     return _LoRALinear.apply(*args) if torch.is_grad_enabled() else _forward(*args)[0]
 
@@ -85,6 +88,7 @@ def _is_traced(x: Tensor) -> bool:
     """Return whether plain operations are wanted: one of torch's tracers runs them, or the device is a rare one."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or x.device.type not in ("cpu", "cuda")
     )

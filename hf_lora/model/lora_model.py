@@ -20,7 +20,7 @@ from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
-from . import creating, loading, merging, publishing, report, saving, selecting, vocabulary
+from . import creating, loading, merging, publishing, replacing, report, saving, selecting, vocabulary
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
@@ -168,6 +168,14 @@ class LoRAModel(Specialised, nn.Module):
         thread: there set_adapter() is the way. Raises AdapterStateError in training mode and while merged.
         """
         return selecting.active(self, self._lora, adapter_names)
+
+    def dequantize(self, *args: Any, **kwargs: Any) -> Any:
+        """Turn a quantised base into a plain one, as Transformers does; the adapters stay on its layers.
+
+        Raises AdapterStateError while merged.
+        """
+        with replacing.moving_over(self, "dequantize"):
+            return super().dequantize(*args, **kwargs)  # type: ignore[misc]
 
     # --- merging ------------------------------------------------------------------------------------------------
 

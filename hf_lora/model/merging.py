@@ -22,6 +22,7 @@ from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import tied_groups, untie
 from .creating import leave
+from .replacing import check_in_place
 from .selecting import check_together, names_of
 
 __all__ = ["MergeReport", "merge", "merge_and_unload", "merge_report", "unload", "unmerge"]
@@ -49,6 +50,7 @@ class MergeReport:
 def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -> None:
     """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit."""
     state: AdapterState = model._lora
+    check_in_place(model, model._lora)
     _refuse_shards(model)
     names = _chosen(state, given)
     _tell_loss(state, names, verify)
@@ -70,6 +72,8 @@ def unmerge(state: AdapterState) -> None:
     """Take the merged adapters out of the weights again: the base's own tensors come back."""
     with CHANGES:
         for layer in state.layers.values():
+            layers.check_swap_back(layer)
+        for layer in state.layers.values():
             layers.swap_back(layer)
         state.merged = ()
 
@@ -90,6 +94,7 @@ def merge_and_unload(
     state: AdapterState = model._lora
     names = state.merged or _chosen(state, given)
     state.refuse_inside("merge_and_unload")
+    check_in_place(model, model._lora)
     _refuse_shards(model)
     if state.merged and (verify is not None or dtype is not None):
         late = "dtype" if verify is None else "verify"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import AdapterStateError, full_name
 from ..layers.distributed import is_spread, whole
+from ..layers.offload import brought_in
 from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
 
@@ -37,7 +38,10 @@ def gather(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None
     state_dict: the whole model's, to take them from instead. Where they are spread over processes, all of them must
     call this, and each gets all tensors. Raises KeyError where the state_dict lacks one.
     """
-    held = {f"{p}.{attribute}": t for p, adapter in _held(model, name) for attribute, t in adapter.tensors().items()}
+    held: dict[str, Tensor] = {}
+    for prefix, adapter in _held(model, name):
+        with brought_in(adapter):
+            held.update({f"{prefix}.{attribute}": tensor for attribute, tensor in adapter.tensors().items()})
     # Sorted, because every process must ask for the same tensor at a time.
     return {key: whole(held[key] if state_dict is None else state_dict[key]) for key in sorted(held)}
 

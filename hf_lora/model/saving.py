@@ -21,6 +21,7 @@ from ..hub.card.writing import write_card
 from ..layers.specialising import base_of
 from ..layers.state import CHANGES
 from .provenance import BASE_NOTE, note_of
+from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
 
@@ -62,6 +63,7 @@ def save_adapters(
     """
     state = model._lora
     state.refuse_while_merged("saving")
+    check_in_place(model, state)
     names = [_name(model, adapter_name)] if adapter_name is not None or len(state.configs) == 1 else list(state.configs)
     if not names:
         raise AdapterStateError("the model has no adapter to save.")

@@ -63,7 +63,31 @@ def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
     for adapter in layer.carried(name).values():
         for parameter in adapter.parameters():
             if parameter.is_floating_point():
+                if parameter.requires_grad and not wanted:
+                    _keep_pending_gradients(parameter)
                 parameter.requires_grad_(wanted)
+
+
+def _keep_pending_gradients(parameter: nn.Parameter) -> None:
+    """Have the backward of a forward that is already made give its gradient, though the flag is about to go.
+
+    autograd looks at the flag when the gradient arrives. Where no graph waits, the node and its hooks are gone at once.
+    """
+    if parameter.is_inference():
+        return
+    with torch.inference_mode(False), torch.enable_grad():
+        node = torch.autograd.graph.get_gradient_edge(parameter).node
+    before: list[bool] = []
+
+    def arrives(_: object) -> None:
+        before.append(parameter.requires_grad)
+        parameter.requires_grad_(True)
+
+    def has_arrived(*_: object) -> None:
+        parameter.requires_grad_(before.pop())
+
+    node.register_prehook(arrives)
+    node.register_hook(has_arrived)
 
 
 def disable(state: AdapterState) -> None:

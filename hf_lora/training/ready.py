@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import AdapterStateError, full_name, some
 from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
+from ..model.replacing import check_in_place
 from ..variants.table import SAVED
 
 __all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains", "widen_masters"]
@@ -45,6 +46,7 @@ and no save of an adapter holds them. Name their modules in modules_to_save, or 
 model.requires_grad_(False), then model.set_adapter(['default']). To train every weight, merge_and_unload() first.
     """
     state: AdapterState = model._lora  # type: ignore[assignment]
+    check_in_place(model, state)
     problems = [
         *_problems(model, [state]),
         *_offloaded(model),

@@ -7,9 +7,9 @@ of which nothing is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from .row import Part, Row
 from .table import ADAPTERS
 
 __all__ = ["Adapter", "Product", "Spec", "own_tensor"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,14 @@ class Adapter(nn.Module):
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._written: dict[str, int] = {}
         self._steps = 0
+
+    def forward(self, step: Callable[[], Result]) -> Result:
+        """Return what a step gives that computes with this adapter's tensors.
+
+        Whoever computes with an adapter calls it so: what others hook to a module (offloading, gathering of shards)
+        then acts on an adapter as on any other. The step is no tensor and no module, which hooks would move.
+        """
+        return step()
 
     # --- the row: every class of adapters has these -----------------------------------------------------------------
 
@@ -189,6 +199,9 @@ class Adapter(nn.Module):
         """Return what else of it is worth following in training; row_lengths: those of the base's weight."""
         return {}
 
+    def settle_on(self, layer: nn.Module) -> None:
+        """Take up the kind of another layer, of the same shape, that stands in the place of its own."""
+
     def drop_nothing(self) -> None:
         """Switch its dropout off for good."""
 
@@ -259,6 +272,8 @@ def _version(tensor: Tensor) -> int:
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
-    """Return a module's own parameter or buffer, without adapters."""
+    """Return a module's own parameter or buffer, without adapters; a replica's (nn.DataParallel) as well."""
     found = layer._parameters.get(name)
-    return found if found is not None else layer._buffers.get(name)
+    if found is None:
+        found = layer._buffers.get(name)
+    return layer.__dict__.get("_former_parameters", {}).get(name) if found is None else found

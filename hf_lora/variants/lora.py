@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Kind, Shape
-from ..kinds.table import KINDS
+from ..kinds.table import KINDS, kind_of, name_of
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
 from .adapter import Adapter, Product, Spec, own_tensor
@@ -103,6 +103,11 @@ class LoRA(Adapter):
 
     def part_of(self, attribute: str) -> Part:
         return "embedding" if self._kind.embeds else super().part_of(attribute)
+
+    def settle_on(self, layer: nn.Module) -> None:
+        kind = kind_of(layer) if self.parameter == "weight" else None
+        if kind is not None:
+            self.kind, self._transposed = name_of(kind), kind.transposed
 
     def drop_nothing(self) -> None:
         self.dropout = 0.0

@@ -1,0 +1,329 @@
+"""Adapters are modules: traced, replicated, offloaded, moved and cast with their layer, and not lost where it goes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready
+from hf_lora.errors import AdapterStateError, MergeError
+
+from .tiny import IDS, tiny
+
+
+class Raw(nn.Module):
+    """A stack of matrices that its forward multiplies with, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for matrix in self.stack:
+            x = torch.tanh(x @ matrix)
+        return x
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def numbers(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(*shape)
+
+
+def ids() -> Tensor:
+    return torch.randint(9, (3, 5))
+
+
+# What carries adapters: the base, an input, and the config's own settings.
+MEMBERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], dict[str, Any]]] = {
+    "linear": (lambda: nn.Linear(4, 4), numbers(3, 4), {}),
+    "linear with dropout in eval mode": (lambda: nn.Linear(4, 4), numbers(3, 4), {"lora_dropout": 0.5}),
+    "linear with a bias of LoRA's": (lambda: nn.Linear(4, 4), numbers(3, 4), {"lora_bias": True}),
+    "DoRA": (lambda: nn.Linear(4, 4), numbers(3, 4), {"use_dora": True}),
+    "conv1d": (lambda: Conv1D(4, 4), numbers(2, 3, 4), {}),
+    "embedding": (lambda: nn.Embedding(9, 4), ids, {}),
+    "convolution": (lambda: nn.Conv2d(3, 4, 3), numbers(2, 3, 5, 5), {}),
+    "raw parameter": (Raw, numbers(3, 4), {"target_modules": None, "target_parameters": ["0.stack"]}),
+    "attention": (Attends, numbers(2, 3, 4), {"target_modules": ["attention"]}),
+    "saved module": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
+        numbers(3, 4),
+        {"target_modules": ["0.0"], "modules_to_save": ["0.1"]},
+    ),
+    "token rows": (
+        lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4)),
+        ids,
+        {"target_modules": ["0.1"], "trainable_token_indices": {"0.0": [1, 5]}},
+    ),
+}
+members = pytest.mark.parametrize("member", MEMBERS)
+
+
+def adapted(member: str, names: str = "a") -> tuple[Any, Callable[[], Tensor]]:
+    """Return a network whose adapters do something, in eval mode, and what makes inputs of it."""
+    base, example, settings = MEMBERS[member]
+    torch.manual_seed(0)
+    config = LoRAConfig(r=2, **{"target_modules": ["0"], **settings})
+    model: Any = add_lora(nn.Sequential(base()), config, names[0])
+    for name in names[1:]:
+        model.add_adapter(config, name)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(torch.randn_like(parameter))
+    return model.eval(), example
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if ".adapters." in name}
+
+
+@members
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_a_traced_model_computes_as_the_model_on_other_inputs(member: str, gradients: bool) -> None:
+    model, example = adapted(member)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(model, example(), check_trace=False)
+        x = example()
+        torch.testing.assert_close(traced(x), model(x))
+
+
+@members
+def test_a_replica_computes_with_its_own_adapters(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicate = importlib.import_module("torch.nn.parallel.replicate")
+    model, example = adapted(member)
+    doubled = {id(p) for p in adapter_parameters(model).values()}
+
+    def broadcast(tensors: Any, devices: Any, detach: bool = False) -> Any:  # a copy on another device, so to say
+        return [[t * 2 if id(t) in doubled else t * 1 for t in tensors]]
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", broadcast)
+    monkeypatch.setattr(replicate, "_get_device_index", lambda *_: 0)
+    replica, x = replicate.replicate(model, [0])[0], example()
+    twice = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in adapter_parameters(twice).values():
+            parameter.mul_(2)
+    assert not torch.allclose(twice(x), model(x))
+    torch.testing.assert_close(replica(x), twice(x))
+    replica(x).sum().backward()  # to the model's own parameters
+    assert any(p.grad is not None for p in adapter_parameters(model).values())
+
+
+OFFLOADS: dict[str, Callable[[Any, Path], Any]] = {
+    "cpu_offload": lambda model, at: cpu_offload(model, execution_device=torch.device("cpu")),
+    "disk_offload": lambda model, at: disk_offload(model, str(at), execution_device=torch.device("cpu")),
+    "dispatch_model": lambda model, at: dispatch_model(
+        model, {"": "cpu"}, main_device="cpu", force_hooks=True, offload_dir=str(at)
+    ),
+}
+
+
+# torch's attention reads its output projection without calling it: accelerate cannot offload it, adapters or not.
+@pytest.mark.parametrize("member", sorted(MEMBERS.keys() - {"attention"}))
+@pytest.mark.parametrize("way", OFFLOADS)
+def test_adapters_are_offloaded_with_their_layer(member: str, way: str, tmp_path: Path) -> None:
+    model, example = adapted(member)
+    x = example()
+    with torch.no_grad():
+        want, saved = model(x), model.get_adapter_state_dict()
+        OFFLOADS[way](model, tmp_path)
+        assert torch.equal(model(x), want)
+        assert torch.equal(model(x), want)
+        if "offload" in way:
+            assert {p.device.type for p in adapter_parameters(model).values()} == {"meta"}
+            with pytest.raises(AdapterStateError, match="offloaded"):
+                check_ready(model)
+        got = model.get_adapter_state_dict()
+        assert all(torch.equal(got[key], value) for key, value in saved.items())
+        remove_hook_from_submodules(model)
+
+
+def test_an_offloaded_model_saves_and_refuses_values_that_would_be_lost(tmp_path: Path) -> None:
+    model: Any = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False)).eval()
+    with torch.no_grad():
+        want = model(IDS).logits
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        assert torch.equal(model(IDS).logits, want)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=tiny("llama"))(IDS).logits, want)
+    with pytest.raises(AdapterStateError, match="take no values in place"):
+        model.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("member", ["linear", "DoRA", "embedding", "raw parameter"])
+@pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.bfloat16(), lambda m: m.to("meta")])
+def test_what_merging_set_aside_moves_with_the_model(member: str, change: Callable[[Any], Any]) -> None:
+    model, _ = adapted(member)
+    plain = copy.deepcopy(model)
+    model.merge_adapter()
+    change(model)
+    model.unmerge_adapter()
+    for (name, got), want in zip(model.named_parameters(), change(plain).parameters(), strict=True):
+        assert (got.dtype, got.device) == (want.dtype, want.device), name
+        assert got.is_meta or torch.equal(got, want), name
+
+
+def test_tied_weights_are_tied_again_after_a_cast_while_merged() -> None:
+    model: Any = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, target_modules=["wte"], init_lora_weights=False))
+    model.merge_adapter()
+    model.to(torch.bfloat16)
+    model.unmerge_adapter()
+    assert model.lm_head.weight is model.transformer.wte._parameters["weight"]
+    assert model.lm_head.weight.dtype is torch.bfloat16
+
+
+def test_a_model_that_is_offloaded_while_merged_is_not_unmerged_by_halves() -> None:
+    model: Any = add_lora(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRAConfig(target_modules=["0", "1"]))
+    model.merge_adapter()
+    cpu_offload(model[1], execution_device=torch.device("cpu"))
+    before = model[0].weight
+    with pytest.raises(MergeError, match="remove_hook_from_submodules"):
+        model.unmerge_adapter()
+    assert model[0].weight is before
+    remove_hook_from_submodules(model)
+    model.unmerge_adapter()
+
+
+def test_hooks_on_an_adapter_run_in_each_of_its_forwards() -> None:
+    for member in MEMBERS:
+        model, example = adapted(member)
+        seen: list[str] = []
+        for name, module in model.named_modules():
+            if ".adapters.a." in name:
+                module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append("before"))
+                module.register_forward_hook(lambda module, args, out, seen=seen: seen.append("after"))
+        model(example())
+        assert seen[:2] == ["before", "after"], member
+
+
+@members
+@pytest.mark.parametrize("between", ["set_adapter", "delete_adapter", "both at once"])
+def test_switching_between_a_forward_and_its_backward_loses_no_gradient(member: str, between: str) -> None:
+    model, example = adapted(member, "ab")
+    x = example()
+    model.train()
+    want = {}
+    for name in "ab":
+        model.set_adapter(name)
+        torch.manual_seed(1)
+        model(x).square().mean().backward()
+        want |= {key: p.grad.clone() for key, p in adapter_parameters(model).items() if p.grad is not None}
+        model.zero_grad()
+    model.set_adapter("a")
+    torch.manual_seed(1)
+    loss = model(x).square().mean()
+    parameters = adapter_parameters(model)
+    if between == "delete_adapter":
+        model.delete_adapter("a")
+        want = {key: grad for key, grad in want.items() if ".a." in key}
+    else:
+        model.set_adapter("b")
+    if between == "both at once":
+        torch.manual_seed(1)
+        loss = loss + model(x).square().mean()
+    else:
+        want = {key: grad for key, grad in want.items() if ".a." in key}
+    loss.backward()
+    got = {key: p.grad for key, p in parameters.items() if p.grad is not None}
+    assert got.keys() == want.keys()
+    for key, grad in want.items():
+        torch.testing.assert_close(got[key], grad)
+    assert not any(p.requires_grad for key, p in parameters.items() if ".a." in key and between != "delete_adapter")
+
+
+# --- layers that others replace or patch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_dequantising_the_base_keeps_the_adapters_which_merge_then(bits: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}": True}), device_map={"": "cpu"}
+    )
+    model: Any = LoRAModel.from_model(quantised, LoRAConfig(r=2, init_lora_weights=False)).eval()
+    before = adapter_parameters(model)
+    model.dequantize()
+    after = adapter_parameters(model)
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+    check_ready(model)
+    with torch.no_grad():
+        live = model(IDS).logits
+        with model.adapters_disabled():
+            assert not torch.allclose(model(IDS).logits, live)
+        model.merge_adapter()
+        torch.testing.assert_close(model(IDS).logits, live, atol=1e-3, rtol=1e-3)
+        model.unmerge_adapter()
+        assert torch.equal(model(IDS).logits, live)
+
+
+def test_a_dequantize_that_fails_leaves_the_adapters_where_they_were() -> None:
+    model: Any = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False)).eval()
+    want = model(IDS).logits
+    with pytest.raises(ValueError, match="quantize"):
+        model.dequantize()
+    assert torch.equal(model(IDS).logits, want)
+
+
+USES: dict[str, Callable[[Any, Path], Any]] = {
+    "save_pretrained": lambda model, at: model.save_pretrained(at),
+    "merge_adapter": lambda model, at: model.merge_adapter(),
+    "merge_and_unload": lambda model, at: model.merge_and_unload(),
+    "check_ready": lambda model, at: check_ready(model),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_adapters_whose_layer_is_gone_are_told_and_not_saved(use: str, tmp_path: Path) -> None:
+    model: Any = add_lora(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoRAConfig(target_modules=["0", "1"]))
+    model[1] = nn.Linear(4, 4)
+    with pytest.raises(AdapterStateError, match=r"1 layers .* no part of the model any more \(1\)"):
+        USES[use](model, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def half(layer: nn.Module, x: Tensor) -> Tensor:
+    """A forward that somebody gave a layer itself."""
+    return nn.functional.linear(x, layer.weight, layer.bias) / 2
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_adapters_act_behind_a_forward_that_a_layer_has_of_its_own(hooked: bool) -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    layer.forward = types.MethodType(half, layer)  # type: ignore[method-assign]
+    mine = layer.forward
+    if hooked:
+        cpu_offload(layer, execution_device=torch.device("cpu"))
+    base = nn.Sequential(layer)
+    want = base(x)
+    model: Any = add_lora(base, LoRAConfig(r=2, target_modules=["0"], init_lora_weights=False)).eval()
+    lora = model[0].adapters["default"]["weight"]
+    change = lora.scaling * (x @ lora.lora_A.T @ lora.lora_B.T)
+    torch.testing.assert_close(model(x), want + change)
+    if not hooked:
+        torch.testing.assert_close(copy.deepcopy(model)(x), want + change)
+    with model.adapters_disabled():
+        assert torch.equal(model(x), want)
+    assert torch.equal(model.unload()(x), want)
+    assert layer.__dict__["_old_forward" if hooked else "forward"] == mine
