@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -146,7 +145,7 @@ def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     if value is None or steps is None or is_elsewhere(layer, value):
         return value
     for adapter in steps.in_read(parameter):
-        value = adapter(partial(adapter.effective, value))
+        value = adapter.run(adapter.effective, value)
     return value
 
 
@@ -183,9 +182,9 @@ def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
         if fused is None and not behind:
             return forward(self, *args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
-        y = forward(self, *args, **kwargs) if fused is None else fused(partial(fused.linear, self, x))
+        y = forward(self, *args, **kwargs) if fused is None else fused.run(fused.linear, self, x)
         for adapter in behind:
-            y = adapter(partial(adapter.add, self, x, y))
+            y = adapter.run(adapter.add, self, x, y)
         return y
 
     return lora_forward

@@ -37,7 +37,7 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
         if not is_plain(value) and is_packed(value):
             raise MergeError(f"{parameter} is packed (quantised) and cannot be merged into; load the base in float.")
         with torch.no_grad():
-            merged = formula(_widened(value, dtype))
+            merged = adapter.run(formula, _widened(value, dtype))
         if merged.is_floating_point() and not low_rank.is_finite(merged):
             raise MergeError(f"merging into {parameter} of a {type(layer).__name__} gives values that are not finite.")
         own = {id(tensor) for tensor in adapter.tensors().values()}  # a trained copy is its own effective value
@@ -71,7 +71,7 @@ def merge_losses(
             base = own.to(torch.float64 if own.itemsize > 2 else torch.float32)
             exact, merged = base, own
             for adapter in chain:
-                exact, merged = adapter.effective(exact), adapter.effective(merged)
+                exact, merged = (adapter.run(adapter.effective, weight) for weight in (exact, merged))
             yield parameter, low_rank.squared_distance(merged, exact), low_rank.squared_distance(exact, base)
 
 

@@ -68,7 +68,7 @@ def _moves(adapter: Adapter, own: Tensor | None) -> bool:
         return True
     try:
         with torch.no_grad():
-            made = adapter.effective(own).float()
+            made = adapter.run(adapter.effective, own).float()
     except TargetError:  # quantised: what is added to it is not zero
         return True
     return not torch.allclose(made, own.float(), rtol=1e-2, atol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -92,12 +93,18 @@ class Adapter(nn.Module):
         self._steps = 0
 
     def forward(self, step: Callable[[], Result]) -> Result:
-        """Return what a step gives that computes with this adapter's tensors.
-
-        Whoever computes with an adapter calls it so: what others hook to a module (offloading, gathering of shards)
-        then acts on an adapter as on any other. The step is no tensor and no module, which hooks would move.
-        """
+        """Return what a step gives that computes with this adapter's tensors; see `run`."""
         return step()
+
+    def run(self, compute: Callable[..., Result], *args: Any) -> Result:
+        """Return compute(*args), which computes with this adapter's tensors.
+
+        Whoever computes with an adapter does it so: what others hook to a module (offloading, gathering of shards)
+        then acts on an adapter as on any other. What a hook sees is no tensor and no module, which it would move.
+        """
+        if "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks:
+            return self(partial(compute, *args))
+        return compute(*args)
 
     # --- the row: every class of adapters has these -----------------------------------------------------------------
 
