@@ -308,22 +308,44 @@ def half(layer: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.linear(x, layer.weight, layer.bias) / 2
 
 
-@pytest.mark.parametrize("hooked", [False, True])
-def test_adapters_act_behind_a_forward_that_a_layer_has_of_its_own(hooked: bool) -> None:
-    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
-    layer.forward = types.MethodType(half, layer)  # type: ignore[method-assign]
-    mine = layer.forward
-    if hooked:
-        cpu_offload(layer, execution_device=torch.device("cpu"))
-    base = nn.Sequential(layer)
-    want = base(x)
-    model: Any = add_lora(base, LoRAConfig(r=2, target_modules=["0"], init_lora_weights=False)).eval()
+def changed(model: Any, x: Tensor) -> Tensor:
     lora = model[0].adapters["default"]["weight"]
-    change = lora.scaling * (x @ lora.lora_A.T @ lora.lora_B.T)
-    torch.testing.assert_close(model(x), want + change)
-    if not hooked:
-        torch.testing.assert_close(copy.deepcopy(model)(x), want + change)
+    return lora.scaling * (x @ lora.lora_A.T @ lora.lora_B.T)
+
+
+def attached(base: nn.Module) -> Any:
+    return add_lora(base, LoRAConfig(r=2, target_modules=["0"], init_lora_weights=False)).eval()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_adapters_act_behind_a_forward_that_a_layer_has_of_its_own(when: str, hooked: bool) -> None:
+    base, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    model = attached(base) if when == "after" else base
+    base[0].forward = mine = types.MethodType(half, base[0])
+    if hooked:
+        cpu_offload(base[0], execution_device=torch.device("cpu"))
+    want = half(base[0], x) if not hooked else None
+    model = attached(base) if when == "before" else model
     with model.adapters_disabled():
-        assert torch.equal(model(x), want)
-    assert torch.equal(model.unload()(x), want)
-    assert layer.__dict__["_old_forward" if hooked else "forward"] == mine
+        alone = model(x)
+    assert want is None or torch.equal(alone, want)
+    if hooked:
+        remove_hook_from_submodules(model)
+    torch.testing.assert_close(model(x), alone + changed(model, x))
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    assert torch.equal(model.unload()(x), alone)
+    assert base[0].forward == mine
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_forward_of_its_own_that_wraps_the_layer_s_gets_the_adapters_once(when: str) -> None:
+    base, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    model = attached(base) if when == "after" else base
+    inner = base[0].forward
+    base[0].forward = lambda x: 2 * inner(x)  # type: ignore[method-assign]
+    model = attached(base) if when == "before" else model
+    with model.adapters_disabled():
+        alone = model(x)
+    times = 2 if when == "after" else 1  # a wrapper around the base's own forward knows nothing of adapters
+    torch.testing.assert_close(model(x), alone + times * changed(model, x))

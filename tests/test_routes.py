@@ -464,7 +464,7 @@ def test_the_default_adapter_lies_at_the_top_and_another_one_in_its_folder(tmp_p
 # --- half-way ---------------------------------------------------------------------------------------------------------
 
 RAW = sorted({*dir(nn.ModuleDict)} - {*dir(nn.Module())})
-INSIDE = {"_lora", "_steps", "_originals", "_patched"}
+INSIDE = {"_lora", "_steps", "_originals", "_watch"}
 
 
 class Raw(nn.Module):

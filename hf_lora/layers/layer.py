@@ -8,8 +8,9 @@ forward, or other code that never calls it, such as `nn.MultiheadAttention`) get
 
 from __future__ import annotations
 
-import types
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .tying import is_plain
 
 __all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor"]
 
-TAKEN = ("adapters", "_lora", "_originals", "_steps", "_patched")  # what a layer with adapters has besides its own
+TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -38,7 +39,7 @@ class LoRALayer(Specialised, nn.Module):
     _lora: AdapterState
     _steps: Steps
     _originals: dict[str, Tensor]  # parameter -> the base's own tensor, while merged
-    _patched: tuple[str, Callable[..., Any] | None]  # a forward of the layer's own, and the attribute it stands in
+    _watch: Watch | None  # where somebody gave the layer itself a forward
 
     @classmethod
     def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
@@ -49,6 +50,9 @@ class LoRALayer(Specialised, nn.Module):
         behind, reads = key
         content: dict[str, Any] = {parameter: property(_reader(parameter), _of_replica) for parameter in reads}
         return {**content, "forward": _adapted(base.forward)} if behind else content
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _watched(self, value) if name == "forward" else value)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
@@ -84,12 +88,11 @@ def attach(
     if not isinstance(layer, LoRALayer):
         # Whether it computes x W^T + bias with a weight of torch's own, which one product can do together.
         fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
-        slot, patched = _patched_forward(layer)
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        steps = Steps(state, fuses and patched is None, {}, {})
-        layer.__dict__.update(_lora=state, _originals={}, _steps=steps, _patched=(slot, patched))
-        if patched is not None:
-            layer.__dict__[slot] = types.MethodType(_around_patched, layer)
+        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}), _watch=None)
+        slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"  # the one that accelerate's hook wraps
+        if slot in layer.__dict__:
+            layer.__dict__[slot] = _watched(layer, layer.__dict__[slot])
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
@@ -114,9 +117,10 @@ def detach(layer: LoRALayer, name: str) -> None:
     if isinstance(layer, LoRALayer):  # and not one whose class could not be made
         restore(layer)
         keep_flags(layer, False)
-    slot, patched = layer._patched
-    if patched is not None:
-        layer.__dict__[slot] = patched
+    for slot in ("forward", "_old_forward"):
+        given = layer.__dict__.get(slot)
+        if _is_around(given):
+            layer.__dict__[slot] = given.args[1]
     del layer.adapters
     kept = {"_lora"} if "_hf_peft_config_loaded" in layer.__dict__ else set()  # a model that is a layer itself goes on
     for attribute in {*TAKEN[1:]} - kept:
@@ -149,32 +153,55 @@ def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     return value
 
 
-def _patched_forward(layer: nn.Module) -> tuple[str, Callable[..., Any] | None]:
-    """Return where somebody put a forward of their own on a layer itself, which hides its class's, and that forward.
-
-    accelerate's hooks keep the one that they wrap as `_old_forward`.
-    """
-    slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
-    found = layer.__dict__.get(slot)
-    is_own = getattr(found, "__func__", None) is type(layer).forward
-    return slot, None if is_own else found
-
-
 def _specialise(layer: nn.Module) -> None:
     steps: Steps = layer._steps
     refine(layer, LoRALayer, steps.has_behind, steps.reads)
     keep_flags(layer, True)
 
 
-def _around_patched(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute what somebody's own forward of this layer does, with the adapters behind it."""
-    return _adapted(lambda _, *given, **named: self._patched[1](*given, **named))(self, *args, **kwargs)
+class Watch(threading.local):
+    """Whether the forward of a layer's class ran in this thread since it was last asked for."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Watch, ()
+
+
+def _watched(layer: nn.Module, forward: Any) -> Any:
+    """Return a forward that somebody gave a layer itself, with the layer's adapters behind it if it leaves them out.
+
+    It may wrap the forward of the layer's class, which has them, or compute on its own.
+    """
+    if getattr(forward, "__func__", None) is type(layer).forward or _is_around(forward):
+        return forward
+    layer.__dict__["_watch"] = Watch()
+    return partial(_around, layer, forward)
+
+
+def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    self._watch.ran = False
+    y = forward(*args, **kwargs)
+    if self._watch.ran:
+        return y
+    fused, behind = self._steps.behind()
+    x = args[0] if args else next(iter(kwargs.values()))
+    for adapter in behind if fused is None else (fused, *behind):
+        y = adapter.run(adapter.add, self, x, y)
+    self._watch.ran = True  # for another such forward around this one
+    return y
+
+
+def _is_around(forward: Any) -> bool:
+    return isinstance(forward, partial) and forward.func is _around
 
 
 def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the forward of a layer with adapters behind it; `forward` is the base's."""
 
     def lora_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (watch := self.__dict__.get("_watch")) is not None:
+            watch.ran = True
         steps = getattr(self, "_steps", None)
         if steps is None:  # another thread took the last adapter away in between
             return forward(self, *args, **kwargs)
