@@ -269,6 +269,18 @@ def test_what_a_trainer_knows_is_in_metadata_and_text_and_stays(model: LoRAModel
     assert [p.name for p in path.parent.iterdir()] == [CARD_NAME]
 
 
+def test_a_base_that_is_only_here_is_told_by_its_class_or_by_the_name_that_the_user_gives(path: Path) -> None:
+    model = build("seq-cls", base=None)
+    assert "for a base without a name on the Hub, a `BertForSequenceClassification` (text-class" in write(path, model)
+    args = transformers.TrainingArguments(str(path.parent), report_to=[], use_cpu=True)
+    run = transformers.Trainer(model=model, args=args)
+    run.create_model_card(finetuned_from="org/named")
+    assert "for [org/named](https://huggingface.co/org/named) as `BertForSeq" in path.read_text()
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    run.create_model_card(finetuned_from="org/other")
+    assert check_metadata(path)["base_model"] == "org/base"
+
+
 def test_nothing_is_said_of_a_training_that_nobody_knows(model: LoRAModel, path: Path) -> None:
     text = write(path, model)
     assert "## Training" not in text

@@ -222,6 +222,39 @@ def test_a_token_in_the_files_stops_the_push(hub: Hub, model: LoRAModel) -> None
     assert hub.stranger not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "token",
+    ["npm_" + "a1" * 18, "pypi-AgEIcHlwaS5vcmc" + "a" * 40, "sk_live_" + "a1" * 12, "wandb_v1_" + "a1" * 20, "rk_test_" + "b2" * 9],
+)  # fmt: skip
+def test_tokens_of_other_services_stop_the_push_of_a_folder(
+    token: str, hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (saved / "tokenizer_config.json").write_text(json.dumps({"note": token}))
+    assert cli.main(["push", str(saved), "me/name"]) == 2
+    assert "tokenizer_config.json would publish what is, or looks like, a token" in capsys.readouterr().err
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/bob/x", "/data/x y", "~/.cache", "C:\\Users\\bob", "\\\\box\\share", "file:///x", "../up"]
+)
+def test_paths_in_configs_are_not_pushed(path: str, hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = {"mask_token": "</s>", "pad_token": "/", "chat_template": "{{ a }}/b/c\n</s>", "extra": ["/", "a/b/"]}
+    (saved / "tokenizer_config.json").write_text(json.dumps({**tokens, "name_or_path": path, "from": [path, "x"]}))
+    assert cli.main(["push", str(saved), "me/name"]) == 0
+    pushed = json.loads(hub.files("me/name")["tokenizer_config.json"])
+    assert pushed == {**tokens, "name_or_path": None, "from": ["x"]}
+    config = json.loads((saved / "adapter_config.json").read_text())
+    for key, value in {"revision": path, "exclude_modules": [path]}.items():
+        (saved / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+        assert cli.main(["push", str(saved), "me/other"]) == 2
+        assert f"adapter_config.json would publish a local path under {key};" in capsys.readouterr().err
+    assert "me/other" not in hub.repos
+    plain = {"exclude_modules": r"\w+\.(q|v)/?..\..*|/x"}  # an expression
+    (saved / "adapter_config.json").write_text(json.dumps({**config, **plain}))
+    assert cli.main(["push", str(saved), "me/other"]) == 0
+
+
 def test_what_cannot_be_saved_leaves_no_empty_repo(hub: Hub, model: LoRAModel) -> None:
     model.merge_adapter()
     with pytest.raises(AdapterStateError, match="merged"):

@@ -21,6 +21,7 @@ __all__ = [
     "holds_token",
     "hub_id",
     "is_local_base",
+    "is_path",
     "is_private",
     "is_repo_id",
     "named_path",
@@ -44,6 +45,10 @@ _TOKENS = (
     r"AKIA[A-Z0-9]{12,}",  # AWS
     r"ASIA[A-Z0-9]{12,}",
     r"AIza[\w-]{30,}",  # Google
+    r"npm_[A-Za-z0-9]{30,}",
+    r"pypi-[\w-]{40,}",
+    r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # Stripe
+    r"wandb_v\d+_\w{20,}",
     r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}[\w.-]*",  # JSON web tokens
 )
 _IN_FILES = [re.compile(pattern.encode()) for pattern in _TOKENS]
@@ -56,6 +61,8 @@ _PATH = re.compile(
     r"""(?:^|[\s"'`=:,;(\[{<>|])(?:~\w*|\.{1,2})?/(?=[^/\s])"""  # /x, ~/x, ~me/x, ./x, ../x
     r"""|\b[A-Za-z]:[\\/](?!/)|\\\\|\bfile:|^~\w*$|^\.{1,2}$|/checkpoint-\d+\b"""  # C:\x, C:/x, \\host\x, file://x, ~
 )
+# A text that is a path and nothing else. Expressions and tokens of a vocabulary begin likewise: "/", "..\.x", "</s>".
+_WHOLE_PATH = re.compile(r"(?:/[^/\s<>]+/|(?:~\w*|\.{1,2}|file:)/|[A-Za-z]:[\\/]|\\\\[\w.-]+\\)[^<>\n]+")
 _SECRET_KEYS = {
     *("token", "secret", "password", "passwd", "key", "credential", "credentials", "auth", "cookie"),
     *("path", "dir", "directory", "folder", "file", "user", "username", "host", "hostname", "url", "endpoint", "hub"),
@@ -67,6 +74,15 @@ _COMMON = {"root", "user", "users", "home", "admin", "ubuntu", "localhost", "mai
 def is_private(text: str) -> bool:
     """Return whether a text holds what looks like a token or a path."""
     return bool(_SECRET.search(text) or _PATH.search(text))
+
+
+def is_path(text: str) -> bool:
+    """Return whether a text is a path of a machine, as configs have them: from its beginning to its end.
+
+    >>> [text for text in ("/home/me", "~/x", "C:\\\\me", "/", "</s>", "org/name", r"..\\.[qv]") if is_path(text)]
+    ['/home/me', '~/x', 'C:\\\\me']
+    """
+    return bool(_WHOLE_PATH.fullmatch(text))
 
 
 def holds_token(content: bytes, token: Any = None) -> bool:

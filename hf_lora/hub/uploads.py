@@ -11,16 +11,17 @@ import os
 import platform
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import HubError
+from ..errors import HubError, ModelError
 from ..files.disk import write_atomically
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, places_of
-from ..files.privacy import holds_token, named_path
+from ..files.privacy import holds_token, is_path, named_path
 
-__all__ = ["private_names", "scrub_configs", "stage_adapters", "stage_checkpoint", "stage_logs"]
+__all__ = ["private_names", "refuse_paths", "scrub_configs", "stage_adapters", "stage_checkpoint", "stage_logs"]
 
 STATE_NAME = "trainer_state.json"
 # What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
@@ -63,7 +64,11 @@ def stage_checkpoint(source: Path, target: Path, names: Sequence[str], private: 
 
 
 def stage_logs(source: Path, target: Path, private: Sequence[str], token: str | None) -> None:
-    """Take TensorBoard's logs along under names without the machine's, except those that hold something private."""
+    """Take TensorBoard's logs along under names without the machine's, except those that hold something private.
+
+    A log holds the training's arguments, and so the place of its folder where that was given as an absolute path.
+    """
+    kept = []
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
         if path.is_file():
             content = path.read_bytes()
@@ -71,14 +76,32 @@ def stage_logs(source: Path, target: Path, private: Sequence[str], token: str | 
                 copy = _public_log(target, path.relative_to(source))
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(content)
+            else:
+                kept.append(path.name)
+    if kept:
+        told = f"{', '.join(kept[:3])}{' and others' if len(kept) > 3 else ''}"
+        why = "they hold a token or name this machine or its folders, as with an absolute output_dir or logging_dir"
+        warnings.warn(f"of the logs in {source}, {told} are not pushed: {why}.", stacklevel=2)
 
 
-def scrub_configs(folder: Path, private: Sequence[str]) -> None:
-    """Take private names out of the configs in a staged folder, as where a tokenizer keeps its cache's place."""
+def refuse_paths(config: Path) -> None:
+    """Raise ModelError where an adapter's config holds a path: what it means there, its owner has to say."""
+    values = json.loads(config.read_bytes())
+    if keys := [key for key, value in values.items() if _scrubbed(value, ()) != value]:
+        raise ModelError(
+            f"{config.name} would publish a local path under {', '.join(keys)}; take it out of there first."
+        )
+
+
+def scrub_configs(folder: Path, private: Sequence[str] = ()) -> None:
+    """Take paths and private names out of a staged folder's configs, as where a tokenizer keeps its cache."""
     for path in folder.rglob("*_config.json"):
-        content = path.read_bytes()
-        if named_path(content, private):
-            _write_json(path, _scrubbed(json.loads(content), private))
+        try:
+            config = json.loads(path.read_bytes())
+        except ValueError:
+            continue  # a tokenizer's, for whoever loads it to mend
+        if (public := _scrubbed(config, private)) != config:
+            _write_json(path, public)
 
 
 def _public_log(target: Path, path: Path) -> Path:
@@ -92,12 +115,16 @@ def _public_log(target: Path, path: Path) -> Path:
 
 
 def _scrubbed(value: Any, private: Sequence[str]) -> Any:
-    """Return a JSON value without texts that hold a private name."""
+    """Return a JSON value without texts that hold a private name or are a path: None stands for them, but in lists."""
     if isinstance(value, dict):
         return {key: _scrubbed(each, private) for key, each in value.items()}
     if isinstance(value, list):
-        return [_scrubbed(each, private) for each in value]
-    return None if isinstance(value, str) and named_path(value.encode(errors="replace"), private) else value
+        return [_scrubbed(each, private) for each in value if not _is_private(each, private)]
+    return None if _is_private(value, private) else value
+
+
+def _is_private(value: Any, private: Sequence[str]) -> bool:
+    return isinstance(value, str) and (is_path(value) or bool(named_path(value.encode(errors="replace"), private)))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..files.hub_calls import Request, call
+from ..files.privacy import hub_id
 from ..hub.card.metadata import joined
 from ..training.trackers import lora_scalars
 from . import checkpoints, missing, optimizer, resuming, sharded, uploading
@@ -225,7 +226,9 @@ class LoRATrainer(_Stock):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write ours: it knows the adapter, keeps what its owner wrote, and names no local path."""
         facts = inspect.signature(super().create_model_card).bind(*args, **kwargs).arguments
-        facts.pop("finetuned_from", None)  # the adapter's config says it
+        if base := facts.pop("finetuned_from", None):  # where no adapter's config says it
+            bases = [hub_id(config.base_model_name_or_path) for config in lora_model(self).peft_config.values()]
+            facts |= {} if any(bases) else {"base_model": base}
         if self.is_world_process_zero():
             write_cards(lora_model(self), Path(self.args.output_dir), facts_of(self, **facts), self.hub_model_id)
 

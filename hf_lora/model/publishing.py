@@ -28,6 +28,7 @@ from ..formats.contents import Contents
 from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card
 from ..hub.commits import commit
+from ..hub.uploads import refuse_paths, scrub_configs
 from .loading import opened
 from .saving import save_adapters
 
@@ -185,6 +186,9 @@ def _publish(
         folder = Path(temporary, "adapter")
         cards = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
         write(folder, repo_id)
+        for place in places:
+            refuse_paths(folder / place / CONFIG_NAME)
+        scrub_configs(folder)
         for card, content in cards.items():
             if card.read_bytes() == content:  # perhaps one that nobody can read, which the Hub would refuse
                 card.unlink()
