@@ -107,6 +107,29 @@ def test_a_traced_model_computes_as_the_model_on_other_inputs(member: str, gradi
         torch.testing.assert_close(traced(x), model(x))
 
 
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_a_language_model_is_traced_with_what_saves_memory_switched_on(trains: bool, gradients: bool) -> None:
+    model: Any = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False)).train(trains)
+    model.enable_mlp_recompute()
+    model.enable_linear_cross_entropy()
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+            out = self.model(input_ids=ids, labels=ids, use_cache=False)
+            return out.loss, out.logits
+
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(Both().train(trains), IDS, check_trace=False, strict=False)
+        other = (IDS + 3) % 20
+        torch.testing.assert_close(traced(other), Both()(other))
+
+
 @members
 def test_a_replica_computes_with_its_own_adapters(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replicate = importlib.import_module("torch.nn.parallel.replicate")

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from ..errors import AdapterStateError
 from .autocast import ambient
 from .dropout import Drawn, draw
+from .tracing import is_traced
 
 __all__ = ["add", "add_up", "down", "lora_linear"]
 
@@ -86,12 +87,7 @@ def _is_writable(y: Tensor) -> bool:
 
 def _is_traced(x: Tensor) -> bool:
     """Return whether plain operations are wanted: one of torch's tracers runs them, or the device is a rare one."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or x.device.type not in ("cpu", "cuda")
-    )
+    return is_traced() or x.device.type not in ("cpu", "cuda")
 
 
 class _LoRALinear(torch.autograd.Function):

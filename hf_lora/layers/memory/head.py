@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ...maths.tracing import is_traced
 from ..layer import LoRALayer
 from ..specialising import Specialised, refine, restore
 from .lazy import promise
@@ -21,7 +22,7 @@ class LazyHead(Specialised, nn.Module):
     """An output layer that gives `LazyLogits` in a training step; everywhere else it is what it was."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling() and len(args) == 1:
+        if self.training and torch.is_grad_enabled() and not is_traced() and len(args) == 1:
             hidden, parameters = args[0], tuple(p for p in self.parameters() if p.requires_grad)
             floats = type(hidden) is Tensor and hidden.is_floating_point()
             if floats and (hidden.requires_grad or parameters) and not kwargs:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ...maths.tracing import is_traced
 from ..layer import base_modules
 from ..specialising import Specialised, refine, restore
 from .gated import gated
@@ -45,7 +46,7 @@ class RecomputingMLP(Specialised, nn.Module):
     _gated: GatedForm
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        if not (self.training and torch.is_grad_enabled()) or is_traced():
             return super().forward(*args, **kwargs)
         (x,) = (*args, *kwargs.values())
         gate, up = self._gated.branches(self, x)
