@@ -412,6 +412,19 @@ def test_the_command_names_a_local_base_as_told(hub: Hub, tmp_path: Path, capsys
     assert ModelCard(files["README.md"].decode()).data.base_model == "org/base"
 
 
+def test_the_command_says_where_the_repo_s_card_may_be_of_other_weights(
+    hub: Hub, model: LoRAModel, saved: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["push", str(saved), "me/name"]) == 0
+    card = hub.files("me/name")["README.md"]
+    assert cli.main(["push", str(saved), "me/name"]) == 0
+    move(model, seed=1)
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.warns(UserWarning, match="card stays and may describe other weights"):
+        assert cli.main(["push", str(tmp_path / "trained"), "me/name"]) == 0
+    assert hub.files("me/name")["README.md"] == card
+
+
 def test_the_command_pushes_no_pickle(hub: Hub, model: LoRAModel, saved: Path) -> None:
     torch.save(load_file(saved / "adapter_model.safetensors"), saved / "adapter_model.bin")
     (saved / "adapter_model.safetensors").unlink()

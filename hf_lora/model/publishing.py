@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..files.tensors import write_tensors
 from ..files.transaction import folders_of_adapters, settled
 from ..formats.contents import Contents
 from ..hub.card.metadata import joined
-from ..hub.card.writing import amend_card
+from ..hub.card.writing import amend_card, is_of_other_weights
 from ..hub.commits import commit
 from ..hub.uploads import refuse_paths, scrub_configs
 from .loading import opened
@@ -245,6 +246,10 @@ def _copy_adapter(adapter: Contents, source: Path, target: Path, base: str) -> N
         notes = json.dumps(adapter.notes, sort_keys=True)
         write_tensors(target / WEIGHTS_NAME, adapter.tensors, {"format": "pt", NOTES_KEY: notes})
     card = target / CARD_NAME
+    if (source / CARD_NAME).is_file() and card.exists() and is_of_other_weights(card, source / CARD_NAME):
+        warnings.warn(
+            "the repo's card stays and may describe other weights; model.push_to_hub(...) renews it.", stacklevel=2
+        )
     if (source / CARD_NAME).is_file() and not card.exists():
         text = (source / CARD_NAME).read_bytes()
         write_atomically(card, text.replace(before.encode(), base.encode()) if before and _is_path(before) else text)

@@ -29,7 +29,7 @@ from .results import index_with, results_of
 from .subject import CardSubject, task_of
 from .text import repo_in, text_of
 
-__all__ = ["amend_card", "write_card"]
+__all__ = ["amend_card", "is_of_other_weights", "write_card"]
 
 _INDEX = "model-index"
 
@@ -88,6 +88,12 @@ def amend_card(path: Path, card_data: ModelCardData) -> None:
     if card is not None:
         new = merged(card.data.to_dict(), {}, given_metadata(card_data), "")
         _write(path, card, new, card.text)
+
+
+def is_of_other_weights(path: Path, source: Path) -> bool:
+    """Return whether a card's text of hf_lora's may be of other weights than an adapter's own card, `source`."""
+    there, own = (generated.split(card.read_text(encoding="utf-8", errors="replace")) for card in (path, source))
+    return there.looks_generated or (bool(there.text) and (there.weights is None or there.weights != own.weights))
 
 
 def _read(path: Path) -> RepoCard | None:
