@@ -47,10 +47,12 @@ class Origin:
 
     note: what its file says, written again as it is; None for an adapter that trains on the base that is here.
     seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
+    settings: what its file says of how the base was loaded, for when that cannot be told of the base that is here.
     """
 
     note: Mapping[str, Any] | None = None
     seen: Fingerprint | None = None
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -69,12 +71,14 @@ class AdapterState:
     layers: the adapted ones (LoRALayer) by full name. selected: what `set_adapter` chose, which is the route outside of
     blocks. instead: the route in its place, None but for adapters that are switched off. merged: what is inside the
     weights, so that no route adds it again.
-    thawed: the parameters that required gradients before; commit: the base's on the Hub; rates: learning rates.
+    thawed: the parameters that required gradients before; commit: the base's on the Hub; place: where else there its
+    checkpoint lies (revision, subfolder, cache_dir); rates: learning rates.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
+    place: Mapping[str, Any] = field(default_factory=dict)
     selected: Route = OFF
     instead: Route | None = None
     merged: Route = OFF

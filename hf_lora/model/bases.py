@@ -23,11 +23,16 @@ from ..formats.peft import PREFIX
 from ..layers.layer import base_modules
 from ..targets.names import as_endings, match_names, saved_modules
 from .hooks import plainly
+from .provenance import BASE_NOTE
+from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
 __all__ = ["head_modules", "load_base", "load_base_of"]
 
+logger = logging.get_logger(__name__)
+
 _HUB_ID = re.compile(r"(?!\.\.?(?:/|$))(?:[\w.-]+/)?[\w.-]+", re.ASCII)  # ./x and ../x are paths
 MOST_LABELS = 100_000
+_LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError)  # what Transformers raises where a base is not
 
 _WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
 
@@ -62,27 +67,26 @@ def load_base_of(
     named or loaded.
     """
     base = base_model or _named_base(adapter)
-    mapping = adapter.config.auto_mapping
-    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    found = getattr(transformers, named, None) if isinstance(named, str) else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     if base_model is None and adapter.config.revision:
         kwargs = {**kwargs, "revision": _revision(adapter)}
     kwargs = {"trust_remote_code": False, **kwargs}  # left open, Transformers would ask in a terminal
-    verbosity = logging.get_verbosity()
+    verbosity, settings = logging.get_verbosity(), dict[str, Any]()
     logging.set_verbosity_error()
     try:
-        cls = auto_class or (found if is_model else None)
-        model, new = load_base(base, adapter.config.task_type, cls, (), _with_labels(adapter, kwargs))
+        cls, settings = _as_trained(adapter, base, auto_class, kwargs)
+        # The size of an alphabet is that of CTC's head, which the adapter holds.
+        resized = {"ignore_mismatched_sizes": True} if "vocab_size" in settings else {}
+        kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
+        model, new = load_base(base, adapter.config.task_type, cls, (), kwargs)
     except LoRAError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:  # as Transformers raises them
-        raise ModelError(
-            f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: "
-            f"{type(error).__name__}: {error} Pass base_model= with another base's id, or with the loaded module."
-        ) from error
+    except Exception as error:
+        if not settings and not isinstance(error, _LOADING):
+            raise
+        raise ModelError(_unloadable(adapter, base, settings, error)) from error
     finally:
         logging.set_verbosity(verbosity)
+    _tell(adapter, settings | (apply_to_generation(adapter.notes, model) if "generation_config" not in kwargs else {}))
     left = sorted(new - {key.removeprefix(PREFIX) for key in plain_keys(adapter.tensors).values()})
     if left:
         warnings.warn(
@@ -91,6 +95,59 @@ def load_base_of(
             stacklevel=2,
         )
     return model
+
+
+def _unloadable(adapter: Contents, base: str, settings: Mapping[str, Any], error: Exception) -> str:
+    way = "Pass base_model= with another base's id, or with the loaded module."
+    if settings:
+        way = f"As the adapter was trained, it would have {_listed(settings)}; pass values of your own. {way}"
+    if "quantization_config" in settings:
+        way = f"quantization_config=None loads it in float. {way}"
+    name = type(error).__name__
+    return f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: {name}: {error} {way}"
+
+
+def _tell(adapter: Contents, settings: Mapping[str, Any]) -> None:
+    if settings:
+        logger.warning(
+            "The base of %s is loaded with %s, as the adapter was trained.", adapter.source.name, _listed(settings)
+        )
+
+
+def _as_trained(
+    adapter: Contents, base: str, auto_class: type | str | None, kwargs: Mapping[str, Any]
+) -> tuple[type | str | None, dict[str, Any]]:
+    """Return the class and the arguments that make a checkpoint the base that an adapter was trained on.
+
+    The class is the caller's, or the one that the adapter names and the checkpoint is of: a task type says less, since
+    people write CAUSAL_LM for Whisper. None where nothing but the task type and the checkpoint tells.
+    """
+    mapping, note = adapter.config.auto_mapping, adapter.notes.get(BASE_NOTE)
+    note = note if isinstance(note, Mapping) else {}
+    cls = auto_class or _model_named(mapping.get("base_model_class") if isinstance(mapping, Mapping) else None)
+    noted = None if cls else _model_named(note.get("class"))
+    told = bool(adapter.notes.get(SETTINGS_NOTE)) and "config" not in kwargs
+    if noted is None and not told:
+        return cls, {}
+    config = kwargs.get("config")
+    if not isinstance(config, transformers.PreTrainedConfig):
+        hub = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
+        config = transformers.AutoConfig.from_pretrained(base, **hub)
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
+    if noted is not None and any(type(part) is noted.config_class for part in parts):
+        cls = noted
+    return cls, settings_for(adapter.notes, config, note.get("model_type"), kwargs.keys()) if told else {}
+
+
+def _model_named(name: object) -> Any:
+    """Return the model class of Transformers with that name, None where there is none."""
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    shown = {k: v if len(repr(v)) < 80 else f"{type(v).__name__}(...)" for k, v in settings.items()}
+    return some((f"{key}={value!r}" for key, value in shown.items()), 6)
 
 
 def _revision(adapter: Contents) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from .arguments import as_config, check_plain, uncompiled
 from .bases import head_modules, load_base, load_base_of
 from .provenance import BASE_NOTE, commit_of
 from .selecting import remove, select
+from .settings import SETTINGS_NOTE, warn_of_others
 from .vocabulary import make_room, with_new_rows
 
 __all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave"]
@@ -46,7 +48,12 @@ def from_pretrained(
     found = open_adapter(name, kwargs, lora_config=lora_config, ignore_unknown=ignore_unknown)
     if found is not None:
         model = _base_for(found, base_model, auto_class, kwargs)
-        return _entered(mixin, model, lambda: add_saved(model, found, adapter_name, is_trainable, check_base))
+        result = _entered(
+            mixin, model, lambda: add_saved(model, found, adapter_name, is_trainable, check_base, kwargs.keys())
+        )
+        if not isinstance(base_model, nn.Module):
+            result._lora.place = _place({"revision": found.config.revision if base_model is None else None, **kwargs})
+        return result
     if base_model is not None:
         raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
     config = as_config(lora_config)
@@ -54,7 +61,7 @@ def from_pretrained(
     revision = kwargs.get("revision") or config.revision
     config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
     result = from_model(mixin, model, config, adapter_name)
-    result._lora.commit = commit_of(name, kwargs)
+    result._lora.commit, result._lora.place = commit_of(name, kwargs), _place(kwargs)
     return result
 
 
@@ -76,15 +83,33 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
         select(model._lora, adapter_name)
 
 
-def add_saved(model: Any, files: Contents, adapter_name: str, is_trainable: bool, check_base: bool) -> None:
-    """Add an adapter that was read from files to a LoRAModel and select it."""
+def add_saved(
+    model: Any,
+    files: Contents,
+    adapter_name: str,
+    is_trainable: bool,
+    check_base: bool,
+    given: Collection[str] = (),
+) -> None:
+    """Add an adapter that was read from files to a LoRAModel and select it.
+
+    given: the settings that the caller chose for the base, whatever the adapter was trained with.
+    """
     files = files.onto(model)
+    warn_of_others(files.notes, model, given)
     with own_head(model), CHANGES:
         noted = files.notes.get(BASE_NOTE)
         adding.load(
             model, model._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base
         )  # fmt: skip
+        record, settings = model._lora.records[adapter_name], files.notes.get(SETTINGS_NOTE)
+        record.origin = replace(record.origin, settings=settings if isinstance(settings, dict) else None)
         select(model._lora, adapter_name)
+
+
+def _place(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where on the Hub the checkpoint lies that was loaded with these arguments."""
+    return {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir") if kwargs.get(key) is not None}
 
 
 def leave(model: Any) -> Any:

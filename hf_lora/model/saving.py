@@ -24,6 +24,7 @@ from .provenance import BASE_NOTE, note_of
 from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
+from .settings import SETTINGS_NOTE, differs_in_labels, settings_of
 
 __all__ = ["adapter_state_dict", "save_adapters"]
 
@@ -148,13 +149,16 @@ def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:
 
 
 def _notes(model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what an adapter's file says besides its tensors: how many there are, its base, the labels of its head."""
-    config = getattr(model, "config", None)
+    """Return what an adapter's file says besides its tensors: how many there are, its base and settings, its labels."""
+    config, state = getattr(model, "config", None), model._lora
     labels = getattr(config, "id2label", None)
     has_head = getattr(model, "num_labels", None) is not None and "Classification" in type(model).__name__
     notes: dict[str, Any] = {"tensors": len(tensors)}
-    if base := note_of(model, model._lora, name, adapter):
+    if base := note_of(model, state, name, adapter):
         notes[BASE_NOTE] = base
-    if labels and has_head:
+    if labels and (has_head or differs_in_labels(model, state.place)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}
+    settings = settings_of(model, state.place)
+    if settings := state.records[name].origin.settings if settings is None else settings:
+        notes[SETTINGS_NOTE] = dict(settings)
     return notes

@@ -1,0 +1,210 @@
+"""What a base was told when it was loaded, or by a Trainer since, is there again when an adapter brings its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from hf_lora import LoRAConfig, LoRAModel
+from hf_lora.errors import LoRAError
+
+from .peek import read_notes
+from .tiny import floats, inputs, tiny
+
+WEIGHTS = "adapter_model.safetensors"
+RANDOM = LoRAConfig(r=2, init_lora_weights=False)
+ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+LABELS = {0: "road", 1: "car", 2: "a tree/bush"}
+
+
+def _disk(name: str, folder: Path, cls: str | None = None, **settings: Any) -> Path:
+    tiny(name, cls, **settings).save_pretrained(folder)
+    return folder
+
+
+def _trained(model: Any) -> Any:
+    """Move what trains off its start."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+def _same(a: Any, b: Any, name: str) -> bool:
+    with torch.no_grad():
+        pairs = zip(floats(a(**inputs(name))), floats(b(**inputs(name))), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# family, the base's class on disk, the Auto class that loads it, what it is told.
+MEMBERS: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
+    "the kind of loss": ("bert", "BertModel", "AutoModelForSequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+    "the token that pads": ("gpt2", None, "AutoModelForSequenceClassification", {"num_labels": 2, "pad_token_id": 7}),
+    "rope": ("llama", None, "AutoModelForCausalLM", {"rope_parameters": ROPE}),
+    "an epsilon": ("llama", None, "AutoModelForCausalLM", {"rms_norm_eps": 0.3}),
+    "an activation": ("llama", None, "AutoModelForCausalLM", {"hidden_act": "relu"}),
+    "a soft cap": ("gemma2", None, "AutoModelForCausalLM", {"final_logit_softcapping": 0.5}),
+    "a window": ("mistral", "MistralForCausalLM", "AutoModelForCausalLM", {"sliding_window": 2}),
+    "fewer layers": ("llama", None, "AutoModelForCausalLM", {"num_hidden_layers": 1}),
+    "experts a token": ("mixtral", None, "AutoModelForCausalLM", {"num_experts_per_tok": 1}),
+    "labels of tokens": ("bert", "BertModel", "AutoModelForTokenClassification", {"id2label": LABELS}),
+    "labels of images": ("vit", "ViTModel", "AutoModelForImageClassification", {"id2label": LABELS}),
+    "labels of objects": ("detr", None, "AutoModelForObjectDetection", {"id2label": LABELS, "ignore_mismatched_sizes": True}),
+    "a part of its config": ("clip", None, "AutoModel", {"text_config": {"layer_norm_eps": 0.2}, "logit_scale_init_value": 1.0}),
+    "an alphabet": ("wav2vec2", "Wav2Vec2Model", "AutoModelForCTC", {"vocab_size": 50, "pad_token_id": 49}),
+    "another alphabet": ("wav2vec2", None, "AutoModelForCTC", {"vocab_size": 50, "pad_token_id": 49, "ignore_mismatched_sizes": True}),
+}  # fmt: skip
+
+
+def _by_name(base: Path, cls: str, told: dict[str, Any]) -> Any:
+    return LoRAModel.from_pretrained(base, RANDOM, auto_class=cls, **told)
+
+
+def _by_class(base: Path, cls: str, told: dict[str, Any]) -> Any:
+    return getattr(transformers, cls).from_pretrained(base, lora_config=RANDOM, **told)
+
+
+def _by_module(base: Path, cls: str, told: dict[str, Any]) -> Any:
+    model = getattr(transformers, cls).from_pretrained(base, **told)
+    heads = [n for n, _ in model.named_children() if "classifier" in n or "score" in n or n == "lm_head"]
+    return LoRAModel.from_model(model, RANDOM.copy(modules_to_save=heads or None))
+
+
+@pytest.mark.parametrize("make", [_by_name, _by_class, _by_module])
+@pytest.mark.parametrize("what", MEMBERS)
+def test_what_a_base_was_told_when_it_was_loaded_is_there_after_a_reload(
+    what: str, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    name, cls, auto, told = MEMBERS[what]
+    base = _disk(name, tmp_path / "base", cls)
+    model = _trained(make(base, auto, told))
+    for folder in ("one", "two"):  # the second is saved by the reloaded one
+        model.save_pretrained(tmp_path / folder)
+        again = LoRAModel.from_pretrained(tmp_path / folder).eval()
+        assert type(again) is type(model)
+        for key in told.keys() - {"num_labels", "ignore_mismatched_sizes", "text_config"}:
+            assert getattr(again.config, key) == getattr(model.config, key)
+        assert again.num_labels == model.num_labels if hasattr(model, "num_labels") else True
+        assert _same(again, model, name)
+        model = again
+    assert str(tmp_path) not in json.dumps(read_notes(tmp_path / "one" / WEIGHTS))
+
+
+def test_what_is_set_after_loading_is_there_as_well(tmp_path: Path) -> None:
+    base = _disk("bart", tmp_path / "base", forced_eos_token_id=None)
+    model = _trained(LoRAModel.from_pretrained(base, RANDOM))
+    model.config.pad_token_id = 5
+    model.generation_config.forced_bos_token_id = 33
+    model.generation_config.num_beams = 2
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert again.config.pad_token_id == 5
+    ids = torch.tensor([[5, 6, 7]])
+    assert again.generation_config.forced_bos_token_id == 33
+    assert torch.equal(model.generate(ids, max_new_tokens=4), again.generate(ids, max_new_tokens=4))
+
+
+@pytest.fixture
+def rope(tmp_path: Path) -> Path:
+    """Return the folder of an adapter on a base, beside it, that was loaded with other rope settings."""
+    model = LoRAModel.from_pretrained(_disk("llama", tmp_path / "base"), RANDOM, rope_parameters=ROPE)
+    model.save_pretrained(tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_reload_says_what_it_applies_and_a_base_as_it_is_has_nothing_noted(
+    rope: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.get_logger("hf_lora"), "propagate", True)
+    logger = logging.get_logger("hf_lora.model.bases")
+    logger.addHandler(caplog.handler)
+    logger.setLevel("WARNING")
+    again = LoRAModel.from_pretrained(rope)
+    logger.removeHandler(caplog.handler)
+    logger.setLevel("NOTSET")
+    assert "rope_parameters=" in caplog.text
+    assert "linear" in caplog.text
+    assert again.config.rope_parameters["factor"] == 4.0
+    LoRAModel.from_pretrained(rope.parent / "base", RANDOM).save_pretrained(rope.parent / "plain")
+    assert "settings" not in read_notes(rope.parent / "plain" / WEIGHTS)
+
+
+def test_what_the_caller_says_counts_and_a_loaded_model_with_other_settings_warns(rope: Path) -> None:
+    own = {**ROPE, "factor": 2.0}
+    assert LoRAModel.from_pretrained(rope, rope_parameters=own).config.rope_parameters["factor"] == 2.0
+    base = transformers.AutoModelForCausalLM.from_pretrained(rope.parent / "base")
+    with pytest.warns(UserWarning, match=r"trained with rope_parameters=.*linear"):
+        LoRAModel.from_pretrained(rope, base_model=base)
+    other = LoRAModel.from_pretrained(rope.parent / "base", RANDOM)
+    with pytest.warns(UserWarning, match=r"trained with rope_parameters="):
+        other.load_adapter(rope, "b")
+
+
+def test_settings_of_a_base_that_is_not_at_hand_are_kept_from_the_file(rope: Path) -> None:
+    base = tiny("llama", rope_parameters=ROPE)
+    LoRAModel.from_pretrained(rope, base_model=base).save_pretrained(rope.parent / "again")
+    assert read_notes(rope.parent / "again" / WEIGHTS)["settings"] == read_notes(rope / WEIGHTS)["settings"]
+
+
+def test_new_rows_of_a_vocabulary_are_no_setting(tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(_disk("llama", tmp_path / "base"), RANDOM)
+    model.resize_token_embeddings(52)
+    _trained(model).save_pretrained(tmp_path / "out")
+    assert "settings" not in read_notes(tmp_path / "out" / WEIGHTS)
+
+
+def _rewrite(folder: Path, settings: object) -> None:
+    metadata = {"format": "pt", "hf_lora": json.dumps({**read_notes(folder / WEIGHTS), "settings": settings})}
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        3, [], {"config": 3}, {"config": {"to_dict": 3}}, {"config": {"no_such_key": 3}}, {"generation_config": [1]},
+        {"config": {"auto_map": {"AutoModelForCausalLM": "evil--code.Model"}}}, {"config": {"_attn_implementation": "evil/code"}},
+        {"config": {"attn_implementation": "evil/code"}}, {"config": {"_name_or_path": "/etc"}}, {"config": {"hidden_act": "a/b"}},
+        {"generation_config": {"to_dict": 1, "_x": 2, "custom_generate": "evil/code"}}, {"quantization_config": {}},
+        {"config": {"rope_parameters": {"auto_map": "x", **ROPE}}}, {"config": {"pad_token_id": "x" * 300_000}},
+    ],
+)  # fmt: skip
+def test_settings_that_no_adapter_may_set_are_left_alone(rope: Path, settings: object) -> None:
+    _rewrite(rope, settings)
+    again = LoRAModel.from_pretrained(rope)
+    assert _same(again, LoRAModel.from_pretrained(rope, base_model=tiny("llama"), check_base=False), "llama")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"config": {"hidden_size": 24}}, {"config": {"hidden_act": "no such function"}}, {"config": {"rms_norm_eps": "x"}},
+        {"config": {"num_attention_heads": 0}}, {"quantization_config": {"quant_method": "none such"}},
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_model_are_an_error_that_names_them(rope: Path, settings: dict[str, Any]) -> None:
+    _rewrite(rope, settings)
+    with pytest.raises(LoRAError, match="|".join(next(iter(settings.values()))) + "|none such"):
+        LoRAModel.from_pretrained(rope)
+
+
+def test_a_quantised_base_comes_back_quantised_or_in_float_on_request(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantised = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    base = _disk("llama", tmp_path / "base", hidden_size=64, head_dim=32, intermediate_size=64)
+    model = _trained(LoRAModel.from_pretrained(base, RANDOM, quantization_config=quantised))
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out").eval()
+    assert _same(again, model, "llama")
+    plain = LoRAModel.from_pretrained(tmp_path / "out", quantization_config=None)
+    assert plain.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32
+    with pytest.warns(UserWarning, match="quantised by bitsandbytes in 4 bits"):
+        LoRAModel.from_pretrained(tmp_path / "out", base_model=transformers.AutoModelForCausalLM.from_pretrained(base))
