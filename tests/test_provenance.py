@@ -7,7 +7,7 @@ import copy
 import json
 import pickle
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,80 @@ def test_a_merged_base_is_another_one_and_a_new_adapter_on_it_says_so(tmp_path: 
     _load(tmp_path / "second", merged)
     with pytest.raises(BaseMismatchError):
         _load(tmp_path / "second", _base())
+
+
+class Packed(nn.Linear):
+    """A linear layer as quantising libraries make them: its numbers are integers."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__(source.in_features, source.out_features, bias=False)
+        self.scale = float(source.weight.detach().abs().max()) / 127
+        self.weight = nn.Parameter((source.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+def _quantised(model: Any) -> Any:
+    """Return a model with its linear layers but the head packed, in place, as quantising libraries do."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name not in ("lm_head", "score"):
+            owner, _, child = name.rpartition(".")
+            setattr(model.get_submodule(owner), child, Packed(module))
+    return model
+
+
+def _other_norms() -> Any:
+    model = tiny("llama")
+    nn.init.normal_(model.model.layers[1].input_layernorm.weight)
+    return model
+
+
+SAME: dict[str, Callable[[], Any]] = {
+    "the same": lambda: _quantised(tiny("llama")),
+    "in float": lambda: tiny("llama"),
+    "in half precision": lambda: tiny("llama").bfloat16(),
+    "quantised and half": lambda: _quantised(tiny("llama").half()),
+}
+OTHER: dict[str, Callable[[], Any]] = {
+    "another": lambda: _quantised(tiny("llama", seed=1)),
+    "another in float": lambda: tiny("llama", seed=1),
+    "another norm": lambda: _quantised(_other_norms()),
+    "another norm in float": _other_norms,
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"target_modules": "all-linear"}, {"modules_to_save": ["lm_head", "model.norm"]}]
+)
+@pytest.mark.parametrize("base", [*SAME, *OTHER])
+def test_an_adapter_of_a_quantised_base_knows_it_by_what_stays_in_float(
+    base: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    _saved(tmp_path / "once", _quantised(tiny("llama")), LoRAConfig(r=2, init_lora_weights=False, **settings))
+    _load(tmp_path / "once", _quantised(tiny("llama"))).save_pretrained(tmp_path / "twice")
+    for folder in ("once", "twice"):
+        if base in SAME:
+            _load(tmp_path / folder, SAME[base]())
+        else:
+            with pytest.raises(BaseMismatchError, match="other weights"):
+                _load(tmp_path / folder, OTHER[base]())
+            _load(tmp_path / folder, OTHER[base](), check_base=False)
+
+
+def test_new_rows_and_a_new_head_on_a_quantised_base_do_not_make_it_another(tmp_path: Path) -> None:
+    base = _quantised(tiny("llama"))
+    base.resize_token_embeddings(52)
+    _saved(tmp_path / "rows", base, LoRAConfig(r=2))
+    other = _quantised(tiny("llama"))
+    other.resize_token_embeddings(52)
+    _load(tmp_path / "rows", other)
+    config = LoRAConfig(r=2, task_type="SEQ_CLS", init_lora_weights=False)
+    settings = {"num_labels": 3, "pad_token_id": 0}
+    _saved(tmp_path / "head", _quantised(tiny("llama", "LlamaForSequenceClassification", **settings)), config)
+    model = tiny("llama", "LlamaForSequenceClassification", **settings)
+    nn.init.normal_(model.score.weight)
+    _load(tmp_path / "head", _quantised(model))
 
 
 def test_weights_changed_after_the_adapter_was_added_are_what_it_was_trained_on(tmp_path: Path) -> None:

@@ -47,11 +47,13 @@ class Origin:
 
     note: what its file says, written again as it is; None for an adapter that trains on the base that is here.
     seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
+    floats: where some of its adapted weights cannot be read (quantised), that of what can, and a checksum of its names.
     settings: what its file says of how the base was loaded, for when that cannot be told of the base that is here.
     """
 
     note: Mapping[str, Any] | None = None
     seen: Fingerprint | None = None
+    floats: tuple[Fingerprint, str] | None = None
     settings: Mapping[str, Any] | None = None
 
 

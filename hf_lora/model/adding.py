@@ -6,7 +6,7 @@ only then attached. What another thread computes meanwhile stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from ..targets.names import as_endings, parameter_names, settle_layers
 from ..targets.plan import Site, plan, token_sites
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
+from ..variants.table import SAVED
 from . import provenance
 from .loading import check_dtypes
 from .selecting import remove, require_grad
@@ -45,8 +46,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
-        seen = provenance.observe(modules, _weights(sites))
-        _attach(state, modules, groups, name, Record(resolved, Origin(seen=seen), trainable=True))
+        _attach(state, modules, groups, name, Record(resolved, _origin(model, modules, sites), trainable=True))
         return resolved
 
 
@@ -89,7 +89,7 @@ def load(
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         sites = [site for site, _ in found]
         if check_base:
-            provenance.check(base, model, modules, _weights(sites))
+            provenance.check(base, model, modules, _weights(sites), _copied(sites))
         groups = _build(state, modules, sites)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
         checks_start = check_base and not provenance.knows_start(base)
@@ -97,7 +97,7 @@ def load(
             _take_over(modules[site.module], groups[site.module][site.key][1], values, checks_start and site.module)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
-        origin = Origin(seen=provenance.observe(modules, _weights(sites))) if moves else Origin(note=note)
+        origin = _origin(model, modules, sites) if moves else Origin(note=note)
         _attach(state, modules, groups, name, Record(config, origin, trainable))
 
 
@@ -137,6 +137,18 @@ def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor],
 def _weights(sites: Iterable[Site]) -> list[tuple[str, str]]:
     """Return (module, parameter) of every weight that a product is added to."""
     return [(site.module, site.parameter) for site in sites if site.row.low_rank]
+
+
+def _copied(sites: Iterable[Site]) -> set[str]:
+    """Return the modules of which an adapter holds a copy."""
+    return {site.module for site in sites if site.role == SAVED.name}
+
+
+def _origin(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
+    """Return what is known of the base that is here, for an adapter that trains on it."""
+    seen = provenance.observe(modules, _weights(sites))
+    is_whole = seen.read == len(seen.grids)
+    return Origin(seen=seen, floats=None if is_whole else provenance.observe_floats(model, _copied(sites)))
 
 
 def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:

@@ -1,14 +1,15 @@
 """Where an adapter comes from: the base it was trained on, noted in its file and checked when it is loaded.
 
 Names say little (mirrors, local copies, revisions that move), so that only the weights decide: see `fingerprint`.
-A base whose weights cannot be read where they are (packed, offloaded, sharded) is not checked.
+Of a quantised base those decide that stay in float, its tables and norms, which its float form has as well.
+A base none of whose weights can be read where they are (offloaded, sharded) is not checked.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import huggingface_hub
@@ -19,11 +20,13 @@ from .._version import __version__
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, BaseMismatchError
 from ..files.privacy import hub_id
-from ..layers.layer import LoRALayer, own_tensor
+from ..kinds.table import kind_of
+from ..layers.layer import LoRALayer, base_modules, own_tensor
 from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
+from ..variants.table import SAVED
 
 __all__ = [
     "BASE_NOTE", "adapted", "check", "check_start", "commit_of", "knows_start", "note_of", "observe",
@@ -31,9 +34,11 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
+FLOATS = "floats"  # in it: what stays in float where the adapted weights are packed
 FORMAT = 1
 _START, _SEEDED = "start", "seeded"
 _REDRAWN = 1e-3  # of the product at birth: the adapter's own effect may be as small as a hundredth of it
+_ROWS, _TABLES, _NORMS = 8192, 4, 12  # rows of a table, tables and norms that are looked at
 _MOST = 1024  # weights that are looked at: a mixture of single experts has tens of thousands
 
 Weights = Iterable[tuple[str, str]]  # (module, parameter)
@@ -44,11 +49,41 @@ def observe(modules: Mapping[str, nn.Module], weights: Weights) -> fp.Fingerprin
     return fp.fingerprint([_readable(modules[module], parameter) for module, parameter in _chosen(weights)])
 
 
-def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weights: Weights) -> None:
+def observe_floats(model: nn.Module, saved: Collection[str]) -> tuple[fp.Fingerprint, str]:
+    """Return the fingerprint of what quantising a base leaves in float, and a checksum of the names.
+
+    These are tables and norms of the model without its head, by their names there. saved: the modules of which the
+    adapter holds a copy, since the base's own may be new and random.
+    """
+    trunk = getattr(model, getattr(model, "base_model_prefix", "") or "", model)
+    trunk = trunk if isinstance(trunk, nn.Module) else model
+    skipped = {id(module) for name, module in base_modules(model) if name in saved}
+    tables, norms = dict[str, Tensor | None](), dict[str, Tensor | None]()
+    for name, module in base_modules(trunk):
+        kind, own = kind_of(module), own_tensor(module, "weight")
+        if own is None or id(module) in skipped:
+            continue
+        if kind is None:
+            norms[name] = _plain(own)
+        elif kind.embeds:
+            # The first rows alone: the last ones may be new, and the table resized.
+            tables[name] = None if (table := _plain(own)) is None else table[: min(len(table), _ROWS) // 2]
+    chosen = dict(sorted(tables.items())[:_TABLES])
+    chosen |= dict(sorted(norms.items())[:: -(-len(norms) // _NORMS) or 1])
+    return fp.fingerprint(list(chosen.values())), f"{zlib.crc32(' '.join(chosen).encode()):08x}"
+
+
+def check(
+    note: object,
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    weights: Weights,
+    saved: Collection[str] = (),
+) -> None:
     """Raise BaseMismatchError where a model's weights are not those that an adapter's note tells of.
 
-    note: the one of its file, if it has one; one of a later format is not checked. Raises AdapterFileError where the
-    note is damaged.
+    note: the one of its file, if it has one; one of a later format is not checked. saved: the modules of which the
+    adapter holds a copy. Raises AdapterFileError where the note is damaged.
     """
     if not note:
         return
@@ -56,9 +91,10 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
         known = dict(note)  # type: ignore[call-overload]
         if not isinstance(known["format"], int):
             raise TypeError(f"its format is {known['format']!r}")
-        if known["format"] != FORMAT or "fingerprint" not in known:
+        if known["format"] != FORMAT or not {"fingerprint", FLOATS} & known.keys():
             return
-        theirs = fp.decode(known["fingerprint"])
+        theirs = fp.decode(known["fingerprint"]) if "fingerprint" in known else None
+        floats = fp.decode(known[FLOATS]) if FLOATS in known else None
     except (TypeError, KeyError, ValueError) as error:
         raise AdapterFileError(
             f"what the adapter's file says of its base is damaged ({error}); get the file again, or pass "
@@ -66,7 +102,11 @@ def check(note: object, model: nn.Module, modules: Mapping[str, nn.Module], weig
         ) from None
     weights = list(weights)
     # A class that names its layers otherwise may sort them otherwise.
-    differ = fp.differ(observe(modules, weights), theirs, in_order=known.get("names") == _names(weights))
+    in_order = known.get("names") == _names(weights)
+    differ = None if theirs is None else fp.differ(observe(modules, weights), theirs, in_order=in_order)
+    if differ is None and floats is not None:
+        mine, names = observe_floats(model, saved)
+        differ = fp.differ(mine, floats) if known[FLOATS].get("names") == names else None
     if differ is None:
         logger.info("The base was not checked: its weights cannot be read here, or are others by number.")
     if differ:
@@ -118,6 +158,11 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     note |= {"id": hub_id(written.base_model_name_or_path), "revision": written.revision}
     if found.read:
         note |= {"fingerprint": fp.encode(found), "names": _names(weights)}
+    if origin.floats is not None:
+        copied = {module for module, layer in state.layers.items() if _is_copied(layer, name)}
+        now, then = observe_floats(model, copied), origin.floats
+        floats, names = now if now[1] == then[1] and now[0].read >= then[0].read else then
+        note[FLOATS] = {**fp.encode(floats), "names": names}
     return {key: value for key, value in note.items() if value is not None}
 
 
@@ -125,6 +170,10 @@ def adapted(layers: Mapping[str, LoRALayer], name: str) -> list[tuple[str, str]]
     """Return (module, parameter) of every weight that the adapter of a name adds a product to."""
     carried = [(module, a) for module, layer in layers.items() for a in layer.carried(name).values()]
     return sorted({(module, a.parameter) for module, a in carried if a.low_rank})
+
+
+def _is_copied(layer: LoRALayer, name: str) -> bool:
+    return any(adapter.role == SAVED.name for adapter in layer.carried(name).values())
 
 
 def commit_of(name: str, kwargs: Mapping[str, Any]) -> str | None:
@@ -180,6 +229,9 @@ def _readable(layer: nn.Module, parameter: str) -> Tensor | None:
     FSDP1 and DeepSpeed leave a flat piece of it, or nothing, under the same name.
     """
     own = own_tensor(layer, parameter)
-    if own is None or not is_plain(own) or own.is_meta or own.ndim < 2:
-        return None
-    return own if own.is_floating_point() and own.element_size() > 1 else None
+    return None if own is None or own.ndim < 2 else _plain(own)
+
+
+def _plain(own: Tensor) -> Tensor | None:
+    readable = is_plain(own) and not own.is_meta and own.is_floating_point() and own.element_size() > 1
+    return own if readable else None
