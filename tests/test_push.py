@@ -179,6 +179,17 @@ def test_save_pretrained_pushes_what_it_saves(hub: Hub, model: LoRAModel, tmp_pa
 # --- what never goes --------------------------------------------------------------------------------------------
 
 
+def test_the_base_s_own_repo_is_refused_but_for_a_branch_or_a_pull_request(hub: Hub, tmp_path: Path) -> None:
+    tiny("gpt2").save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    move(model)
+    for repo in ("me/base", "base"):
+        with pytest.raises(ModelError, match="me/base is the base's own repo"):
+            model.push_to_hub(repo, base_model="me/base")
+    assert "me/base" not in hub.repos
+    model.push_to_hub("me/base", base_model="me/base", revision="with-adapter")
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_local_base_is_refused_unless_its_public_name_is_given(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
-from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError
+from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError, ModelError
 
 from .cases import move
 from .peek import disk, read_json, read_tensors, write_tensors
-from .tiny import edit_config
+from .tiny import edit_config, tiny
 from .trainings import bert, ran, trainer
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
@@ -565,3 +565,48 @@ def test_arguments_that_saving_does_not_know_are_a_type_error_and_nothing_is_wri
     assert not (tmp_path / "out").exists()
     net.save_pretrained(tmp_path / "out", safe_serialization=True, max_shard_size="5GB", save_function=None)
     assert names(tmp_path / "out") == FILES
+
+
+@pytest.mark.parametrize("as_link", [False, True])
+def test_the_base_s_own_folder_is_refused_and_left_as_it_is(as_link: bool, tmp_path: Path) -> None:
+    tiny("bert").save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("the base's")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    target = tmp_path / "base"
+    if as_link:
+        target = tmp_path / "link"
+        target.symlink_to(tmp_path / "base")
+    with pytest.raises(AdapterFileError, match="is the folder of the base"):
+        model.save_pretrained(target)
+    with pytest.raises(AdapterFileError, match="is the folder of the base"):
+        trainer(model, target).train()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
+    model.save_pretrained(tmp_path / "base" / "adapter")
+    model.add_adapter(LoRAConfig(r=2), "b")
+    with pytest.raises(AdapterFileError, match="is the folder of the base"):
+        model.save_pretrained(target)
+
+
+def test_an_adapter_that_lies_beside_its_base_already_is_saved_there_again(tmp_path: Path) -> None:
+    tiny("bert").save_pretrained(tmp_path / "whole")
+    LoRAModel.from_pretrained(tmp_path / "whole", LoRAConfig(r=2)).save_pretrained(tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        shutil.copy(path, tmp_path / "whole")
+    again = LoRAModel.from_pretrained(tmp_path / "whole")
+    again.save_pretrained(tmp_path / "whole")
+    assert of(LoRAModel.from_pretrained(tmp_path / "whole")) == of(again)
+
+
+def test_the_base_s_name_can_be_given_to_a_save(tmp_path: Path) -> None:
+    tiny("bert").save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    model.add_adapter(LoRAConfig(r=2), "b")
+    model.save_pretrained(tmp_path / "out", base_model="org/x")
+    for folder in (tmp_path / "out", tmp_path / "out" / "b"):
+        assert read_json(folder / CONFIG)["base_model_name_or_path"] == "org/x"
+        assert "base_model: org/x" in (folder / "README.md").read_text()
+        assert str(tmp_path) not in (folder / "README.md").read_text()
+    with pytest.raises(ModelError, match="base_model=5"):
+        model.save_pretrained(tmp_path / "no", base_model=5)
+    assert not (tmp_path / "no").exists()

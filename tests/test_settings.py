@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,42 @@ def test_a_quantised_base_comes_back_quantised_or_in_float_on_request(tmp_path: 
     assert plain.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32
     with pytest.warns(UserWarning, match="quantised by bitsandbytes in 4 bits"):
         LoRAModel.from_pretrained(tmp_path / "out", base_model=transformers.AutoModelForCausalLM.from_pretrained(base))
+
+
+# The family, its class, the task type that is written, whether a warning says so.
+TASKS_GIVEN = [
+    ("bert", "BertForSequenceClassification", "CAUSAL_LM", True),
+    ("bert", "BertForSequenceClassification", "TOKEN_CLS", True),
+    ("roberta", "RobertaForTokenClassification", "SEQ_CLS", True),
+    ("electra", "ElectraForQuestionAnswering", "SEQ_CLS", True),
+    ("llama", "LlamaForCausalLM", "SEQ_CLS", True),
+    ("gpt2_classifier", "GPT2ForSequenceClassification", "SEQ_2_SEQ_LM", True),
+    ("bert", "BertForSequenceClassification", "SEQ_CLS", False),
+    ("bert", "BertForSequenceClassification", "FEATURE_EXTRACTION", False),
+    ("bert", "BertModel", "SEQ_CLS", False),
+    ("t5", "T5ForConditionalGeneration", "CAUSAL_LM", False),
+    ("whisper", "WhisperForConditionalGeneration", "CAUSAL_LM", False),
+    ("whisper", "WhisperForConditionalGeneration", "SEQ_2_SEQ_LM", False),
+]
+
+
+@pytest.mark.parametrize(("name", "cls", "task_type", "odd"), TASKS_GIVEN)
+def test_a_task_type_of_other_models_is_told_and_the_base_s_class_comes_back(
+    name: str, cls: str, task_type: str, odd: bool, tmp_path: Path
+) -> None:
+    base = _disk(name, tmp_path / "base", cls)
+    config = RANDOM.copy(task_type=task_type)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = getattr(transformers, cls).from_pretrained(base, lora_config=config)
+    assert any(f"task_type={task_type!r} is given for a {cls}" in str(each.message) for each in told) == odd
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert type(again) is type(model)
+    assert _same(again.eval(), model.eval(), name)
+
+
+def test_a_task_type_that_trains_no_head_is_told_to_a_further_adapter_as_well() -> None:
+    model = LoRAModel.from_model(tiny("bert"), LoRAConfig(task_type="SEQ_CLS"))
+    with pytest.warns(UserWarning, match="whose task type is 'SEQ_CLS'"):
+        model.add_adapter(LoRAConfig(task_type="CAUSAL_LM"), "b")

@@ -221,6 +221,9 @@ def test_a_local_base_is_refused_before_training_and_a_named_one_is_not(tmp_path
     with pytest.raises(ModelError, match="base_model_name_or_path"):
         trainer(model, tmp_path / "out", hub)
     assert not hub.repos
+    model.peft_config["default"].base_model_name_or_path = "me/x"
+    with pytest.raises(ModelError, match="me/x is the base's own repo"):
+        trainer(model, tmp_path / "out", hub)
     model.peft_config["default"].base_model_name_or_path = "org/name"
     run = trainer(model, tmp_path / "out", hub, max_steps=2)
     run.train()

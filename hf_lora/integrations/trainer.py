@@ -18,6 +18,7 @@ from transformers import Trainer
 from ..files.hub_calls import Request, call
 from ..files.privacy import hub_id
 from ..hub.card.metadata import joined
+from ..model.saving import refuse_base_folder
 from ..training.trackers import lora_scalars
 from . import checkpoints, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
@@ -98,7 +99,10 @@ class LoRATrainer(_Stock):
     @_method("to refuse an adapter that cannot train before it is trained")
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
         """Check what trains, among the first that a training asks once its model is made."""
-        optimizer.check_start(self, lora_model(self))
+        model = lora_model(self)
+        optimizer.check_start(self, model)
+        if model is not None:
+            refuse_base_folder(model, Path(self.args.output_dir))
         epochs, steps_per_epoch, *others = super().set_initial_training_values(*args, **kwargs)
         done = resuming.step_of(self._resumed)
         if done >= others[-1]:  # Transformers would train one step more, where that is in the middle of an epoch
@@ -221,6 +225,8 @@ class LoRATrainer(_Stock):
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         subject = Request(repo, token=token or self.args.hub_token, doing="make")
         call(lambda: super(LoRATrainer, self).init_hf_repo(token=token, **kwargs), subject)
+        if not self.args.hub_revision:
+            uploading.check_repo(lora_model(self), self.hub_model_id)
 
     @_method("to write the adapter's card")
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

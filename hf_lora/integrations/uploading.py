@@ -18,6 +18,7 @@ from huggingface_hub import run_as_future
 from ..files.privacy import public_base
 from ..hub import commits, uploads
 from ..hub.card.metadata import joined
+from ..model.publishing import refuse_base_repo
 from .cards import facts_of, write_cards
 
 __all__ = ["Job", "Pushes", "check_bases", "offer", "push", "settle"]
@@ -86,6 +87,11 @@ def check_bases(model: Any) -> None:
     for name, config in model.peft_config.items():
         way = f"before making the Trainer, set model.peft_config[{name!r}].base_model_name_or_path = 'org/name'"
         public_base(config.base_model_name_or_path, None, f"the adapter {name!r}", way)
+
+
+def check_repo(model: Any, repo_id: str) -> None:
+    """Raise ModelError where the repo that is pushed to is a base's own."""
+    refuse_base_repo(repo_id, [config.base_model_name_or_path for config in model.peft_config.values()])
 
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..config.lora_config import LoRAConfig
+from ..config.tasks import TASK_TYPES, TASKS, classes_of
 from ..errors import ConfigError, ModelError
 from ..layers.layer import LoRALayer
-from ..layers.specialising import Specialised
+from ..layers.specialising import Specialised, name_of
 
-__all__ = ["as_config", "check_plain", "uncompiled"]
+__all__ = ["as_config", "check_plain", "uncompiled", "warn_of_task"]
 
 # The child in which a wrapper keeps what it wraps -> whose wrapper that is, and what to do instead.
 _WRAPPERS = {
@@ -80,6 +83,26 @@ def check_plain(model: nn.Module) -> None:
                 f"{name or 'this model'} ({kind}) is wrapped by {whose}, which would not know of an adapter added now, "
                 f"and whose name would stand in the saved file; {instead}."
             )
+
+
+def warn_of_task(model: nn.Module, config: LoRAConfig) -> None:
+    """Warn where a config's task type is that of other models: its heads are not trained, and PEFT loads another class.
+
+    A language model may be of either kind (people write CAUSAL_LM for T5), and every model has features.
+    """
+    given = TASK_TYPES.get(config.task_type or "")
+    if given is None or given.mapping is None or not isinstance(model, PreTrainedModel):
+        return
+    name = name_of(model)
+    own = [t for t in TASKS if t.mapping and name in classes_of(f"MODEL_FOR_{t.mapping}_MAPPING_NAMES")]
+    others = [t for t in own if t.task_type]
+    if not others or any(t is given or t.tag == given.tag for t in own):
+        return
+    warnings.warn(
+        f"task_type={config.task_type!r} is given for a {name}, whose task type is {others[0].task_type!r}: nothing is "
+        f"trained along as its head, and PEFT would load a {given.auto_class} for it.",
+        stacklevel=5,
+    )
 
 
 def _wrapper(module: nn.Module) -> tuple[str, str] | None:

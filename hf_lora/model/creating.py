@@ -18,7 +18,7 @@ from ..layers.memory.mlp import disable_mlp_recompute
 from ..layers.specialising import Specialised, refine, restore
 from ..layers.state import CHANGES, AdapterState
 from . import adding, hooks
-from .arguments import as_config, check_plain, uncompiled
+from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import head_modules, load_base, load_base_of
 from .provenance import BASE_NOTE, commit_of
 from .selecting import remove, select
@@ -78,6 +78,7 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
     """Add a fresh adapter to a LoRAModel and select it."""
     with own_head(model), CHANGES:
         config = with_new_rows(model, as_config(lora_config))
+        warn_of_task(model, config)
         base = getattr(model, "name_or_path", None) or config.base_model_name_or_path
         adding.add(model, model._lora, config.copy(base_model_name_or_path=base), adapter_name)
         select(model._lora, adapter_name)

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from ..hub.uploads import refuse_paths, scrub_configs
 from .loading import opened
 from .saving import save_adapters
 
-__all__ = ["push_adapter", "push_folder", "save_pretrained"]
+__all__ = ["push_adapter", "push_folder", "refuse_base_repo", "save_pretrained"]
 
 # What tokenizers and processors are made of; a folder's other files stay where they are.
 TOKENIZER_FILES = (
@@ -71,7 +71,12 @@ def save_pretrained(
             f"save_pretrained() got unexpected keyword arguments: {', '.join(sorted(unknown))}. One adapter of "
             "several is chosen by adapter_name=."
         )
-    save_adapters(model, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data)
+    bases = None
+    if (base := kwargs.get("base_model")) is not None:
+        if not isinstance(base, str) or not base:
+            raise ModelError(f"base_model={base!r}: give the base's Hub id, or the folder that holds it.")
+        bases = dict.fromkeys(model._lora.configs, base)
+    save_adapters(model, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data, bases=bases)
     if is_main_process and push_to_hub:
         given = {k: v for k, v in kwargs.items() if k in _FOR_PUSHING and k != "repo_id"}
         repo = kwargs.get("repo_id") or directory.resolve().name
@@ -120,9 +125,10 @@ def push_adapter(
         known = repo_id if places == [""] else None  # the cards in folders have no repo of their own
         save_adapters(model, folder, adapter_name, state_dict, card_data=card_data, repo_id=known, bases=bases)
 
+    named = [c.base_model_name_or_path for c in configs.values()]
     return _publish(
-        write, repo_id, places, [c.base_model_name_or_path for c in configs.values()], commit_message, token=token,
-        revision=revision, create_pr=create_pr, private=private, description=commit_description,
+        write, repo_id, places, named, bases, commit_message, token=token, revision=revision,
+        create_pr=create_pr, private=private, description=commit_description,
     )  # fmt: skip
 
 
@@ -156,9 +162,18 @@ def push_folder(
             _copy_adapter(contents, directory / place, folder / place, bases[place])
 
     return _publish(
-        write, repo_id, places, list(named.values()), commit_message, revision=revision, create_pr=create_pr,
+        write, repo_id, places, list(named.values()), bases, commit_message, revision=revision, create_pr=create_pr,
         private=private,
     )  # fmt: skip
+
+
+def refuse_base_repo(repo_id: str, bases: Collection[str]) -> None:
+    """Raise ModelError where an adapter would go to the main branch of its base's own repo."""
+    if repo_id in bases:
+        raise ModelError(
+            f"{repo_id} is the base's own repo: whoever loads the base from there would get the adapter as well. Push "
+            "the adapter to a repo of its own, to a branch (revision=), or as a pull request (create_pr=True)."
+        )
 
 
 def _publish(
@@ -166,6 +181,7 @@ def _publish(
     repo_id: str,
     places: Sequence[str],
     bases: Sequence[str | None],
+    published: Mapping[str, str],
     message: str | None,
     *,
     revision: str | None,
@@ -175,13 +191,15 @@ def _publish(
     """Commit what `write` puts into a folder, where the cards lie that the repo has; return the commit's URL.
 
     write: takes the folder and the repo's full id. places: the adapters' places in it. bases: how they name their
-    bases, of which no path is published. how: as `commit` takes it.
+    bases, of which no path is published; published: the names that are. how: as `commit` takes it.
     """
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set.")
     if "/" not in repo_id:  # the repo of whose token it is
         whoami, subject = huggingface_hub.HfApi().whoami, Request(repo_id, token=token, doing="write to")
         repo_id = f"{call(lambda: whoami(token), subject)['name']}/{repo_id}"
+    if not revision and not how.get("create_pr"):
+        refuse_base_repo(repo_id, published.values())
     local = {base for base in bases if base and is_local_base(base) and _is_path(base)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "adapter")

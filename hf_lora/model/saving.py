@@ -15,7 +15,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
 from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
-from ..files.transaction import commit, withdraw
+from ..files.transaction import commit, settled, withdraw
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
 from ..layers.specialising import base_of
@@ -26,7 +26,7 @@ from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
 from .settings import SETTINGS_NOTE, differs_in_labels, settings_of
 
-__all__ = ["adapter_state_dict", "save_adapters"]
+__all__ = ["adapter_state_dict", "refuse_base_folder", "save_adapters"]
 
 
 def adapter_state_dict(
@@ -60,7 +60,8 @@ def save_adapters(
     card_data, repo_id: for the model cards (`card.write_card`). bases: the name of each adapter's base as it is
     written, where it is not the config's own.
     Where all of them go into folders, an adapter that an earlier save left at the top is removed: it would be loaded.
-    Raises AdapterStateError, AdapterNameError, and AdapterFileError where the disk refuses.
+    Raises AdapterStateError, AdapterNameError, and AdapterFileError where the directory is the base's own or the disk
+    refuses.
     """
     state = model._lora
     state.refuse_while_merged("saving")
@@ -71,6 +72,8 @@ def save_adapters(
     folders = {name: directory / place for name, place in places_of(names).items()}
     if len({n.casefold() for n in names}) < len(names) or (len(names) > 1 and {"/", "\\", "\0"} & {*"".join(names)}):
         raise AdapterNameError(f"{names} cannot name a folder each on every system; save them one by one.")
+    for folder in folders.values():
+        refuse_base_folder(model, folder)
     if not write and not any(is_sharded(model, name, state_dict) for name in names):
         return
     with CHANGES:
@@ -80,6 +83,20 @@ def save_adapters(
         _save_one(model, name, config, folders[name], tensors, card_data, repo_id)
     if write and directory not in folders.values():
         withdraw(directory)
+
+
+def refuse_base_folder(model: Any, directory: Path) -> None:
+    """Raise AdapterFileError where a directory is the base's own, which would be another model with an adapter in it.
+
+    One that holds an adapter beside the base already may be written again.
+    """
+    bases = {getattr(model, "name_or_path", None), *(c.base_model_name_or_path for c in model._lora.configs.values())}
+    for base in bases - {None, ""}:
+        if directory.is_dir() and os.path.isdir(base) and os.path.samefile(base, directory) and not settled(directory):
+            raise AdapterFileError(
+                f"{directory} is the folder of the base: whoever loads the base by it would get the adapter as well, "
+                "and its card would be the adapter's. Save into a folder of its own."
+            )
 
 
 def _save_one(
