@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from hf_lora import LoRAConfig, LoRAError, LoRAModel, add_lora
 from hf_lora.errors import AdapterNameError, AdapterStateError
 
 from .cases import move
-from .tiny import IDS, tiny
+from .tiny import CLOSE, DECODER, IDS, SIZES, tiny
 
 NAMES = ("a", "b", "c")
 TARGETS = {"a": ["c_attn"], "b": ["c_attn", "c_fc"], "c": ["c_fc"]}
@@ -267,6 +268,36 @@ def test_a_block_nests_leaves_what_is_selected_and_is_refused_where_it_means_not
     model.merge_adapter("a")
     with pytest.raises(AdapterStateError, match="unmerge_adapter"), model.eval().adapters_active("a"):
         pass
+
+
+def _granite_speech(plus: bool) -> Any:
+    text = {**DECODER, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "model_type": "granite"}
+    sound = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "dim_head": 8, "input_dim": 8, "output_dim": 8}
+    sound |= {"context_size": 20, "max_pos_emb": 64, "feedforward_mult": 2, "conv_kernel_size": 3}
+    bridge = {**SIZES, "num_hidden_layers": 1, "encoder_hidden_size": 16, "model_type": "blip_2_qformer"}
+    name = "GraniteSpeechPlus" if plus else "GraniteSpeech"
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text, encoder_config=sound, projector_config=bridge, audio_token_index=47, has_lora_adapter=False
+    )
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+
+
+@pytest.mark.parametrize("plus", [False, True], ids=["GraniteSpeech", "GraniteSpeechPlus"])
+@pytest.mark.parametrize("chosen", ["on", "off", "merged"])
+def test_a_model_that_switches_adapters_by_itself_leaves_the_user_s_alone(plus: bool, chosen: str) -> None:
+    config = LoRAConfig(target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
+    model = LoRAModel.from_model(_granite_speech(plus), config)
+    {"on": model.enable_adapters, "off": model.disable_adapters, "merged": model.merge_adapter}[chosen]()
+    seen: list[torch.Tensor] = []
+    want = out(model)
+    hook = model.register_forward_hook(lambda *args: seen.append(args[-1].logits[:, -1]))
+    model.generate(IDS, max_new_tokens=2, do_sample=False)
+    hook.remove()
+    assert torch.allclose(seen[0], want[:, -1], **CLOSE)
+    assert torch.equal(out(model), want)
+    if chosen == "on":
+        model.disable_adapters()
+        assert not torch.equal(out(model), want), "the user's own switch goes on working"
 
 
 def test_inside_a_block_nothing_is_merged_deleted_or_switched_off_without_a_word(model: LoRAModel, want: Want) -> None:

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GitConfig, GitForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel
 
@@ -71,6 +71,39 @@ def test_checkpointing_changes_no_gradient(name: str, saved: str, use_reentrant:
             checkpointed(model, use_reentrant)
         wide = {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
         found.append(gradients(model.double(), wide))
+    assert equal(found[1], found[0])
+
+
+def _git() -> Any:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GitConfig(vision_config={**vision, "image_size": 16, "patch_size": 8}, **{**vision, "vocab_size": 48})
+    return GitForCausalLM(config)
+
+
+# Embeddings that return two values, and such as are written in place by what follows.
+EMBEDDINGS: dict[str, tuple[Callable[[], Any], Inputs]] = {
+    "swin": (lambda: tiny("swin"), {**inputs("swin"), "labels": LABELS}),
+    "git": (_git, {"input_ids": IDS, "labels": IDS, "pixel_values": torch.randn(2, 3, 16, 16)}),
+}
+
+
+@pytest.mark.parametrize("when", ["before attaching", "after attaching", "hooks before attaching"])
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_checkpointing_works_whatever_embeddings_return(name: str, use_reentrant: bool, when: str) -> None:
+    make, given = EMBEDDINGS[name]
+    found = []
+    for switched in (False, True):
+        torch.manual_seed(0)
+        model = make()
+        if switched and when != "after attaching":
+            checkpointed(model, use_reentrant)
+        if switched and when == "hooks before attaching":
+            model.enable_input_require_grads()
+        model = without_dropout(LoRAModel.from_model(model, LoRAConfig(r=2, init_lora_weights=False))).train()
+        if switched and when == "after attaching":
+            checkpointed(model, use_reentrant)
+        found.append(gradients(model, given))
     assert equal(found[1], found[0])
 
 

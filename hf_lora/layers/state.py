@@ -31,11 +31,12 @@ BLOCKS = threading.Lock()  # held while a block begins or ends, or what blocks m
 class Block:
     """A block of one thread or task: its route, until it ends. outer: the one around it, of the same state.
 
-    trains: whether it began in training mode, so that a backward pass may compute its forward again.
+    trains: whether it began in training mode, so that a backward pass may compute its forward again. is_fixed: whether
+    switching the adapters on or off has no effect inside, since the model's own code does it there.
     """
 
-    def __init__(self, route: Route, outer: Block | None, trains: bool) -> None:
-        self.route, self.outer, self.trains, self.is_open = route, outer, trains, True
+    def __init__(self, route: Route, outer: Block | None, trains: bool, is_fixed: bool) -> None:
+        self.route, self.outer, self.trains, self.is_fixed, self.is_open = route, outer, trains, is_fixed, True
 
 
 _HERE: ContextVar[Mapping[int, Block]] = ContextVar("hf_lora_blocks", default={})  # noqa: B039 (never written)
@@ -119,10 +120,11 @@ class AdapterState:
         return OFF if self.merged else self.selected if self.instead is None else self.instead
 
     @contextmanager
-    def routed(self, route: Route, what: str = "", trains: bool = False) -> Iterator[None]:
+    def routed(self, route: Route, what: str = "", trains: bool = False, is_fixed: bool = False) -> Iterator[None]:
         """Take this route inside a `with` block: in this thread (or task) alone, and in no other once it has ended.
 
         what: who asks, to be refused while adapters are merged. trains: whether a backward pass may follow inside.
+        is_fixed: whether nothing inside switches adapters on or off.
         Raises AdapterStateError while merged, AdapterNameError where an adapter of the route is gone.
         """
         with BLOCKS:
@@ -130,7 +132,7 @@ class AdapterState:
                 self.refuse_while_merged(what)
             if gone := [name for name in route if name not in self.records]:
                 raise AdapterNameError(f"the adapter {gone[0]!r} was deleted meanwhile.")
-            block = Block(route, self.own_block(), trains)
+            block = Block(route, self.own_block(), trains, is_fixed)
             self.blocks.append(block)
             self.is_routed = True
         token = _HERE.set({**_HERE.get(), id(self): block})

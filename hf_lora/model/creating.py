@@ -20,6 +20,7 @@ from ..layers.state import CHANGES, AdapterState
 from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import head_modules, load_base, load_base_of
+from .overrides import takes_gradients
 from .provenance import BASE_NOTE, commit_of
 from .selecting import remove, select
 from .settings import SETTINGS_NOTE, warn_of_others
@@ -169,5 +170,6 @@ def _enter(mixin: type[Specialised], model: Any) -> None:
         parameter.requires_grad_(False)
     model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
     refine(model, mixin)
+    takes_gradients(model)
     if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):  # switched on before: now it matters
         model.enable_input_require_grads()

@@ -20,7 +20,7 @@ from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
-from . import creating, loading, merging, publishing, replacing, report, saving, selecting, vocabulary
+from . import creating, loading, merging, overrides, publishing, replacing, report, saving, selecting
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
@@ -45,8 +45,8 @@ class LoRAModel(Specialised, nn.Module):
 
     @classmethod
     def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
-        """Return what a Transformers model does besides, where it rewrites weights by itself."""
-        return vocabulary.overridden(base)
+        """Return what a Transformers model does otherwise, where it rewrites weights or switches adapters by itself."""
+        return overrides.overridden(base)
 
     @classmethod
     def from_pretrained(
@@ -150,7 +150,7 @@ class LoRAModel(Specialised, nn.Module):
 
     def enable_adapters(self) -> None:
         """Use the active adapters again."""
-        self._lora.instead = None
+        selecting.enable(self._lora)
 
     def adapters_disabled(self) -> AbstractContextManager[None]:
         """Compute as the base alone inside a `with` block, in this thread (or asyncio task) only.

@@ -14,7 +14,7 @@ from ..layers.layer import LoRALayer, detach
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 
 __all__ = [
-    "active", "check_known", "check_together", "delete", "disable", "names_of", "remove", "require_grad",
+    "active", "check_known", "check_together", "delete", "disable", "enable", "names_of", "remove", "require_grad",
     "select",
 ]  # fmt: skip
 
@@ -92,8 +92,10 @@ def _keep_pending_gradients(parameter: nn.Parameter) -> None:
 
 def disable(state: AdapterState) -> None:
     """Switch the adapters off for everybody. Raises AdapterStateError while merged, and inside a block of one's own."""
-    state.refuse_while_merged("disable_adapters")
     block = state.own_block()
+    if block is not None and block.is_fixed:
+        return
+    state.refuse_while_merged("disable_adapters")
     if block is None:
         state.instead = OFF
     elif block.route:  # inside adapters_disabled() they are off, and on again after it
@@ -101,6 +103,13 @@ def disable(state: AdapterState) -> None:
             f"disable_adapters would change nothing inside a block of adapters_active({list(block.route)}); use `with "
             "model.adapters_disabled()`."
         )
+
+
+def enable(state: AdapterState) -> None:
+    """Switch the adapters on again for everybody."""
+    block = state.own_block()
+    if block is None or not block.is_fixed:
+        state.instead = None
 
 
 @contextmanager

@@ -106,13 +106,11 @@ def _rows(table: nn.Module | None) -> int:
 
 def overridden(base: type) -> dict[str, Any]:
     """Return the methods of a Transformers model's class as a LoRAModel has them, where the class has them."""
-    if not hasattr(base, "tie_weights"):
-        return {}
 
     def tie_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Tie the base's own parameters, as the model's class does; adapters stay where they are."""
         with self._lora.routed(OFF):
-            return base.tie_weights(self, *args, **kwargs)
+            return base.tie_weights(self, *args, **kwargs)  # type: ignore[attr-defined]
 
     def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Resize the vocabulary, as the model's class does; rows that are new train with the trainable adapters.

@@ -1,0 +1,78 @@
+"""The methods of a Transformers model's class that a LoRAModel has otherwise, where the class has them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import vocabulary
+
+__all__ = ["overridden", "takes_gradients"]
+
+_SWITCHES = frozenset({"enable_adapters", "disable_adapters", "set_adapter"})
+
+
+def overridden(base: type) -> dict[str, Any]:
+    """Return what a LoRAModel of a class does otherwise than the class, methods by name."""
+    found = vocabulary.overridden(base) if hasattr(base, "tie_weights") else {}
+    if hasattr(base, "enable_input_require_grads"):
+        found["enable_input_require_grads"] = _enabling(base.enable_input_require_grads)
+    return {**found, **{name: _unswitched(method) for name, method in _switching(base).items()}}
+
+
+def takes_gradients(model: Any) -> None:
+    """Have the hooks that make a model's embeddings take gradients work on every model.
+
+    Transformers' own takes a single tensor (Swin's embeddings return two values) and makes it a leaf, which no model
+    can write in place afterwards (GIT adds its positions so).
+    """
+    for module in model.modules():
+        for number, hook in module._forward_hooks.items():
+            if getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                module._forward_hooks[number] = _take_gradients
+
+
+def _enabling(method: Callable[..., Any]) -> Callable[..., Any]:
+    def enable_input_require_grads(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Have the embeddings' outputs take gradients, as the model's class does, whatever they are."""
+        result = method(self, *args, **kwargs)
+        takes_gradients(self)
+        return result
+
+    return enable_input_require_grads
+
+
+def _take_gradients(_: Any, __: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        takes = output.is_floating_point() and not output.requires_grad and torch.is_grad_enabled()
+        return output.detach().requires_grad_().clone() if takes else output
+    if type(output) in (tuple, list):
+        return type(output)(_take_gradients(_, __, each) for each in output)
+    return output
+
+
+def _switching(base: type) -> dict[str, Callable[..., Any]]:
+    """Return the methods in which a model of Transformers switches adapters by itself: GraniteSpeech's `generate`."""
+    found = {}
+    for cls in base.__mro__:
+        for name in vars(cls) if cls.__module__.startswith("transformers.models.") else ():
+            method = getattr(base, name)
+            code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+            if code is not None and _SWITCHES.intersection(code.co_names):
+                found[name] = method
+    return found
+
+
+def _unswitched(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method in which the adapters stay as the user chose them, whatever the model's own code switches."""
+
+    def unswitched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._lora.routed(self._lora.route, is_fixed=True):
+            return method(self, *args, **kwargs)
+
+    unswitched.__name__, unswitched.__doc__ = method.__name__, method.__doc__
+    return unswitched
