@@ -33,4 +33,6 @@ class PackedKind(Kind):
         raise TargetError("its weight is packed (quantised) and cannot be read as a matrix; load the base in float.")
 
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        raise TargetError("its weight is packed (quantised) and cannot be merged into; load the base in float.")
+        raise TargetError(
+            "its weight is packed (quantised) and cannot be merged into; load the base in float (quantization_config=None)."
+        )

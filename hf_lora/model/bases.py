@@ -101,7 +101,8 @@ def _unloadable(adapter: Contents, base: str, settings: Mapping[str, Any], error
     way = "Pass base_model= with another base's id, or with the loaded module."
     if settings:
         way = f"As the adapter was trained, it would have {_listed(settings)}; pass values of your own. {way}"
-    if "quantization_config" in settings:
+    noted = adapter.notes.get(SETTINGS_NOTE)
+    if isinstance(noted, Mapping) and "quantization_config" in noted:
         way = f"quantization_config=None loads it in float. {way}"
     name = type(error).__name__
     return f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: {name}: {error} {way}"

@@ -29,7 +29,7 @@ __all__ = ["SETTINGS_NOTE", "apply_to_generation", "differs_in_labels", "setting
 logger = logging.get_logger(__name__)
 SETTINGS_NOTE = "settings"  # the key of what is noted here, in the notes of the file
 CONFIG, GENERATION, QUANTISATION = "config", "generation_config", "quantization_config"
-_LONGEST = 200_000  # characters of a note
+_LONGEST, _DEEPEST = 200_000, 10  # characters of a note, levels of a value
 
 # What says nothing of the numbers (names, versions, what is returned or kept), may run code, or is noted elsewhere.
 _NO_SETTINGS = {
@@ -39,6 +39,8 @@ _NO_SETTINGS = {
     "output_logits", "output_scores", "quantization_config", "return_dict", "return_dict_in_generate",
     "tokenizer_class", "torch_dtype", "transformers_version", "trust_remote_code", "use_cache",
 }  # fmt: skip
+# What a forward with labels writes into a config that says nothing, and means the same.
+_UNSAID = {"problem_type": "single_label_classification"}
 _SIZES_OF_TABLES = {"vocab_size"}  # resizing changes it, and the adapter's rows tell
 
 
@@ -59,9 +61,8 @@ def settings_of(model: Any, place: Mapping[str, Any]) -> dict[str, dict[str, Any
         notes[GENERATION] = _difference(_values(theirs), _values(generation), _NO_SETTINGS)
     quantised = mine.get(QUANTISATION)
     if isinstance(quantised, dict) and _values(config).get(QUANTISATION) is None:
-        notes[QUANTISATION] = {
-            k: v for k, v in quantised.items() if _is_value(v, hidden=True) and not k.startswith("_")
-        }
+        public = {k: v for k, v in quantised.items() if not k.startswith("_")}
+        notes[QUANTISATION] = public if _is_value(public, hidden=True) else {}
     return {key: value for key, value in notes.items() if value}
 
 
@@ -107,7 +108,10 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
     if not isinstance(config, transformers.PreTrainedConfig) or not noted:
         return
     mine = _values(config)
-    known = {k: v for k, v in noted.get(CONFIG, {}).items() if k in mine and k not in set(given) | _skipped(model)}
+    skipped = set(given) | _skipped(model)
+    if not hasattr(model, "num_labels"):  # only a classifier looks for the token that pads
+        skipped |= {key for key in mine if key.endswith("_token_id")}
+    known = {k: v for k, v in noted.get(CONFIG, {}).items() if k in mine and k not in skipped}
     other = [f"{k}={_shown(v)} (here {_shown(mine[k])})" for k, v in known.items() if not _covers(mine[k], v)]
     quantised, here = noted.get(QUANTISATION), mine.get(QUANTISATION)
     if quantised and QUANTISATION not in given and not (isinstance(here, dict) and _same_bits(quantised, here)):
@@ -119,6 +123,11 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
             "name alone, and its base is loaded so.",
             stacklevel=4,
         )
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and GENERATION not in given:
+        unlike = _known(noted.get(GENERATION, {}), generation, _NO_SETTINGS)
+        if unlike:
+            logger.warning("The adapter was trained with generation_config=%s, which this model has not.", unlike)
 
 
 def _checkpoint(model: Any, place: Mapping[str, Any]) -> tuple[Any, Any] | None:
@@ -161,9 +170,9 @@ def _difference(mine: Mapping[str, Any], own: Mapping[str, Any], skipped: set[st
     """Return what differs, of parts that are configs themselves only that."""
     found: dict[str, Any] = {}
     for key, value in mine.items():
-        if key in skipped or key.startswith("_") or value == own.get(key):
-            continue
         before = own.get(key)
+        if key in skipped or key.startswith("_") or value == before or (before is None and _UNSAID.get(key) == value):
+            continue
         if isinstance(value, dict) and isinstance(before, dict) and "model_type" in value:
             value = _difference(value, before, skipped | _SIZES_OF_TABLES)
             if not value:
@@ -179,9 +188,9 @@ def _noted(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(found, Mapping) or len(json.dumps(found)) > _LONGEST:
         return {}
     parts = {part: found[part] for part in (CONFIG, GENERATION, QUANTISATION) if isinstance(found.get(part), dict)}
-    safe = {
-        p: {k: v for k, v in values.items() if _is_value(v, hidden=p == QUANTISATION)} for p, values in parts.items()
-    }
+    safe = {part: {k: v for k, v in values.items() if _is_value(v)} for part, values in parts.items()}
+    if QUANTISATION in parts:  # all of it or nothing
+        safe[QUANTISATION] = parts[QUANTISATION] if _is_value(parts[QUANTISATION], hidden=True) else {}
     return {part: values for part, values in safe.items() if values}
 
 
@@ -206,10 +215,10 @@ def _is_value(value: object, depth: int = 0, hidden: bool = False) -> bool:
     """
     if isinstance(value, str):
         return len(value) <= 200 and not {"/", "\\"} & {*value} and not is_private(value)
-    if isinstance(value, dict) and depth < 4:
+    if isinstance(value, dict) and depth < _DEEPEST:
         names = all((hidden or not k.startswith("_")) and k not in _NO_SETTINGS - {"model_type"} for k in value)
         return names and all(_is_value(v, depth + 1, hidden) for v in value.values())
-    if isinstance(value, list) and depth < 4:
+    if isinstance(value, list) and depth < _DEEPEST:
         return all(_is_value(v, depth + 1, hidden) for v in value)
     return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
