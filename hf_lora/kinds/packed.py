@@ -34,5 +34,6 @@ class PackedKind(Kind):
 
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         raise TargetError(
-            "its weight is packed (quantised) and cannot be merged into; load the base in float (quantization_config=None)."
+            "its weight is packed (quantised): nothing can be merged into it. "
+            "Load the base in float (quantization_config=None)."
         )

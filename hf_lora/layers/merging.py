@@ -36,7 +36,8 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
             raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
         if not is_plain(value) and is_packed(value):
             raise MergeError(
-                f"{parameter} is packed (quantised) and cannot be merged into; load the base in float (quantization_config=None)."
+                f"{parameter} is packed (quantised): nothing can be merged into it. "
+                "Load the base in float (quantization_config=None)."
             )
         with torch.no_grad():
             merged = adapter.run(formula, _widened(value, dtype))
