@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BaseMismatchError, ModelError
-from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft
+from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft, note_new
 from .trained_model import is_a
 
 __all__ = ["finds_none", "load_adapter", "notes_new_rows", "owner_of", "refuses_lora_models", "takes_adapters"]
@@ -39,12 +39,25 @@ def takes_adapters(original: classmethod) -> classmethod:
         owner = owner_of(name, kwargs)
         if owner != "hf_lora":
             with decided(owner):  # an auto class hands on to the model's class, which need not look again
-                return original.__func__(cls, name, *args, **kwargs)
+                return _loaded(cls, original.__func__, name, *args, **kwargs)
         if args:
             raise ModelError(f"{os.fspath(name)} is an adapter; further positional arguments have no meaning with it.")
         return load_adapter(cls, name, kwargs)
 
     return classmethod(from_pretrained)
+
+
+def _loaded(cls: type, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what from_pretrained gives; a model's parameters that its checkpoint did not fill are noted on it."""
+    if not hasattr(cls, "tie_weights"):  # an auto class
+        return load(cls, *args, **kwargs)
+    asked = kwargs.pop("output_loading_info", False)
+    result = load(cls, *args, output_loading_info=True, **kwargs)
+    match result:
+        case (model, dict() as info):
+            note_new(model, info)
+            return result if asked else model
+    return result
 
 
 def owner_of(name: Any, kwargs: Mapping[str, Any]) -> Owner:

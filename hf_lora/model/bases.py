@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transformers
@@ -13,20 +12,17 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
-from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES
 from ..errors import ConfigError, LoRAError, ModelError, some
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
 from ..formats.keys import plain_keys
 from ..formats.peft import PREFIX
-from ..layers.layer import base_modules
-from ..targets.names import as_endings, match_names, saved_modules
-from .hooks import plainly
+from .hooks import note_new, plainly
 from .provenance import BASE_NOTE
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
-__all__ = ["head_modules", "load_base", "load_base_of"]
+__all__ = ["load_base", "load_base_of"]
 
 logger = logging.get_logger(__name__)
 
@@ -43,17 +39,16 @@ def load_base(
     auto_class: type | str | None,
     model_args: Iterable[Any],
     kwargs: Mapping[str, Any],
-) -> tuple[nn.Module, frozenset[str]]:
-    """Load a base model and return it with the names of the parameters that its checkpoint did not hold.
+) -> nn.Module:
+    """Load a base model and return it; which parameters its checkpoint did not hold is noted on it.
 
     kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told.
     """
     cls = _model_class(name, task_type, auto_class, kwargs)
     with plainly():
         model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())}
-    own = {n for n, _ in model.named_parameters()}
-    return model, frozenset((set(info.get("missing_keys", ())) | mismatched) & own)
+    note_new(model, info)
+    return model
 
 
 def load_base_of(
@@ -61,10 +56,9 @@ def load_base_of(
 ) -> nn.Module:
     """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
 
-    Transformers would report a head that the adapter holds as new and untrained; that report is kept back, and a
-    warning names the new parameters that the adapter does not hold. Nothing in an adapter lets code run: only the
-    caller's kwargs can hold trust_remote_code. Raises ModelError, with the cause chained, where the base cannot be
-    named or loaded.
+    Transformers would report a head that the adapter holds as new and untrained; that report is kept back. Nothing in
+    an adapter lets code run: only the caller's kwargs can hold trust_remote_code. Raises ModelError, with the cause
+    chained, where the base cannot be named or loaded.
     """
     base = base_model or _named_base(adapter)
     if base_model is None and adapter.config.revision:
@@ -77,7 +71,7 @@ def load_base_of(
         # The size of an alphabet is that of CTC's head, which the adapter holds.
         resized = {"ignore_mismatched_sizes": True} if "vocab_size" in settings else {}
         kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-        model, new = load_base(base, adapter.config.task_type, cls, (), kwargs)
+        model = load_base(base, adapter.config.task_type, cls, (), kwargs)
     except LoRAError:
         raise
     except Exception as error:
@@ -87,13 +81,6 @@ def load_base_of(
     finally:
         logging.set_verbosity(verbosity)
     _tell(adapter, settings | (apply_to_generation(adapter.notes, model) if "generation_config" not in kwargs else {}))
-    left = sorted(new - {key.removeprefix(PREFIX) for key in plain_keys(adapter.tensors).values()})
-    if left:
-        warnings.warn(
-            f"{len(left)} parameters are neither in the checkpoint of {base} nor in the adapter {adapter.source.name} "
-            f"and start at random: {some(left)}.",
-            stacklevel=2,
-        )
     return model
 
 
@@ -219,28 +206,6 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
         f"the config of {name} names {architectures or 'no architecture'}, which is not in transformers "
         f"{transformers.__version__}; pass task_type in the LoRAConfig, or auto_class='AutoModelFor...'."
     )
-
-
-def head_modules(model: nn.Module, config: LoRAConfig, new: Collection[str]) -> list[str] | None:
-    """Return modules_to_save with the model's new or task-specific heads added; None where there are none.
-
-    new: names of newly initialised parameters. Each is covered by the largest module that is new as a whole, or
-    by the module that owns it.
-    """
-    modules = dict(base_modules(model))
-    heads = TASK_TYPES[config.task_type].heads if config.task_type else ()
-    names = [n for n in match_names(heads, modules) if "." not in n]
-    covered: list[str] = []
-    for parameter in sorted(new):
-        module = above = parameter.rpartition(".")[0]
-        while above and all(f"{above}.{n}" in new for n, _ in modules[above].named_parameters()):
-            module, above = above, above.rpartition(".")[0]
-        if module:
-            covered.append(module)
-    names = [n for n in dict.fromkeys([*names, *covered]) if any(True for _ in modules[n].parameters())]
-    given = list(config.modules_to_save or ())
-    extra = [n for n in names if n not in saved_modules(given, modules)]
-    return [*given, *as_endings(extra, list(modules))] or None
 
 
 def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ModelError
+from ..errors import ModelError, full_name, some
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
 from ..formats.opening import open_adapter
@@ -19,7 +20,8 @@ from ..layers.specialising import Specialised, refine, restore
 from ..layers.state import CHANGES, AdapterState
 from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
-from .bases import head_modules, load_base, load_base_of
+from .bases import load_base, load_base_of
+from .heads import left_at_random, with_heads
 from .overrides import takes_gradients
 from .provenance import BASE_NOTE, commit_of
 from .selecting import remove, select
@@ -58,9 +60,8 @@ def from_pretrained(
     if base_model is not None:
         raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
     config = as_config(lora_config)
-    model, new = load_base(name, config.task_type, auto_class, model_args, kwargs)
-    revision = kwargs.get("revision") or config.revision
-    config = config.copy(modules_to_save=head_modules(model, config, new), revision=revision)
+    model = load_base(name, config.task_type, auto_class, model_args, kwargs)
+    config = config.copy(revision=kwargs.get("revision") or config.revision)
     result = from_model(mixin, model, config, adapter_name)
     result._lora.commit, result._lora.place = commit_of(name, kwargs), _place(kwargs)
     return result
@@ -71,14 +72,13 @@ def from_model(mixin: type[Specialised], model: nn.Module, lora_config: LoRAConf
     if not isinstance(model, nn.Module):
         raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
     config, model = as_config(lora_config), uncompiled(model)
-    config = config.copy(modules_to_save=head_modules(model, config, ()))
     return _entered(mixin, model, lambda: add_fresh(model, config, adapter_name))
 
 
 def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
     """Add a fresh adapter to a LoRAModel and select it."""
     with own_head(model), CHANGES:
-        config = with_new_rows(model, as_config(lora_config))
+        config = with_new_rows(model, with_heads(model, as_config(lora_config)))
         warn_of_task(model, config)
         base = getattr(model, "name_or_path", None) or config.base_model_name_or_path
         adding.add(model, model._lora, config.copy(base_model_name_or_path=base), adapter_name)
@@ -107,6 +107,14 @@ def add_saved(
         record, settings = model._lora.records[adapter_name], files.notes.get(SETTINGS_NOTE)
         record.origin = replace(record.origin, settings=settings if isinstance(settings, dict) else None)
         select(model._lora, adapter_name)
+    adapters = ((n, a) for n, layer in model._lora.layers.items() for a in layer.carried(adapter_name).values())
+    held = {full_name(module, adapter.parameter) for module, adapter in adapters if adapter.row.whole}
+    if left := left_at_random(model, held):
+        warnings.warn(
+            f"{len(left)} parameters are neither in the checkpoint of the base nor in the adapter {files.source.name} "
+            f"and start at random: {some(left)}.",
+            stacklevel=3,
+        )
 
 
 def _place(kwargs: Mapping[str, Any]) -> dict[str, Any]:

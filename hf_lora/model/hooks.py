@@ -1,16 +1,29 @@
-"""What the integrations set and ask here, without torch: who hears of a new LoRAModel, who looks for adapters."""
+"""What the integrations set and ask here, without torch: who hears of a new LoRAModel, who looks for adapters, what is
+new in a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["LISTENERS", "OWNER", "Owner", "decided", "leave_adapters_to_peft", "leaves_adapters_to_peft", "plainly"]
+__all__ = [
+    "LISTENERS",
+    "NEW",
+    "OWNER",
+    "Owner",
+    "decided",
+    "leave_adapters_to_peft",
+    "leaves_adapters_to_peft",
+    "note_new",
+    "plainly",
+]
 
 # Called when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack.
 LISTENERS: list[Callable[[], None]] = []
+NEW = "_lora_new_parameters"  # of a model: the names of its parameters that its checkpoint did not fill
 Owner = Literal["hf_lora", "peft", "nobody"]  # who is to load the adapter that a model's name stands for
 OWNER: ContextVar[Owner | None] = ContextVar("hf_lora_owner", default=None)  # None: nobody has looked yet
 
@@ -52,3 +65,13 @@ def plainly() -> AbstractContextManager[None]:
     `from_pretrained` loads there the model alone, whatever adapter lies in its folder; Transformers with PEFT as well.
     """
     return decided("nobody")
+
+
+def note_new(model: Any, info: Mapping[str, Any]) -> None:
+    """Note on a model which of its parameters its checkpoint did not fill.
+
+    info: what Transformers' `from_pretrained` tells of the loading.
+    """
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())}
+    own = {name for name, _ in model.named_parameters()}
+    model.__dict__[NEW] = frozenset((set(info.get("missing_keys", ())) | mismatched) & own)

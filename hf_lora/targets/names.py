@@ -23,6 +23,7 @@ __all__ = [
     "as_endings",
     "find_targets",
     "input_table",
+    "is_excluded",
     "is_inside",
     "is_saved",
     "layer_of",
@@ -142,9 +143,14 @@ def _named(config: LoRAConfig, names: Iterable[str]) -> list[str]:
     return [n for n in match_names(spec, names) if n in spec or _in_layers(config, n)]
 
 
-def _is_out(config: LoRAConfig, name: str) -> bool:
+def is_excluded(config: LoRAConfig, name: str) -> bool:
+    """Return whether a module of that full name is one of exclude_modules."""
     out = config.exclude_modules
-    if out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])):
+    return bool(out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])))
+
+
+def _is_out(config: LoRAConfig, name: str) -> bool:
+    if is_excluded(config, name):
         return True
     return is_saved(config, name)  # what is saved in full carries no low-rank adapter besides, nor does anything in it
 

@@ -1,0 +1,111 @@
+"""New parts of a base: what no checkpoint filled trains in full and is saved along, or it is told that it does not.
+
+Which parameters are new is noted where a checkpoint is loaded (`hooks.note_new`). In a module that only contains
+pretrained models, what stands beside them is new.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import transformers
+from torch import nn
+
+from ..config.lora_config import LoRAConfig
+from ..config.tasks import TASK_TYPES
+from ..errors import full_name, some
+from ..layers.layer import base_modules
+from ..targets.names import (
+    as_endings,
+    find_targets,
+    is_excluded,
+    is_inside,
+    match_names,
+    parameter_names,
+    saved_modules,
+)
+from .hooks import NEW
+
+__all__ = ["left_at_random", "with_heads"]
+
+
+def with_heads(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """Return a config whose modules_to_save have the model's new parts and the heads of its task.
+
+    Each new parameter is covered by the largest module that is new as a whole, or by the module that owns it. What
+    exclude_modules names stays frozen, and so does what carries a target of the config's own. A UserWarning tells of
+    parts beside pretrained models, which nobody named, and of new parameters that no module's name covers.
+    """
+    modules = dict(base_modules(model))
+    heads = TASK_TYPES[config.task_type].heads if config.task_type else ()
+    names = [n for n in match_names(heads, modules) if "." not in n]
+    new, beside = _new_parameters(modules)
+    given = list(config.modules_to_save or ())
+    outside = _outside(model, modules, config, beside)
+    covered = [*_covering(modules, new), *outside]
+    names = [n for n in dict.fromkeys([*names, *covered]) if any(True for _ in modules[n].parameters())]
+    extra = [n for n in names if n not in saved_modules(given, modules) and not is_excluded(config, n)]
+    if told := [n for n in extra if n in outside]:
+        warnings.warn(
+            f"{some(told)}: beside the pretrained models in {type(model).__name__}, so taken to be new; trained in "
+            "full and saved along. Name such modules in modules_to_save to say so, or in exclude_modules to leave "
+            "them as they are.",
+            stacklevel=4,
+        )
+    if loose := [n for n in (*new, *beside) if "." not in n]:
+        warnings.warn(
+            f"{some(loose)}: new parameters of {type(model).__name__} itself, which stay as they are and are in no "
+            "adapter's file. Put them into a module of their own to have them trained and saved.",
+            stacklevel=4,
+        )
+    return config.copy(modules_to_save=[*given, *as_endings(extra, list(modules))] or None)
+
+
+def left_at_random(model: nn.Module, held: Collection[str]) -> list[str]:
+    """Return the parameters that neither a checkpoint filled nor an adapter holds, sorted; held: those it holds."""
+    new, _ = _new_parameters(dict(base_modules(model)))
+    return sorted({*new} - {*held})
+
+
+def _new_parameters(modules: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:
+    """Return the names of the parameters that are new in pretrained models, and of those beside all of these."""
+    parts = list(_pretrained(modules))
+    new = [full_name(name, each) for name in parts for each in sorted(modules[name].__dict__.get(NEW, ()))]
+    if not parts or "" in parts:
+        return new, []
+    inside = {id(p) for name in parts for p in modules[name].parameters()}  # an output layer may be tied to a table
+    own = ((full_name(n, key), p) for n, m in modules.items() for key, p in m._parameters.items() if p is not None)
+    return new, [name for name, p in own if id(p) not in inside]
+
+
+def _pretrained(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Yield the names of the outermost models that a checkpoint filled; in a plain module, of any of Transformers'."""
+    models = {n: m for n, m in modules.items() if isinstance(m, transformers.PreTrainedModel)}
+    filled = {n for n, m in models.items() if NEW in m.__dict__ or bool(getattr(m, "name_or_path", None))}
+    found = filled or (set() if "" in models else set(models))
+    yield from (n for n in modules if n in found and not any(n != o and is_inside(n, o) for o in found))
+
+
+def _covering(modules: Mapping[str, nn.Module], new: Iterable[str]) -> list[str]:
+    """Return the modules that cover new parameters, each the largest that is new as a whole."""
+    wanted = set(new)
+    others = {above for name in parameter_names(modules) if name not in wanted for above in _above(name)}
+    largest = [next((n for n in _above(name) if n not in others), name.rpartition(".")[0]) for name in sorted(wanted)]
+    return [name for name in dict.fromkeys(largest) if name]
+
+
+def _above(name: str) -> list[str]:
+    """Return the names of the modules that a parameter is in, the outermost below the model first."""
+    words = name.split(".")
+    return [".".join(words[:i]) for i in range(1, len(words))]
+
+
+def _outside(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRAConfig, beside: list[str]) -> list[str]:
+    """Return the modules that cover the parameters beside pretrained models and carry no target of the config."""
+    covering = _covering(modules, beside)
+    if not covering:
+        return []
+    targets, parameters = find_targets(model, config.copy(modules_to_save=None), modules)
+    targets += [name.rpartition(".")[0] for name in parameters]
+    return [name for name in covering if not any(is_inside(target, name) for target in targets)]
