@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hf_lora.errors import AdapterStateError, MergeError
 
 from .cases import PAIRS, adapted, move
 from .peek import LF, LoRA
-from .tiny import IDS, tiny
+from .tiny import CLOSE, IDS, tiny
 from .trainings import same, weights
 
 METHODS = pytest.mark.parametrize("method", ["merge_adapter", "merge_and_unload"])
@@ -245,3 +246,74 @@ def test_adding_a_product_leaves_the_weight_as_it_was(dtype: torch.dtype) -> Non
     assert got.dtype is dtype
     assert ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * terms).all()
     assert torch.equal(weight, before)
+
+
+# --- tied tables, and one merge after another -----------------------------------------------------------------------
+
+ROWS = LoRAConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 7])
+HEAD = LoRAConfig(r=2, target_modules=["lm_head", "q_proj"])
+TIES: dict[str, tuple[LoRAConfig, bool]] = {
+    "rows of both": (ROWS, True),
+    "the head alone": (HEAD, False),
+    "nothing of either": (LoRAConfig(r=2, target_modules=["q_proj"]), True),
+}
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["at once", "merged before"])
+@pytest.mark.parametrize(("config", "stays"), TIES.values(), ids=TIES)
+def test_merging_for_good_parts_tied_tables_only_where_they_differ(
+    config: LoRAConfig, stays: bool, first: bool, tmp_path: Path
+) -> None:
+    model = LoRAModel.from_model(tiny("llama", tie_word_embeddings=True), config)
+    move(model)
+    want = model.eval()(IDS).logits
+    if first:
+        model.merge_adapter()
+    plain = model.merge_and_unload()
+    assert (plain.lm_head.weight is plain.get_input_embeddings().weight) == stays
+    assert plain.config.tie_word_embeddings == stays
+    plain.save_pretrained(tmp_path)
+    assert torch.allclose(type(plain).from_pretrained(tmp_path)(IDS).logits, want, **CLOSE)
+
+
+def _three() -> LoRAModel:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, target_modules=["q_proj", "v_proj"]), "a")
+    for name in ("b", "c"):
+        model.add_adapter(LoRAConfig(r=2, target_modules=["q_proj", "o_proj"]), name)
+    for name in "cba":
+        model.set_adapter(name)
+        move(model)
+    return model.eval()
+
+
+def test_an_adapter_is_merged_on_top_of_another_and_all_come_out_again() -> None:
+    model = _three()
+    base = {name: p.clone() for name, p in model.named_parameters() if "adapters" not in name}
+    model.set_adapter(["a", "b"])
+    want = model(IDS).logits
+    model.merge_adapter(["a"])
+    model.merge_adapter(["b"])
+    assert torch.allclose(model(IDS).logits, want, **CLOSE)
+    at_once = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(AdapterStateError, match="merged"):
+        model.merge_adapter(["a", "b"])
+    model.unmerge_adapter()
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+    model.merge_adapter(["a", "b"])
+    assert all(torch.equal(p, at_once[name]) for name, p in model.named_parameters())
+    model.unmerge_adapter()
+    model.merge_adapter(["a"])
+    assert torch.allclose(model.merge_and_unload(["b"])(IDS).logits, want, **CLOSE)
+
+
+def test_an_adapter_that_is_not_merged_can_be_deleted_meanwhile() -> None:
+    model = _three()
+    want = model(IDS).logits
+    model.merge_adapter()
+    model.delete_adapter("c")
+    with pytest.raises(AdapterStateError, match="'a'.*merged"):
+        model.delete_adapter(["b", "a"])
+    assert list(model.peft_config) == ["a", "b"]
+    assert torch.allclose(model(IDS).logits, want, **CLOSE)
+    model.unmerge_adapter()
+    assert torch.allclose(model(IDS).logits, want, **CLOSE)

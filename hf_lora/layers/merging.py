@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .offload import is_elsewhere
 from .state import Route
 from .tying import is_plain
 
-__all__ = ["check_merge", "check_swap_back", "merge_losses", "merged_values", "swap_back", "swap_in"]
+__all__ = ["check_merge", "check_swap_back", "merge_losses", "merged_values", "originals", "swap_back", "swap_in"]
 
 
 def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
     values: dict[str, Tensor] = {}
 
     def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor]) -> None:
-        value = values.get(parameter, own_tensor(layer, parameter))
+        value = values.get(parameter, _base(layer, parameter))
         if value is None and parameter == "bias":
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
         if value is None or value.is_meta:
@@ -64,7 +64,7 @@ def merge_losses(
     for adapter in _named(layer, names):
         chains.setdefault(adapter.parameter, []).append(adapter)
     for parameter, chain in chains.items():
-        own = own_tensor(layer, parameter)
+        own = _base(layer, parameter)
         if own is None or own.is_meta or not own.is_floating_point() or not is_plain(own):
             continue
         own = _widened(own, dtype)
@@ -81,7 +81,7 @@ def merge_losses(
 def check_merge(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> None:
     """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
     for adapter in _named(layer, names):
-        own = own_tensor(layer, adapter.parameter)
+        own = _base(layer, adapter.parameter)
         told = own is not None and not own.is_meta and own.is_floating_point()
         if not told or not low_rank.stays_finite(_widened(own, dtype), adapter.largest_change()):  # type: ignore[arg-type]
             merged_values(layer, names, dtype)
@@ -94,7 +94,7 @@ def swap_in(layer: LoRALayer, values: dict[str, Tensor], keep: bool) -> None:
         own = own_tensor(layer, parameter)
         assert own is not None
         if keep:
-            layer._originals[parameter] = own
+            layer._originals.setdefault(parameter, own)  # others may be merged already
         _put(layer, parameter, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
 
 
@@ -109,11 +109,21 @@ def check_swap_back(layer: LoRALayer) -> None:
             )
 
 
+def originals(merged: Iterable[LoRALayer]) -> dict[int, Tensor]:
+    """Return the base's own tensors of layers, by the id of what is merged in their place."""
+    return {id(own_tensor(layer, name)): own for layer in merged for name, own in layer._originals.items()}
+
+
 def swap_back(layer: LoRALayer) -> None:
     """Put the base's own tensors back: the same objects, hence the same bits, and tied again where they were."""
     for parameter, own in layer._originals.items():
         _put(layer, parameter, own)
     layer._originals.clear()
+
+
+def _base(layer: LoRALayer, parameter: str) -> Tensor | None:
+    """Return the base's own tensor, of a layer that is merged as well."""
+    return layer._originals.get(parameter, own_tensor(layer, parameter))
 
 
 def _named(layer: LoRALayer, names: Route) -> list[Adapter]:

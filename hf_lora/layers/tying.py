@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["is_plain", "tied_groups", "untie"]
 
 
-def tied_groups(model: nn.Module) -> list[tuple[str, ...]]:
-    """Return the groups of parameter names that share one parameter."""
+def tied_groups(model: nn.Module, originals: Mapping[int, Tensor]) -> list[tuple[str, ...]]:
+    """Return the groups of parameter names that share one parameter.
+
+    originals: what a merged parameter was before, by its id.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(originals.get(id(parameter), parameter)), []).append(name)
     return [tuple(group) for group in names.values() if len(group) > 1]
 
 
@@ -25,9 +30,12 @@ def is_plain(tensor: object) -> bool:
 def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     """Where merging parted weights that were tied, part them wholly, so that a reloaded model is the same.
 
+    Those that it left equal, such as a table and a head of which the same rows were trained, are tied again.
+
     The config says no longer that they are tied, and every name has a parameter of its own: what still shared one
     would be saved once and tied to the wrong one again.
     """
+    _tie_equal(model, tied)
     now = dict(model.named_parameters(remove_duplicate=False))
     parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
     for group in parted:
@@ -51,6 +59,19 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     if keys is not None:
         gone = {n for g in parted for n in g}
         model.__dict__["all_tied_weights_keys"] = {k: v for k, v in keys.items() if not {k, v} <= gone}
+
+
+def _tie_equal(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
+    now = dict(model.named_parameters(remove_duplicate=False))
+    for first, *others in filter(None, ([n for n in group if n in now] for group in tied)):
+        if any(now[n] is not now[first] for n in others) and all(_equal(now[n], now[first]) for n in others):
+            for name in others:
+                owner, _, leaf = name.rpartition(".")
+                model.get_submodule(owner)._parameters[leaf] = now[first]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or (not one.is_meta and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _parted(model: nn.Module, name: str, module: nn.Module) -> nn.Module:

@@ -52,7 +52,7 @@ def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -
     state: AdapterState = model._lora
     check_in_place(model, model._lora)
     _refuse_shards(model)
-    names = _chosen(state, given)
+    names = _on_top(state, given)
     _tell_loss(state, names, verify)
     with CHANGES:
         state.refuse_inside("merge_adapter")
@@ -92,6 +92,8 @@ def merge_and_unload(
     Raises MergeError with nothing merged: every layer is looked at before the first is written.
     """
     state: AdapterState = model._lora
+    if state.merged and given is not None and set(names_of(state, given)) - set(state.merged):
+        merge(model, given, verify)
     names = state.merged or _chosen(state, given)
     state.refuse_inside("merge_and_unload")
     check_in_place(model, model._lora)
@@ -109,7 +111,7 @@ def merge_and_unload(
             model.to(dtype)
             if getattr(model, "config", None) is not None:
                 model.config.dtype = dtype
-        tied = tied_groups(model)
+        tied = tied_groups(model, layers.originals(state.layers.values()))
         if not state.merged:
             for module, layer in state.layers.items():
                 with _merging(module):
@@ -137,6 +139,14 @@ def _chosen(state: AdapterState, given: str | Sequence[str] | None) -> Route:
     if not names:
         raise AdapterStateError("no adapter is active, so there is nothing to merge; name one, or call unload().")
     return names
+
+
+def _on_top(state: AdapterState, given: str | Sequence[str] | None) -> Route:
+    """Return what is merged once the adapters that a caller gives are: those that were before, and the new ones."""
+    names = state.selected if given is None else names_of(state, given)
+    if not set(names) - set(state.merged):
+        return _chosen(state, given)
+    return tuple(dict.fromkeys((*state.merged, *names)))
 
 
 def _check(state: AdapterState, names: Route, dtype: torch.dtype | None = None) -> None:

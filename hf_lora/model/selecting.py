@@ -38,11 +38,15 @@ def select(state: AdapterState, given: str | Sequence[str]) -> None:
         names = names_of(state, given)
         state.refuse_while_merged("set_adapter")
         check_together(state, names)
-        changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
-        state.selected = names
-        for layer in state.layers.values() if changed & state.trainable else ():
-            for name in changed & state.trainable:
-                require_grad(layer, name, name in names)
+        _choose(state, names)
+
+
+def _choose(state: AdapterState, names: Route) -> None:
+    changed = {n for n in {*names, *state.selected} if (n in names) != (n in state.selected)} | set(names)
+    state.selected = names
+    for layer in state.layers.values() if changed & state.trainable else ():
+        for name in changed & state.trainable:
+            require_grad(layer, name, name in names)
 
 
 def check_together(state: AdapterState, names: Sequence[str]) -> None:
@@ -128,10 +132,11 @@ def delete(state: AdapterState, given: str | Sequence[str]) -> None:
     """Remove adapters, all or none; layers that carried no other get their own class back."""
     with CHANGES, BLOCKS:
         names = names_of(state, given)
-        state.refuse_while_merged("delete_adapter")
+        if set(names) & set(state.merged):
+            state.refuse_while_merged("delete_adapter")
         for name in names:
             state.refuse_inside("delete_adapter", name)
-        select(state, [n for n in state.selected if n not in names])
+        _choose(state, tuple(n for n in state.selected if n not in names))
         for name in names:
             remove(state, name)
 
