@@ -237,3 +237,32 @@ def test_rows_that_are_named_twice_train_once_and_come_back(tmp_path: Path) -> N
     model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, trainable_token_indices=[33, 33, 3]))
     live = _saved(model, tmp_path)
     assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=base)(IDS).logits, live)
+
+
+TIED = {"vocab_size": 35, "tie_word_embeddings": True}
+# What is asked of one table twice: the base's settings, the config's, and whether its meaning is plain.
+TWICE: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "the same rows of both tied names": (TIED, {"rows": {"lm_head": [3, 7], "embed_tokens": [7, 3]}}, True),
+    "the same rows by two endings": ({}, {"rows": {"embed_tokens": [3], "model.embed_tokens": [3, 3]}}, True),
+    "rows of two tables": ({}, {"rows": {"embed_tokens": [3], "lm_head": [5]}}, True),
+    "rows beside a tied layer that is saved whole": (TIED, {"rows": [3, 7], "saved": ["lm_head"]}, True),
+    "rows of a tied layer beside the table saved": (TIED, {"rows": {"lm_head": [3]}, "saved": ["embed_tokens"]}, True),
+    "other rows of the tied name": (TIED, {"rows": {"lm_head": [3, 7], "embed_tokens": [5]}}, False),
+    "other rows by two endings": ({}, {"rows": {"embed_tokens": [3], "model.embed_tokens": [5]}}, False),
+    "rows of a table that is saved whole": ({}, {"rows": [3], "saved": ["embed_tokens"]}, False),
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_table_that_is_asked_for_twice_comes_back_as_it_trained_or_is_refused(case: str, tmp_path: Path) -> None:
+    sizes, given, is_plain = TWICE[case]
+    config = LoRAConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices=given["rows"], modules_to_save=given.get("saved")
+    )
+    base = tiny("llama", **{"vocab_size": 35, **sizes})
+    if not is_plain:
+        with pytest.raises(ConfigError, match="trainable_token_indices"):
+            LoRAModel.from_model(base, config)
+        return
+    live = _saved(LoRAModel.from_model(copy.deepcopy(base), config), tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=base)(IDS).logits, live)

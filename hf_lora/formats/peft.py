@@ -26,7 +26,7 @@ from ..errors import full_name, some
 from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
-from ..targets.plan import Site, low_rank_sites, tied_sites
+from ..targets.plan import Site, low_rank_sites, rows_of, tied_sites
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
@@ -99,7 +99,7 @@ def read_sites(
         raise mismatch(modules, unexpected, problems, len(tensors))
     _warn_of_doubled_updates(modules, config, [site for site, _ in found])
     saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
-    tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site)]
+    tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site, config)]
     return [*saved_first, *((site, {}) for site in tied)]
 
 
@@ -186,9 +186,8 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
         return Site(parameter, role, module=module)
     if row.of_rows:
         wanted = config.trainable_token_indices or ()
-        if isinstance(wanted, Mapping):
-            wanted = next((rows for name, rows in wanted.items() if match_names([name], [module])), ())
-        return Site("weight", role, module=module, rows=tuple(wanted))
+        wanted = rows_of(wanted, module) if isinstance(wanted, Mapping) else tuple(wanted)
+        return Site("weight", role, module=module, rows=wanted)
     attentions = [n for n in (module, module.rpartition(".")[0]) if isinstance(modules.get(n), nn.MultiheadAttention)]
     raw = match_names(config.target_parameters or (), [full_name(module, parameter)])
     (target, *_) = (*attentions, *raw, module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -20,10 +20,10 @@ from ..layers.specialising import base_of
 from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from .names import find_targets, input_table, match_names, saved_modules
+from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 
-__all__ = ["Site", "low_rank_sites", "plan", "saved_sites", "tied_sites", "token_sites"]
+__all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,14 @@ def saved_sites(module: nn.Module, name: str) -> list[Site]:
     return found
 
 
-def tied_sites(modules: Mapping[str, nn.Module], site: Site) -> list[Site]:
-    """Return the sites of the layers tied to a table whose rows train: they share its adapter."""
+def tied_sites(modules: Mapping[str, nn.Module], site: Site, config: LoRAConfig) -> list[Site]:
+    """Return the sites of the layers tied to a table whose rows train: they share its adapter.
+
+    A layer that the config saves whole has all of its rows in a table of its own.
+    """
     table = modules[site.module]._parameters["weight"]
-    names = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != site.module]
+    tied = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != site.module]
+    names = [n for n in tied if not is_saved(config, n)]
     return [replace(site, module=n, shares=site.module) for n in names]
 
 
@@ -244,22 +248,46 @@ def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.M
     if not wanted:
         return []
     by_name = wanted if isinstance(wanted, Mapping) else {_input_embeddings(model, modules): wanted}
-    sites = []
-    for ending, rows in by_name.items():
+    tables: dict[int, list[str]] = {}  # of each table that is named, the modules that it is named by
+    for ending in by_name:
         names = [n for n in match_names([ending], modules) if isinstance(modules[n], nn.Embedding | nn.Linear)]
         if not names:
             raise TargetError(
                 f"trainable_token_indices names {ending!r}, which ends the name of no embedding and no output layer."
             )
         for name in names:
-            table = modules[name]._parameters["weight"]
-            assert table is not None
-            if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
-                raise ConfigError(f"trainable_token_indices {bad} are outside {name}'s {table.shape[0]} rows.")
-            unique = tuple(dict.fromkeys(int(i) for i in rows))
-            site = Site("weight", TOKENS.name, module=name, rows=unique)
-            sites += [site, *tied_sites(modules, site)]
-    return sites
+            tables.setdefault(id(modules[name]._parameters["weight"]), []).append(name)
+    return [site for names in tables.values() for site in _sites_of_table(modules, config, by_name, names)]
+
+
+def _sites_of_table(
+    modules: Mapping[str, nn.Module], config: LoRAConfig, by_name: Mapping[str, Sequence[int]], names: list[str]
+) -> list[Site]:
+    """Return the sites of one table's trained rows. Raises ConfigError where they are not one list of its rows."""
+    endings = [ending for ending in by_name if match_names([ending], names)]
+    if len({frozenset(by_name[ending]) for ending in endings}) > 1:
+        raise ConfigError(
+            f"trainable_token_indices names one table by {', '.join(map(repr, endings))}, each with other rows; name "
+            "it once, with every row that is to train."
+        )
+    if saved := [n for n in names if is_saved(config, n)]:
+        raise ConfigError(
+            f"trainable_token_indices and modules_to_save both name {saved[0]}, whose rows train already where it is "
+            "saved whole; name it in one of them."
+        )
+    owner = next((n for n in names if isinstance(modules[n], nn.Embedding)), names[0])  # PEFT's place for it
+    table, rows = modules[owner]._parameters["weight"], rows_of(by_name, owner)
+    assert table is not None
+    if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
+        raise ConfigError(f"trainable_token_indices {bad} are outside {owner}'s {table.shape[0]} rows.")
+    site = Site("weight", TOKENS.name, module=owner, rows=rows)
+    return [site, *tied_sites(modules, site, config)]
+
+
+def rows_of(by_name: Mapping[str, Sequence[int]], module: str) -> tuple[int, ...]:
+    """Return the rows that trainable_token_indices names for a module, each once."""
+    rows = next((rows for ending, rows in by_name.items() if match_names([ending], [module])), ())
+    return tuple(dict.fromkeys(int(row) for row in rows))
 
 
 def _input_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
