@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterStateError, ModelError, TargetError
+from hf_lora.errors import ModelError, TargetError
 
 from .peek import uploading
 from .tiny import tiny
@@ -108,7 +108,8 @@ def test_the_reference_is_the_base_and_no_second_one_is_made(tmp_path: Path) -> 
     assert losses(run) == losses(explicit)
 
 
-def test_a_trained_adapter_is_compared_with_itself_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["loaded as ref", "copied"])
+def test_a_trained_adapter_is_compared_with_itself_as_it_was(own: bool, tmp_path: Path) -> None:
     first = llama(7)
     sft(first, tmp_path / "sft", max_steps=4).train()
     first.save_pretrained(tmp_path / "adapter")
@@ -116,13 +117,12 @@ def test_a_trained_adapter_is_compared_with_itself_as_it_was(tmp_path: Path) -> 
     def loaded() -> LoRAModel:
         return LoRAModel.from_pretrained(str(tmp_path / "adapter"), base_model=base(), is_trainable=True)
 
-    with pytest.raises(AdapterStateError, match="load_adapter"):
-        dpo(loaded(), tmp_path / "refused")
     model = loaded()
-    model.load_adapter(str(tmp_path / "adapter"), "ref")
-    model.set_adapter("default")
-    frozen = {k: v for k, v in weights(model).items() if ".ref." in k}
+    if own:
+        model.load_adapter(str(tmp_path / "adapter"), "ref")
+        model.set_adapter("default")
     run = dpo(model, tmp_path / "ours", max_steps=4)
+    frozen = {k: v for k, v in weights(model).items() if ".ref." in k}
     explicit = dpo(loaded(), tmp_path / "explicit", ref_model=loaded().eval(), max_steps=4)
     for one in (run, explicit):
         torch.manual_seed(1)
@@ -151,11 +151,32 @@ def test_disabled_dropout_is_disabled_in_the_adapters_too(tmp_path: Path) -> Non
     assert {m.dropout for m in kept.modules() if type(m).__name__ == "LoRA"} == {0.5}
 
 
+HEADS = {
+    "LoRA": {"target_modules": ["q_proj", "lm_head"]},
+    "DoRA": {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    "saved": {"modules_to_save": ["lm_head"]},
+    "rows": {"trainable_token_indices": {"embed_tokens": [3, 4], "lm_head": [3, 4]}},
+}
+
+
 @pytest.mark.parametrize("make", [sft, dpo])
-def test_an_adapter_on_the_head_that_trl_only_reads_is_refused(make: Any, tmp_path: Path) -> None:
-    for changes in ({"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}):
-        with pytest.raises(TargetError, match="head"):
-            make(llama(**changes), tmp_path)
+@pytest.mark.parametrize("changes", HEADS.values(), ids=HEADS.keys())
+def test_an_adapter_on_the_head_that_trl_only_reads_trains(make: Any, changes: Any, tmp_path: Path) -> None:
+    model = llama(lora_dropout=0.0, **changes)
+    want = model.eval()(torch.tensor([[5, 6, 7, 8]])).logits
+    run = make(model, tmp_path, max_steps=2, save_strategy="no")
+    torch.testing.assert_close(model.eval()(torch.tensor([[5, 6, 7, 8]])).logits, want)
+    before = weights(model)
+    run.train()
+    moved = {k for k, v in weights(model).items() if not torch.equal(v, before[k])}
+    assert [k for k in moved if k.startswith("lm_head.adapters")]
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": 0.1}, {"lora_bias": True}], ids=str)
+def test_an_adapter_on_the_head_that_cannot_act_in_its_weight_is_refused(changes: Any, tmp_path: Path) -> None:
+    model = llama(target_modules=["lm_head"], **{"lora_dropout": 0.0, **changes})
+    with pytest.raises(TargetError, match="head"):
+        sft(model, tmp_path)
 
 
 def test_settings_that_would_mean_nothing_here_are_refused(tmp_path: Path) -> None:

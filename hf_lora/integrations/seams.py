@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..model.hooks import LISTENERS
-from . import missing, models, pipelines, sharded, specialising, trl
+from . import missing, models, pipelines, sharded, specialising, trl, trl_making
 from .missing import Seam
 
 __all__ = ["SEAMS", "install"]
@@ -24,8 +24,8 @@ def _resumes_deepspeed(trainer: Any, resumes: bool) -> bool:
     return bool(trainer.is_deepspeed_enabled) and (resumes or bool(trainer.args.load_best_model_at_end))
 
 
-def _is_dpo(trainer: Any, resumes: bool) -> bool:
-    return any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__)
+def _is_trl(trainer: Any, resumes: bool) -> bool:
+    return trl.is_trl(type(trainer))
 
 
 _TRAINER = "transformers.trainer"
@@ -67,9 +67,9 @@ SEAMS: tuple[Seam, ...] = (
     Seam("transformers.integrations.deepspeed", "deepspeed_load_checkpoint",
          "to read a checkpoint without its base under DeepSpeed",
          sharded.loads_partitions, required=True, needed=_resumes_deepspeed),
-    Seam("trl.trainer.dpo_trainer", "DPOTrainer.__init__",
-         "to compare with the model's own base where there is no ref_model",
-         trl.refers_to_base, needed=_is_dpo),
+    Seam("trl.trainer.base_trainer", "_BaseTrainer",
+         "to compare with the model as it was where there is no ref_model, and to take a LoRAConfig as peft_config",
+         trl_making.prepares_classes, needed=_is_trl),
 )
 # fmt: on
 _MODULES = {seam.module for seam in SEAMS}

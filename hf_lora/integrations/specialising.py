@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from . import missing, trl
+from . import missing, trl, trl_making
 from .trained_model import contains_lora, is_a, measures
 
 __all__ = ["specialises", "specialises_late"]
@@ -17,8 +17,8 @@ def specialises(original: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        model = kwargs.get("model", args[0] if args else None)
-        trl.check_head(type(self), model)
+        model = trl_making.adapted(kwargs.get("model", args[0] if args else None))
+        trl.check(type(self), model, kwargs.get("args", args[1] if len(args) > 1 else None))
         _specialise(self, model)
         original(self, *args, **kwargs)
         if _specialise(self, self.model):

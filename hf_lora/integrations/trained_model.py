@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["contains_lora", "is_a", "is_lora", "lora_model", "measures"]
+__all__ = ["contains_lora", "inner_models", "is_a", "is_lora", "lora_model", "measures"]
 
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
@@ -26,6 +27,12 @@ def is_lora(model: Any) -> bool:
 def contains_lora(model: Any) -> bool:
     """Return whether a model is a LoRAModel, or has one inside, whatever is wrapped around it."""
     return _HOME in sys.modules and hasattr(model, "modules") and any(is_lora(module) for module in model.modules())
+
+
+def inner_models(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (full name, LoRAModel) of every LoRAModel inside a model that is none itself."""
+    if contains_lora(model) and not is_lora(model):
+        yield from ((name, module) for name, module in model.named_modules() if is_lora(module))
 
 
 def measures(trainer: Any) -> bool:

@@ -20,7 +20,7 @@ from ..files.privacy import hub_id
 from ..hub.card.metadata import joined
 from ..model.saving import refuse_base_folder
 from ..training.trackers import lora_scalars
-from . import checkpoints, missing, optimizer, resuming, sharded, uploading
+from . import checkpoints, containing, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
 from .optimizer import OptimizerCheck
@@ -277,7 +277,8 @@ def specialise(trainer: Any) -> None:
 @functools.cache
 def _specialised(cls: type) -> type:
     """Return the one class of a class's Trainers of LoRAModels; it has the same names."""
-    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    names: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    names |= containing.reading(cls)
     if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
         names["create_model_card"] = _create_card_in_trl
     return type(cls.__name__, (LoRATrainer,) if cls is Trainer else (cls, LoRATrainer), names)

@@ -1,49 +1,44 @@
-"""TRL's SFTTrainer and DPOTrainer with a LoRAModel: treated as they treat PEFT's models, or refused.
+"""TRL's Trainers with a LoRAModel: what they do to a model past its modules is done for its adapters, or refused.
 
-DPO compares with the model before its training: here that is the base, without a second copy of it
-(`training/reference.py`). TRL reads the output head's weight instead of calling it, and knows dropout only as a module.
+TRL reads the output head's weight instead of calling it, knows dropout only as a module, and hands the weights to vLLM
+by their names. How the Trainers are made is in `trl_making.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import os
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-from .trained_model import is_lora
+from ..errors import ModelError
+from .trained_model import contains_lora
 
-__all__ = ["check_head", "disable_dropout", "refers_to_base"]
+__all__ = ["check", "disable_dropout", "is_trl"]
 
-
-def refers_to_base(original: Callable[..., None]) -> Callable[..., None]:
-    """Wrap DPOTrainer.__init__ for a LoRAModel: without a ref_model, the reference is its own base."""
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        if is_lora(given.arguments.get("model")) and given.arguments.get("ref_model") is None:
-            given.arguments["ref_model"] = _reference(given.arguments["model"], given.arguments.get("args"))
-        original(*given.args, **given.kwargs)
-
-    return init
+_READS = ("add_fused_lm_head", "get_output_embeddings", "lm_head.weight")  # in the source of what reads the head
 
 
-def check_head(cls: type, model: Any) -> None:
-    """Raise TargetError where a Trainer's class reads the output head's weight, so that an adapter on it is idle."""
-    if not is_lora(model) or not {"SFTTrainer", "DPOTrainer"} & {each.__name__ for each in cls.__mro__}:
+def is_trl(cls: type) -> bool:
+    """Return whether a Trainer's class is TRL's, or below one of them."""
+    return any(each.__module__.startswith("trl.") for each in cls.__mro__)
+
+
+def check(cls: type, model: Any, args: Any) -> None:
+    """Make a model fit for a Trainer of a class, before its first line.
+
+    Adapters on the output head move into its weight where the Trainer reads that instead of calling the head. Raises
+    TargetError where they cannot, and ModelError where vLLM would be given the weights without them.
+    """
+    if not contains_lora(model):
         return
-    from ..errors import TargetError
-    from ..layers.layer import LoRALayer
-
-    if isinstance(model.get_output_embeddings(), LoRALayer):
-        raise TargetError(
-            "TRL reads the weight of the output head instead of calling it, so an adapter on the head (or on token "
-            "embeddings that are tied to it) would not train. Leave it out of target_modules, modules_to_save and "
-            "trainable_token_indices, or use Transformers' Trainer."
+    if is_trl(cls) and getattr(args, "use_vllm", False):
+        raise ModelError(
+            "use_vllm=True: TRL gives vLLM the base's weights, without hf_lora's adapters. Set use_vllm=False."
         )
+    if getattr(args, "use_liger_kernel", False) or _reads_head(cls):
+        _put_head_in_read(model, args)
 
 
 def disable_dropout(model: Any, args: Any) -> None:
@@ -55,19 +50,40 @@ def disable_dropout(model: Any, args: Any) -> None:
             module.drop_nothing()
 
 
-def _reference(model: Any, args: Any) -> Any:
-    """Return DPO's reference, None where none is needed; raises AdapterStateError, ModelError."""
-    from ..errors import ModelError
-    from ..training.reference import Reference
+@functools.cache
+def _reads_head(cls: type) -> bool:
+    """Return whether a Trainer of TRL's computes with the weight of the output head; true where its source is gone."""
+    modules = {each.__module__ for each in cls.__mro__ if each.__module__.startswith("trl.")}
+    try:
+        return any(name in inspect.getsource(sys.modules[each]) for each in modules for name in _READS)
+    except (OSError, TypeError, KeyError):
+        return True
 
-    if getattr(args, "precompute_ref_log_probs", False):
-        return None  # computed before training, with the model as it is: the very reference
-    shards = os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    if shards or getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
-        raise ModelError(
-            "under FSDP and DeepSpeed the reference has to be a model of its own: pass ref_model=, the base without "
-            "adapters."
-        )
-    if getattr(args, "sync_ref_model", False):
-        raise ModelError("sync_ref_model=True moves the reference, which is the base here: pass a ref_model=.")
-    return Reference(model)
+
+def _put_head_in_read(model: Any, args: Any) -> None:
+    from ..errors import TargetError
+    from ..layers.layer import LoRALayer, put_in_read
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, LoRALayer) or not head._steps.has_behind:
+        return
+    for name in head.adapters:
+        for why in _obstacles(head, name, args):
+            raise TargetError(
+                f"this Trainer reads the weight of the output head instead of calling it, and {why} the adapter "
+                f"{name!r} cannot act in the weight. Change that, or leave the head out of target_modules (the token "
+                "embeddings as well, if they are tied to it)."
+            )
+    put_in_read(head)
+
+
+def _obstacles(head: Any, name: str, args: Any) -> Iterator[str]:
+    from ..kinds.table import KINDS
+
+    for adapter in head.carried(name).values():
+        if getattr(adapter, "dropout", 0.0) and not getattr(args, "disable_dropout", False):
+            yield f"with lora_dropout={adapter.dropout}"
+        if adapter.changes_bias:
+            yield "with lora_bias=True"
+        if adapter.low_rank and KINDS[adapter.kind].is_quantised:
+            yield "on a quantised head"

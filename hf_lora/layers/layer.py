@@ -25,7 +25,7 @@ from .state import AdapterState
 from .steps import Steps, StepsOfReplica
 from .tying import is_plain
 
-__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor"]
+__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor", "put_in_read"]
 
 TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
@@ -104,6 +104,15 @@ def attach(
         raise
     assert isinstance(layer, LoRALayer)
     return layer
+
+
+def put_in_read(layer: LoRALayer) -> None:
+    """Have every adapter of a layer live in the read of its parameter, for code that never calls the layer.
+
+    What each computes stays the same up to rounding; a weight of the layer's size is made at every read.
+    """
+    layer._steps = layer._steps.all_read()
+    _specialise(layer)
 
 
 def detach(layer: LoRALayer, name: str) -> None:

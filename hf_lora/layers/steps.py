@@ -55,6 +55,11 @@ class Steps:
         read = *self._read.get(name, ()), *(adapter for key, adapter in adapters.items() if key not in behind)
         return Steps(self._state, self._fuses, {**self._added, name: added}, {**self._read, name: read})
 
+    def all_read(self) -> Steps:
+        """Return these steps with every adapter in the read of its parameter."""
+        read = {name: (*self._read.get(name, ()), *self._added.get(name, ())) for name in {**self._read, **self._added}}
+        return Steps(self._state, self._fuses, {}, read)
+
     def without(self, name: str) -> Steps:
         """Return these steps without the adapters of a name."""
         kept = ({key: each for key, each in table.items() if key != name} for table in (self._added, self._read))

@@ -6,7 +6,9 @@ only then attached. What another thread computes meanwhile stays as it is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ from . import provenance
 from .loading import check_dtypes
 from .selecting import remove, require_grad
 
-__all__ = ["add", "extend", "load"]
+__all__ = ["add", "copy_frozen", "extend", "load"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -99,6 +101,22 @@ def load(
         note = base if isinstance(base, Mapping) else {}
         origin = _origin(model, modules, sites) if moves else Origin(note=note)
         _attach(state, modules, groups, name, Record(config, origin, trainable))
+
+
+def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> None:
+    """Attach a copy of an adapter under a new name, which never trains; what is active stays so."""
+    with CHANGES:
+        _checked(model, state, new)
+        memo: dict[int, Any] = {}  # an adapter that two tied layers share is one in the copy as well
+        record = state.records[name]
+        for layer in [layer for layer in state.layers.values() if layer.carried(name)]:
+            copies = {key: copy.deepcopy(adapter, memo) for key, adapter in layer.carried(name).items()}
+            for adapter in copies.values():
+                adapter.begin()
+            behind = {key for key, each in layer.carried(name).items() if layer._steps.is_behind(name, each)}
+            attach(layer, state, new, copies, behind)
+            require_grad(layer, new, False)
+        state.records = {**state.records, new: Record(record.config.copy(), record.origin)}
 
 
 def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:

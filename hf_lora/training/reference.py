@@ -1,20 +1,23 @@
-"""A LoRAModel as it was before its training, as a model of its own beside it that holds no weight: for DPO.
+"""A LoRAModel as it was before its training, as a model of its own beside it that holds no weight: for DPO, GRPO, KTO.
 
 The reference of a policy with a fresh adapter is its base: the same model with its adapters disabled. Where the policy
-starts from an adapter that was trained before, that adapter is the reference: a frozen copy, loaded as "ref".
+starts from an adapter that was trained before, that adapter is the reference: a frozen copy of it, "ref".
 Rafailov et al. 2023, arXiv:2305.18290.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import AdapterStateError, TargetError
+from ..errors import TargetError
 from ..layers.layer import own_tensor
+from ..layers.state import OFF, Route
+from ..model.adding import copy_frozen
 from ..variants.adapter import Adapter
 
 __all__ = ["REFERENCE", "Reference"]
@@ -23,33 +26,69 @@ REFERENCE = "ref"  # TRL's name for it
 
 
 class Reference(nn.Module):
-    """The model that a LoRAModel is compared with: calling it calls that, under "ref" or without adapters.
+    """The model that a LoRAModel is compared with: calling it calls that, under what it was before its training.
 
     It has the model's config and no parameters; use it under `torch.no_grad()`. Dropout acts in it where the model is
-    in training mode, as in TRL with PEFT's models.
+    in training mode, as in TRL with PEFT's models. What else is asked of it, the model answers.
     """
 
     def __init__(self, model: Any) -> None:
-        """Take a LoRAModel that has not been trained on yet.
+        """Take a LoRAModel, or a model with some inside, that has not been trained on yet.
 
-        Raises AdapterStateError where it has no adapter "ref", and its active ones change the base already.
+        An adapter "ref" is the reference where it has one. Otherwise what is active and frozen stays as it is, what
+        trains and has changed the base already gets a frozen copy, "ref" ("ref_<name>" where there are several), and
+        what is fresh is left out.
         """
         super().__init__()
         self._of = (model,)  # a tuple, so that it is no part of this one
+        inside = [module for module in model.modules() if hasattr(module, "adapters_disabled")]
+        self._routes = tuple((module, _route(module)) for module in inside)
         self.config = model.config
-        self._has_own = REFERENCE in model.peft_config
-        if not self._has_own and (moved := [name for name in model.active_adapters() if _changes(model, name)]):
-            raise AdapterStateError(
-                f"{', '.join(map(repr, moved))} changed the base before this training, so the base is not what it is "
-                f"to be compared with. Load the same adapter a second time, model.load_adapter(path, {REFERENCE!r}); "
-                f"model.set_adapter({moved[0]!r}), or pass ref_model=."
-            )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns, under the reference."""
-        model = self._of[0]
-        with model.adapters_active(REFERENCE) if self._has_own else model.adapters_disabled():
-            return model(*args, **kwargs)
+        with self._routed():
+            return self._of[0](*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model generates, under the reference."""
+        with self._routed():
+            return self._of[0].generate(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the model has, where this has it not."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_of" not in self.__dict__:
+                raise
+        return getattr(self._of[0], name)
+
+    def _routed(self) -> ExitStack:
+        stack = ExitStack()
+        for model, route in self._routes:
+            stack.enter_context(model.adapters_active(route) if route else model.adapters_disabled())
+        return stack
+
+
+def _route(model: Any) -> Route:
+    """Return the adapters that make a LoRAModel what it is before its training; they are made where there are none."""
+    state = model._lora
+    if REFERENCE in state.records:
+        return (REFERENCE,)
+    active = OFF if state.is_off else state.selected
+    trained = [name for name in active if _trains(model, name) and _changes(model, name)]
+    copies = {name: REFERENCE if len(trained) == 1 else f"{REFERENCE}_{name}" for name in trained}
+    for name, copy in copies.items():
+        if copy not in state.records:
+            copy_frozen(model, state, name, copy)
+    return tuple(copies.get(name, name) for name in active if name in copies or not _trains(model, name))
+
+
+def _trains(model: Any, name: str) -> bool:
+    """Return whether anything of an adapter is trained."""
+    adapters = (adapter for layer in model._lora.layers.values() for adapter in layer.carried(name).values())
+    return any(parameter.requires_grad for adapter in adapters for parameter in adapter.parameters())
 
 
 def _changes(model: Any, name: str) -> bool:
