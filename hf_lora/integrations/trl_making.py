@@ -51,16 +51,16 @@ class _Making:
 _MAKING: ContextVar[_Making | None] = ContextVar("hf_lora_trl_making", default=None)
 
 
-def prepares_classes(base: type) -> type:
+def prepares_classes(base: Any) -> Any:
     """Prepare the Trainers of TRL's that are there, and those that are defined later; `base` is the class of all."""
 
     def __init_subclass__(cls: type, **kwargs: Any) -> None:
-        super(base, cls).__init_subclass__(**kwargs)  # type: ignore[misc]
+        super(base, cls).__init_subclass__(**kwargs)
         _prepare(cls)
 
     for cls in _below(base):
         _prepare(cls)
-    base.__init_subclass__ = classmethod(__init_subclass__)  # type: ignore[assignment]
+    base.__init_subclass__ = classmethod(__init_subclass__)
     return base
 
 
@@ -73,7 +73,8 @@ def adapted(model: Any) -> Any:
 
 
 def _below(cls: type) -> Iterator[type]:
-    for sub in type.__subclasses__(cls):
+    subs: list[type] = type.__subclasses__(cls)
+    for sub in subs:
         yield sub
         yield from _below(sub)
 
