@@ -182,7 +182,8 @@ class LoRAModel(Specialised, nn.Module):
     def merge_adapter(self, adapter_names: str | Sequence[str] | None = None, *, verify: float | None = None) -> None:
         """Put adapters (the active ones unless named) into the weights; `unmerge_adapter` restores every bit.
 
-        Keeps the base's own tensors, so that the adapted weights are held twice while merged.
+        Keeps the base's own tensors, so that the adapted weights are held twice while merged. Where others are merged,
+        these come on top of them.
         verify: the largest share of the adapters' effect that may be lost to rounding (`merge_report`). Raises
         MergeError above it, with nothing merged.
         """
