@@ -2,6 +2,7 @@
 
     LoRAError                      everything below; catch this one
     ├── ConfigError (ValueError)         a LoRAConfig, or an adapter_config.json, that cannot be right
+    │   └── ArgumentError (TypeError)        an argument that is not taken, or of another type than it has
     ├── TargetError (ValueError)         names that match no layer, or layers that cannot be adapted
     ├── AdapterNameError (ValueError)    an adapter name that is unknown, taken or not allowed
     ├── AdapterStateError (RuntimeError) the right call at the wrong time (merged, disabled, nothing active)
@@ -28,6 +29,7 @@ __all__ = [
     "AdapterMismatchError",
     "AdapterNameError",
     "AdapterStateError",
+    "ArgumentError",
     "BaseMismatchError",
     "ConfigError",
     "HubAccessError",
@@ -47,6 +49,10 @@ class LoRAError(Exception):
 
 class ConfigError(LoRAError, ValueError):
     """A setting, or a combination of settings, that cannot be right."""
+
+
+class ArgumentError(ConfigError, TypeError):
+    """An argument that a function does not take, or a value of another type than the argument has."""
 
 
 class TargetError(LoRAError, ValueError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterFileError, ConfigError
+from ..errors import AdapterFileError, ArgumentError, ConfigError
 from ..files.disk import write_atomically
 from ..files.names import CONFIG_NAME
 from ..files.strict_json import read_json
@@ -21,8 +21,9 @@ from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
 from .keys import INERT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
+from .words import as_json, unknown_settings
 
-__all__ = ["LoRAConfig"]
+__all__ = ["LoRAConfig", "key_for"]
 
 
 @dataclass
@@ -57,7 +58,15 @@ class LoRAConfig(Fields):
     hf_lora.errors.ConfigError: LoRAConfig: r=0, but the rank must be a positive integer; 8 is the usual start.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> LoRAConfig:
+        """Make an empty config, which `__init__` fills. Raises ArgumentError for settings that there are not."""
+        if not _NAMES.issuperset(kwargs):
+            raise ArgumentError(f"LoRAConfig: {unknown_settings(kwargs.keys() - _NAMES)}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        for name in _NAMES:
+            setattr(self, name, as_json(getattr(self, name)))
         if self.target_modules is None and not self.target_parameters:
             self.target_modules = "auto"
         for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
@@ -198,6 +207,7 @@ class LoRAConfig(Fields):
         return cls.from_dict(read_json(path), str(path), ignore_unknown)
 
 
+_NAMES = frozenset(f.name for f in dataclasses.fields(LoRAConfig))
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
@@ -211,9 +221,14 @@ def _expressions(values: Mapping[str, Any]) -> list[str]:
     return [pattern for pattern in found if pattern not in PRESETS]
 
 
+def key_for(patterns: Mapping[str, Any], name: str) -> str | None:
+    """Return the first pattern that the end of a name matches, on whole dotted words (PEFT's rule), or None."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+
+
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the first pattern that the end of a name matches, on whole dotted words (PEFT's rule)."""
-    return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+    key = key_for(patterns, name)
+    return default if key is None else patterns[key]
 
 
 def _plain(value: Any) -> Any:

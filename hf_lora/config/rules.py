@@ -39,6 +39,9 @@ def _value_problems(c: Fields) -> list[str]:
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(value := getattr(c, name), str | None):
+            found.append(f"{name}={value!r:.200}, but it is a name, or None.")
     flags = {name: value for name in (*_FLAGS, *switches()) if not isinstance(value := is_on(c, name), bool)}
     found += [f"{name}={value!r}, but it is True or False." for name, value in flags.items()]
     return [*found, *_init_problem(c), *_name_problems(c), *_pattern_problems(c), *_index_problems(c)]

@@ -38,7 +38,13 @@ def commit(
     api = HfApi(token=token)
 
     def upload() -> CommitInfo:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        try:
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        except KeyError:  # the client reads the url of a repo that is there, which this answer lacks
+            raise HubError(
+                f"cannot write to {repo_id}: the Hub answers that it conflicts with something, and not with what; look "
+                f"at https://huggingface.co/{repo_id} and try again."
+            ) from None
         if private and not api.model_info(repo).private:
             raise HubError(
                 f"{repo} exists and is public, so nothing was pushed to it as private=True asks; make it private at "

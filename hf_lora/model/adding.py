@@ -7,6 +7,7 @@ only then attached. What another thread computes meanwhile stays as it is.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterNameError, AdapterStateError, ConfigError, TargetError
+from ..errors import AdapterStateError, ConfigError, TargetError, full_name
 from ..formats.names import fit_names
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
@@ -22,6 +23,7 @@ from ..layers.distributed import refuse_spread
 from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
+from ..targets.idle import idle_keys
 from ..targets.names import as_endings, parameter_names, settle_layers
 from ..targets.plan import Site, plan, token_sites
 from ..variants.adapter import Adapter
@@ -29,7 +31,7 @@ from ..variants.initial import INITS
 from ..variants.table import SAVED
 from . import provenance
 from .loading import check_dtypes
-from .selecting import remove, require_grad
+from .selecting import check_name, remove, require_grad
 
 __all__ = ["add", "copy_frozen", "extend", "load"]
 
@@ -90,6 +92,7 @@ def load(
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         sites = [site for site, _ in found]
+        _tell_idle_keys(modules, config, sites)
         if check_base:
             provenance.check(base, model, modules, _weights(sites), _copied(sites))
         groups = _build(state, modules, sites)
@@ -117,6 +120,17 @@ def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> N
             attach(layer, state, new, copies, behind)
             require_grad(layer, new, False)
         state.records = {**state.records, new: Record(record.config.copy(), record.origin)}
+
+
+def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
+    """Warn of keys of a file's patterns that set nothing; its tensors fit all the same, and PEFT says nothing of it."""
+    if config.rank_pattern or config.alpha_pattern:
+        low_rank = [(s.module, full_name(s.module, s.parameter)) for s in sites if s.row.low_rank]
+        owners = [module.rpartition(".")[0] for module, _ in low_rank]  # an attention's packed projections are its own
+        attentions = [name for name in owners if isinstance(modules.get(name), nn.MultiheadAttention)]
+        adapted = [*(name for names in low_rank for name in names), *attentions]
+        for told in idle_keys(config, adapted, [*modules, *parameter_names(modules)]):
+            warnings.warn(f"the adapter's config: {told}", stacklevel=2)
 
 
 def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
@@ -210,12 +224,7 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
 
 def _checked(model: nn.Module, state: AdapterState, name: str) -> dict[str, nn.Module]:
     """Return a model's own modules by name. Raises an error where it can take no adapter of that name now."""
-    if not isinstance(name, str) or not name or "." in name:
-        raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
-    if name in state.records:
-        raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
-    if name in dir(nn.ModuleDict):
-        raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
+    check_name(name, state.records)
     state.refuse_while_merged("adding an adapter")
     modules = dict(base_modules(model))
     refuse_spread(model, modules)

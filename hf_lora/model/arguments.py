@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import numbers
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
+import torch
+from huggingface_hub import ModelCardData
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES, TASKS, classes_of
-from ..errors import ConfigError, ModelError
+from ..errors import ArgumentError, ModelError
 from ..layers.layer import LoRALayer
 from ..layers.specialising import Specialised, name_of
 
-__all__ = ["as_config", "check_plain", "uncompiled", "warn_of_task"]
+__all__ = ["as_card_data", "as_config", "as_dtype", "as_share", "check_plain", "uncompiled", "warn_of_task"]
 
 # The child in which a wrapper keeps what it wraps -> whose wrapper that is, and what to do instead.
 _WRAPPERS = {
@@ -27,7 +32,7 @@ _WRAPPERS = {
 def as_config(given: object) -> LoRAConfig:
     """Return the LoRAConfig that a caller gave: None is the default one, and PEFT's LoraConfig is read as its file is.
 
-    Raises ConfigError for anything else, and for what PEFT's config asks for and hf_lora does not build.
+    Raises ArgumentError for anything else, ConfigError for what PEFT's config asks for and hf_lora does not build.
     """
     if given is None:
         return LoRAConfig()
@@ -37,7 +42,37 @@ def as_config(given: object) -> LoRAConfig:
         values = json.loads(json.dumps(given.to_dict(), default=sorted))  # enums as their names, sets as lists
         return LoRAConfig.from_dict(values, f"PEFT's {type(given).__name__}")
     way = "LoRAConfig(**it) takes its values" if isinstance(given, dict) else "give a LoRAConfig"
-    raise ConfigError(f"a {type(given).__name__} is given where a LoRAConfig is wanted; {way}.")
+    if isinstance(given, str):
+        way = "give a LoRAConfig. In PEFT the adapter's name comes first, here the config does: (config, name)"
+    raise ArgumentError(f"a {type(given).__name__} is given where a LoRAConfig is wanted; {way}.")
+
+
+def as_card_data(given: object) -> ModelCardData | None:
+    """Return a card's metadata as the Hub's client has it. Raises ArgumentError for what is neither that nor a dict."""
+    if isinstance(given, Mapping):
+        return ModelCardData(**given)
+    if given is None or isinstance(given, ModelCardData):
+        return given
+    raise ArgumentError(
+        f"card_data={given!r:.80}: give a dict or huggingface_hub.ModelCardData, such as {{'license': 'mit'}}."
+    )
+
+
+def as_dtype(given: Any) -> torch.dtype | None:
+    """Return a dtype, given itself or by its name. Raises ArgumentError for what is none."""
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if (found is not None and not isinstance(found, torch.dtype)) or (found is None and given is not None):
+        raise ArgumentError(f"dtype={given!r} is no dtype of torch; torch.float32 is one, 'float32' its name.")
+    return found
+
+
+def as_share(given: Any) -> float | None:
+    """Return how much of the effect a merge may lose. Raises ArgumentError for what is no number."""
+    if given is None or (isinstance(given, numbers.Real) and not isinstance(given, bool)):
+        return None if given is None else float(given)
+    raise ArgumentError(
+        f"verify={given!r}: it is the largest share of the adapters' effect that rounding may take, such as 0.01."
+    )
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -24,9 +24,12 @@ from ..layers.layer import base_modules
 from ..layers.state import AdapterState
 from ..targets.plan import Site
 from ..variants.adapter import Adapter
+from .hints import refuse_unknown
 from .selecting import check_known
 
 __all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights", "opened"]
+
+_OF_LOADING = ("adapter_name", "is_trainable", "lora_config", "check_base", "ignore_unknown")
 
 
 def opened(
@@ -34,10 +37,9 @@ def opened(
 ) -> Contents:
     """Read an adapter that has to be there, as `LoRAModel.load_adapter` does; kwargs: where on the Hub it lies.
 
-    Raises TypeError for other kwargs, AdapterFileError where there is no adapter.
+    Raises ArgumentError for other kwargs, AdapterFileError where there is no adapter.
     """
-    if unknown := kwargs.keys() - set(HUB_KWARGS):
-        raise TypeError(f"load_adapter() got unexpected keyword arguments: {', '.join(sorted(unknown))}.")
+    refuse_unknown("load_adapter()", kwargs, (*_OF_LOADING, *HUB_KWARGS))
     files = open_adapter(os.fspath(name), kwargs, True, lora_config, ignore_unknown)
     assert files is not None
     return files

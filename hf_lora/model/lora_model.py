@@ -16,16 +16,20 @@ from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
+from ..errors import ArgumentError
 from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
-from . import creating, loading, merging, overrides, publishing, replacing, report, saving, selecting
+from . import creating, hints, loading, merging, overrides, publishing, replacing, report, saving, selecting
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
 
+_OF_A_CALL = frozenset({"adapter_names", "alora_offsets"})  # PEFT's, which a model's own **kwargs would swallow
 
+
+@hints.checks_arguments
 class LoRAModel(Specialised, nn.Module):
     """A model with LoRA adapters: an instance of this class and of the model's own class at once.
 
@@ -42,6 +46,20 @@ class LoRAModel(Specialised, nn.Module):
     """
 
     _lora: AdapterState
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> LoRAModel:
+        """Make an object of a specialised class. Raises ArgumentError for LoRAModel(...), which makes no model."""
+        if cls is LoRAModel:
+            raise ArgumentError(
+                "LoRAModel is not called: LoRAModel.from_model(model, LoRAConfig()) adds an adapter to a model in "
+                "place, LoRAModel.from_pretrained(name) loads a base or an adapter."
+            )
+        return super().__new__(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in hints.METHODS:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, as in PEFT; here {hints.METHODS[name]}.")
+        return super().__getattr__(name)
 
     @classmethod
     def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
@@ -96,6 +114,12 @@ class LoRAModel(Specialised, nn.Module):
         Raises ModelError, TargetError, ConfigError, AdapterNameError with the model unchanged.
         """
         return creating.from_model(LoRAModel, model, lora_config, adapter_name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute as the model's own class does. Raises AdapterStateError for PEFT's arguments of a call."""
+        if not _OF_A_CALL.isdisjoint(kwargs):
+            selecting.refuse_in_call(self, _OF_A_CALL & kwargs.keys())
+        return super().__call__(*args, **kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
@@ -204,7 +228,7 @@ class LoRAModel(Specialised, nn.Module):
         self,
         adapter_names: str | Sequence[str] | None = None,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         verify: float | None = None,
     ) -> Any:
         """Put adapters into the weights for good and return the plain model, the same object.
@@ -236,7 +260,7 @@ class LoRAModel(Specialised, nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
         adapter_name: str | None = None,
-        card_data: ModelCardData | None = None,
+        card_data: ModelCardData | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Write adapter_config.json, adapter_model.safetensors and README.md, and nothing of the base.

@@ -21,6 +21,7 @@ from ..layers import merging as layers
 from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import tied_groups, untie
+from .arguments import as_dtype, as_share
 from .creating import leave
 from .replacing import check_in_place
 from .selecting import check_together, names_of
@@ -50,6 +51,7 @@ class MergeReport:
 def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -> None:
     """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit."""
     state: AdapterState = model._lora
+    verify = as_share(verify)
     check_in_place(model, model._lora)
     _refuse_shards(model)
     names = _on_top(state, given)
@@ -85,13 +87,14 @@ def merge_report(state: AdapterState, given: str | Sequence[str] | None) -> Merg
 
 
 def merge_and_unload(
-    model: Any, given: str | Sequence[str] | None, dtype: torch.dtype | None, verify: float | None
+    model: Any, given: str | Sequence[str] | None, dtype: torch.dtype | str | None, verify: float | None
 ) -> Any:
     """Put adapters into the weights for good, one layer after the other, and return the plain model.
 
     Raises MergeError with nothing merged: every layer is looked at before the first is written.
     """
     state: AdapterState = model._lora
+    dtype, verify = as_dtype(dtype), as_share(verify)
     if state.merged and given is not None and set(names_of(state, given)) - set(state.merged):
         merge(model, given, verify)
     names = state.merged or _chosen(state, given)

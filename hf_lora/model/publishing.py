@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from ..errors import AdapterFileError, HubError, HubNotFoundError, ModelError
+from ..errors import AdapterFileError, ArgumentError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
@@ -30,6 +30,8 @@ from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card, is_of_other_weights
 from ..hub.commits import commit
 from ..hub.uploads import refuse_paths, scrub_configs
+from .arguments import as_card_data
+from .hints import checked, refuse_unknown
 from .loading import opened
 from .saving import save_adapters
 
@@ -47,11 +49,19 @@ _FOR_PUSHING = (
     "base_model", "commit_description", "commit_message", "create_pr", "private", "repo_id", "revision", "tags",
     "token",
 )  # fmt: skip
-# What Transformers, accelerate and others pass when they save any model: of no meaning for an adapter's three files.
-_OF_A_BASE = (
-    "distributed_checkpoint", "max_shard_size", "safe_serialization", "save_function", "save_original_format",
-    "save_peft_format", "use_temp_dir", "variant",
-)  # fmt: skip
+# What Transformers, accelerate and others pass when they save any model -> the values that ask for nothing else than
+# what is done here; None for those that mean nothing for an adapter's three files.
+_OF_A_BASE: dict[str, tuple[Any, ...] | None] = {
+    "distributed_checkpoint": (False, None),
+    "max_shard_size": None,
+    "safe_serialization": (True, None),
+    "save_function": None,
+    "save_original_format": None,
+    "save_peft_format": (True, None),
+    "use_temp_dir": None,
+    "variant": (None,),
+}
+_OF_SAVING = ("save_directory", "is_main_process", "state_dict", "push_to_hub", "adapter_name", "card_data")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -62,15 +72,18 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor] | None,
     push_to_hub: bool,
     adapter_name: str | None,
-    card_data: ModelCardData | None,
+    card_data: ModelCardData | Mapping[str, Any] | None,
     kwargs: Mapping[str, Any],
 ) -> None:
     """Write a model's adapters into a directory, and push them where that is asked (`LoRAModel.save_pretrained`)."""
-    if unknown := kwargs.keys() - {*_FOR_PUSHING, *_OF_A_BASE}:
-        raise TypeError(
-            f"save_pretrained() got unexpected keyword arguments: {', '.join(sorted(unknown))}. One adapter of "
-            "several is chosen by adapter_name=."
-        )
+    card_data = as_card_data(card_data)
+    refuse_unknown("save_pretrained()", kwargs, [*_OF_SAVING, *_FOR_PUSHING, *_OF_A_BASE])
+    for name, values in _OF_A_BASE.items():
+        if values is not None and name in kwargs and kwargs[name] not in values:
+            raise ArgumentError(
+                f"save_pretrained({name}={kwargs[name]!r}): an adapter is written as adapter_config.json and one "
+                f"{WEIGHTS_NAME} with PEFT's names, and in no other way. Leave {name} out."
+            )
     bases = None
     if (base := kwargs.get("base_model")) is not None:
         if not isinstance(base, str) or not base:
@@ -83,6 +96,7 @@ def save_pretrained(
         model.push_to_hub(repo, adapter_name=adapter_name, state_dict=state_dict, card_data=card_data, **given)
 
 
+@checked("push_to_hub()")
 def push_adapter(
     model: Any,
     repo_id: str,
@@ -99,7 +113,7 @@ def push_adapter(
     processing_class: Any = None,
     adapter_name: str | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
-    card_data: ModelCardData | None = None,
+    card_data: ModelCardData | Mapping[str, Any] | None = None,
 ) -> str:
     """Upload a model's adapters in one commit and return its URL (the pull request's with create_pr).
 
@@ -112,6 +126,7 @@ def push_adapter(
     configs = {n: c for n, c in model._lora.configs.items() if adapter_name in (None, n)}
     bases = {n: public_base(c.base_model_name_or_path, base_model, f"the adapter {n!r}") for n, c in configs.items()}
     places = list(places_of(list(configs)).values())
+    card_data = as_card_data(card_data)
     if tags:
         card_data = ModelCardData() if card_data is None else copy.deepcopy(card_data)
         card_data.tags = joined(card_data.tags, tags)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 
 import torch
 from torch import nn
 
-from ..errors import AdapterNameError, AdapterStateError
+from ..errors import AdapterNameError, AdapterStateError, ArgumentError
 from ..layers.layer import LoRALayer, detach
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 
 __all__ = [
-    "active", "check_known", "check_together", "delete", "disable", "enable", "names_of", "remove", "require_grad",
-    "select",
+    "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of",
+    "refuse_in_call", "remove", "require_grad", "select",
 ]  # fmt: skip
 
 
 def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:
-    """Return the names that a caller gives, one or several, each once and in order. Raises AdapterNameError."""
+    """Return the names that a caller gives, one or several, each once and in order.
+
+    Raises AdapterNameError, and ArgumentError for what are no names.
+    """
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise ArgumentError(
+            f"{given!r} is given where adapters are named, by one name or a list; the model has {list(state.records)}. "
+            "disable_adapters() switches all of them off."
+        )
     names = tuple(dict.fromkeys([given] if isinstance(given, str) else given))
     check_known(state, names)
     return names
@@ -30,6 +39,26 @@ def check_known(state: AdapterState, names: Sequence[str]) -> None:
     """Raise AdapterNameError where the model has no adapter of one of these names."""
     if unknown := [n for n in names if n not in state.records]:
         raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.records)}.")
+
+
+def check_name(name: object, taken: Collection[str]) -> None:
+    """Raise AdapterNameError where a new adapter cannot have a name: it is a key of torch's, and a folder's name."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
+    if name in taken:
+        raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
+    if name in dir(nn.ModuleDict):
+        raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
+    if not {*name}.isdisjoint('/\\\0<>:"|?*') or not name.isprintable() or name != name.strip() or len(name) > 100:
+        raise AdapterNameError(
+            f"{name!a:.200} cannot name an adapter: its files lie in a folder of that name where there are several, so "
+            "it has no slashes, no other signs that a system refuses, and at most 100 characters."
+        )
+    if same := [each for each in taken if each.casefold() == name.casefold()]:
+        raise AdapterNameError(
+            f"{name!r} cannot stand beside the adapter {same[0]!r}: their folders would be one where a system takes "
+            "capital and small letters for the same. Choose another name."
+        )
 
 
 def select(state: AdapterState, given: str | Sequence[str]) -> None:
@@ -60,6 +89,20 @@ def check_together(state: AdapterState, names: Sequence[str]) -> None:
                     f"{list(names)} cannot be active at once: {module}.{one.parameter} would have {what}, whose "
                     "combination has no meaning. Activate one of them."
                 )
+
+
+def refuse_in_call(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise AdapterStateError for arguments of a call that choose adapters, where the model does not take them itself.
+
+    Most models would swallow them in **kwargs, and answer every row with the selected adapters.
+    """
+    own = inspect.signature(model.forward).parameters
+    if taken := sorted(name for name in names if name not in own):
+        raise AdapterStateError(
+            f"{', '.join(taken)}= in a call of {type(model).__name__}: one batch computes with the same adapters here. "
+            "Group the rows by adapter and compute each group in `with model.adapters_active('name'):`, those without "
+            "one in `with model.adapters_disabled():`."
+        )
 
 
 def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:

@@ -20,7 +20,8 @@ from ..layers.specialising import base_of
 from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from .names import find_targets, input_table, is_saved, match_names, saved_modules
+from .idle import idle_exclusions, idle_keys
+from .names import find_targets, input_table, is_saved, match_names, parameter_names, saved_modules
 from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
 
 __all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
@@ -73,6 +74,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
         except TargetError as error:
             problems.append(str(error))
     sites += _bias_sites(modules, config, sites)
+    problems += _idle_settings(model, config, modules, [*targets, *parameters])
     problems += _idle_tables(modules, sites)
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
@@ -200,6 +202,26 @@ def _check(site: Site, name: str, raw: bool) -> None:
             f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "
             f"{site.kind!r} does not have. Use init_lora_weights=True or name the layer in exclude_modules."
         )
+    if INITS[site.init].reads_weight and site.r > min(site.shape):
+        raise TargetError(
+            f"{name}: init_lora_weights={site.init!r} takes r={site.r} directions out of a matrix that has "
+            f"{min(site.shape)}. Lower r, for this layer by rank_pattern={{{name!r}: {min(site.shape)}}}, use "
+            "init_lora_weights=True or name the layer in exclude_modules."
+        )
+
+
+def _idle_settings(
+    model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module], adapted: list[str]
+) -> list[str]:
+    """Say which keys of patterns and which exclusions would change nothing."""
+    if not (config.rank_pattern or config.alpha_pattern or config.exclude_modules):
+        return []
+    names = [*modules, *parameter_names(modules)]
+    found = [*idle_keys(config, adapted, names)]
+    if config.exclude_modules:
+        modules_before, parameters_before = find_targets(model, config.copy(exclude_modules=None), modules)
+        found += idle_exclusions(config, [*modules_before, *parameters_before], names)
+    return found
 
 
 def _idle_tables(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:

@@ -159,9 +159,11 @@ class Measure:
 def measures_of(metric: Any, source: str) -> list[Measure]:
     """Return a metric without its options yet; of combined ones, each of them.
 
-    metric: a name, a module of `evaluate` or several combined, or a function of (predictions=, references=).
+    metric: a name, a module of `evaluate` or several combined, a function of (predictions=, references=), or a list.
     Raises ConfigError for what a Trainer cannot feed, HubError, MissingExtraError.
     """
+    if isinstance(metric, list | tuple):  # as evaluate.combine takes them
+        return [measure for each in metric for measure in measures_of(each, source)]
     if hasattr(metric, "evaluation_modules"):
         parts = zip(metric.evaluation_module_names, metric.evaluation_modules, strict=True)
         return [_of_module(name, module) for name, module in parts]
@@ -169,7 +171,7 @@ def measures_of(metric: Any, source: str) -> list[Measure]:
         return [_of_module(metric.name, metric)]
     if callable(metric):
         return [_of_function(metric)]
-    if metric == "perplexity" or (source != "hub" and metric in NAMES):
+    if isinstance(metric, str) and (metric == "perplexity" or (source != "hub" and metric in NAMES)):
         return [_named(metric)]
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"{metric!r} is no metric; name one, or hand in a module of evaluate or a function.")

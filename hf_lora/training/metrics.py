@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ __all__ = ["Metrics", "metrics"]
 
 
 def metrics(
-    *names: str | EvaluationModule | CombinedEvaluations | Callable[..., Any],
+    *names: str | EvaluationModule | CombinedEvaluations | Callable[..., Any] | Sequence[Any],
     average: Literal["binary", "micro", "macro", "weighted"] | None = None,
     processing_class: Any = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -33,7 +33,7 @@ def metrics(
     "perplexity" (of a language model: exp of the mean loss of the tokens whose label is not -100). scikit-learn and
     SciPy compute these without a network. Any other name, or a path, goes to `evaluate.load`. What `evaluate.load` and
     `evaluate.combine` return can be handed in as well, and a function: it is called with predictions= and references=
-    and returns a number, or numbers by name.
+    and returns a number, or numbers by name. A list of these is the same as each by itself.
     average: of f1, precision and recall where there are more than two classes. processing_class: the tokenizer, for
     texts. options: further ones, by the metric's name, as the computing function takes them. shift_labels: whether
     logits at a position are about the next token; the Trainer's model says so by itself. source: "hub" loads all names

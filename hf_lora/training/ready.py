@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import AdapterStateError, full_name, some
+from ..errors import AdapterStateError, ModelError, full_name, some
 from ..layers.layer import LoRALayer, base_modules
 from ..layers.state import AdapterState
 from ..model.replacing import check_in_place
@@ -31,9 +31,9 @@ def check_trains(model: nn.Module) -> None:
 def check_ready(model: nn.Module) -> None:
     """Raise AdapterStateError, with every problem found, where training would do nothing, or something that is lost.
 
-    model: a LoRAModel. Its adapters are merged or disabled, or none of them trains; a weight of the base requires a
-    gradient, or a batch norm of the base keeps running averages: both would change, and no save of an adapter holds
-    them. The stock Trainer is checked by itself; call this before a training loop of your own.
+    model: a LoRAModel, or what has one inside. Its adapters are merged or disabled, or none of them trains; a weight of
+    the base requires a gradient, or a batch norm of the base keeps running averages: both would change, and no save of
+    an adapter holds them. The stock Trainer is checked by itself; call this before a training loop of your own.
 
     >>> from hf_lora import LoRAConfig, add_lora
     >>> model = add_lora(nn.Sequential(nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
@@ -45,6 +45,16 @@ def check_ready(model: nn.Module) -> None:
 and no save of an adapter holds them. Name their modules in modules_to_save, or freeze them again: \
 model.requires_grad_(False), then model.set_adapter(['default']). To train every weight, merge_and_unload() first.
     """
+    inner = [m for m in model.modules() if m.__dict__.get("_hf_peft_config_loaded") and "_lora" in m.__dict__]
+    if model not in inner:  # something around it, or no LoRAModel at all
+        if not inner:
+            raise ModelError(
+                f"this {type(model).__name__} has no adapters: make it a LoRAModel with LoRAModel.from_model(model, "
+                "LoRAConfig()), or add_lora(module, LoRAConfig(...)), before it is trained."
+            )
+        for each in inner:
+            check_ready(each)
+        return
     state: AdapterState = model._lora  # type: ignore[assignment]
     check_in_place(model, state)
     problems = [

@@ -17,15 +17,21 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import BestRun
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterStateError, ConfigError, MissingExtraError, ModelError
+from ..errors import AdapterStateError, ArgumentError, ConfigError, LoRAError, MissingExtraError, ModelError
+from ..layers.layer import base_modules
+from ..model.arguments import as_config
 from ..model.lora_model import LoRAModel
 from ..model.report import aligned, trainable_counts
+from ..targets.names import settle_layers
+from ..targets.plan import plan
 from ..variants.table import scaling_of
 
 __all__ = ["LoRASearch", "Range", "default_space"]
 
 _TRAINED = "trained_parameters"  # a trial's user attribute
 _COMBINATIONS = 10_000  # of choices that are tried as a LoRAConfig each, at about 10 microseconds
+_PLANS = 100  # of targets that are looked for in the first model
+_NUMBERS = {"r", "lora_alpha", "scaling", "lora_dropout"}  # of a config, which say nothing about its targets
 _FIXED = {
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "task_type",
 }  # fmt: skip
@@ -100,11 +106,11 @@ class LoRASearch:
             )
         if callable(base) and kwargs:
             raise TypeError(f"{', '.join(sorted(kwargs))}: these load a base, but the given function does that.")
-        self.config = lora_config or LoRAConfig()
+        self.config = as_config(lora_config)
         self.space = _checked(default_space(self.config) if space is None else space)
         self.study: Any = None  # Optuna's, from the first trial on
         self._base, self._kwargs, self._thread = base, kwargs, 0
-        self._try_combinations()
+        self._configs = self._try_combinations()
 
     def model_init(self, trial: Any = None) -> LoRAModel:
         """Return a new model with a fresh adapter: the config as given, or with what a trial draws.
@@ -115,6 +121,7 @@ class LoRASearch:
         if "seed" in values:  # the Trainer takes it over only after this
             set_seed(values["seed"])
         model = self._new(self._config_with(values))
+        self._try_targets(model)
         if hasattr(trial, "set_user_attr"):
             trial.set_user_attr(_TRAINED, f"{trainable_counts(model)[0]:,d}")
         return model
@@ -217,20 +224,43 @@ class LoRASearch:
         alpha = values["scaling"] / scaling_of(config).of(1.0, config.r)
         return config.copy(lora_alpha=int(alpha) if float(alpha).is_integer() else alpha)
 
-    def _try_combinations(self) -> None:
-        """Raise ConfigError for values of a LoRAConfig that cannot go together; of a range its ends are tried."""
+    def _try_combinations(self) -> list[LoRAConfig]:
+        """Return the configs that trials can have, each set of targets once; of a range the ends are tried.
+
+        Raises ConfigError for values of a LoRAConfig that cannot go together.
+        """
         wheres = {name: where for name, where in self.space.items() if name in _ADAPTERS}
         tried = [(w.low, w.high) if isinstance(w, Range) else w for w in wheres.values()]
+        found: dict[str, LoRAConfig] = {}
         for values in itertools.islice(itertools.product(*tried), _COMBINATIONS):
             drawn = dict(zip(wheres, values, strict=True))
             try:
-                self._config_with(drawn)
+                config = self._config_with(drawn)
             except (ConfigError, TypeError) as error:
                 raise ConfigError(f"the search space has {drawn}, which cannot be: {error}") from error
+            found.setdefault(repr({name: value for name, value in drawn.items() if name not in _NUMBERS}), config)
+        return list(found.values())
+
+    def _try_targets(self, model: LoRAModel) -> None:
+        """Raise ConfigError where the first model has no place for what another trial would adapt."""
+        configs, self._configs = self._configs[:_PLANS], []
+        for config in configs:
+            try:
+                plan(model, settle_layers(model, config, dict(base_modules(model))))
+            except LoRAError as error:
+                raise ConfigError(
+                    f"the search space has target_modules={config.target_modules!r} and more that a trial would "
+                    f"adapt, which cannot be: {error}"
+                ) from error
 
 
 def _checked(space: Space) -> Space:
     """Return a space. Raises ConfigError for every name that cannot be searched, and for what are no choices."""
+    if not isinstance(space, Mapping):
+        raise ArgumentError(
+            f"the search space: {space!r:.200} is no mapping; give names with their choices, {{'r': (4, 8), "
+            "'learning_rate': Range(1e-4, 1e-3, log=True)}."
+        )
     known, problems = sorted(_ADAPTERS | _TRAINERS), [] if space else ["it is empty"]
     for name, where in space.items():
         if name not in known:

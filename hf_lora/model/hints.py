@@ -1,0 +1,108 @@
+"""PEFT's and other libraries' words for what a LoRAModel does, so that who writes one is told the one here."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from ..errors import ArgumentError
+
+__all__ = ["ARGUMENTS", "METHODS", "checked", "checks_arguments", "refuse_unknown"]
+
+# Attributes of PEFT's models -> what to write here. `hasattr` goes on saying that they are not there.
+METHODS = {
+    "active_adapter": "model.active_adapters() returns the names",
+    "active_peft_config": "model.peft_config[name] is an adapter's config, and model.active_adapters() the names",
+    "add_weighted_adapter": (
+        "model.set_adapter([names]) sums several adapters as they are; weights other than 1 are not built here"
+    ),
+    "create_or_update_model_card": "save_pretrained and push_to_hub write the card; card_data= adds to it",
+    "disable_adapter": "`with model.adapters_disabled():` is the block, model.disable_adapters() holds until further",
+    "disable_adapter_layers": "model.disable_adapters()",
+    "enable_adapter_layers": "model.enable_adapters()",
+    "get_base_model": (
+        "the model is its own base, nothing is wrapped around it; `with model.adapters_disabled():` computes without "
+        "adapters, and model.unload() takes them off"
+    ),
+    "get_layer_status": "model.targets_report() is a table of what is adapted",
+    "get_model_status": "model.targets_report() is a table of what is adapted, model.active_adapters() the names",
+    "set_requires_grad": "model.set_adapter(names) lets the trainable ones among these train, and no other",
+    "unmerge_and_unload": "model.unload() takes merged adapters out of the weights again, bit for bit",
+}
+
+# Arguments of PEFT's and Transformers' methods -> what to write here.
+ARGUMENTS = {
+    "adapter_config": "lora_config=",
+    "adapter_weights": "several active adapters are summed as they are; other weights are not built here",
+    "adapters": "adapter_names=",
+    "autocast_adapter_dtype": "factors are float32 where they train, and as the base otherwise",
+    "config": "lora_config=",
+    "low_cpu_mem_usage": "a file's tensors are taken over without a copy anyway",
+    "max_shard_size": "an adapter is one file",
+    "mixed": "an adapter's config says what it is, and a LoRAModel takes all kinds",
+    "path_initial_model_for_weight_conversion": "a start that moves the base is written as it is, and loads as it is",
+    "peft_config": "lora_config=",
+    "progressbar": "there is no progress bar",
+    "safe_merge": (
+        "weights that are not finite are refused anyway; verify= limits what rounding takes, dtype=torch.float32 "
+        "avoids it"
+    ),
+    "safe_serialization": "an adapter is written as safetensors",
+    "save_embedding_layers": "new token rows are saved by themselves; modules_to_save= of the config saves a table",
+    "selected_adapters": "adapter_name= saves one of several",
+    "torch_device": "the adapter lies where its layer does; model.to(device) moves both",
+}
+
+T = TypeVar("T", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ArgumentError where arguments are given that something does not take, with the words for them here."""
+    names = [*known]
+    if unknown := sorted(set(given) - {*names}):
+        raise ArgumentError(
+            f"{what} got unexpected keyword arguments: {', '.join(unknown)}{_hints(unknown, names)}. "
+            f"It takes {', '.join(names) or 'none'}."
+        )
+
+
+def checks_arguments(cls: T) -> T:
+    """Return a class whose public methods name the arguments here where they are given others."""
+    for name, value in vars(cls).copy().items():
+        is_class = isinstance(value, classmethod)
+        function = value.__func__ if is_class else value
+        if not name.startswith("_") and inspect.isfunction(function) and not inspect.getfullargspec(function).varkw:
+            method = checked(f"{name}()")(function)
+            setattr(cls, name, classmethod(method) if is_class else method)
+    return cls
+
+
+def checked(what: str) -> Callable[[F], F]:
+    """Return what wraps a function so that `refuse_unknown` speaks for it; what: its name for its callers."""
+
+    def wrap(function: F) -> F:
+        known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls", "model")]
+
+        @functools.wraps(function)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if not kwargs.keys() <= {*known, "model"}:
+                refuse_unknown(what, kwargs, known)
+            return function(*args, **kwargs)
+
+        return method  # type: ignore[return-value]
+
+    return wrap
+
+
+def _hints(unknown: Iterable[str], known: list[str]) -> str:
+    told = []
+    for name in unknown:
+        if name in ARGUMENTS and not (ARGUMENTS[name].endswith("=") and ARGUMENTS[name][:-1] not in known):
+            told.append(f"{name}: {ARGUMENTS[name]}")
+        elif near := difflib.get_close_matches(name, known, 1, 0.6):
+            told.append(f"{name}: did you mean {near[0]}=?")
+    return f" ({'; '.join(told)})" if told else ""
