@@ -86,6 +86,8 @@ class LoRATrainer(_Stock):
         model = lora_model(self)
         self._resumed = None if model is None else resuming.choose(self, model, resume_from_checkpoint)
         result = super().train(self._resumed or resume_from_checkpoint, trial, *args, **kwargs)
+        if (trained := lora_model(self)) is not None:
+            optimizer.note_steps(self, trained)  # a save by the model itself knows them then
         uploading.settle(self)
         return result
 
