@@ -129,3 +129,12 @@ def full_name(*parts: str) -> str:
     ('encoder.layer.0.weight', 'weight')
     """
     return ".".join(filter(None, parts))
+
+
+def printable(line: str) -> str:
+    """Return a line without what a terminal would obey: names come from strangers.
+
+    >>> printable("a\x1b[31mb")
+    'a?[31mb'
+    """
+    return "".join(c if c.isprintable() else "?" for c in line)

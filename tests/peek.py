@@ -95,6 +95,7 @@ PLACES = {
     "LoRA": "hf_lora.variants.lora:LoRA",
     "SCALINGS": "hf_lora.variants.table:SCALINGS",
     "Scaling": "hf_lora.variants.table:Scaling",
+    "findings": "hf_lora.formats.inspection.findings",
     "inspecting": "hf_lora.formats.inspection.inspecting",
     "hub_client": "hf_lora.files.hub_files",
     "mlp": "hf_lora.layers.memory.mlp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import hf_lora
 
 from .peek import cli
+
+ADAPTER = str(Path(__file__).parent / "data" / "before" / "lora")
 
 
 def test_python_m_hf_lora_is_the_command_and_says_the_package_s_version() -> None:
@@ -23,7 +26,11 @@ def test_python_m_hf_lora_is_the_command_and_says_the_package_s_version() -> Non
     ("arguments", "message"),
     [
         (["demo", "--check", "nowhere"], "demo_results.json"),
+        (["demo", "--check", "older"], "run `hf-lora demo` again"),
         (["demo", "--r", "0"], "r=0"),
+        (["demo", "--seed", "-1"], "seed=-1"),
+        (["demo", "--epochs", "-1"], "epochs=-1"),
+        (["demo", "--epochs", "nan"], "epochs=nan"),
         (["demo", "--output", "taken"], "--output"),
         (["inspect", "./nowhere"], "owner/name"),
         (["inspect", ""], "owner/name"),
@@ -40,12 +47,25 @@ def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("taken").touch()
+    Path("older").mkdir()
+    Path("older", "demo_results.json").write_text('{"options": {"seed": 0}, "after": {"accuracy": 0.6, "f1": 0.3}}')
     assert cli.main(arguments) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("hf-lora: ")
     assert told.err.count("\n") == 1
     assert message in told.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "status"), [(["inspect", ADAPTER], 141), (["--help"], 0)])
+def test_a_reader_that_goes_away_is_no_traceback(arguments: list[str], status: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hf_lora", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["demo", "--epochs", "many"], ["demo", "more"]])

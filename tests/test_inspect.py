@@ -19,7 +19,7 @@ from hf_lora import LoRAConfig, LoRAModel, inspect_adapter
 from hf_lora.errors import AdapterFileError, BaseMismatchError, HubError, LoRAError
 
 from .hub import Hub
-from .peek import cli, inspecting, read_notes
+from .peek import cli, findings, inspecting, read_notes
 from .tiny import tiny
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -60,9 +60,6 @@ def key(layer: int, module: str, leaf: str) -> str:
 
 
 def test_a_clean_adapter_is_told_in_full_aligned_and_as_json(adapter: Path) -> None:
-    raw = (adapter / WEIGHTS).read_bytes()
-    size = 8 + struct.unpack("<Q", raw[:8])[0]
-    (adapter / WEIGHTS).write_bytes(raw[:size] + b"\xff" * (len(raw) - size))  # NaNs, which nobody looks at
     seen = inspect_adapter(adapter)
     assert seen.findings == ()
     assert (seen.format, seen.task, seen.variant) == ("PEFT (LORA)", "CAUSAL_LM", "LoRA")
@@ -111,9 +108,12 @@ def test_ranks_by_pattern_and_what_trains_besides_are_told_and_no_findings(tmp_p
 
 def test_a_weights_file_alone_is_read_and_its_config_missed(adapter: Path, tmp_path: Path) -> None:
     seen = inspect_adapter(adapter / WEIGHTS)
-    assert (seen.format, [f.code for f in seen.findings], seen.is_usable) == ("PEFT", ["config"], True)
+    assert (seen.format, [f.code for f in seen.findings], seen.is_usable) == ("PEFT", ["config"], False)
+    assert "name the folder" in str(seen)
     save_file({"layer.0.lora_A": torch.ones(2, 4), "layer.0.lora_B": torch.ones(4, 2)}, tmp_path / "x.safetensors")
-    assert inspect_adapter(tmp_path / "x.safetensors").format == "loralib"
+    seen = inspect_adapter(tmp_path / "x.safetensors")
+    assert (seen.format, [f.code for f in seen.findings], seen.is_usable) == ("loralib", ["config"], False)
+    assert "lora_config=LoRAConfig(lora_alpha=...)" in str(seen)
 
 
 @pytest.mark.parametrize(("a", "usable"), [(4, True), (2, True), (3, False)])
@@ -122,7 +122,7 @@ def test_a_layer_merged_of_two_pairs_can_be_used_where_loralib_s_or_the_oldest_p
 ) -> None:
     factors = {"lora_A": torch.ones(a, 4), "lora_B": torch.ones(8, 2)}
     save_file({f"layer.{name}": factor for name, factor in factors.items()}, tmp_path / "x.safetensors")
-    assert inspect_adapter(tmp_path / "x.safetensors").is_usable is usable
+    assert ("tensors" in codes(tmp_path / "x.safetensors")) is not usable
     save_file({f"base_model.model.layer.{name}.weight": t for name, t in factors.items()}, tmp_path / WEIGHTS)
     values = {"peft_type": "LORA", "r": 2, "target_modules": ["layer"], "base_model_name_or_path": "a/b"}
     for enabled, wanted in (([True, False, True], usable), (None, a == 2)):
@@ -145,7 +145,13 @@ def test_shards_are_read_together(adapter: Path) -> None:
     for i, part in enumerate((names[:7], names[7:]), 1):
         save_file({n: tensors[n] for n in part}, adapter / f"adapter_model-0000{i}-of-00002.safetensors")
     assert codes(adapter) == ["weights"]
-    (adapter / f"{WEIGHTS}.index.json").write_text("{}")
+    index = adapter / f"{WEIGHTS}.index.json"
+    places = {n: f"adapter_model-0000{1 + (n not in names[:7])}-of-00002.safetensors" for n in names}
+    lacking = {n: file for n, file in places.items() if n != names[0]}
+    for odd in ({}, {"weight_map": {}}, {"weight_map": lacking}, {"weight_map": {**places, "x": "y.safetensors"}}):
+        index.write_text(json.dumps(odd))
+        assert (codes(adapter), inspect_adapter(adapter).is_usable) == (["weights"], False)
+    index.write_text(json.dumps({"weight_map": places}))
     seen = inspect_adapter(adapter)
     assert (seen.findings, seen.tensors) == ((), 16)
 
@@ -175,7 +181,9 @@ SETTINGS: list[tuple[dict[str, Any], str, bool]] = [
     ({"base_model_name_or_path": "/home/me/llama"}, "base", True),
     ({"base_model_name_or_path": "C:\\models\\llama"}, "base", True),
     ({"base_model_name_or_path": "a/b/c"}, "base", True),
-    ({"brand_new": 1}, "unknown-keys", True),
+    ({"base_model_name_or_path": 5}, "base", True),
+    ({"base_model_name_or_path": ["a"]}, "base", True),
+    ({"brand_new": 1}, "unknown-keys", False),
     ({"lora_alpha": 0}, "config", False),
     ({"r": "2"}, "config", False),
     ({"use_qalora": True}, "config", False),
@@ -184,9 +192,11 @@ SETTINGS: list[tuple[dict[str, Any], str, bool]] = [
     ({"target_modules": "((a+)+)+!", "rank_pattern": {"((a+)+)+!": 4}}, "config", False),
     ({"r": 4}, "tensors", False),
     ({"use_dora": True}, "tensors", False),
-    ({"target_modules": ["c_attn", "c_fc", "xxx"]}, "coverage", True),
+    ({"target_modules": ["c_attn", "c_fc", "xxx"]}, "coverage", False),
     ({"target_modules": "nothing"}, "coverage", True),
-    ({"modules_to_save": ["score"]}, "coverage", True),
+    ({"target_modules": r".*\.c_attn"}, "coverage", True),
+    ({"modules_to_save": ["score"]}, "coverage", False),
+    ({"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"}, "coverage", False),
 ]
 
 
@@ -211,6 +221,16 @@ TENSORS: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
     "a layer left out": ("coverage", lambda t: [t.pop(key(2, "mlp.c_fc", f"lora_{x}.weight")) for x in "AB"]),
     "no layer 1": ("coverage", lambda t: [t.pop(k) for k in list(t) if ".h.1." in k]),
 }  # fmt: skip
+
+
+def test_of_the_heads_that_peft_names_for_a_task_one_is_enough_and_of_others_each_has_tensors(adapter: Path) -> None:
+    head = {"base_model.model.score.weight": torch.ones(2, 8)}
+    save_file({**load_file(adapter / WEIGHTS), **head}, adapter / WEIGHTS)
+    seen = inspect_adapter(configured(adapter, modules_to_save=["classifier", "score"], task_type="SEQ_CLS"))
+    assert seen.findings == ()
+    seen = inspect_adapter(configured(adapter, modules_to_save=["score", "wpe"]))
+    assert ["wpe" in finding.text for finding in seen.findings] == [True]
+    assert not seen.is_usable
 
 
 @pytest.mark.parametrize("what", TENSORS)
@@ -269,6 +289,11 @@ def test_the_exit_status_says_whether_the_adapter_can_be_used(
     assert cli.main(["inspect", str(adapter.parent)]) == 2
     assert "adapter_config.json and no adapter_model.safetensors, but adapters in adapter" in capsys.readouterr().err
     assert cli.main(["inspect", str(adapter.parent), "--subfolder", "adapter"]) == 1
+    capsys.readouterr()
+    raw = edited(lambda head: head.update({"\x1b]0;x\x07": 5}))((adapter / WEIGHTS).read_bytes())
+    (adapter / WEIGHTS).write_bytes(raw)
+    assert cli.main(["inspect", str(adapter)]) == 2
+    assert "?]0;x? has no dtype" in capsys.readouterr().err
 
 
 def test_of_a_file_on_the_hub_only_the_head_is_fetched(
@@ -312,17 +337,75 @@ def test_names_that_steer_a_terminal_are_told_without_their_power(adapter: Path)
     assert max(map(len, text.splitlines())) <= 240
 
 
-def test_pickles_are_never_opened(adapter: Path, tmp_path: Path) -> None:
+def test_pickles_are_read_as_data_and_never_run(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "lora.pt").write_bytes(b"x")
     with pytest.raises(AdapterFileError, match="pickle"):
         inspect_adapter(tmp_path / "lora.pt")
+    tensors = {name: tensor.clone() for name, tensor in load_file(adapter / WEIGHTS).items()}
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
+    assert [(f.code, f.fatal) for f in inspect_adapter(adapter).findings] == [("weights", True), ("pickle", False)]
+    torch.save(tensors, adapter / "adapter_model.bin")
     seen = inspect_adapter(adapter)
     assert [(f.code, f.fatal) for f in seen.findings] == [("pickle", False)]
+    assert (seen.tensors, seen.dtypes, seen.ranks) == (16, {"F32": 16}, {2: 8})
+    torch.save({**tensors, "x": Path("x")}, adapter / "adapter_model.bin")
+    assert not inspect_adapter(adapter).is_usable
     (adapter / "adapter_model.bin").rename(adapter / "adapter_model.bin.index.json")  # of pickled shards
-    assert inspect_adapter(adapter).findings == seen.findings
+    assert not inspect_adapter(adapter).is_usable
     (adapter / "adapter_model.bin.index.json").unlink()
     assert not inspect_adapter(adapter).is_usable
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    """Return what changes the head of a safetensors file."""
+
+    def edit(raw: bytes) -> bytes:
+        size = 8 + struct.unpack("<Q", raw[:8])[0]
+        head = json.loads(raw[8:size])
+        change(head)
+        text = json.dumps(head).encode()
+        return struct.pack("<Q", len(text)) + text + raw[size:]
+
+    return edit
+
+
+def noted(head: dict[str, Any]) -> None:
+    notes = json.loads(head["__metadata__"]["hf_lora"])
+    head["__metadata__"]["hf_lora"] = json.dumps({**notes, "base": {"id": "a/b"}})
+
+
+# What the head says and what safetensors, or a note's reader, does not take.
+DAMAGED: dict[str, tuple[bool, Callable[[bytes], bytes]]] = {
+    "a shape of another size": (True, edited(lambda head: head[A0].update(shape=[2, 9]))),
+    "an unknown dtype": (True, edited(lambda head: head[A0].update(dtype="F31"))),
+    "overlapping tensors": (True, edited(lambda head: head[A0].update(data_offsets=head[B0]["data_offsets"]))),
+    "a hole": (True, edited(lambda head: head.pop(A0))),
+    "a damaged note": (True, edited(noted)),
+    "values that are not finite": (False, lambda raw: raw[:-64] + b"\xff" * 64),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_loading_refuses_is_found_here_and_on_the_hub(what: str, adapter: Path, hub: Hub) -> None:
+    in_the_head, damage = DAMAGED[what]
+    hub.add("me/good", {path.name: path.read_bytes() for path in adapter.iterdir()})
+    (adapter / WEIGHTS).write_bytes(damage((adapter / WEIGHTS).read_bytes()))
+    with pytest.raises(LoRAError) as refused:
+        LoRAModel.from_pretrained(adapter, base_model=tiny("gpt2", n_layer=4, n_embd=8))
+    seen = inspect_adapter(adapter)
+    told = str(refused.value)[: len(str(adapter)) + 60]  # safetensors names any one of two that overlap
+    assert any(finding.fatal and finding.text.startswith(told) for finding in seen.findings)
+    hub.add("me/adapter", {path.name: path.read_bytes() for path in adapter.iterdir()})
+    seen = inspect_adapter("me/adapter")
+    assert seen.is_usable is not in_the_head
+    assert "/tmp" not in str(seen)
+    assert inspect_adapter("me/good").is_usable
+
+
+def test_layers_with_absurd_numbers_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "_is_regular", lambda *given: pytest.fail("99,000 layers are gone through"))
+    layers = {f"t{i}.x": (330 * i,) for i in range(300)}
+    assert "coverage" not in codes(written(tmp_path, layers))
 
 
 ODD: list[Any] = [None, True, -1, 0, 1.5, 1e308, "", "x", [], [1], [[1]], ["("], {}, {"(": 1}, {"x": [1]}, [None]]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterFileError, MissingExtraError
+from ..errors import AdapterFileError, ConfigError, MissingExtraError
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from ..files.strict_json import read_json
 
@@ -57,6 +58,10 @@ def run(output: Path, epochs: float = 1.0, seed: int = 0, r: int = 8) -> dict[st
     from ..config.lora_config import LoRAConfig
     from ..model.lora_model import LoRAModel
 
+    if not _is_seed(seed):
+        raise ConfigError(f"seed={seed}, but it is a whole number from 0 to 2^32 - 1.")
+    if not 0 < epochs < math.inf:
+        raise ConfigError(f"epochs={epochs}, but it is a positive number of passes over the data; 1 is usual.")
     config = LoRAConfig(r=r, lora_alpha=16, lora_dropout=0.05, task_type="SEQ_CLS")
     taken = [path for path in (output / CONFIG_NAME, output / CARD_NAME) if path.exists()]
     if output.is_file() or (taken and not (output / RESULTS).exists()):
@@ -93,11 +98,17 @@ def check(directory: Path) -> bool:
     from ..model.lora_model import LoRAModel
 
     saved = read_json(directory / RESULTS)
-    train, test = split(ratings(), saved["seed"])
+    seed, scores = saved.get("seed"), saved.get("after")
+    if not _is_seed(seed) or not isinstance(scores, dict) or scores.keys() != {"accuracy", "f1"}:
+        raise AdapterFileError(
+            f"{directory / RESULTS} is no result of this version's demo, with a seed, and accuracy and f1 after the "
+            "training; run `hf-lora demo` again."
+        )
+    train, test = split(ratings(), seed)
     found = _scores(_trainer(LoRAModel.from_pretrained(directory), train, test, directory))
-    verdict = "the same to the last digit" if found == saved["after"] else f"but the demo had {saved['after']}"
+    verdict = "the same to the last digit" if found == scores else f"but the demo had {scores}"
     print(f"reloaded     accuracy {found['accuracy']!r}, F1 {found['f1']!r}: {verdict}")
-    return bool(found == saved["after"])
+    return found == scores
 
 
 def base() -> Path:
@@ -150,6 +161,10 @@ def _trainer(model: Any, train: Rated, test: Rated, output: Path, epochs: float 
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=metrics("accuracy", "f1"),
     )
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32  # what numpy takes
 
 
 def _scores(trainer: Any) -> dict[str, float]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..errors import AdapterFileError, some
 from .sources import Source
 from .strict_json import read_json
-from .tensors import read_tensors
 
 __all__ = ["find_weights", "read_weights"]
 
@@ -30,14 +29,14 @@ def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
     there twice or there without being named.
     """
     if path.suffix != ".json":
-        return read_tensors(path)
+        return source.tensors(path)
     places = _index(path)
     result: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         found = source.find(file)
         if found is None:
             raise AdapterFileError(f"{source.name}: {path.name} names a missing file: {file}.")
-        tensors = read_tensors(found)
+        tensors = source.tensors(found)
         if odd := tensors.keys() ^ {key for key, place in places.items() if place == file}:
             raise AdapterFileError(
                 f"{source.name}: {some(sorted(odd))}: either {file} lacks them or {path.name} does not name them there."

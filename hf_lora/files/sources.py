@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from . import hub_files
 from .privacy import is_repo_id
+from .tensors import read_tensors
 
 __all__ = ["HUB_KWARGS", "Source"]
 
@@ -52,6 +55,10 @@ class Source:
             where = f"the folder {self.hub['subfolder']} of {self.name}" if "subfolder" in self.hub else self.name
             return f"{where} holds no adapter"
         return f"{self.name!r} is neither a directory or file of this machine nor the id of a Hub repo (owner/name)"
+
+    def tensors(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors of a file that `find` found. Raises AdapterFileError."""
+        return read_tensors(path)
 
     def find(self, file: str) -> Path | None:
         """Return where a file lies on this machine, downloaded and verified if need be; None where there is none.

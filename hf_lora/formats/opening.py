@@ -68,7 +68,7 @@ READERS: dict[str, Callable[[Candidate], Contents | None]] = {
 
 
 def open_adapter(
-    name: str,
+    name: str | Source,
     kwargs: dict[str, Any],
     required: bool = False,
     lora_config: LoRAConfig | None = None,
@@ -76,18 +76,19 @@ def open_adapter(
 ) -> Contents | None:
     """Read an adapter of the Hub or this machine; None where the name stands for something else.
 
+    name: what a user gives, or the source that it stands for.
     kwargs: Hub arguments among others; those that belong to the adapter alone (revision, subfolder) are taken out
     where it is one. lora_config: the caller's, for a format that holds none of its own.
     ignore_unknown: accept keys in the adapter's config that nobody here knows.
     Raises AdapterFileError where the adapter is damaged, lies in a folder below, or is `required` and not there.
     """
-    source = Source.of(name, kwargs)
+    source = name if isinstance(name, Source) else Source.of(name, kwargs)
     contents = _read(source, lora_config, ignore_unknown)
     if contents is None:
         if below := adapters_below(source):
             raise AdapterFileError(
-                f"{name} holds no {CONFIG_NAME}, but adapters in {some(below, 8)}; pass subfolder={below[-1]!r}, "
-                "or the path of one of them."
+                f"{source.name} holds no {CONFIG_NAME}, but adapters in {some(below, 8)}; pass "
+                f"subfolder={below[-1]!r}, or the path of one of them."
             )
         if required:
             raise AdapterFileError(f"{source.missing}: there is no {CONFIG_NAME}.")

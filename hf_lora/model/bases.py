@@ -17,9 +17,9 @@ from ..errors import ConfigError, LoRAError, ModelError, some
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
 from ..formats.keys import plain_keys
+from ..formats.notes import BASE_NOTE
 from ..formats.peft import PREFIX
 from .hooks import note_new, plainly
-from .provenance import BASE_NOTE
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
 __all__ = ["load_base", "load_base_of"]

@@ -13,6 +13,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ModelError, full_name, some
 from ..files.sources import HUB_KWARGS
 from ..formats.contents import Contents
+from ..formats.notes import BASE_NOTE
 from ..formats.opening import open_adapter
 from ..layers.memory.head import disable_linear_cross_entropy, own_head
 from ..layers.memory.mlp import disable_mlp_recompute
@@ -23,7 +24,7 @@ from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import load_base, load_base_of
 from .heads import left_at_random, with_heads
 from .overrides import takes_gradients
-from .provenance import BASE_NOTE, commit_of
+from .provenance import commit_of
 from .selecting import remove, select
 from .settings import SETTINGS_NOTE, warn_of_others
 from .vocabulary import make_room, with_new_rows

@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterFileError, BaseMismatchError
+from ..errors import BaseMismatchError
 from ..files.privacy import hub_id
+from ..formats.notes import FLOATS, FORMAT, read_base_note
 from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer, base_modules, own_tensor
 from ..layers.specialising import base_of
@@ -28,14 +29,9 @@ from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
 from ..variants.table import SAVED
 
-__all__ = [
-    "BASE_NOTE", "adapted", "check", "check_start", "commit_of", "knows_start", "note_of", "observe",
-]  # fmt: skip
+__all__ = ["adapted", "check", "check_start", "commit_of", "knows_start", "note_of", "observe"]
 
 logger = logging.get_logger(__name__)
-BASE_NOTE = "base"  # the key of what is noted here, in the notes of the file
-FLOATS = "floats"  # in it: what stays in float where the adapted weights are packed
-FORMAT = 1
 _START, _SEEDED = "start", "seeded"
 _REDRAWN = 1e-3  # of the product at birth: the adapter's own effect may be as small as a hundredth of it
 _ROWS, _TABLES, _NORMS = 8192, 4, 12  # rows of a table, tables and norms that are looked at
@@ -85,21 +81,10 @@ def check(
     note: the one of its file, if it has one; one of a later format is not checked. saved: the modules of which the
     adapter holds a copy. Raises AdapterFileError where the note is damaged.
     """
-    if not note:
+    found = read_base_note(note)
+    if found is None:
         return
-    try:
-        known = dict(note)  # type: ignore[call-overload]
-        if not isinstance(known["format"], int):
-            raise TypeError(f"its format is {known['format']!r}")
-        if known["format"] != FORMAT or not {"fingerprint", FLOATS} & known.keys():
-            return
-        theirs = fp.decode(known["fingerprint"]) if "fingerprint" in known else None
-        floats = fp.decode(known[FLOATS]) if FLOATS in known else None
-    except (TypeError, KeyError, ValueError) as error:
-        raise AdapterFileError(
-            f"what the adapter's file says of its base is damaged ({error}); get the file again, or pass "
-            "check_base=False."
-        ) from None
+    known, theirs, floats = found
     weights = list(weights)
     # A class that names its layers otherwise may sort them otherwise.
     in_order = known.get("names") == _names(weights)

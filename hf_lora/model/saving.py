@@ -16,11 +16,12 @@ from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
 from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
+from ..formats.notes import BASE_NOTE
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
 from ..layers.specialising import base_of
 from ..layers.state import CHANGES
-from .provenance import BASE_NOTE, note_of
+from .provenance import note_of
 from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known

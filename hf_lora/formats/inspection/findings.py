@@ -1,25 +1,29 @@
 """What to know before using an adapter: findings of seven kinds, each of which changes what somebody would do.
 
-Nothing is loaded, so that what only values show (a zero lora_B, a number that is not finite) is not found here.
+Whether loading opens the adapter is one that `inspecting` finds; here is what shows without the base besides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
-from ...errors import ConfigError, some
-from ...files.names import CONFIG_NAME
+from ...config.tasks import TASKS
+from ...errors import some
 from ...files.privacy import hub_id
-from ...targets.names import listed_modules, match_names
+from ...targets.names import saved_modules
 from ...variants.table import FORMULAS, is_on
 from ..keys import unwrapped
-from ..opening import MERGED_KEYS
 from .layout import Layout, Parts, Target, ranks_of
 
-__all__ = ["Finding", "of_base", "of_config", "of_coverage", "of_tensors"]
+__all__ = ["Finding", "of_base", "of_coverage", "of_tensors"]
+
+_MOST_COMPARED = 10_000_000  # layers of targets with those of others; models have less than a hundredth
 
 
 class Finding(NamedTuple):
@@ -30,25 +34,11 @@ class Finding(NamedTuple):
     fatal: bool = False
 
 
-def of_config(values: Mapping[str, Any] | None) -> tuple[LoRAConfig | None, list[Finding]]:
-    """Return PEFT's config, None where it is none that loads, and what is wrong with it."""
-    if values is None:
-        return None, [Finding("config", f"there is no {CONFIG_NAME}: nothing says the scaling, or the base")]
-    values = {key: value for key, value in values.items() if key not in MERGED_KEYS}
-    try:
-        return LoRAConfig.from_dict(values, CONFIG_NAME), []
-    except ConfigError as error:
-        problem = str(error)
-    try:
-        return LoRAConfig.from_dict(values, CONFIG_NAME, ignore_unknown=True), [Finding("unknown-keys", problem)]
-    except ConfigError as error:
-        return None, [Finding("config", str(error), True)]
-
-
 def of_base(base: Any) -> Iterator[Finding]:
     """Yield where the config names no base that others could load."""
     if not isinstance(base, str | None) or hub_id(base) is None:
-        told = f"the base {base!r} is a path, which others do not have" if base else "the config names no base"
+        what = "a path, which others do not have" if isinstance(base, str) else "no name"
+        told = f"the base {base!r} is {what}" if base else "the config names no base"
         yield Finding("base", f"{told}; give its Hub id by hand (base_model=...)")
 
 
@@ -90,20 +80,52 @@ def _misfit(parts: Parts, wanted: int, are_experts: bool, may_be_merged: bool) -
 
 
 def of_coverage(layout: Layout, config: LoRAConfig | None) -> Iterator[Finding]:
-    """Yield which layers lack a target that others have, and what the config names and the file lacks."""
+    """Yield what the config names and the file lacks, and which layers lack a target that others have.
+
+    A model that has what is named is refused; whether it has the layers, only the base tells.
+    """
     chosen = config.layers_to_transform if config is not None else None
     lacking = [*_uneven(layout.targets(), {chosen} if isinstance(chosen, int) else set(chosen or ()))]
-    if config is not None and config.target_modules and config.target_modules not in PRESETS:
-        spec, held = config.target_modules, [unwrapped(path)[0] for path in layout.adapted]
-        if isinstance(spec, str):
-            absent = [] if listed_modules(config, held) else [spec]
-        else:
-            absent = [name for name in spec if not match_names([name], held)]
-        lacking += [f"nothing of target_modules {some(absent)}"] if absent else []
-    if config is not None and config.modules_to_save and not layout.saved:
-        lacking.append(f"nothing of modules_to_save {some(config.modules_to_save)}")
+    if config is not None:
+        held = list(dict.fromkeys(unwrapped(path)[0] for path in layout.adapted))
+        absent = {"target_modules": _without_tensors(config, held), "modules_to_save": _unsaved(config, layout)}
+        if told := [f"{field} {some(names)}" for field, names in absent.items() if names]:
+            yield Finding("coverage", f"the file holds nothing of {' and of '.join(told)}, which their model has", True)
+        if strays := _strays(config, held):
+            lacking.append(f"{some(strays)}, which target_modules {config.target_modules!r} does not match")
     if lacking:
         yield Finding("coverage", f"the file holds {some(lacking, between='; ')}")
+
+
+def _without_tensors(config: LoRAConfig, held: Sequence[str]) -> list[str]:
+    """Return the entries of target_modules that end no adapted module's name on whole words."""
+    spec = config.target_modules
+    ends = sorted(name[::-1] for name in held)
+
+    def is_held(entry: str) -> bool:
+        whole, inside = entry[::-1], f"{entry[::-1]}."
+        at = [ends[i] for part in (whole, inside) if (i := bisect_left(ends, part)) < len(ends)]
+        return any(end == whole or end.startswith(inside) for end in at)
+
+    return [] if spec is None or isinstance(spec, str) else [entry for entry in spec if not is_held(entry)]
+
+
+def _unsaved(config: LoRAConfig, layout: Layout) -> list[str]:
+    """Return the entries of modules_to_save without a tensor; of the heads that PEFT adds for a task one is enough."""
+    parts = [name.split(".") for name in layout.saved]
+    names = list({".".join(words[: i + 1]): None for words in parts for i in range(len(words))})
+    named = config.modules_to_save or []
+    saved = {entry for entry in named if saved_modules([entry], names)}
+    saved |= {head for task in TASKS for head in task.heads if saved & {*task.heads}}
+    return [entry for entry in named if entry not in saved]
+
+
+def _strays(config: LoRAConfig, held: Sequence[str]) -> list[str]:
+    """Return the adapted modules that an expression matches neither themselves nor as what holds them."""
+    spec = config.target_modules
+    if not isinstance(spec, str) or spec in PRESETS or config.target_parameters:
+        return []
+    return [n for n in held if not re.fullmatch(spec, n) and not re.fullmatch(spec, n.rpartition(".")[0])]
 
 
 def _uneven(targets: Sequence[Target], chosen: set[int]) -> Iterator[str]:
@@ -112,9 +134,13 @@ def _uneven(targets: Sequence[Target], chosen: set[int]) -> Iterator[str]:
     A layer of another build (linear attention, a state space, experts) holds a target that these others lack: that is
     not odd, nor is what recurs.
     """
+    stacks: dict[str, list[Target]] = defaultdict(list)
     for target in targets:
-        stack = target.name.partition("*")[0]
-        others = [set(t.layers) for t in targets if t.name.partition("*")[0] == stack]
+        stacks[target.name.partition("*")[0]].append(target)
+    if sum(len(stack) ** 2 * stack[0].of for stack in stacks.values()) > _MOST_COMPARED:
+        return
+    for target in targets:
+        others = [set(t.layers) for t in stacks[target.name.partition("*")[0]]]
         elsewhere = set().union(*(held for held in others if not held & set(target.layers)))
         absent = (chosen or set(range(target.of))) - set(target.layers) - elsewhere
         if target.layers and absent and not _is_regular(target.layers, target.of):

@@ -1,26 +1,36 @@
-"""Looking at an adapter without loading it: its config is read, and the first bytes of its weights."""
+"""Looking at an adapter without its base: whether loading opens it, and what its config and its weights' heads say.
+
+Of a repo of the Hub the heads alone are fetched, so that values which are not finite are found on this machine only.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...errors import AdapterFileError
+import safetensors
+from torch import Tensor
+
+from ...errors import AdapterFileError, ConfigError, HubError, LoRAError
 from ...files import hub_files
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
-from ...files.safetensors_header import Header, header_size, read_header
+from ...files.safetensors_header import Header, TensorEntry, header_size
 from ...files.sources import Source
 from ...files.strict_json import read_json
 from ...files.tensors import notes_of, read_file_header
 from ...files.transaction import find_config
 from ...variants.table import scaling_of
 from .. import adapterhub
-from ..opening import adapters_below
-from .findings import Finding, of_base, of_config, of_coverage, of_tensors
+from ..contents import Contents
+from ..notes import BASE_NOTE, read_base_note
+from ..opening import adapters_below, open_adapter
+from .findings import Finding, of_base, of_coverage, of_tensors
 from .layout import Layout, layout_of, ranks_of
 from .report import Inspection
 
@@ -30,22 +40,69 @@ _FIRST = 1 << 16  # bytes of a file on the Hub, which hold the head of nearly ev
 
 
 def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspection:
-    """Return what a directory, a .safetensors file or a repo of the Hub holds, without loading weights or base.
+    """Return what a directory, a .safetensors file or a repo of the Hub holds, without loading the base.
 
+    What loading refuses is a finding. Of weights on the Hub only the heads are fetched.
     hub_kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
-    Raises AdapterFileError where there is no adapter or it cannot be read, HubError.
+    Raises AdapterFileError where there is no adapter or nothing of it can be read, HubError.
     """
     source = Source.of(os.fspath(name), hub_kwargs)
     files = _files(source)
+    if source.is_local:
+        return _inspected(source, files)
+    with tempfile.TemporaryDirectory() as folder:
+        return _inspected(_Heads(source.name, source.hub, files, Path(folder)), files)
+
+
+@dataclass(frozen=True)
+class _Heads(Source):
+    """A repo of the Hub of whose .safetensors files the heads alone are fetched: their tensors are on "meta".
+
+    sizes: of its files. folder: where each head is written, with nothing behind it, in a file of the whole one's size.
+    """
+
+    sizes: Mapping[str, int]
+    folder: Path
+
+    def find(self, file: str) -> Path | None:
+        if not file.endswith(".safetensors"):
+            return super().find(file)
+        path, size = self.folder / file, self.sizes.get(file)
+        if size is None:
+            return None
+        if not path.exists():
+            head = hub_files.fetch_range(self.name, file, 0, min(_FIRST, size), **self.hub)
+            needed = header_size(head, size, f"{file} of {self.name}")
+            if needed > len(head):
+                head += hub_files.fetch_range(self.name, file, len(head), needed, **self.hub)
+            path.write_bytes(head)
+            os.truncate(path, size)
+        return path
+
+    def tensors(self, path: Path) -> dict[str, Tensor]:
+        if path.suffix != ".safetensors":
+            return super().tensors(path)
+        names = read_file_header(path).tensors
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name).to("meta") for name in names}
+        except Exception as error:  # as in `read_tensors`
+            raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
+
+
+def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
     path = None if source.is_file else find_config(source)
     config = {} if path is None else read_json(path)
-    weights, missing = _weights(source, files)
+    weights, pickles = _weights(source, files)
     if path is None and not weights:
         below = f", but adapters in {', '.join(found[:8])}" if (found := adapters_below(source)) else ": no adapter"
         raise AdapterFileError(f"{source.name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{below}.")
-    headers = [_header(source, file, files[file]) for file in weights]
+    form, headers = _format(config), [_header(source, file) for file in weights]
+    contents, refused = _opened(source, "weights" if path is not None else "config")
     tensors = {key: entry for header in headers for key, entry in header.tensors.items()}
-    layout, form = layout_of(tensors), _format(config)
+    if contents is not None and (pickles or form == "AdapterHub"):  # under PEFT's names
+        tensors = {key: _entry(tensor) for key, tensor in contents.tensors.items()}
+    layout = layout_of(tensors)
     r, alpha = _number(config.get("r")), _number(config.get("lora_alpha"))
     return Inspection(
         name=source.name,
@@ -63,20 +120,43 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
         parameters=sum(prod(entry.shape) for entry in tensors.values()),
         dtypes=dict(sorted(Counter(entry.dtype for entry in tensors.values()).items())),
         size=sum(files[file] for file in weights),
-        findings=(*_findings(None if path is None else config, form, layout), *missing),
+        findings=(*refused, *_findings(config, form, layout, contents), *pickles),
     )
 
 
-def _findings(config: Mapping[str, Any] | None, form: str, layout: Layout) -> Iterator[Finding]:
-    """Yield what is to know of config and tensors; nothing of AdapterHub's, whose own reader checks them."""
+def _opened(source: Source, otherwise: str) -> tuple[Contents | None, list[Finding]]:
+    """Return what loading reads, None where it refuses, and why it refuses. Raises HubError.
+
+    otherwise: the kind of a finding that is not about the config.
+    """
+    found: list[Finding] = []
+    for ignore_unknown in (False, True):
+        try:
+            contents = open_adapter(source, {}, True, ignore_unknown=ignore_unknown)
+            assert contents is not None
+            read_base_note(contents.notes.get(BASE_NOTE))
+            return contents, [finding._replace(code="unknown-keys") for finding in found]
+        except HubError:
+            raise
+        except LoRAError as error:
+            text = str(error).replace(f"{source.folder}/", "") if isinstance(source, _Heads) else str(error)
+            code = "config" if isinstance(error, ConfigError) else otherwise
+            found += [Finding(code, text, True)] if text not in [finding.text for finding in found] else []
+            if code != "config":
+                break
+    return None, found
+
+
+def _findings(config: Mapping[str, Any], form: str, layout: Layout, contents: Contents | None) -> Iterator[Finding]:
+    """Yield what is to know of config and tensors; of AdapterHub's config its own reader says what is wrong."""
     if form == "AdapterHub":
+        yield from of_tensors(layout, None, may_be_merged=True) if contents is not None else ()
         return
-    parsed, found = of_config(config)
-    yield from found
-    if config is not None and "peft_type" in config:
+    parsed = None if contents is None else contents.config
+    if "peft_type" in config:
         yield from of_base(config.get("base_model_name_or_path"))
     if layout.adapted or layout.saved:
-        yield from of_tensors(layout, parsed, layout.names == "loralib" or bool((config or {}).get("enable_lora")))
+        yield from of_tensors(layout, parsed, layout.names == "loralib" or bool(config.get("enable_lora")))
         yield from of_coverage(layout, parsed)
 
 
@@ -96,7 +176,7 @@ def _files(source: Source) -> dict[str, int]:
 
 
 def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[Finding]]:
-    """Return the safetensors files that hold an adapter's tensors, and what to know where they are not there."""
+    """Return the safetensors files that hold an adapter's tensors, and what to know where a pickle holds them."""
     if source.is_file:
         if not source.name.endswith(".safetensors"):
             raise AdapterFileError(f"{source.name} is no .safetensors file: a pickle is not opened to look at it.")
@@ -111,18 +191,21 @@ def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[
         name = found.removesuffix(".index.json")
         text = f"{name} is a pickle: hf_lora reads it as data, but another tool that opens it may run its code"
         return [], [Finding("pickle", text)]
-    return [], [Finding("weights", f"there is neither {' nor '.join(WEIGHTS_NAMES)}, whole or with an index", True)]
+    return [], []
 
 
-def _header(source: Source, file: str, size: int) -> Header:
+def _header(source: Source, file: str) -> Header:
     """Return the head of a safetensors file. Raises AdapterFileError, HubError."""
-    if source.is_local:
-        return read_file_header(Path(source.name, source.hub.get("subfolder", ""), "" if source.is_file else file))
-    head = hub_files.fetch_range(source.name, file, 0, min(_FIRST, size), **source.hub)
-    needed = header_size(head, size, file)
-    if needed > len(head):
-        head += hub_files.fetch_range(source.name, file, len(head), needed, **source.hub)
-    return read_header(head, size, f"{file} of {source.name}")
+    path = Path(source.name) if source.is_file else source.find(file)
+    if path is None:
+        raise AdapterFileError(f"{file} of {source.name} is not there any more.")
+    return read_file_header(path)
+
+
+def _entry(tensor: Tensor) -> TensorEntry:
+    """Return what a head would say of a tensor, its place aside."""
+    name = str(tensor.dtype).removeprefix("torch.").replace("uint", "u").replace("int", "i").replace("float", "f")
+    return TensorEntry(name.upper(), tuple(tensor.shape), 0, tensor.nbytes)
 
 
 def _origin(config: Mapping[str, Any], headers: list[Header]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import some
+from ...errors import printable, some
 from .findings import Finding
 from .layout import Target
 
@@ -59,7 +59,7 @@ class Inspection:
     def __str__(self) -> str:
         """Return the report for people, less than 40 lines."""
         found = [f"  {'cannot be used' if f.fatal else 'to know'}: {f.text}" for f in self.findings]
-        return "\n".join(map(_printable, [self.name, *_facts(self), *_table(self), *(found or ["  no findings"])]))
+        return "\n".join(map(_short, [self.name, *_facts(self), *_table(self), *(found or ["  no findings"])]))
 
 
 def _facts(seen: Inspection) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _table(seen: Inspection) -> Iterator[str]:
         yield f"  and {len(seen.targets) - _MOST_ROWS} targets more" if len(seen.targets) > _MOST_ROWS else ""
 
 
-def _printable(line: str) -> str:
-    """Return a line without what a terminal would obey (names come from strangers), cut where it is too long."""
-    line = "".join(c if c.isprintable() else "?" for c in line)
+def _short(line: str) -> str:
+    """Return a line as it can be printed, cut where it is too long."""
+    line = printable(line)
     return line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..."
