@@ -36,6 +36,7 @@ class {name}(evaluate.Metric):
 """
 PERFECT = EvalPrediction(predictions=np.eye(2), label_ids=np.array([0, 1]))
 RNG = np.random.default_rng(0)
+NAN = math.nan
 
 
 def measured(names: Any, predictions: object, labels: object, **settings: Any) -> dict[str, float]:
@@ -82,7 +83,8 @@ def test_metrics_of_classes_are_scikit_learn_s(average: str) -> None:
     expected["matthews_correlation"] = sklearn.metrics.matthews_corrcoef(labels, predictions)
     hidden = (np.zeros((50, 4)), np.zeros((50, 4)))
     as_tensors = (torch.tensor(logits).bfloat16(), torch.tensor(labels))
-    for given in ((predictions, labels), (logits, labels), ((logits, hidden), labels), as_tensors):
+    by_name = [({"hidden": hidden, "logits": logits}, labels), (({"scores": logits}, hidden), labels)]
+    for given in ((predictions, labels), (logits, labels), ((logits, hidden), labels), as_tensors, *by_name):
         assert measured(expected, *given, average=average) == expected
     assert measured("f1", predictions, labels, options={"f1": {"average": average}}) == {"f1": expected["f1"]}
 
@@ -193,6 +195,8 @@ def test_the_logits_of_a_batch_are_reduced_to_12_bytes_a_token() -> None:
     scores = torch.randn(4, 3)
     assert compute.preprocess_logits_for_metrics(scores, torch.zeros(4, dtype=torch.int64)) is scores
     assert metrics("perplexity").preprocess_logits_for_metrics(logits, labels) is logits
+    labels[:, 3:], logits[:, 2:5] = -100, math.nan  # at what counts for nothing
+    assert compute(EvalPrediction(predictions={"logits": logits}, label_ids=labels))["perplexity"] > 1
 
 
 # --- modules of evaluate, and functions -------------------------------------------------------------------------------
@@ -206,6 +210,7 @@ def module(folder: Path, name: str, body: str, dtype: str = "int32") -> str:
     return str(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*what is no number is left out. average='(binary|macro)':UserWarning")
 def test_modules_of_evaluate_are_taken_by_path_by_name_and_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +239,8 @@ def test_a_name_that_needs_the_hub_is_refused_offline_with_those_that_do_not(var
     monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", variable == "HF_EVALUATE_OFFLINE")
     with pytest.raises(HubError, match=r"'acuracy' \(did you mean accuracy\?\).* work accuracy, .*perplexity"):
         metrics("f1", "acuracy")
+    with pytest.raises(HubError, match="no metric 'accuracy', or"):
+        metrics("accuracy", source="hub")
     with pytest.raises(ConfigError, match="'bleu'.* work accuracy"):
         metrics("bleu", source="shipped")
     assert metrics("accuracy", "f1")(PERFECT) == {"accuracy": 1.0, "f1": 1.0}
@@ -248,6 +255,17 @@ def test_functions_get_classes_numbers_or_texts_by_what_there_is() -> None:
     assert measured([largest], np.eye(3), np.arange(3), options={"largest": {"times": 4}}) == {"largest": 8.0}
     several = measured([lambda predictions, references: {"sum": predictions.sum()}], np.eye(3) - 0.5, np.eye(3))
     assert several == {"sum": 3.0}
+
+
+def test_numbers_of_every_kind_are_taken_and_what_is_none_is_named() -> None:
+    kinds = {"a": np.float32(2.0), "b": np.array(2.0), "c": torch.tensor(2.0), "d": np.bool_(True), "e": np.int64(3)}
+    for value in kinds.values():
+        assert measured([lambda predictions, references, v=value: v], np.eye(2), np.arange(2)) == {"<lambda>": value}
+    with pytest.warns(UserWarning, match=r"no number is left out: x='text', y=\[1\.0\], z=None\."):
+        found = measured(
+            [lambda predictions, references: {**kinds, "x": "text", "y": [1.0], "z": None}], np.eye(2), np.arange(2)
+        )
+    assert found == {key: float(value) for key, value in kinds.items()}
 
 
 @pytest.mark.parametrize(
@@ -298,6 +316,11 @@ def test_a_missing_package_is_named_with_how_to_install_it(tmp_path: Path, monke
         ("accuracy", np.zeros((3, 2)), None, "column 'labels'"),
         ("accuracy", np.zeros((3, 2)), (np.zeros(3), np.zeros(3)), "2 columns"),
         ("accuracy", [[1.0], [1.0, 2.0]], [0, 1], "lengths"),
+        ("accuracy", np.array([[NAN, 1.0], [0.0, 1.0]]), np.array([0, 1]), "1 of 2 .* NaN"),
+        ("accuracy", np.array([[NAN, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [0.0, 1.0]]), "1 of 2 .* NaN"),
+        ("accuracy", np.full((1, 2, 3), NAN), np.array([[0, 1]]), "2 of 2 .* NaN"),
+        ("perplexity", np.full((1, 2, 3), NAN), np.array([[0, -100]]), "1 of 2 .* NaN"),
+        ("pearsonr", np.array([NAN, 1.0, 2.0]), np.arange(3.0), "1 of 3 .* NaN"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
@@ -311,6 +334,9 @@ def test_what_does_not_fit_is_refused_with_what_was_found(names, predictions, la
     [
         ((), {}, "accuracy"),
         ((5,), {}, "5 is no metric"),
+        (({},), {}, "{} is no metric"),
+        (("./nope",), {}, r"no file or folder '\./nope'"),
+        (("metrics/nope.py",), {}, r"no file or folder 'metrics/nope\.py'"),
         (("f1", "f1"), {}, "'f1'.*twice"),
         (("accuracy",), {"average": "macro"}, "average='macro'.*accuracy"),
         (("f1",), {"average": "mean"}, "average='mean'.*binary"),

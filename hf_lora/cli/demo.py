@@ -98,13 +98,13 @@ def check(directory: Path) -> bool:
     from ..model.lora_model import LoRAModel
 
     saved = read_json(directory / RESULTS)
-    seed, scores = saved.get("seed"), saved.get("after")
-    if not _is_seed(seed) or not isinstance(scores, dict) or scores.keys() != {"accuracy", "f1"}:
+    scores = saved.get("after")
+    if not _is_seed(saved.get("seed")) or not isinstance(scores, dict) or scores.keys() != {"accuracy", "f1"}:
         raise AdapterFileError(
             f"{directory / RESULTS} is no result of this version's demo, with a seed, and accuracy and f1 after the "
             "training; run `hf-lora demo` again."
         )
-    train, test = split(ratings(), seed)
+    train, test = split(ratings(), saved["seed"])
     found = _scores(_trainer(LoRAModel.from_pretrained(directory), train, test, directory))
     verdict = "the same to the last digit" if found == scores else f"but the demo had {scores}"
     print(f"reloaded     accuracy {found['accuracy']!r}, F1 {found['f1']!r}: {verdict}")

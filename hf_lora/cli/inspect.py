@@ -1,4 +1,4 @@
-"""`hf-lora inspect`: what an adapter is, told without loading it."""
+"""`hf-lora inspect`: what an adapter is, told without its base."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ __all__ = ["add"]
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    text = (
-        "say what an adapter is, and what to know before using it, from its config and the first bytes of its weights"
-    )
+    text = "say what an adapter is, and what to know before using it"
     inspect = commands.add_parser(
         "inspect",
         help=text,
-        description=text[0].upper() + text[1:] + ". Neither its weights nor its base are loaded; nothing is executed.",
+        description=text[0].upper() + text[1:] + ". It is opened as loading does, without its base, and "
+        "nothing is executed; of weights on the Hub the heads alone are fetched.",
         epilog="Exit status: 0 it can be used, 1 it cannot be used, 2 no adapter, or one that cannot be read.",
     )
     inspect.add_argument("adapter", metavar="ID_OR_PATH", help="a repo of the Hub, a directory or a .safetensors file")

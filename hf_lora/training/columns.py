@@ -26,6 +26,7 @@ from ..layers.specialising import name_of
 
 __all__ = ["IGNORED", "Batch", "Columns", "EvaluatedModel", "are_logits_of_tokens", "first", "joined", "reduced"]
 
+_REDUCED = {"ids", "nll"}
 IGNORED = -100  # Transformers' label of what does not count, and what its Trainer pads with
 # Their losses compare each position with the label at the same one (users shift labels), which no mapping tells.
 _ALIGNED = {
@@ -66,7 +67,12 @@ def _shifted(name: str, config: Any) -> bool | None:
 
 
 def first(outputs: Any) -> Any:
-    """Return the logits of what a Trainer hands over: the first of several outputs (hidden states, caches)."""
+    """Return the logits of what a Trainer hands over: the first of several outputs (hidden states, caches).
+
+    Of a dictionary its "logits", or else the first; what `reduced` made is left as it is.
+    """
+    if isinstance(outputs, Mapping) and outputs and outputs.keys() != _REDUCED:
+        return first(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
     return first(outputs[0]) if isinstance(outputs, tuple) and outputs else outputs
 
 
@@ -168,11 +174,13 @@ class Batch:
 def _classes(batch: Batch) -> Columns | None:
     """Return class ids, the likeliest of logits; of several labels a row, those with a probability above a half."""
     p, y, classes = batch.predictions, batch.labels, batch.model.classes
+    undefined = np.isnan(p).any(-1) if _is_float(p) else np.False_
     if _are_several(y):
+        _check_defined(undefined)
         chosen = (p > 0) if _is_float(p) else p  # sigmoid(x) > 0.5 where x > 0
         return Columns(chosen.astype(np.int64), y.astype(np.int64), y.shape[1]) if p.shape == y.shape else None
     if batch.tokens is not None:
-        p = batch.tokens["ids"]
+        p, undefined = batch.tokens["ids"], np.isnan(batch.tokens["nll"])
     elif _is_float(p) and p.ndim == y.ndim + 1 and p.shape[-1] > 1:
         p, classes = p.argmax(-1), p.shape[-1]
     elif y.ndim == 2 and p.shape == y.shape and not _is_float(p) and batch.shifted():
@@ -182,6 +190,7 @@ def _classes(batch: Batch) -> Columns | None:
     if classes is not None:
         _check_labels(y, classes)
     counts = (y != IGNORED) & (p != IGNORED)
+    _check_defined(undefined & counts)
     return Columns(p[counts].astype(np.int64), y[counts].astype(np.int64), classes)
 
 
@@ -189,6 +198,8 @@ def _numbers(batch: Batch) -> Columns | None:
     """Return numbers: a regression's outputs."""
     p, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (batch.predictions, batch.labels))
     fits = p.shape == y.shape and p.ndim <= 2 and _is_float(p)
+    if fits:
+        _check_defined(np.isnan(p))
     return Columns(p.astype(np.float64), y.astype(np.float64)) if fits else None
 
 
@@ -205,6 +216,7 @@ def _token_losses(batch: Batch) -> Columns | None:
     if batch.tokens is None:
         return None
     counts = (batch.labels != IGNORED) & (batch.tokens["ids"] != IGNORED)
+    _check_defined(np.isnan(batch.tokens["nll"]) & counts)
     return Columns(batch.tokens["nll"][counts].astype(np.float64), batch.labels[counts])
 
 
@@ -252,6 +264,15 @@ def _is_float(values: Any) -> bool:
 def _are_several(labels: np.ndarray) -> bool:
     """Return whether labels are zeros and ones, several a row, as floats."""
     return _is_float(labels) and labels.ndim == 2 and bool(np.isin(labels, (0.0, 1.0)).all())
+
+
+def _check_defined(undefined: np.ndarray) -> None:
+    """Raise ConfigError where predictions are NaN, which an argmax would take for the likeliest class."""
+    if undefined.any():
+        raise ConfigError(
+            f"{int(undefined.sum())} of {undefined.size} predictions are NaN, so there is nothing to compare: the "
+            "training diverged, or half precision overflowed. Take an earlier checkpoint, or evaluate in float32."
+        )
 
 
 def _check_labels(labels: Any, classes: int) -> None:

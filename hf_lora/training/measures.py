@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import constants
 
-from ..errors import ConfigError, HubError, MissingExtraError
+from ..errors import ConfigError, HubError, MissingExtraError, some
+from ..files.privacy import is_repo_id
 from .columns import Columns
 
 __all__ = ["AVERAGES", "NAMES", "Measure", "measures_of"]
@@ -150,10 +152,20 @@ class Measure:
             raise ConfigError(f"{self.name!r} ({self.source}) refuses these predictions and labels: {told}") from error
         found = getattr(found, "statistic", found)  # SciPy gives a p-value beside it
         results = found if isinstance(found, Mapping) else {self.name: found}
-        numbers = {key: float(value) for key, value in results.items() if isinstance(value, Real)}
+        numbers = {key: number for key, value in results.items() if (number := _number(value)) is not None}
         if not numbers:
             raise ConfigError(f"{self.name!r} ({self.source}) gives no number, but {found!r}; a Trainer logs numbers.")
+        if dropped := [f"{key}={value!r:.60}" for key, value in results.items() if key not in numbers]:
+            warnings.warn(
+                f"{self.name!r} ({self.source}): what is no number is left out: {some(dropped)}.", stacklevel=3
+            )
         return numbers
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or what an array or tensor without dimensions holds, as a float; None for anything else."""
+    value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    return float(value) if isinstance(value, Real) else None
 
 
 def measures_of(metric: Any, source: str) -> list[Measure]:
@@ -171,10 +183,10 @@ def measures_of(metric: Any, source: str) -> list[Measure]:
         return [_of_module(metric.name, metric)]
     if callable(metric):
         return [_of_function(metric)]
-    if isinstance(metric, str) and (metric == "perplexity" or (source != "hub" and metric in NAMES)):
-        return [_named(metric)]
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"{metric!r} is no metric; name one, or hand in a module of evaluate or a function.")
+    if metric == "perplexity" or (source != "hub" and metric in NAMES):
+        return [_named(metric)]
     return [_of_module(metric, _loaded(metric, source))]
 
 
@@ -221,11 +233,13 @@ def _options(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def _loaded(name: str, source: str) -> Any:
     """Return a module that `evaluate` finds: a file or folder, or one of the Hub, whose code is run."""
-    near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
+    near = [] if name in NAMES else difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     without = f"Without a network work {', '.join(NAMES)}, a module's path, and whatever you hand in."
     if source == "shipped":
         raise ConfigError(f"hf_lora computes no metric {name!r}{hint}. {without}")
+    if (not is_repo_id(name) or name.endswith(".py")) and not Path(name).exists():
+        raise ConfigError(f"there is no file or folder {name!r}, and no repo of the Hub has such a name. {without}")
     try:
         import evaluate  # takes a second, and whoever only trains needs none of it
 
