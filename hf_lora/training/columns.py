@@ -174,7 +174,7 @@ class Batch:
 def _classes(batch: Batch) -> Columns | None:
     """Return class ids, the likeliest of logits; of several labels a row, those with a probability above a half."""
     p, y, classes = batch.predictions, batch.labels, batch.model.classes
-    undefined = np.isnan(p).any(-1) if _is_float(p) else np.False_
+    undefined = np.isnan(p).any(-1) if _is_float(p) else np.zeros((), bool)
     if _are_several(y):
         _check_defined(undefined)
         chosen = (p > 0) if _is_float(p) else p  # sigmoid(x) > 0.5 where x > 0
