@@ -36,9 +36,8 @@ class Finding(NamedTuple):
 
 def of_base(base: Any) -> Iterator[Finding]:
     """Yield where the config names no base that others could load."""
-    if not isinstance(base, str | None) or hub_id(base) is None:
-        what = "a path, which others do not have" if isinstance(base, str) else "no name"
-        told = f"the base {base!r} is {what}" if base else "the config names no base"
+    if isinstance(base, str | None) and hub_id(base) is None:  # any other value is refused with the config
+        told = f"the base {base!r} is a path, which others do not have" if base else "the config names no base"
         yield Finding("base", f"{told}; give its Hub id by hand (base_model=...)")
 
 
