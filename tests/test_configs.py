@@ -90,6 +90,8 @@ READABLE = {
     "variants": _json(use_dora=True, use_rslora=True),
     "initialisation": _json(init_lora_weights="pissa_niter_16"),
     "an initialisation of PEFT's own": _json(init_lora_weights="orthogonal"),
+    "tied weights kept": _json(ensure_weight_tying=True),
+    "an initialisation from a decomposition": _json(init_lora_weights="olora"),
     "an initialisation from data": _json(init_lora_weights="eva", eva_config={"rho": 2.0}),
     "one layer": _json(layers_to_transform=3, layers_pattern="layers"),
     "tokens by name": _json(trainable_token_indices={"embed_tokens": [3, 1]}),
@@ -121,7 +123,12 @@ REFUSED = {
     "replicated layers": (_json(layer_replication=[[0, 4], [2, 5]]), "layer_replication="),
     "an activated adapter": (_json(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens="),
     "an initialisation that nobody knows": (_json(init_lora_weights="x"), "init_lora_weights='x'.*pissa_niter_N"),
-    "an initialisation that moves the base": (_json(init_lora_weights="olora"), "'olora'.*path_initial_model_for_weight_conversion"),
+    "an unknown key of this PEFT": (_json(new_size=16, peft_version="0.21.2"), "new_size=16"),
+    "an unknown key of an older PEFT": (_json(new_size=16, peft_version="0.18.0"), "new_size=16"),
+    "a newer PEFT's key that changes the scaling": (_json(alpha_scale=2.0, peft_version="0.99.0"), "alpha_scale=2.0"),
+    "a newer PEFT's key that changes DoRA": (_json(use_dora=True, dora_rows=True, peft_version="1.0"), "dora_rows=True"),
+    "a newer PEFT's formula": (_json(use_new_formula=True, peft_version="0.99.0"), "use_new_formula=True"),
+    "an initialisation that moves the base": (_json(init_lora_weights="corda"), "'corda'.*path_initial_model_for_weight_conversion"),
 }  # fmt: skip
 
 
@@ -134,6 +141,17 @@ def test_a_config_file_that_cannot_be_followed_is_refused_with_reason_and_name(t
     assert str(directory / ADAPTER_CONFIG) in str(refused.value)
     assert isinstance(refused.value, LoRAError)
     assert isinstance(refused.value, ValueError)
+
+
+@pytest.mark.parametrize("key", [{"new_size": 16}, {"new_config": {"a": 1}}, {"new_list": [1]}, {"new_word": "x"}])
+@pytest.mark.parametrize("version", ["0.22.0", "0.99.0", "1.0.0.dev0"])
+def test_an_unknown_key_of_a_newer_peft_is_said_and_kept(key: dict[str, Any], version: str, tmp_path: Path) -> None:
+    directory = _written(_json(**key, peft_version=version), tmp_path / "given")
+    with pytest.warns(UserWarning, match=rf"PEFT {version}.*{next(iter(key))}=") as said:
+        config = LoRAConfig.from_pretrained(directory)
+    assert len(said) == 1
+    assert key.items() <= config.to_dict().items()
+    LoRAConfig.from_pretrained(directory, ignore_unknown=True)  # says nothing
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"LORA"', "{'peft_type': 'LORA'}", "\x80\x81"])
@@ -229,13 +247,42 @@ def test_every_default_is_pefts_but_that_targets_are_found_out() -> None:
     assert ours.peft_type == theirs.peft_type.value
 
 
-def test_the_file_has_pefts_keys_and_by_default_pefts_values(tmp_path: Path) -> None:
-    """But for peft_version: it says which PEFT wrote a file, and none did."""
-    LoRAConfig().save_pretrained(tmp_path / "ours")
-    peft.LoraConfig().save_pretrained(str(tmp_path / "theirs"))
+# What PEFT 0.10 knows; it raises TypeError at any other key, and 0.14 then reads another config.
+KNOWN_LONG = {
+    "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r",
+    "revision", "target_modules", "task_type", "alpha_pattern", "rank_pattern", "loftq_config", "megatron_config",
+    "megatron_core", "use_rslora", "use_dora", "layer_replication",
+}  # fmt: skip
+OLD_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"r": 3, "lora_alpha": 5, "lora_dropout": 0.25, "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]},
+    {"target_modules": ["q"], "use_rslora": True, "use_dora": True, "bias": "all", "init_lora_weights": "gaussian"},
+    {"target_modules": ["q"], "rank_pattern": {"q": 2}, "alpha_pattern": {"q": 2.5}, "revision": "main"},
+    {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": "h", "auto_mapping": {"a": "b"}},
+]
+
+
+@pytest.mark.parametrize("settings", OLD_SETTINGS, ids=range(len(OLD_SETTINGS)))
+def test_the_file_has_only_keys_that_old_pefts_know_and_pefts_values(settings: dict[str, Any], tmp_path: Path) -> None:
+    """But where a setting that they do not have is used. Read back from PEFT's own file it is the same again."""
+    LoRAConfig(**settings).save_pretrained(tmp_path / "ours")
+    peft.LoraConfig(**settings).save_pretrained(str(tmp_path / "theirs"))
     ours, theirs = (json.loads((tmp_path / who / ADAPTER_CONFIG).read_text()) for who in ("ours", "theirs"))
-    assert ours.keys() == theirs.keys()
-    assert {key for key in ours if ours[key] != theirs[key]} == {"peft_version"}
+    assert ours.keys() <= KNOWN_LONG & theirs.keys()
+    differ = {"inference_mode"} | (set() if "target_modules" in settings else {"target_modules"})
+    assert {k: v for k, v in ours.items() if theirs[k] != v and k not in differ} == {}
+    LoRAConfig.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / ADAPTER_CONFIG).read_text())
+    assert again.keys() - {"peft_version"} == ours.keys()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_bias": True}, {"exclude_modules": ["x"]}, {"target_parameters": ["x"]},
+                 {"trainable_token_indices": [1]}, {"ensure_weight_tying": True}]
+)  # fmt: skip
+def test_a_newer_setting_that_is_used_is_in_the_file(settings: dict[str, Any]) -> None:
+    assert settings.items() <= LoRAConfig(target_modules=["q"], **settings).to_dict().items()
 
 
 def test_presets_that_no_other_tool_knows_are_not_written() -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, BertModel, GPT2LMHeadModel
 
-from hf_lora import LoRAConfig, LoRAModel
+from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, ModelError
 
 from .cases import move
@@ -426,3 +427,68 @@ def test_the_adapters_revision_and_subfolder_are_asked_of_the_hub_and_not_of_the
         LoRAModel.from_pretrained("someone/adapter", revision="v1", subfolder="a")
     wanted = {"revision": "v1", "subfolder": "a"}
     assert asked == [*(("someone/adapter", file, wanted) for file in (CONFIG, WEIGHTS)), ("org/base", None, None)]
+
+
+class Experts(torch.nn.Module):
+    """A stack of matrices, (experts, out, in)."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.stack = torch.nn.Parameter(torch.randn(3, outputs, inputs, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.stack.mT
+
+
+@pytest.mark.parametrize("outputs", [5, 6])
+@pytest.mark.parametrize("version", ["0.17.0", "0.18.1", "0.19.0", "0.21.2"])
+def test_experts_of_peft_before_0_19_are_read_with_their_axes_the_other_way(
+    outputs: int, version: str, tmp_path: Path
+) -> None:
+    """PEFT took a matrix's first dimension for its inputs then. Saved again, the file is one of today's."""
+
+    def base() -> torch.nn.Module:
+        return torch.nn.Sequential(Experts(outputs, 6))
+
+    config = LoRAConfig(r=2, target_modules=[], target_parameters=["0.stack"])
+    model = add_lora(base(), config)
+    move(model)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    want = model.eval()(x)
+    model.save_pretrained(tmp_path / "new")
+    tensors = load_file(tmp_path / "new" / "adapter_model.safetensors")
+    if version < "0.19":
+        (key_a, a), (key_b, b) = sorted(tensors.items())
+        tensors = {
+            key_a: b.reshape(outputs, 2, 3).permute(2, 1, 0).reshape(6, outputs).contiguous(),
+            key_b: a.reshape(3, 2, 6).permute(2, 1, 0).reshape(6, 6).contiguous(),
+        }
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    save_file(tensors, tmp_path / "old" / "adapter_model.safetensors")
+    edit_config(tmp_path / "old", peft_version=version)
+    loaded = LoRAModel.from_pretrained(tmp_path / "old", base_model=base())
+    assert torch.allclose(loaded.eval()(x), want, atol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    again = LoRAModel.from_pretrained(tmp_path / "again", base_model=base())
+    assert torch.allclose(again.eval()(x), want, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"modules_to_save": ["embed_tokens"]}, {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [5, 6]},
+    ],
+)  # fmt: skip
+def test_pefts_adapters_that_ensure_tied_weights_load_and_compute_the_same(settings: Any, tmp_path: Path) -> None:
+    config = {"r": 2, "target_modules": ["q_proj", "v_proj"], "ensure_weight_tying": True, **settings}
+    theirs = peft.get_peft_model(tiny("llama", tie_word_embeddings=True), peft.LoraConfig(**config))
+    for parameter in (p for p in theirs.parameters() if p.requires_grad):
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    theirs.save_pretrained(tmp_path)
+    ours = LoRAModel.from_pretrained(tmp_path, base_model=tiny("llama", tie_word_embeddings=True))
+    assert torch.allclose(ours.eval()(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5)
+    assert ours.peft_config["default"].ensure_weight_tying
+    assert LoRAConfig(ensure_weight_tying=True).ensure_weight_tying

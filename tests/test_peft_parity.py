@@ -174,6 +174,8 @@ CASES: dict[str, Case] = {
     "pissa": _lora("llama", "q_proj", "down_proj", init_lora_weights="pissa"),
     "pissa-conv1d": _lora("gpt2", "c_attn", "c_proj", init_lora_weights="pissa"),
     "pissa-rslora": _lora("bert_mlm", "query", init_lora_weights="pissa", use_rslora=True),
+    "olora": _lora("llama", "q_proj", "down_proj", init_lora_weights="olora"),
+    "olora-rslora": _lora("bert_mlm", "query", init_lora_weights="olora", use_rslora=True),
     # biases
     "bias-all": _lora("bert", "query", "value", bias="all"),
     "bias-all-and-layer-norms": _lora("gpt2", "c_attn", bias="all"),
@@ -387,7 +389,7 @@ def test_an_adapter_of_a_start_of_pefts_own_computes_the_same_and_keeps_its_star
 
 @pytest.mark.parametrize("start", ["olora", "pissa"])
 def test_an_adapter_converted_from_a_start_that_moves_the_base_computes_the_same(start: str, tmp_path: Path) -> None:
-    """PEFT saves it as plain LoRA of twice the rank; unconverted, OLoRA is refused and PiSSA's start is found again."""
+    """PEFT saves it as plain LoRA of twice the rank; unconverted, the start is found again."""
     case = _lora("llama", "q_proj", "v_proj", init_lora_weights=start)
     model = _theirs(case, moved=False)
     model.peft_config["default"].init_lora_weights = True  # of the start, so that PEFT does not subtract it twice
@@ -397,11 +399,7 @@ def test_an_adapter_converted_from_a_start_that_moves_the_base_computes_the_same
     model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     _agree(_load_here(case, tmp_path / "converted"), model, "llama", 1e-4)
     model.save_pretrained(tmp_path / "as it is")
-    if start == "olora":
-        with pytest.raises(ConfigError, match="'olora'.*path_initial_model_for_weight_conversion"):
-            _load_here(case, tmp_path / "as it is")
-    else:
-        _agree(_load_here(case, tmp_path / "as it is"), model, "llama", 1e-4)
+    _agree(_load_here(case, tmp_path / "as it is"), model, "llama", 1e-4)
 
 
 # What of "all-linear" PEFT cannot follow, hence left out here:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["INERT", "PRESETS", "UNSUPPORTED", "Fields", "Preset"]
+__all__ = ["ALWAYS", "FORMULA_WORDS", "INERT", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset"]
 
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -18,7 +18,6 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 UNSUPPORTED: dict[str, Any] = {
     "alora_invocation_tokens": None,
     "arrow_config": None,
-    "ensure_weight_tying": False,
     "kasa_config": None,
     "layer_replication": None,
     "megatron_config": None,
@@ -37,6 +36,18 @@ INERT: dict[str, Any] = {
     "peft_version": None,
     "qalora_group_size": 16,
 }
+PEFT = (0, 21, 2)  # the version whose keys are known here
+# Keys that PEFT has had from its first versions on, and that servers read without asking: written at any value. A later
+# one is written where it is not at its default, so that older versions of PEFT, which refuse or misread a file with a
+# key that they do not know, read the file.
+ALWAYS = frozenset({
+    "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "lora_alpha",
+    "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type",
+})  # fmt: skip
+# A key with one of these words says how the update is computed.
+FORMULA_WORDS = frozenset({
+    "alpha", "bias", "dora", "init", "pissa", "rank", "rslora", "scale", "scaling", "use",
+})  # fmt: skip
 
 
 @dataclass
@@ -66,4 +77,5 @@ class Fields:
     base_model_name_or_path: str | None = None
     revision: str | None = None
     auto_mapping: dict[str, Any] | None = None
+    ensure_weight_tying: bool = False
     other: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

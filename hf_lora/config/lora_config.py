@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..files.transaction import settled
 from ..variants.initial import INITS
 from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
-from .keys import INERT, PRESETS, UNSUPPORTED, Fields
+from .keys import ALWAYS, FORMULA_WORDS, INERT, PEFT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
 from .words import as_json, unknown_settings
 
@@ -40,11 +41,13 @@ class LoRAConfig(Fields):
     lora_dropout: probability in [0, 1) with which an element of a layer's input is dropped for the adapter; nothing is
         dropped of an embedding's, which is indices. bias: which biases train along. modules_to_save: modules trained in
         full.
-    init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N" (N up to 128).
+    init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N" (N up to 128),
+        "olora".
     layers_to_transform: the numbers of the layers to adapt, all unless given. Negative ones count from the end (the
         last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.
+    ensure_weight_tying: accepted and written for PEFT; what is tied stays tied here in any case.
     other: further keys of an adapter_config.json, kept and written back; among them the switches of formulas that PEFT
         does not have.
 
@@ -101,13 +104,20 @@ class LoRAConfig(Fields):
         """Return the lora_alpha of the module of that full name."""
         return float(_by_pattern(self.alpha_pattern, name, self.lora_alpha))
 
+    @property
+    def has_old_experts(self) -> bool:
+        """Whether PEFT wrote the adapter before 0.19, when factors of fused experts had their axes the other way."""
+        version = _version(self.other.get("peft_version"))
+        return version is not None and version < (0, 19, 0)
+
     def copy(self, **changes: Any) -> LoRAConfig:
         """Return a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of PEFT's adapter_config.json: every key of PEFT's, JSON types only, keys sorted.
+        """Return the content of PEFT's adapter_config.json: JSON types only, keys sorted.
 
+        Keys that PEFT got after its first versions are there where they are not at their default.
         Raises ConfigError for layers counted from the end, which only a model can number: the config in its
         `peft_config` has them.
         """
@@ -121,7 +131,8 @@ class LoRAConfig(Fields):
             mine["target_modules"] = None
         if self.target_modules is None:  # PEFT would take its own default for null
             mine["target_modules"] = []
-        result = {"peft_type": self.peft_type, **UNSUPPORTED, **INERT, **self.other, **mine}
+        result = {"peft_type": self.peft_type, **self.other, **mine}
+        result = {key: value for key, value in result.items() if key in ALWAYS or not _is_default(key, value)}
         return dict(json.loads(json.dumps({key: result[key] for key in sorted(result)}, default=_plain)))
 
     def to_json(self) -> str:
@@ -136,7 +147,8 @@ class LoRAConfig(Fields):
 
         Keys that hf_lora does not use are kept in `other`. ignore_unknown: also those that nobody here knows.
         Raises ConfigError for another PEFT method, for a setting that hf_lora does not build and for an unknown key
-        whose value is not an empty default.
+        whose value is not an empty default; of a PEFT newer than `keys.PEFT` that is a warning, unless the key's name
+        says that it changes the formula.
         """
         kind = values.get("peft_type")
         if kind != "LORA":
@@ -145,7 +157,8 @@ class LoRAConfig(Fields):
             raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {keys}.")
         names = {f.name for f in dataclasses.fields(cls)} - {"other"}
         kept = {*INERT, *switches()}
-        mine, other, problems = {}, {}, []
+        mine, other, newer, problems = {}, {}, {}, []
+        is_newer = (_version(values.get("peft_version")) or PEFT) > PEFT
         for key, value in values.items():
             if key in names:
                 mine[key] = value
@@ -156,7 +169,9 @@ class LoRAConfig(Fields):
                     problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
             elif key != "peft_type" and value not in _EMPTY:
                 other[key] = value
-                if not ignore_unknown:
+                if is_newer and not FORMULA_WORDS & {*key.split("_")}:
+                    newer[key] = value
+                elif not ignore_unknown:
                     problems.append(
                         f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
                         "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
@@ -171,6 +186,13 @@ class LoRAConfig(Fields):
             problems.append(f"layers_to_transform={layers!r}: a file has no layers that are counted from the end.")
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
+        if newer and not ignore_unknown:
+            warnings.warn(
+                f"{source} comes from PEFT {values['peft_version']} and has keys that nobody here knows: "
+                f"{', '.join(f'{key}={value!r}' for key, value in newer.items())}. They are taken to have no effect on "
+                "a trained adapter; ignore_unknown=True says that they have none.",
+                stacklevel=3,
+            )
         start = mine.get("init_lora_weights")
         if isinstance(start, str) and start in INITS and INITS[start].read_only:
             other["init_lora_weights"] = start  # says that a file was started so, which a new config may not be
@@ -208,6 +230,25 @@ class LoRAConfig(Fields):
 
 
 _NAMES = frozenset(f.name for f in dataclasses.fields(LoRAConfig))
+_DEFAULTS = {
+    **UNSUPPORTED,
+    **INERT,
+    **{f.name: f.default for f in dataclasses.fields(LoRAConfig) if f.default is not dataclasses.MISSING},
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+
+
+def _is_default(key: str, value: Any) -> bool:
+    return key in _DEFAULTS and value == _DEFAULTS[key]
+
+
+def _version(text: object) -> tuple[int, ...] | None:
+    """Return the three numbers of a version of PEFT, None where it is none."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text) if isinstance(text, str) else None
+    return tuple(int(number or 0) for number in found.groups()) if found else None
+
+
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}

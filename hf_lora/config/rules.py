@@ -14,7 +14,7 @@ from .tasks import TASK_TYPES
 
 __all__ = ["is_layers", "is_names", "problems_of"]
 
-_FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode")
+_FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode", "ensure_weight_tying")
 
 
 def problems_of(c: Fields) -> list[str]:
@@ -48,7 +48,7 @@ def _value_problems(c: Fields) -> list[str]:
 
 
 # PEFT's starts that write into the base: without that base, the factors alone compute something else.
-_MOVE_THE_BASE = ("olora", "corda", "loftq", "lora_ga")
+_MOVE_THE_BASE = ("corda", "loftq", "lora_ga")
 
 
 def _init_problem(c: Fields) -> list[str]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import full_name, some
-from ..kinds.table import kind_of
+from ..kinds.table import KINDS, kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, low_rank_sites, rows_of, tied_sites
@@ -91,7 +91,7 @@ def read_sites(
     found: list[tuple[Site, dict[str, Tensor]]] = []
     for (module, parameter, role), values in parts.items():
         site = _site(modules, config, module, parameter, role)
-        values, trouble = _fit(site, values, modules)
+        values, trouble = _fit(site, values, modules, config)
         problems += trouble
         found.append((site, values))
     problems += [f"missing the tensors of {name}" for name in missing_names(config, modules, parts)]
@@ -195,10 +195,12 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
 
 
 def _fit(
-    site: Site, values: dict[str, Tensor], modules: Mapping[str, nn.Module]
+    site: Site, values: dict[str, Tensor], modules: Mapping[str, nn.Module], config: LoRAConfig
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a file's tensors in the shapes of the site's adapter, and what does not fit."""
     layer = modules[site.module]
+    if site.row.low_rank:
+        values = _of_experts(site, values, config)
     values = site.row.adapter.from_file(site, values)
     wanted = site.shapes(layer)
     where = f"{site.module}.{site.parameter}"
@@ -215,6 +217,21 @@ def _fit(
         count = max(site.rows) + 1
         trouble.append(f"{where} has no rows {count - 1}; call model.resize_token_embeddings({count}) first")
     return values, trouble
+
+
+def _of_experts(site: Site, values: dict[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
+    """Return the factors of a stack of experts as PEFT writes them since 0.19; before, A took a matrix's outputs."""
+    kind = KINDS[site.kind]
+    if not kind.stacked or kind.transposed or not {"lora_A", "lora_B"} <= values.keys():
+        return values
+    (experts, outputs, inputs), a, b = site.shape, values["lora_A"], values["lora_B"]
+    if a.ndim != 2 or b.ndim != 2 or (a.shape[1], b.shape[0]) != (outputs, inputs) or a.shape[0] % experts:
+        return values
+    if outputs == inputs and not config.has_old_experts:
+        return values
+    new_a = b.reshape(inputs, -1, experts).permute(2, 1, 0).flatten(0, 1)
+    new_b = a.reshape(experts, -1, outputs).permute(2, 1, 0).flatten(1)
+    return {**values, "lora_A": new_a, "lora_B": new_b}
 
 
 def _warn_of_doubled_updates(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:

@@ -110,6 +110,8 @@ def _save_one(
     repo_id: str | None,
 ) -> None:
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
+    if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
+        published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})
     notes = _notes(model, name, config, tensors)
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")

@@ -98,6 +98,16 @@ def _pissa(n_iter: int | None, seed: int = 0) -> Callable[[Factors, Tensor | Non
     return fill
 
 
+def _olora(adapter: Factors, matrix: Tensor | None) -> None:
+    assert matrix is not None
+    if matrix.is_meta:
+        return
+    q, r = torch.linalg.qr(matrix.float())
+    with torch.no_grad():
+        adapter.lora_A.copy_(r[..., : adapter.r, :].reshape(adapter.lora_A.shape))
+        adapter.lora_B.copy_(q[..., : adapter.r].reshape(adapter.lora_B.shape))
+
+
 def _not_built(adapter: Factors, _: Tensor | None) -> None:
     """Refuse to start an adapter."""
     raise ConfigError(
@@ -132,6 +142,8 @@ INITS = _Inits(
         "gaussian": Init(_zero_and(_normal)),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
         "pissa": Init(_pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"]),
+        # Büyükakyüz 2024, arXiv:2406.01775: B and A hold the first columns of Q and the first rows of R, W = Q R.
+        "olora": Init(_olora, moves_base=True, reads_weight=True, paper=PAPERS["olora"]),
         # PEFT's other starts that leave the base alone: once trained, the factors say all.
         "eva": Init(_not_built, read_only=True),
         "orthogonal": Init(_not_built, read_only=True),

@@ -50,4 +50,8 @@ PAPERS: dict[str, Paper] = {
         "PiSSA", "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
         "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan", 2024, "2404.02948",
     ),
+    "olora": Paper(
+        "OLoRA", "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", "Büyükakyüz, Kerim", 2024,
+        "2406.01775",
+    ),
 }  # fmt: skip
