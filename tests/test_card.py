@@ -73,7 +73,7 @@ MODELS: dict[str, tuple[str, str | None, str | None, str, str]] = {
 
 def build(case: str, base: str | None = "org/base", **settings: Any) -> LoRAModel:
     """Return a tiny model of a case with an adapter; base: what it says it was loaded from."""
-    family, cls, task, *_ = MODELS[case]
+    family, cls, task, *_ = MODELS.get(case, (case, None, "CAUSAL_LM"))
     model = tiny(family, cls)
     model.name_or_path = base or ""
     return LoRAModel.from_model(model, LoRAConfig(**{"r": 2, "task_type": task, **settings}))
@@ -194,12 +194,18 @@ def test_every_row_of_the_variants_tables_has_its_paper_or_is_plain() -> None:
     [
         ({}, 8), ({"r": 9}, 16), ({"use_rslora": True}, 8), ({"use_dora": True}, None), ({"r": 513}, None),
         ({"modules_to_save": ["lm_head"]}, None), ({"init_lora_weights": "pissa"}, None),
-        ({"bias": "all"}, None), ({"rank_pattern": {"c_attn": 4}}, None), ({"lora_bias": True}, None),
+        ({"bias": "all"}, None), ({"rank_pattern": {"q_proj": 4}}, None), ({"lora_bias": True}, None),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, None), ({"target_modules": ["q_proj", "lm_head"]}, None),
     ],
 )  # fmt: skip
 def test_vllm_is_named_where_it_serves_the_adapter_as_it_is_meant(settings: Any, rank: int | None, path: Path) -> None:
     command = f"vllm serve org/base --enable-lora --max-lora-rank {rank} \\\n  --lora-modules tiny-lora={REPO}\n"
-    assert fences(write(path, build("causal", **settings), repo_id=REPO), "sh") == ([command] if rank else [])
+    assert fences(write(path, build("llama", **settings), repo_id=REPO), "sh") == ([command] if rank else [])
+
+
+@pytest.mark.parametrize("case", ["causal", "causal-no-task", "seq2seq", "masked", "bloom", "falcon"])
+def test_vllm_is_not_named_for_models_whose_adapters_it_refuses(case: str, path: Path) -> None:
+    assert "vllm" not in write(path, build(case), repo_id=REPO).lower()
 
 
 def test_the_numbers_are_the_adapter_s_own(path: Path) -> None:

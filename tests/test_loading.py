@@ -474,7 +474,7 @@ def test_experts_of_peft_before_0_19_are_read_with_their_axes_the_other_way(
     assert torch.allclose(again.eval()(x), want, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`", "ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -492,3 +492,11 @@ def test_pefts_adapters_that_ensure_tied_weights_load_and_compute_the_same(setti
     assert torch.allclose(ours.eval()(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5)
     assert ours.peft_config["default"].ensure_weight_tying
     assert LoRAConfig(ensure_weight_tying=True).ensure_weight_tying
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", True])
+def test_pefts_argument_that_converts_a_start_is_refused_with_the_way_out(start: Any, tmp_path: Path) -> None:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=start))
+    with pytest.raises(ConfigError, match="path_initial_model_for_weight_conversion.*merge_and_unload"):
+        model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path))
+    assert not (tmp_path / "plain").exists()

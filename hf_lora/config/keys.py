@@ -44,10 +44,8 @@ ALWAYS = frozenset({
     "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "lora_alpha",
     "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type",
 })  # fmt: skip
-# A key with one of these words says how the update is computed.
-FORMULA_WORDS = frozenset({
-    "alpha", "bias", "dora", "init", "pissa", "rank", "rslora", "scale", "scaling", "use",
-})  # fmt: skip
+# A key with one of these words says how the update is computed; so does one with a word of a formula's or start's name.
+FORMULA_WORDS = frozenset({"alpha", "bias", "init", "rank", "scale", "scaling", "use"})
 
 
 @dataclass

@@ -169,7 +169,7 @@ class LoRAConfig(Fields):
                     problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
             elif key != "peft_type" and value not in _EMPTY:
                 other[key] = value
-                if is_newer and not FORMULA_WORDS & {*key.split("_")}:
+                if is_newer and not _formula_words() & {*key.split("_")}:
                     newer[key] = value
                 elif not ignore_unknown:
                     problems.append(
@@ -241,6 +241,11 @@ _DEFAULTS = {
 
 def _is_default(key: str, value: Any) -> bool:
     return key in _DEFAULTS and value == _DEFAULTS[key]
+
+
+def _formula_words() -> set[str]:
+    named = [*switches(), *(name for name in INITS if isinstance(name, str))]
+    return {*FORMULA_WORDS, *(word for name in named for word in name.split("_"))}
 
 
 def _version(text: object) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from ..errors import AdapterFileError, ArgumentError, HubError, HubNotFoundError, ModelError
+from ..errors import AdapterFileError, ArgumentError, ConfigError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
@@ -64,6 +64,8 @@ _OF_A_BASE: dict[str, tuple[Any, ...] | None] = {
 _OF_SAVING = ("save_directory", "is_main_process", "state_dict", "push_to_hub", "adapter_name", "card_data")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
+_CONVERTS = "path_initial_model_for_weight_conversion"  # PEFT's argument
+
 
 def save_pretrained(
     model: Any,
@@ -76,8 +78,14 @@ def save_pretrained(
     kwargs: Mapping[str, Any],
 ) -> None:
     """Write a model's adapters into a directory, and push them where that is asked (`LoRAModel.save_pretrained`)."""
+    if kwargs.get(_CONVERTS) is not None:
+        raise ConfigError(
+            f"{_CONVERTS}=: hf_lora does not write an adapter that took its start out of the base (PiSSA, OLoRA) as a "
+            "plain one. A file of such an adapter is right in hf_lora and PEFT; for what knows only alpha / r * B A, "
+            "save model.merge_and_unload(), or train with init_lora_weights=True."
+        )
     card_data = as_card_data(card_data)
-    refuse_unknown("save_pretrained()", kwargs, [*_OF_SAVING, *_FOR_PUSHING, *_OF_A_BASE])
+    refuse_unknown("save_pretrained()", kwargs, [*_OF_SAVING, *_FOR_PUSHING, *_OF_A_BASE, _CONVERTS])
     for name, values in _OF_A_BASE.items():
         if values is not None and name in kwargs and kwargs[name] not in values:
             raise ArgumentError(

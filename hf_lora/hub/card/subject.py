@@ -7,15 +7,15 @@ from typing import Any
 
 from ...config.lora_config import LoRAConfig
 from ...config.tasks import TASK_TYPES, TASKS, Task, classes_of
+from ...layers.layer import LoRALayer
 from ...layers.specialising import base_of, name_of
 from ...variants.initial import INITS
 from ...variants.table import formula_of
+from . import vllm
 
 __all__ = ["CardSubject", "labels_of", "peft_class", "task_of", "vllm_rank"]
 
 _VLLM = "vLLM"
-# The ranks that its --max-lora-rank takes.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,23 @@ def peft_class(subject: CardSubject) -> str | None:
 def vllm_rank(subject: CardSubject) -> int | None:
     """Return the --max-lora-rank with which vLLM serves the adapter as it is meant, None where it does not.
 
-    It serves language models, one rank and scaling an adapter, the formulas whose rows name it, and neither biases,
-    saved modules nor factors that belong to another base.
+    It serves the language models of `vllm.CLASSES`, one rank and scaling an adapter, the formulas whose rows name it,
+    and neither biases, saved modules, factors on token tables and heads (many of its models refuse them), nor factors
+    that belong to another base.
     """
     c = subject.config
     other = (
         *(_VLLM not in formula_of(c).engines, INITS[c.init_lora_weights].moves_base, c.lora_bias, c.bias != "none"),
         *(c.modules_to_save, c.target_parameters, c.trainable_token_indices, c.rank_pattern, c.alpha_pattern),
     )
-    causal = name_of(subject.model) in classes_of("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    if not causal or not subject.base or any(other):
+    if name_of(subject.model) not in vllm.CLASSES or not subject.base or any(other) or _adapts_tables(subject.model):
         return None
-    return next((rank for rank in _VLLM_RANKS if rank >= c.r), None)
+    return next((rank for rank in vllm.RANKS if rank >= c.r), None)
+
+
+def _adapts_tables(model: Any) -> bool:
+    """Return whether the table of tokens or the output head has an adapter."""
+    return any(isinstance(each, LoRALayer) for each in (model.get_input_embeddings(), model.get_output_embeddings()))
 
 
 def labels_of(model: Any) -> int | None:
