@@ -4,8 +4,9 @@
     python -m benchmarks.gpu --only step kernels      some of them
     python -m benchmarks.gpu --device cpu --small     all of it, tiny, as the tests run it
 
-Each part prints its table as it goes. The file (results/gpu-<device>.json) is written anew after each part, so that a
-run that is stopped loses only the part it was in. A part or a cell for which no time is left is recorded as skipped.
+Each part prints its table as it goes. The file (results/gpu-<device>.json; a run with --small or --only has one of its
+own) is written anew after each part, so that a run that is stopped loses only the part it was in. A part or a cell for
+which no time is left is recorded as skipped.
 """
 
 from __future__ import annotations
@@ -38,21 +39,28 @@ PARTS: Mapping[str, Callable[[Options], Iterator[Row]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts that the command line names; return 1 where one failed or found something wrong, else 0."""
-    chosen = _parser().parse_args(arguments)
-    device = torch.device(chosen.device)
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.output.exists() and not chosen.output.is_dir():
+        parser.error(f"--output {chosen.output} is a file; it names a folder.")
+    try:
+        device = torch.empty(0, device=chosen.device).device
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {chosen.device}: {' '.join(str(error).split())[:200]}")
     budget = Budget(60 * chosen.minutes)
     options = Options(
         device, rounds=3 if chosen.small else 15, scale="smoke" if chosen.small else "default", budget=budget
     )
-    path: Path = chosen.output / f"gpu-{device.type}.json"
+    name = "-".join(["gpu", device.type, *(["small"] if chosen.small else []), *(chosen.only or [])])
+    path: Path = chosen.output / f"{name}.json"
     record: dict[str, Any] = {**machine(device, PACKAGES), "small": chosen.small, "parts": {}}
-    for name in chosen.only or PARTS:
-        record["parts"][name] = _told(name, options)
+    for part in chosen.only or PARTS:
+        record["parts"][part] = _told(part, options)
         chosen.output.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".tmp")
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, path)
-    wrong = [name for name, part in record["parts"].items() if not part["ok"]]
+    wrong = [part for part, found in record["parts"].items() if not found["ok"]]
     print(f"\n{path}, {budget.spent():.0f} s" + (f"; look at {', '.join(wrong)}" if wrong else ""), flush=True)
     return 1 if wrong else 0
 

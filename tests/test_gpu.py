@@ -24,7 +24,8 @@ SMALL = ["--device", "cpu", "--small"]
 
 def run(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     status = gpu.main([*SMALL, "--output", str(folder), *arguments])
-    return status, json.loads((folder / "gpu-cpu.json").read_text())
+    (file,) = folder.glob("gpu-cpu-small*.json")
+    return status, json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("lacking", [(), ("peft", "evaluate", "loralib")])
@@ -54,6 +55,15 @@ def test_every_part_runs_and_finds_the_device_right(
 def test_only_what_is_asked_for_runs(tmp_path: Path) -> None:
     _, record = run(tmp_path, "--only", "kernels")
     assert list(record["parts"]) == ["kernels"]
+    assert [*tmp_path.iterdir()] == [tmp_path / "gpu-cpu-small-kernels.json"]  # a whole run's file stays
+
+
+@pytest.mark.parametrize("wrong", [["--device", "foo"], ["--device", "xpu"], ["--output", __file__]])
+def test_what_is_not_there_is_told_in_one_line(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as told:
+        gpu.main([*SMALL, *wrong])
+    assert told.value.code == 2
+    assert f"error: {wrong[0]} {wrong[1]}" in capsys.readouterr().err
 
 
 def _stops(options: Options) -> Iterator[Row]:
@@ -67,7 +77,7 @@ def test_what_a_part_found_before_it_failed_is_kept_and_the_others_run(
     files: list[list[str]] = []
 
     def looks(options: Options) -> Iterator[Row]:
-        files.append(list(json.loads((tmp_path / "gpu-cpu.json").read_text())["parts"]))
+        files.append(list(json.loads((tmp_path / "gpu-cpu-small.json").read_text())["parts"]))
         yield {"check": "x", "ok": False}
 
     monkeypatch.setattr(gpu, "PARTS", {"a": _stops, "b": looks, "c": lambda options: iter([{"arm": "last"}])})

@@ -41,14 +41,21 @@ _TRAINERS = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included: whole ones where both ends are `int`. log: drawn on a log scale."""
+    """Numbers from low to high, both included: whole ones where both ends are `int`. log: drawn on a log scale.
+
+    Raises ConfigError for ends that are no range.
+    """
 
     low: float
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ConfigError(f"{self} is no range: low is at most high, and above 0 on a log scale.")
+
     def suggest(self, trial: Any, name: str) -> float:
-        """Return the value that an Optuna trial draws. Raises ValueError for ends that are no range."""
+        """Return the value that an Optuna trial draws."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         drawn: float = (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
         return drawn
@@ -174,7 +181,8 @@ class LoRASearch:
             raise AdapterStateError("no trial was drawn in this process yet; run hyperparameter_search() first.")
         trials = self.study.get_trials(deepcopy=False)
         complete = any(trial.state.name == "COMPLETE" for trial in trials)
-        best = {trial.number for trial in self.study.best_trials} if complete else set()
+        ties = self.study.best_trials if complete else []
+        best = {trial.number for trial in (ties if len(self.study.directions) > 1 else ties[:1])}
         names = [each for name in self.space for each in ((name, "lora_alpha") if name == "scaling" else (name,))]
         rows = [self._row(trial, names, trial.number in best) for trial in trials]
         return aligned([("trial", *names, "value", "state", "parameters"), *rows])
