@@ -279,12 +279,20 @@ def test_a_fresh_adapter_on_a_quantised_layer_or_with_a_bias_is_its_own_referenc
     base = nn.Sequential(layer())
     base.config = None  # type: ignore[assignment]
     model = add_lora(base, LoRAConfig(r=2, target_modules=["0"], lora_bias=isinstance(base[0], nn.Linear)))
-    Reference(model)
+    x = torch.randn(3, 6)
+    with torch.no_grad(), model.adapters_disabled():
+        alone = model(x)
+    reference = Reference(model.eval())
     with torch.no_grad():
         *_, last = (p for p in model.parameters() if p.requires_grad)
         last.fill_(0.5)
-    with pytest.raises(hf_lora.errors.AdapterStateError, match="changed the base before"):
-        Reference(model)
+        changed = model(x)
+        assert not torch.allclose(changed, alone)
+        assert torch.equal(reference(x), alone)
+        assert "ref" not in model.peft_config
+        trained = Reference(model)
+        last.zero_()
+        torch.testing.assert_close(trained(x), changed)  # a copy, of one that was trained before
 
 
 def test_a_scaling_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

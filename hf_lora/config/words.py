@@ -16,7 +16,6 @@ __all__ = ["as_json", "unknown_settings"]
 _OTHER_NAMES = {
     "alpha": "lora_alpha",
     "base_model": "base_model_name_or_path",
-    "dora": "use_dora",
     "dropout": "lora_dropout",
     "exclude": "exclude_modules",
     "init": "init_lora_weights",
@@ -25,7 +24,6 @@ _OTHER_NAMES = {
     "lora_rank": "r",
     "modules": "target_modules",
     "rank": "r",
-    "rslora": "use_rslora",
     "target": "target_modules",
     "targets": "target_modules",
     "task": "task_type",
