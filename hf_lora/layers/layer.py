@@ -51,9 +51,6 @@ class LoRALayer(Specialised, nn.Module):
         content: dict[str, Any] = {parameter: property(_reader(parameter), _of_replica) for parameter in reads}
         return {**content, "forward": _adapted(base.forward)} if behind else content
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _watched(self, value) if name == "forward" else value)
-
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
         replica.__dict__["_steps"] = StepsOfReplica(self, replica)
