@@ -390,14 +390,11 @@ def test_tensors_are_written_and_read_as_they_are_whatever_their_memory_looks_li
             assert torch.equal(got[name], want) or name == "nan"
 
 
-def test_names_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+def test_names_that_would_share_a_folder_are_refused_when_they_meet() -> None:
     for first, second in (("a", "A"), ("x", "y/z"), ("x", "/etc")):
         both = add_lora(network(), LoRAConfig(r=2, target_modules=["0"]), first)
-        both.add_adapter(LoRAConfig(r=2, target_modules=["0"]), second)
         with pytest.raises(AdapterNameError, match=second):
-            both.save_pretrained(tmp_path)
-        both.save_pretrained(tmp_path / "alone", adapter_name=second)
-    assert names(tmp_path) == {"alone"}
+            both.add_adapter(LoRAConfig(r=2, target_modules=["0"]), second)
 
 
 # --- what is not fit to be saved --------------------------------------------------------------------------------------
