@@ -115,9 +115,15 @@ VARIANTS: dict[str, dict[str, object]] = {
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
+    "olora": {"init_lora_weights": "olora"},
     "lora-bias": {"lora_bias": True},
     "bias-trained": {"bias": "all"},
 }
+
+
+def moves_base(variant: str) -> bool:
+    """Return whether the product at birth is subtracted, because it is a part of the weight."""
+    return "pissa" in variant or variant == "olora"
 
 
 def allowed(kind: str, variant: str) -> bool:
@@ -125,7 +131,7 @@ def allowed(kind: str, variant: str) -> bool:
     case = KIND_CASES[kind]
     if "dora" in variant and not case.dora:
         return False
-    if "pissa" in variant and not case.matrix:
+    if moves_base(variant) and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always
     return case.bias or variant != "lora-bias"
 

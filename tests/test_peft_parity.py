@@ -311,7 +311,7 @@ def test_both_write_the_same_tensors_and_what_peft_reads_as_the_same_config(name
         del theirs["auto_mapping"]
     assert ours == theirs
     ours, theirs = (json.loads((tmp_path / w / "adapter_config.json").read_text()).keys() for w in ("ours", "theirs"))
-    assert ours == theirs
+    assert ours <= theirs  # an older PEFT knows no other keys: what is at its default is left out
 
 
 def _config(directory: Path) -> dict[str, Any]:
