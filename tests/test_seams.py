@@ -100,6 +100,19 @@ for place in (AutoModel.from_pretrained.__func__, BertModel.from_pretrained.__fu
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.slow
+def test_a_lora_model_of_a_plain_network_imports_no_models_of_transformers() -> None:
+    code = """
+import sys
+import torch
+from hf_lora import LoRAConfig, LoRAModel, add_lora
+add_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
+late = {"transformers.modeling_utils", "transformers.quantizers", "transformers.trainer"}  # seconds to import
+assert not late & sys.modules.keys(), late & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_patches_apply_once_to_all_auto_classes_and_keep_signatures_and_documents() -> None:
     from transformers import AutoModelForCausalLM, pipelines
     from transformers.models.auto import modeling_auto

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from ..layers.specialising import is_pretrained
 
 __all__ = ["Today", "todays_names"]
 
@@ -33,15 +33,14 @@ class Today:
     item: int = 0
 
 
-def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, Today]:
+def todays_names(model: Any, names: Iterable[str]) -> dict[str, Today]:
     """Return where Transformers' table puts weights by their older full names; only those that it knows."""
+    if not is_pretrained(model):
+        return {}
     # Not above: where no model's class has been imported yet, these take two seconds.
-    from transformers import PreTrainedModel
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
-    if not isinstance(model, PreTrainedModel):
-        return {}
     table = get_model_conversion_mapping(model)
     converters = [row for row in table if isinstance(row, WeightConverter)]
     found = {}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BaseMismatchError, ModelError
+from ..layers.specialising import is_a
 from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft, note_new
-from .trained_model import is_a
 
 __all__ = ["finds_none", "load_adapter", "notes_new_rows", "owner_of", "refuses_lora_models", "takes_adapters"]
 

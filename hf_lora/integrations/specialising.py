@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ..layers.specialising import is_a
 from . import missing, trl, trl_making
-from .trained_model import contains_lora, is_a, measures
+from .trained_model import contains_lora, measures
 
 __all__ = ["specialises", "specialises_late"]
 

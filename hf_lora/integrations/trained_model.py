@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["contains_lora", "inner_models", "is_a", "is_lora", "lora_model", "measures"]
+from ..layers.specialising import is_a
+
+__all__ = ["contains_lora", "inner_models", "is_lora", "lora_model", "measures"]
 
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
@@ -38,9 +40,3 @@ def inner_models(model: Any) -> Iterator[tuple[str, Any]]:
 def measures(trainer: Any) -> bool:
     """Return whether a Trainer's compute_metrics is one of hf_lora's."""
     return is_a(getattr(trainer, "compute_metrics", None), "hf_lora.training.metrics", "Metrics")
-
-
-def is_a(value: Any, module: str, name: str) -> bool:
-    """Return whether a value is of a class of a module; it is not where nobody has imported the module."""
-    cls = getattr(sys.modules.get(module), name, None)
-    return cls is not None and isinstance(value, cls)

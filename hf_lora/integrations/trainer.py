@@ -18,13 +18,14 @@ from transformers import Trainer
 from ..files.hub_calls import Request, call
 from ..files.privacy import hub_id
 from ..hub.card.metadata import joined
+from ..layers.specialising import is_a
 from ..model.saving import refuse_base_folder
 from ..training.trackers import lora_scalars
 from . import checkpoints, containing, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
 from .optimizer import OptimizerCheck
-from .trained_model import is_a, lora_model, measures
+from .trained_model import lora_model, measures
 
 __all__ = ["METHODS", "LoRATrainer", "specialise"]
 

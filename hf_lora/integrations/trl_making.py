@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelError
-from .trained_model import contains_lora, is_a
+from ..layers.specialising import is_a
+from .trained_model import contains_lora
 
 __all__ = ["adapted", "prepares_classes"]
 

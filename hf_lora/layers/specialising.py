@@ -7,11 +7,12 @@ module, so that copies and pickles name what it was made of.
 
 from __future__ import annotations
 
+import sys
 import types
 from functools import cache
 from typing import Any, NamedTuple
 
-__all__ = ["Specialised", "base_of", "name_of", "plain", "refine", "refined", "restore"]
+__all__ = ["Specialised", "base_of", "is_a", "is_pretrained", "name_of", "plain", "refine", "refined", "restore"]
 
 
 class Made(NamedTuple):
@@ -97,6 +98,17 @@ def _own_content(mixin: type, base: type) -> dict[str, Any]:
     given = [cls for cls in reversed(mixin.__mro__) if cls not in base.__mro__]
     names = {"__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__"}
     return {name: value for cls in given for name, value in vars(cls).items() if name not in names}
+
+
+def is_a(value: Any, module: str, name: str) -> bool:
+    """Return whether a value is of a class of a module; it is not where nobody has imported the module."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(value, cls)
+
+
+def is_pretrained(model: Any) -> bool:
+    """Return whether a model is one of Transformers' own, whose base class takes seconds to import."""
+    return is_a(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def _become(target: Any, cls: type) -> None:

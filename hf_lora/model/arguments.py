@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES, TASKS, classes_of
 from ..errors import ArgumentError, ModelError
 from ..layers.layer import LoRALayer
-from ..layers.specialising import Specialised, name_of
+from ..layers.specialising import Specialised, is_pretrained, name_of
 
 __all__ = ["as_card_data", "as_config", "as_dtype", "as_share", "check_plain", "uncompiled", "warn_of_task"]
 
@@ -126,7 +125,7 @@ def warn_of_task(model: nn.Module, config: LoRAConfig) -> None:
     A language model may be of either kind (people write CAUSAL_LM for T5), and every model has features.
     """
     given = TASK_TYPES.get(config.task_type or "")
-    if given is None or given.mapping is None or not isinstance(model, PreTrainedModel):
+    if given is None or given.mapping is None or not is_pretrained(model):
         return
     name = name_of(model)
     own = [t for t in TASKS if t.mapping and name in classes_of(f"MODEL_FOR_{t.mapping}_MAPPING_NAMES")]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-import transformers
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES
 from ..errors import full_name, some
 from ..layers.layer import base_modules
+from ..layers.specialising import is_pretrained
 from ..targets.names import (
     as_endings,
     find_targets,
@@ -81,7 +81,7 @@ def _new_parameters(modules: Mapping[str, nn.Module]) -> tuple[list[str], list[s
 
 def _pretrained(modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """Yield the names of the outermost models that a checkpoint filled; in a plain module, of any of Transformers'."""
-    models = {n: m for n, m in modules.items() if isinstance(m, transformers.PreTrainedModel)}
+    models = {n: m for n, m in modules.items() if is_pretrained(m)}
     filled = {n for n, m in models.items() if NEW in m.__dict__ or bool(getattr(m, "name_or_path", None))}
     found = filled or (set() if "" in models else set(models))
     yield from (n for n in modules if n in found and not any(n != o and is_inside(n, o) for o in found))

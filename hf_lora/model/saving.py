@@ -25,7 +25,7 @@ from .provenance import note_of
 from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
-from .settings import SETTINGS_NOTE, differs_in_labels, settings_of
+from .settings import SETTINGS_NOTE, Checkpoint, checkpoint_of, differs_in_labels, settings_of
 
 __all__ = ["adapter_state_dict", "refuse_base_folder", "save_adapters"]
 
@@ -71,17 +71,17 @@ def save_adapters(
     if not names:
         raise AdapterStateError("the model has no adapter to save.")
     folders = {name: directory / place for name, place in places_of(names).items()}
-    if len({n.casefold() for n in names}) < len(names) or (len(names) > 1 and {"/", "\\", "\0"} & {*"".join(names)}):
-        raise AdapterNameError(f"{names} cannot name a folder each on every system; save them one by one.")
     for folder in folders.values():
         refuse_base_folder(model, folder)
     if not write and not any(is_sharded(model, name, state_dict) for name in names):
         return
     with CHANGES:
         contents = {name: _tensors(model, name, state_dict) for name in names}
+    checkpoint = checkpoint_of(model, state.place) if write else None
     for name, tensors in contents.items() if write else ():
         config = state.configs[name].copy(**({"base_model_name_or_path": bases[name]} if bases else {}))
-        _save_one(model, name, config, folders[name], tensors, card_data, repo_id)
+        notes = _notes(model, name, config, tensors, checkpoint)
+        _save_one(model, name, config, folders[name], tensors, notes, card_data, repo_id)
     if write and directory not in folders.values():
         withdraw(directory)
 
@@ -106,13 +106,13 @@ def _save_one(
     config: LoRAConfig,
     directory: Path,
     tensors: Mapping[str, Tensor],
+    notes: Mapping[str, Any],
     card_data: ModelCardData | None,
     repo_id: str | None,
 ) -> None:
     published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
         published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})
-    notes = _notes(model, name, config, tensors)
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
     is_new = not directory.is_dir()
@@ -168,7 +168,9 @@ def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:
     return {"base_model_class": base.__name__, "parent_library": base.__module__}
 
 
-def _notes(model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _notes(
+    model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Tensor], checkpoint: Checkpoint | None
+) -> dict[str, Any]:
     """Return what an adapter's file says besides its tensors: how many there are, its base and settings, its labels."""
     config, state = getattr(model, "config", None), model._lora
     labels = getattr(config, "id2label", None)
@@ -176,9 +178,9 @@ def _notes(model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Ten
     notes: dict[str, Any] = {"tensors": len(tensors)}
     if base := note_of(model, state, name, adapter):
         notes[BASE_NOTE] = base
-    if labels and (has_head or differs_in_labels(model, state.place)):
+    if labels and (has_head or differs_in_labels(model, checkpoint)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}
-    settings = settings_of(model, state.place)
+    settings = settings_of(model, checkpoint)
     if settings := state.records[name].origin.settings if settings is None else settings:
         notes[SETTINGS_NOTE] = dict(settings)
     return notes

@@ -12,11 +12,10 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from torch import nn
-from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
 from ..errors import some
@@ -24,7 +23,16 @@ from ..files.privacy import is_private
 from ..targets.names import input_table
 from .hooks import plainly
 
-__all__ = ["SETTINGS_NOTE", "apply_to_generation", "differs_in_labels", "settings_for", "settings_of", "warn_of_others"]
+__all__ = [
+    "SETTINGS_NOTE",
+    "Checkpoint",
+    "apply_to_generation",
+    "checkpoint_of",
+    "differs_in_labels",
+    "settings_for",
+    "settings_of",
+    "warn_of_others",
+]
 
 logger = logging.get_logger(__name__)
 SETTINGS_NOTE = "settings"  # the key of what is noted here, in the notes of the file
@@ -44,13 +52,18 @@ _UNSAID = {"problem_type": "single_label_classification"}
 _SIZES_OF_TABLES = {"vocab_size"}  # resizing changes it, and the adapter's rows tell
 
 
-def settings_of(model: Any, place: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+class Checkpoint(NamedTuple):
+    """The config and the generation config of a checkpoint, as they lie on this machine."""
+
+    config: Any
+    generation: Any
+
+
+def settings_of(model: Any, own: Checkpoint | None) -> dict[str, dict[str, Any]] | None:
     """Return in what a model's config, generation config and quantisation differ from its checkpoint's, as JSON.
 
-    None where the checkpoint is not at hand (a model made in memory); nothing is asked of the Hub.
-    place: revision, cache_dir and subfolder of the checkpoint, as far as they are known.
+    own: what `checkpoint_of` the model gives; None where that does.
     """
-    own = _checkpoint(model, place)
     if own is None:
         return None
     config, generation = own
@@ -66,10 +79,9 @@ def settings_of(model: Any, place: Mapping[str, Any]) -> dict[str, dict[str, Any
     return {key: value for key, value in notes.items() if value}
 
 
-def differs_in_labels(model: Any, place: Mapping[str, Any]) -> bool:
+def differs_in_labels(model: Any, own: Checkpoint | None) -> bool:
     """Tell whether a model's labels are others than its checkpoint's; False where that is not at hand."""
-    own = _checkpoint(model, place)
-    return own is not None and own[0].id2label != model.config.id2label
+    return own is not None and own.config.id2label != model.config.id2label
 
 
 def settings_for(
@@ -87,6 +99,8 @@ def settings_for(
     if part:
         wanted = {part: wanted} if wanted and part not in given else {}
     if QUANTISATION in noted and QUANTISATION not in given and _values(config).get(QUANTISATION) is None:
+        from transformers.quantizers import AutoQuantizationConfig  # not above: it takes seconds to import
+
         wanted[QUANTISATION] = AutoQuantizationConfig.from_dict(dict(noted[QUANTISATION]))
     return wanted
 
@@ -130,8 +144,11 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
             logger.warning("The adapter was trained with generation_config=%s, which this model has not.", unlike)
 
 
-def _checkpoint(model: Any, place: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """Return the config and the generation config of a model's checkpoint as they lie on this machine."""
+def checkpoint_of(model: Any, place: Mapping[str, Any]) -> Checkpoint | None:
+    """Return a model's checkpoint; None where it is not at hand (a model made in memory). Nothing is asked of the Hub.
+
+    place: revision, cache_dir and subfolder of the checkpoint, as far as they are known.
+    """
     config, name = getattr(model, "config", None), getattr(model, "name_or_path", None)
     if not isinstance(config, transformers.PreTrainedConfig) or not name:
         return None
@@ -144,12 +161,12 @@ def _checkpoint(model: Any, place: Mapping[str, Any]) -> tuple[Any, Any] | None:
         with plainly():
             own = type(config).from_pretrained(name, **hub)
             if getattr(model, "generation_config", None) is None:
-                return own, None
+                return Checkpoint(own, None)
             try:
-                return own, transformers.GenerationConfig.from_pretrained(name, **hub)
+                return Checkpoint(own, transformers.GenerationConfig.from_pretrained(name, **hub))
             except OSError:  # there is none: Transformers makes it of the config, as here
                 made: dict[str, Any] = {"config_file_name": "config.json", "_from_model_config": True}
-                return own, transformers.GenerationConfig.from_pretrained(name, **made, **hub)
+                return Checkpoint(own, transformers.GenerationConfig.from_pretrained(name, **made, **hub))
     except Exception:  # not at hand, or of a later Transformers: then nothing is known
         return None
     finally:
