@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +89,11 @@ class Int8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
 
 
-def test_a_packed_linear_is_adapted_from_outside_and_never_merged(tmp_path) -> None:
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        return Named(Int8Linear(nn.Linear(6, 10)))
+def adapt_from_outside(build: Callable[[], nn.Module], tmp_path: Path, *merges: dict[str, Any]) -> Any:
+    """Hold an adapter on a packed layer to what it can do, and return the plain network that it leaves.
 
+    merges: the arguments of `merge_and_unload` that are refused, as `merge_adapter` is.
+    """
     x, base = torch.randn(4, 6), build()
     want = base(x)
     model = add_lora(base, LoRAConfig(r=2, target_modules=["layer"]))
@@ -102,11 +104,20 @@ def test_a_packed_linear_is_adapted_from_outside_and_never_merged(tmp_path) -> N
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.save_pretrained(tmp_path)
     assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=build())(x), live)
-    for merge in (model.merge_adapter, model.merge_and_unload):
+    for merge in (model.merge_adapter, *(partial(model.merge_and_unload, **given) for given in merges)):
         with pytest.raises(MergeError, match=r"layer: .*packed"):
             merge()
     assert torch.equal(model(x), live)
     assert torch.equal(model.unload()(x), want)
+    return base
+
+
+def test_a_packed_linear_is_adapted_from_outside_and_never_merged(tmp_path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Named(Int8Linear(nn.Linear(6, 10)))
+
+    adapt_from_outside(build, tmp_path, {})
     for config in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
         with pytest.raises(TargetError, match="layer"):
             add_lora(build(), LoRAConfig(r=2, target_modules=["layer"], **config))
@@ -160,22 +171,7 @@ def test_a_weight_in_a_librarys_tensor_class_is_adapted_from_outside_and_never_r
         layer.weight = nn.Parameter(PackedTensor(layer.weight.detach()), requires_grad=False)
         return Named(layer)
 
-    x, base = torch.randn(4, 6), build()
-    want = base(x)
-    model = add_lora(base, LoRAConfig(r=2, target_modules=["layer"]))
-    assert torch.equal(model(x), want)
-    move(model)
-    live = model(x)
-    live.sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=build())(x), live)
-    for merge in (model.merge_adapter, model.merge_and_unload, lambda: model.merge_and_unload(dtype=torch.float64)):
-        with pytest.raises(MergeError, match=r"layer: .*packed"):
-            merge()
-    assert torch.equal(model(x), live)
-    assert torch.equal(model.unload()(x), want)
-    assert type(base.layer) is cls
+    assert type(adapt_from_outside(build, tmp_path, {}, {"dtype": torch.float64}).layer) is cls
     targets = {"target_modules": ["layer"]}
     for refused in (
         {**targets, "use_dora": True}, {**targets, "init_lora_weights": "pissa"}, {"target_parameters": ["layer.weight"]},

@@ -7,10 +7,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import AdapterFileError, ArgumentError, ConfigError
 from ..files.disk import write_atomically
@@ -153,44 +153,18 @@ class LoRAConfig(Fields):
         kind = values.get("peft_type")
         if kind != "LORA":
             found = f"is for PEFT's method {kind!r}" if kind else "has no peft_type, so it is not PEFT's"
-            keys = ", ".join(sorted(map(str, values)))[:200]
-            raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {keys}.")
-        names = {f.name for f in dataclasses.fields(cls)} - {"other"}
-        kept = {*INERT, *switches()}
-        mine, other, newer, problems = {}, {}, {}, []
-        is_newer = (_version(values.get("peft_version")) or PEFT) > PEFT
-        for key, value in values.items():
-            if key in names:
-                mine[key] = value
-            elif key in kept:
-                other[key] = value
-            elif key in UNSUPPORTED:
-                if value != UNSUPPORTED[key] and value is not None:
-                    problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
-            elif key != "peft_type" and value not in _EMPTY:
-                other[key] = value
-                if is_newer and not _formula_words() & {*key.split("_")}:
-                    newer[key] = value
-                elif not ignore_unknown:
-                    problems.append(
-                        f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
-                        "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
-                    )
-        problems += [
-            f"the expression {pattern!r:.200} is too long, or repeats a repeat, which can take for ever; rewrite it."
-            for pattern in _expressions(mine)
-            if may_hang(pattern)
-        ]
-        layers = mine.get("layers_to_transform")
-        if is_layers(layers) and not is_layers(layers, 0):
-            problems.append(f"layers_to_transform={layers!r}: a file has no layers that are counted from the end.")
+            told = ", ".join(sorted(map(str, values)))[:200]
+            raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {told}.")
+        keys = _Keys.of(values, ignore_unknown)
+        mine, other = keys.mine, keys.other
+        problems = [*keys.problems, *_unreadable(mine)]
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
-        if newer and not ignore_unknown:
+        if keys.newer and not ignore_unknown:
             warnings.warn(
                 f"{source} comes from PEFT {values['peft_version']} and has keys that nobody here knows: "
-                f"{', '.join(f'{key}={value!r}' for key, value in newer.items())}. They are taken to have no effect on "
-                "a trained adapter; ignore_unknown=True says that they have none.",
+                f"{', '.join(f'{key}={value!r}' for key, value in keys.newer.items())}. They are taken to have no "
+                "effect on a trained adapter; ignore_unknown=True says that they have none.",
                 stacklevel=3,
             )
         start = mine.get("init_lora_weights")
@@ -257,6 +231,52 @@ def _version(text: object) -> tuple[int, ...] | None:
 _EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
+
+
+class _Keys(NamedTuple):
+    """An adapter_config.json by keys: ours, those that are kept, unknown ones of a newer PEFT; and what is wrong."""
+
+    mine: dict[str, Any]
+    other: dict[str, Any]
+    newer: dict[str, Any]
+    problems: list[str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], ignore_unknown: bool) -> _Keys:
+        """Return the sorted keys of a file's config."""
+        keys, kept = cls({}, {}, {}, []), {*INERT, *switches()}
+        is_newer = (_version(values.get("peft_version")) or PEFT) > PEFT
+        for key, value in values.items():
+            if key in _NAMES and key != "other":
+                keys.mine[key] = value
+            elif key in kept:
+                keys.other[key] = value
+            elif key in UNSUPPORTED:
+                if value != UNSUPPORTED[key] and value is not None:
+                    keys.problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
+            elif key != "peft_type" and value not in _EMPTY:
+                keys.other[key] = value
+                if is_newer and not _formula_words() & {*key.split("_")}:
+                    keys.newer[key] = value
+                elif not ignore_unknown:
+                    keys.problems.append(
+                        f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
+                        "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
+                    )
+        return keys
+
+
+def _unreadable(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a file may not hold: expressions that can take for ever, and layers counted from the end."""
+    for pattern in _expressions(values):
+        if may_hang(pattern):
+            yield (
+                f"the expression {pattern!r:.200} is too long, or repeats a repeat, which can take for ever; rewrite "
+                "it."
+            )
+    layers = values.get("layers_to_transform")
+    if is_layers(layers) and not is_layers(layers, 0):
+        yield f"layers_to_transform={layers!r}: a file has no layers that are counted from the end."
 
 
 def _expressions(values: Mapping[str, Any]) -> list[str]:

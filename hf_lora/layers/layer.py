@@ -9,7 +9,7 @@ forward, or other code that never calls it, such as `nn.MultiheadAttention`) get
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,10 @@ class LoRALayer(Specialised, nn.Module):
                 self._originals[name] = nn.Parameter(moved, False) if isinstance(own, nn.Parameter) else moved
         return self
 
+    def behind(self, name: str) -> set[str]:
+        """Return the keys of the adapters of one name that add to the output; the others live in the read."""
+        return {key for key, adapter in self.carried(name).items() if self._steps.is_behind(name, adapter)}
+
     def carried(self, name: str) -> dict[str, Adapter]:
         """Return the adapters of one name by key, in the order in which they apply; empty where there are none."""
         group = self.adapters._modules.get(name)
@@ -87,9 +91,7 @@ def attach(
         fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
         layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}), _watch=None)
-        slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"  # the one that accelerate's hook wraps
-        if slot in layer.__dict__:
-            layer.__dict__[slot] = _watched(layer, layer.__dict__[slot])
+        _watch_patched(layer)
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
@@ -125,7 +127,7 @@ def detach(layer: LoRALayer, name: str) -> None:
         keep_flags(layer, False)
     for slot in ("forward", "_old_forward"):
         given = layer.__dict__.get(slot)
-        if _is_around(given):
+        if isinstance(given, partial) and given.func is _around:
             layer.__dict__[slot] = given.args[1]
     del layer.adapters
     kept = {"_lora"} if "_hf_peft_config_loaded" in layer.__dict__ else set()  # a model that is a layer itself goes on
@@ -174,15 +176,16 @@ class Watch(threading.local):
         return Watch, ()
 
 
-def _watched(layer: nn.Module, forward: Any) -> Any:
-    """Return a forward that somebody gave a layer itself, with the layer's adapters behind it if it leaves them out.
+def _watch_patched(layer: nn.Module) -> None:
+    """Put the adapters of a layer behind a forward that somebody gave the layer itself, if that leaves them out.
 
-    It may wrap the forward of the layer's class, which has them, or compute on its own.
+    It may wrap the forward of the layer's class, which has them, or compute on its own. accelerate's hook keeps the one
+    that it wraps as `_old_forward`.
     """
-    if getattr(forward, "__func__", None) is type(layer).forward or _is_around(forward):
-        return forward
-    layer.__dict__["_watch"] = Watch()
-    return partial(_around, layer, forward)
+    slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
+    given = layer.__dict__.get(slot)
+    if given is not None and getattr(given, "__func__", None) is not type(layer).forward:
+        layer.__dict__[slot], layer.__dict__["_watch"] = partial(_around, layer, given), Watch()
 
 
 def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -191,15 +194,18 @@ def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -
     if self._watch.ran:
         return y
     fused, behind = self._steps.behind()
-    x = args[0] if args else next(iter(kwargs.values()))
-    for adapter in behind if fused is None else (fused, *behind):
-        y = adapter.run(adapter.add, self, x, y)
-    self._watch.ran = True  # for another such forward around this one
+    return _added(self, behind if fused is None else (fused, *behind), _input(args, kwargs), y)
+
+
+def _added(layer: Any, behind: Iterable[Adapter], x: Any, y: Any) -> Any:
+    """Return a layer's output y for its input x with what adapters add to it."""
+    for adapter in behind:
+        y = adapter.run(adapter.add, layer, x, y)
     return y
 
 
-def _is_around(forward: Any) -> bool:
-    return isinstance(forward, partial) and forward.func is _around
+def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,11 +220,9 @@ def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
         fused, behind = steps.behind()
         if fused is None and not behind:
             return forward(self, *args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = _input(args, kwargs)
         y = forward(self, *args, **kwargs) if fused is None else fused.run(fused.linear, self, x)
-        for adapter in behind:
-            y = adapter.run(adapter.add, self, x, y)
-        return y
+        return _added(self, behind, x, y)
 
     return lora_forward
 

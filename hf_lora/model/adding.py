@@ -99,7 +99,8 @@ def load(
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
         checks_start = check_base and not provenance.knows_start(base)
         for site, values in found:
-            _take_over(modules[site.module], groups[site.module][site.key][1], values, checks_start and site.module)
+            named = site.module if checks_start else None
+            _take_over(modules[site.module], groups[site.module][site.key][1], values, named)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
         origin = _origin(model, modules, sites) if moves else Origin(note=note)
@@ -116,8 +117,7 @@ def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> N
             copies = {key: copy.deepcopy(adapter, memo) for key, adapter in layer.carried(name).items()}
             for adapter in copies.values():
                 adapter.begin()
-            behind = {key for key, each in layer.carried(name).items() if layer._steps.is_behind(name, each)}
-            attach(layer, state, new, copies, behind)
+            attach(layer, state, new, copies, layer.behind(name))
             require_grad(layer, new, False)
         state.records = {**state.records, new: Record(record.config.copy(), record.origin)}
 
@@ -151,7 +151,7 @@ def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
                     adapter.initialise(modules[module])
 
 
-def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | bool) -> None:
+def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | None) -> None:
     """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted.
 
     checked: the layer's name where it has to be seen that what the base lacks can be found again.
@@ -159,8 +159,8 @@ def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor],
     if adapter.moves_base:
         with brought_in(layer):  # the product at birth, which the base lacks, is found again
             adapter.initialise(layer)
-            if checked:
-                provenance.check_start(adapter.redrawn(layer), str(checked))
+            if checked is not None:
+                provenance.check_start(adapter.redrawn(layer), checked)
     for attribute, tensor in values.items():
         own = getattr(adapter, attribute)
         own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()

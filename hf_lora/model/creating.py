@@ -102,9 +102,7 @@ def add_saved(
     warn_of_others(files.notes, model, given)
     with own_head(model), CHANGES:
         noted = files.notes.get(BASE_NOTE)
-        adding.load(
-            model, model._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base
-        )  # fmt: skip
+        adding.load(model, model._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base)
         record, settings = model._lora.records[adapter_name], files.notes.get(SETTINGS_NOTE)
         record.origin = replace(record.origin, settings=settings if isinstance(settings, dict) else None)
         select(model._lora, adapter_name)

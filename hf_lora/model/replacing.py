@@ -28,7 +28,7 @@ def moving_over(model: Any, what: str) -> Iterator[None]:
         state.refuse_inside(what)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         held = [
-            (path, name, adapters, {key for key, a in adapters.items() if layer._steps.is_behind(name, a)})
+            (path, name, adapters, layer.behind(name))
             for path, layer in state.layers.items()
             for name in state.records
             if (adapters := layer.carried(name))

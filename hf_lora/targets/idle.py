@@ -6,17 +6,53 @@ match something, and not only the modules around what is adapted.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import nn
+
 from ..config.lora_config import LoRAConfig, key_for
 from ..errors import numberless, some
+from .names import find_targets, match_names, nearest, parameter_names
+from .reads import is_named_in_a_call
 
-__all__ = ["idle_exclusions", "idle_keys", "nearest"]
+__all__ = ["idle_keys", "idle_settings", "idle_tables"]
 
 PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def idle_settings(
+    model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module], adapted: Collection[str]
+) -> Iterator[str]:
+    """Yield a sentence for every key of patterns and every exclusion of a config that would change nothing.
+
+    modules: the model's own, by full name. adapted: the names of the layers and parameters that the config adapts.
+    """
+    if not (config.rank_pattern or config.alpha_pattern or config.exclude_modules):
+        return
+    names = [*modules, *parameter_names(modules)]
+    yield from idle_keys(config, adapted, names)
+    if config.exclude_modules:
+        targets, parameters = find_targets(model, config.copy(exclude_modules=None), modules)
+        yield from _idle_exclusions(config, [*targets, *parameters], names)
+
+
+def idle_tables(modules: Mapping[str, nn.Module], names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for every embedding of some names that the model never calls, but others tied to it do.
+
+    T5's and BART's `shared` are such.
+    """
+    for name in names:
+        table, (owner, _, child) = modules[name], name.rpartition(".")
+        if isinstance(table, nn.Embedding) and owner in modules and not is_named_in_a_call(modules[owner], child):
+            weight = table._parameters["weight"]
+            others = [
+                n for n, m in modules.items()
+                if m is not table and isinstance(m, nn.Embedding) and m._parameters["weight"] is weight
+            ]  # fmt: skip
+            if others:
+                yield f"{name} is never called, so nothing there would train; name {', '.join(others)} instead."
 
 
 def idle_keys(config: LoRAConfig, adapted: Collection[str], names: Collection[str]) -> Iterator[str]:
@@ -40,7 +76,7 @@ def idle_keys(config: LoRAConfig, adapted: Collection[str], names: Collection[st
                 yield f"{setting}: {key!r} matches no adapted layer{_why_not(key, adapted, names)}"
 
 
-def idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Collection[str]) -> Iterator[str]:
+def _idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Collection[str]) -> Iterator[str]:
     """Yield a sentence for every exclusion that takes nothing away though it looks as if it did.
 
     candidates: what would be adapted without exclusions. names: those of all modules and parameters.
@@ -50,7 +86,7 @@ def idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Coll
         if isinstance(out, str):
             hit = {name for name in names if name and re.fullmatch(out, name)}
         else:
-            hit = {name for name in names if name == entry or name.endswith(f".{entry}")}
+            hit = set(match_names([entry], names))
         inside = [name for name in candidates if any(name.startswith(f"{each}.") for each in hit)]
         if not hit:
             yield f"exclude_modules: {entry!r} matches nothing{_meant(entry, names, isinstance(out, str))}."
@@ -60,13 +96,6 @@ def idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Coll
                 f"{some(inside, 1)} would be adapted; write an expression that matches the layers' full names, "
                 f"{'.*' + re.escape(entry.rpartition('.')[2]) + '[.].*'!r}."
             )
-
-
-def nearest(entry: str, names: Iterable[str], most: int = 3) -> list[str]:
-    """Return the last words of names that are most like an entry's last word."""
-    leaves = dict.fromkeys(n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit())
-    word = re.sub(r"\W+", ".", re.sub(r"\\[.]|\[[.]\]", ".", entry)).strip(".").rpartition(".")[2]
-    return difflib.get_close_matches(word, leaves, n=most, cutoff=0.5)
 
 
 def _why_not(key: str, adapted: Collection[str], names: Collection[str]) -> str:
@@ -82,7 +111,7 @@ def _why_not(key: str, adapted: Collection[str], names: Collection[str]) -> str:
 
 def _meant(entry: str, names: Collection[str], is_expression: bool) -> str:
     """Say which names somebody may have meant, and how a string is read."""
-    if is_expression and any(name == entry or name.endswith(f".{entry}") for name in names):
+    if is_expression and match_names([entry], names):
         return f": a string is a regular expression for the full name. Write a list, [{entry!r}]"
     near = nearest(entry, names)
     return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

@@ -29,6 +29,7 @@ __all__ = [
     "layer_of",
     "listed_modules",
     "match_names",
+    "nearest",
     "parameter_names",
     "resolve_targets",
     "saved_modules",
@@ -215,8 +216,7 @@ def _nothing(
     model: nn.Module, entries: Sequence[str], names: Iterable[str], config: LoRAConfig, what: str = "target_modules"
 ) -> str:
     """Say that entries match nothing, with the nearest names there are."""
-    leaves = list(dict.fromkeys(n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()))
-    near = {e: difflib.get_close_matches(e.rpartition(".")[2], leaves, n=3, cutoff=0.5) for e in entries}
+    near = {e: nearest(e, names) for e in entries}
     hints = "; ".join(f"{e!r}: did you mean {', '.join(map(repr, c))}?" for e, c in near.items() if c)
     linear = sorted({n.rpartition(".")[2] for n, m in base_modules(model) if isinstance(m, nn.Linear)})
     where = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
@@ -225,6 +225,13 @@ def _nothing(
         f"{hints + '. ' if hints else ''}Its linear layers end in {some(linear, 20) or 'nothing (it has none)'}; "
         "name some of them, or use 'auto'."
     )
+
+
+def nearest(entry: str, names: Iterable[str]) -> list[str]:
+    """Return the last words of names, three at most, that are most like the last word of an entry or expression."""
+    leaves = dict.fromkeys(n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit())
+    word = re.sub(r"\W+", ".", re.sub(r"\\[.]|\[[.]\]", ".", entry)).strip(".").rpartition(".")[2]
+    return difflib.get_close_matches(word, leaves, n=3, cutoff=0.5)
 
 
 def input_table(model: Any) -> nn.Module | None:

@@ -20,9 +20,9 @@ from ..layers.specialising import base_of
 from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from .idle import idle_exclusions, idle_keys
-from .names import find_targets, input_table, is_saved, match_names, parameter_names, saved_modules
-from .reads import is_named_in_a_call, weight_is_read, weight_is_rescaled
+from .idle import idle_settings, idle_tables
+from .names import find_targets, input_table, is_saved, match_names, saved_modules
+from .reads import weight_is_read, weight_is_rescaled
 
 __all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
 
@@ -74,8 +74,9 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
         except TargetError as error:
             problems.append(str(error))
     sites += _bias_sites(modules, config, sites)
-    problems += _idle_settings(model, config, modules, [*targets, *parameters])
-    problems += _idle_tables(modules, sites)
+    problems += idle_settings(model, config, modules, [*targets, *parameters])
+    weights = dict.fromkeys(s.module for s in sites if not s.row.of_rows and s.parameter == "weight")
+    problems += idle_tables(modules, weights)
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
     if problems:
@@ -208,36 +209,6 @@ def _check(site: Site, name: str, raw: bool) -> None:
             f"{min(site.shape)}. Lower r, for this layer by rank_pattern={{{name!r}: {min(site.shape)}}}, use "
             "init_lora_weights=True or name the layer in exclude_modules."
         )
-
-
-def _idle_settings(
-    model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module], adapted: list[str]
-) -> list[str]:
-    """Say which keys of patterns and which exclusions would change nothing."""
-    if not (config.rank_pattern or config.alpha_pattern or config.exclude_modules):
-        return []
-    names = [*modules, *parameter_names(modules)]
-    found = [*idle_keys(config, adapted, names)]
-    if config.exclude_modules:
-        modules_before, parameters_before = find_targets(model, config.copy(exclude_modules=None), modules)
-        found += idle_exclusions(config, [*modules_before, *parameters_before], names)
-    return found
-
-
-def _idle_tables(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:
-    """Say which embeddings nothing calls, because the model calls others tied to them (T5's and BART's `shared`)."""
-    found = []
-    for name in dict.fromkeys(s.module for s in sites if not s.row.of_rows and s.parameter == "weight"):
-        table, (owner, _, child) = modules[name], name.rpartition(".")
-        if isinstance(table, nn.Embedding) and owner in modules and not is_named_in_a_call(modules[owner], child):
-            weight = table._parameters["weight"]
-            others = [
-                n for n, m in modules.items()
-                if m is not table and isinstance(m, nn.Embedding) and m._parameters["weight"] is weight
-            ]  # fmt: skip
-            if others:
-                found.append(f"{name} is never called, so nothing there would train; name {', '.join(others)} instead.")
-    return found
 
 
 def _packed_copies(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[str]:

@@ -166,9 +166,10 @@ class LoRA(Adapter):
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self._added()
         bias: Tensor | None = layer.bias
-        if self.lora_bias is not None:
-            own = self.lora_bias.mul(self.scaling).to(layer.weight.dtype) if bias is None else self.effective_bias(bias)
-            bias = own
+        if self.lora_bias is not None and bias is not None:
+            bias = self.effective_bias(bias)
+        elif self.lora_bias is not None:
+            bias = self.lora_bias.mul(self.scaling).to(layer.weight.dtype)
         return lora_linear(x, layer.weight, bias, a, b, self.scaling, self._p(), self._transposed)
 
     def is_idle(self) -> bool:
