@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,28 +254,75 @@ def test_adding_a_product_leaves_the_weight_as_it_was(dtype: torch.dtype) -> Non
 
 ROWS = LoRAConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 7])
 HEAD = LoRAConfig(r=2, target_modules=["lm_head", "q_proj"])
-TIES: dict[str, tuple[LoRAConfig, bool]] = {
-    "rows of both": (ROWS, True),
-    "the head alone": (HEAD, False),
-    "nothing of either": (LoRAConfig(r=2, target_modules=["q_proj"]), True),
+TIES: dict[str, tuple[str, LoRAConfig, bool]] = {
+    "rows of both": ("llama", ROWS, True),
+    "the head alone": ("llama", HEAD, False),
+    "nothing of either": ("llama", LoRAConfig(r=2, target_modules=["q_proj"]), True),
+    "a head with a tied bias": ("bert_mlm", LoRAConfig(r=2, target_modules=["decoder"]), False),
+    "a table beside a tied bias": ("bert_mlm", LoRAConfig(r=2, target_modules=["word_embeddings"]), False),
+    "tied biases alone": ("bert_mlm", LoRAConfig(r=2, target_modules=["query"], bias="all"), False),
+    "one table of three": ("bart", LoRAConfig(r=2, target_modules=["encoder.embed_tokens"]), False),
 }
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["at once", "merged before"])
-@pytest.mark.parametrize(("config", "stays"), TIES.values(), ids=TIES)
+@pytest.mark.parametrize(("family", "config", "stays"), TIES.values(), ids=TIES)
 def test_merging_for_good_parts_tied_tables_only_where_they_differ(
-    config: LoRAConfig, stays: bool, first: bool, tmp_path: Path
+    family: str, config: LoRAConfig, stays: bool, first: bool, tmp_path: Path
 ) -> None:
-    model = LoRAModel.from_model(tiny("llama", tie_word_embeddings=True), config)
+    model = LoRAModel.from_model(tiny(family, noisy=True, tie_word_embeddings=True), config)
     move(model)
     want = model.eval()(IDS).logits
     if first:
         model.merge_adapter()
     plain = model.merge_and_unload()
-    assert (plain.lm_head.weight is plain.get_input_embeddings().weight) == stays
+    assert (plain.get_output_embeddings().weight is plain.get_input_embeddings().weight) == stays
     assert plain.config.tie_word_embeddings == stays
     plain.save_pretrained(tmp_path)
     assert torch.allclose(type(plain).from_pretrained(tmp_path)(IDS).logits, want, **CLOSE)
+
+
+class _Reader(nn.Module):
+    """A model whose output is a product with the table's weight, which no layer is called for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens, self.up = nn.Embedding(16, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=nn.functional.linear(self.up(self.embed_tokens(ids)), self.embed_tokens.weight))
+
+
+PRODUCT, ROWS_TOO = {"target_modules": ["embed_tokens"]}, {"trainable_token_indices": {"embed_tokens": [5, 9]}}
+# The model, and what two adapters have on one parameter of it.
+ON_ONE: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
+    "a table's product and rows": (lambda: tiny("llama"), PRODUCT, {"target_modules": ["q_proj"], **ROWS_TOO}),
+    "a tied head's product and rows": (
+        lambda: tiny("llama", tie_word_embeddings=True), {"target_modules": ["lm_head"]}, {"target_modules": ["q_proj"], **ROWS_TOO},
+    ),
+    "those of a table that is read": (_Reader, PRODUCT, {"target_modules": ["up"], **ROWS_TOO}),
+    "a bias's share and a bias": (
+        lambda: tiny("gpt2"), {"target_modules": ["c_attn"], "lora_bias": True}, {"target_modules": ["c_attn"], "bias": "lora_only"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ON_ONE)
+def test_the_order_of_two_adapters_on_one_parameter_has_no_say(what: str) -> None:
+    make, *both = ON_ONE[what]
+    model = add_lora(make(), LoRAConfig(r=2, **both[0]), "a").eval()
+    model.add_adapter(LoRAConfig(r=2, **both[1]), "b")
+    for name in "ab":
+        model.set_adapter(name)
+        move(model)
+    found = []
+    for names in (["a", "b"], ["b", "a"]):
+        model.set_adapter(names)
+        found.append(model(IDS).logits)
+        model.merge_adapter()
+        found.append(model(IDS).logits)
+        model.unmerge_adapter()
+    assert all(torch.allclose(each, found[0], **CLOSE) for each in found)
 
 
 def _three() -> LoRAModel:

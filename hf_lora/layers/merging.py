@@ -15,6 +15,7 @@ from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
 from .offload import is_elsewhere
 from .state import Route
+from .steps import in_order
 from .tying import is_plain
 
 __all__ = ["check_merge", "check_swap_back", "merge_losses", "merged_values", "originals", "swap_back", "swap_in"]
@@ -127,7 +128,7 @@ def _base(layer: LoRALayer, parameter: str) -> Tensor | None:
 
 
 def _named(layer: LoRALayer, names: Route) -> list[Adapter]:
-    return [adapter for name in names for adapter in layer.carried(name).values()]
+    return in_order(adapter for name in names for adapter in layer.carried(name).values())
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

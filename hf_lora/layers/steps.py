@@ -7,17 +7,25 @@ thread goes on with those it began with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..variants.adapter import Adapter
 from .state import AdapterState
 
-__all__ = ["Steps", "StepsOfReplica"]
+__all__ = ["Steps", "StepsOfReplica", "in_order"]
 
 Adapters = tuple[Adapter, ...]
 Behind = tuple[Adapter | None, Adapters]  # the one that computes with the base's product; those added to it
 NOTHING: Behind = (None, ())
+
+
+def in_order(adapters: Iterable[Adapter]) -> list[Adapter]:
+    """Return adapters of a layer as they act: copies (rows, biases) first, then what is added to them.
+
+    So the names' order has no say where one adapter trains rows of a table to which another adds a product.
+    """
+    return sorted(adapters, key=lambda adapter: adapter.low_rank)
 
 
 class Steps:
@@ -43,11 +51,10 @@ class Steps:
         return self._chosen(tuple(adapter for name in route for adapter in self._added.get(name, ())))
 
     def in_read(self, parameter: str) -> Iterator[Adapter]:
-        """Yield the adapters of the route that live in the read of a parameter."""
-        for name in self._state.route:
-            for adapter in self._read.get(name, ()):
-                if adapter.parameter == parameter:
-                    yield adapter
+        """Return the adapters of the route that live in the read of a parameter, copies before what is added to them."""
+        named = self._read
+        held = [a for name in self._state.route for a in named.get(name, ()) if a.parameter == parameter]
+        return iter(in_order(held) if len(held) > 1 else held)
 
     def having(self, name: str, adapters: Mapping[str, Adapter], behind: set[str]) -> Steps:
         """Return these steps with further adapters of a name; behind: the keys of those that add to the output."""
@@ -90,7 +97,7 @@ class StepsOfReplica:
         return self._own().behind()
 
     def in_read(self, parameter: str) -> Iterator[Adapter]:
-        """Yield the adapters of the route that live in the read of a parameter."""
+        """Return the adapters of the route that live in the read of a parameter."""
         return self._own().in_read(parameter)
 
     def _own(self) -> Steps:

@@ -33,11 +33,14 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     Those that it left equal, such as a table and a head of which the same rows were trained, are tied again.
 
     The config says no longer that they are tied, and every name has a parameter of its own: what still shared one
-    would be saved once and tied to the wrong one again.
+    would be saved once and tied to the wrong one again. So would the model's other tied weights (BERT's table and head
+    where their biases were parted), which the same setting ties.
     """
     _tie_equal(model, tied)
     now = dict(model.named_parameters(remove_duplicate=False))
-    parted = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
+    keys = getattr(model, "all_tied_weights_keys", None) or {}
+    apart = [g for g in tied if len({id(now[n]) for n in g if n in now}) > 1]
+    parted = [g for g in tied if g in apart or (apart and any({k, v} <= {*g} for k, v in keys.items()))]
     for group in parted:
         seen: set[int] = set()  # parameters, and the modules that hold them
         for name in group:
@@ -55,8 +58,7 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     for part in (config, getattr(config, "get_text_config", lambda: config)()):
         if getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
-    keys = getattr(model, "all_tied_weights_keys", None)
-    if keys is not None:
+    if keys:
         gone = {n for g in parted for n in g}
         model.__dict__["all_tied_weights_keys"] = {k: v for k, v in keys.items() if not {k, v} <= gone}
 
