@@ -85,6 +85,7 @@ class KindCase:
     matrix: bool = False  # a plain matrix, which PiSSA can take apart
     dropout: bool = True
     bias: bool = True
+    merges: bool = True  # whether its weight has a place for what the adapter does
 
 
 LAYER = {"target_modules": ["layer"]}
@@ -99,6 +100,10 @@ KIND_CASES: dict[str, KindCase] = {
     "conv2d": KindCase(lambda: Named(nn.Conv2d(4, 8, 3, padding=1)), lambda: torch.randn(2, 4, 7, 7), LAYER),
     "conv2d-dilated": KindCase(lambda: Named(nn.Conv2d(4, 8, (3, 2), dilation=2, padding=2, padding_mode="circular")), lambda: torch.randn(2, 4, 9, 9), LAYER),
     "conv3d": KindCase(lambda: Named(nn.Conv3d(3, 6, 2)), lambda: torch.randn(2, 3, 4, 4, 4), LAYER),
+    "conv1d-unbatched": KindCase(lambda: Named(nn.Conv1d(4, 8, 3, padding="same")), lambda: torch.randn(4, 8), LAYER),
+    "conv1d-grouped": KindCase(lambda: Named(nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2)), lambda: torch.randn(2, 4, 9), LAYER, dora=False, merges=False),
+    "conv2d-grouped": KindCase(lambda: Named(nn.Conv2d(4, 6, (3, 1), dilation=2, padding=1, padding_mode="reflect", groups=2)), lambda: torch.randn(2, 4, 9, 9), LAYER, dora=False, merges=False),
+    "conv3d-depthwise": KindCase(lambda: Named(nn.Conv3d(2, 4, 1, groups=2)), lambda: torch.randn(2, 2, 4, 4, 4), LAYER, dora=False, merges=False),
     "linear-subclass": KindCase(lambda: Named(TransposedLinear(6, 10)), lambda: torch.randn(4, 6), LAYER, matrix=True),
     "linear-nonlinear-forward": KindCase(lambda: Named(SquaredLinear(6, 10)), lambda: torch.randn(4, 6), LAYER, matrix=True, dropout=False, bias=False),
     "linear-read": KindCase(Reader, lambda: torch.randn(4, 6), {"target_modules": ["proj"]}, matrix=True, dropout=False, bias=False),
@@ -163,6 +168,20 @@ def adapted(kind: str, variant: str, dtype: torch.dtype = torch.float32, **chang
     """Return a case's network with a trained-looking adapter: every factor moved away from its start."""
     model = add_lora(network(kind, dtype), config_of(kind, variant, **changes))
     move(model)
+    return model
+
+
+def mergeable(kind: str, variant: str, dtype: torch.dtype = torch.float32) -> LoRAModel:
+    """Return `adapted`; in a grouped convolution each rank of A reads the inputs of its own group alone.
+
+    What else it reads has no place in the weight.
+    """
+    model = adapted(kind, variant, dtype)
+    if not KIND_CASES[kind].merges:
+        conv = model.layer
+        a = conv.adapters["default"]["weight"].lora_A.detach()
+        rank, inputs = (torch.arange(n) * conv.groups // n for n in a.shape[:2])
+        a[rank[:, None] != inputs] = 0
     return model
 
 

@@ -30,12 +30,11 @@ TYPES = sorted(CONFIG_MAPPING.keys())
 LEAVES = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TABLED: dict[str, Any] = json.loads(TABLE.read_text())
 SAME_VERSION = TABLED["transformers"] == transformers.__version__
-# Attention that no adapter fits: XLNet's projections are parameters, I-BERT's return tuples, SqueezeBERT's are grouped
-# convolutions, and RWKV rescales its output projection in place.
+# Attention that no adapter fits: XLNet's projections are parameters, I-BERT's return tuples, and RWKV rescales its output
+# projection in place.
 REFUSED = {
     "xlnet": {"auto", "attention"},
     "ibert": {"auto", "attention", "all-linear"},
-    "squeezebert": {"auto", "attention", "all-linear"},
     "rwkv": {"attention", "all-linear"},
 }
 # Classes that say attention, own linear layers and get no target, and why that is right.

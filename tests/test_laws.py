@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_lora import LoRAModel, add_lora
 
-from .cases import COVER, KIND_CASES, PAIRS, adapted, config_of, example, move, moves_base, network
+from .cases import COVER, KIND_CASES, PAIRS, adapted, config_of, example, mergeable, move, moves_base, network
 from .peek import FORMULAS, INITS, KINDS, SCALINGS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -39,7 +39,7 @@ def test_a_fresh_adapter_leaves_every_output_bitwise_as_it_was(kind: str, varian
 
 @typed
 def test_the_forward_equals_the_forward_of_the_merged_weight(kind: str, variant: str, dtype: torch.dtype) -> None:
-    model, x = adapted(kind, variant, dtype), example(kind, dtype)
+    model, x = mergeable(kind, variant, dtype), example(kind, dtype)
     live, base = model(x), network(kind, dtype)(x)
     model.merge_adapter()
     assert close(model(x), live, TOLERANCE[dtype])
@@ -48,7 +48,7 @@ def test_the_forward_equals_the_forward_of_the_merged_weight(kind: str, variant:
 
 @typed
 def test_merging_then_unmerging_restores_every_bit(kind: str, variant: str, dtype: torch.dtype) -> None:
-    model, x = adapted(kind, variant, dtype), example(kind, dtype)
+    model, x = mergeable(kind, variant, dtype), example(kind, dtype)
     before, live = {k: v.clone() for k, v in model.state_dict().items()}, model(x)
     model.merge_adapter()
     model.unmerge_adapter()
@@ -79,9 +79,9 @@ def test_saving_then_loading_restores_every_bit_and_the_same_bytes(kind: str, va
 @laws
 def test_leaving_restores_classes_keys_and_flags_with_the_bases_tensors_or_outputs(kind: str, variant: str) -> None:
     reference, x = network(kind), example(kind)
-    live = adapted(kind, variant)(x)
+    live = mergeable(kind, variant)(x)
     for leave in ("unload", "merge_and_unload"):
-        plain = getattr(adapted(kind, variant), leave)()
+        plain = getattr(mergeable(kind, variant), leave)()
         assert [type(m) for m in plain.modules()] == [type(m) for m in reference.modules()]
         assert [m.__dict__.keys() for m in plain.modules()] == [m.__dict__.keys() for m in reference.modules()]
         got, want = plain.state_dict(), reference.state_dict()
@@ -117,10 +117,20 @@ def _through_the_weight(model: nn.Module, x: torch.Tensor, weights: torch.Tensor
         for adapter in layer.adapters["default"].values():
             name = f"{module}.{adapter.parameter}"
             own = layer._parameters[adapter.parameter].detach()
-            values[name] = adapter.effective(values.get(name, own))
+            if adapter.parameter == "weight" and getattr(layer, "groups", 1) > 1:
+                values[name] = _ungrouped(layer, own, adapter.scaling * adapter.product())
+                reference.get_submodule(module).groups = 1
+            else:
+                values[name] = adapter.effective(values.get(name, own))
             if getattr(adapter, "lora_bias", None) is not None:
                 values[f"{module}.bias"] = adapter.effective_bias(layer._parameters["bias"].detach())
     (functional_call(reference, values, (x,)) * weights).sum().backward()
+
+
+def _ungrouped(layer: nn.Module, weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """Return the weight of a convolution without groups: what a grouped one computes, and added to its matrix."""
+    matrix = torch.block_diag(*weight.reshape(layer.groups, -1, weight[0].numel()))
+    return (matrix + added).reshape(len(weight), -1, *weight.shape[2:])
 
 
 @laws

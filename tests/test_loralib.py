@@ -194,7 +194,7 @@ REFUSED_LORALIB: dict[str, tuple[dict[str, Tensor], LoRAConfig | None, Callable[
     "blocks that are words": (FUSED, LoRAConfig(other={"enable_lora": "qv"}), lambda: Named(nn.Linear(6, 12)), ConfigError, "enable_lora='qv'"),
     "a thousand blocks": ({"layer.lora_A": torch.ones(1024, 6), "layer.lora_B": torch.ones(1024, 1)}, LoRAConfig(), lambda: Named(nn.Linear(6, 1024)), AdapterMismatchError, r"\(1024, 1\)"),
     "a thousand flags": (FUSED, LoRAConfig(other={"enable_lora": [True, *[False] * 1023]}), lambda: Named(nn.Linear(6, 12)), ConfigError, "enable_lora="),
-    "a grouped convolution": ({"layer.lora_A": torch.ones(6, 12), "layer.lora_B": torch.ones(6, 6)}, LoRAConfig(), lambda: Named(nn.Conv2d(4, 4, 3, groups=2)), LoRAError, "groups"),
+    "a grouped convolution": ({"layer.lora_A": torch.ones(6, 12), "layer.lora_B": torch.ones(6, 6)}, LoRAConfig(), lambda: Named(nn.Conv2d(4, 4, 3, groups=2)), AdapterMismatchError, r"\(6, 4, 3, 3\) in the model"),
 }  # fmt: skip
 
 

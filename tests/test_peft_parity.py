@@ -44,6 +44,7 @@ CHATTER = (
     "Setting .save_embedding_layers. to:UserWarning",
     "The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
     ".*tensor.s. have invalid shape:UserWarning",
+    "LoRA adapter added to ConvNd layer with groups:UserWarning",
     "lora with eva initialization:UserWarning",
     "(OLoRA|PiSSA) changes the base weights:UserWarning",
 )
@@ -79,8 +80,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: Net(nn.Conv1d(4, 8, 3, stride=2), nn.Conv1d(8, 5, 2, padding=1)), (2, 4, 12)),
     "conv2d": (lambda: Net(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, (3, 2), stride=2)), (2, 3, 9, 9)),
     "conv3d": (lambda: Net(nn.Conv3d(3, 8, 2), nn.Conv3d(8, 4, (1, 2, 3))), (2, 3, 5, 5, 5)),
+    "grouped1d": (lambda: Net(nn.Conv1d(4, 8, 3, stride=2, groups=2), nn.Conv1d(8, 6, 3, padding="same", groups=2)), (2, 4, 12)),
+    "grouped2d": (lambda: Net(nn.Conv2d(2, 8, 3, padding=1, groups=2), nn.Conv2d(8, 4, (3, 2), stride=2)), (2, 2, 9, 9)),
+    "grouped3d": (lambda: Net(nn.Conv3d(4, 8, 2, groups=4), nn.Conv3d(8, 4, (1, 2, 3), groups=2)), (2, 4, 5, 5, 5)),
+    "padded": (lambda: Net(nn.Conv1d(4, 8, 3, padding=1, padding_mode="circular"), nn.Conv1d(8, 5, 3, padding="same", dilation=2)), (2, 4, 12)),
     "attention": (Attend, (2, 5, 8)),
-}
+}  # fmt: skip
 
 
 @cache
@@ -153,6 +158,9 @@ CASES: dict[str, Case] = {
     "conv1d": _lora("conv1d", "first", "second"),
     "conv2d": _lora("conv2d", "first", "second"),
     "conv3d": _lora("conv3d", "first", "second"),
+    "grouped-1": _lora("grouped1d", "first", "second"),
+    "grouped-2": _lora("grouped2d", "first", "second", lora_bias=True),
+    "grouped-3": _lora("grouped3d", "first", "second", rank_pattern={"first": 4}, use_rslora=True),
     "experts": _lora("mixtral", "q_proj", **EXPERTS),
     "experts-alone": Case("qwen3_moe", {"target_parameters": ["experts.down_proj"]}, {"target_modules": []}),
     "experts-of-mixtral-alone": Case("mixtral", EXPERTS, {"target_modules": []}),
@@ -359,6 +367,18 @@ def test_multihead_attention_agrees_once_the_output_update_that_peft_adds_twice_
     with pytest.warns(UserWarning, match="out_proj.*lora_B"):
         here = _load_here(case, tmp_path / "theirs")
     _agree(here, theirs, case.base)
+
+
+def test_a_convolution_s_padding_and_dilation_count_in_the_update_as_in_the_weight_that_peft_merges(
+    tmp_path: Path,
+) -> None:
+    case = _lora("padded", "first", "second")
+    theirs = _theirs(case)
+    theirs.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="dilation"):
+        here = _load_here(case, tmp_path)
+    assert not _same(_outputs(theirs, "padded"), _outputs(here, "padded"))
+    _agree(here, theirs.merge_and_unload(), "padded")
 
 
 def _scale_output_update(directory: Path, factor: float) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora, errors
+from hf_lora import LoRAConfig, LoRAModel, add_lora, errors, inspect_adapter
 from hf_lora.errors import AdapterStateError, LoRAError, MergeError, TargetError
 
 from .cases import KIND_CASES, VARIANTS, Named, allowed, config_of, example, move, network
@@ -34,8 +34,19 @@ def test_a_variant_that_a_kind_cannot_carry_is_refused_by_name(kind: str, varian
     assert untouched(model)
 
 
+class Halved(nn.Conv1d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
 LAYERS = {
-    "a grouped convolution": (nn.Conv2d(4, 8, 3, groups=2), "groups=2"),
+    "a rank that does not fit a grouped convolution": (
+        nn.Conv2d(3, 6, 3, groups=3),
+        "groups=3.*r=8.*rank_pattern={'layer': 3}",
+    ),
+    "a grouped convolution with a forward of its own": (Halved(4, 8, 3, groups=2), "groups that computes"),
     "a transposed convolution": (nn.ConvTranspose1d(4, 8, 3), "transposed"),
     "an embedding with a norm": (nn.Embedding(4, 8, max_norm=1.0), "max_norm=1.0"),
     "attention with other key sizes": (nn.MultiheadAttention(8, 2, kdim=4), "MultiheadAttention"),
@@ -180,6 +191,24 @@ def test_a_weight_in_a_librarys_tensor_class_is_adapted_from_outside_and_never_r
     ):  # fmt: skip
         with pytest.raises(TargetError, match=r"layer.*(quantised|plain matrix)"):
             add_lora(nn.ModuleDict({"layer": build().layer, "other": nn.Linear(2, 2)}), LoRAConfig(r=2, **refused))
+
+
+def test_a_grouped_convolution_merges_where_its_weight_has_a_place(tmp_path: Path) -> None:
+    """PEFT's adapter reads every group's inputs: of one that changes nothing yet the weight has a place, else none."""
+    model = add_lora(network("conv2d-grouped"), config_of("conv2d-grouped", "lora"))
+    x = example("conv2d-grouped")
+    fresh = model(x)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    move(model)
+    live = model(x)
+    model.save_pretrained(tmp_path)
+    assert not [finding for finding in inspect_adapter(tmp_path).findings if finding.fatal]
+    for merge in (model.merge_adapter, model.merge_report, model.merge_and_unload):
+        with pytest.raises(MergeError, match="layer: .*groups=2.*without merging"):
+            merge()
+    assert torch.equal(model(x), live)
+    assert torch.equal(model.unload()(x), fresh)
 
 
 def test_two_adapters_that_cannot_act_at_once_are_refused_together() -> None:

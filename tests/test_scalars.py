@@ -31,7 +31,7 @@ def trainer(model: nn.Module, out: Path, report_to: str = "tensorboard", **chang
 def added(layer: nn.Module, adapter: LoRA) -> Tensor:
     """Return what an adapter adds to its weight as a (..., out, in) matrix of float64, written out in full."""
     weight = own_tensor(layer, adapter.parameter).detach().double()
-    if not hasattr(adapter, "magnitude"):
+    if not hasattr(adapter, "magnitude") and getattr(layer, "groups", 1) == 1:
         return KINDS[adapter.kind].matrix(adapter.effective(weight).detach() - weight)
     return adapter.scaling * adapter.product().detach().double()
 

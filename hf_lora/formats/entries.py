@@ -94,4 +94,5 @@ def fits(modules: Mapping[str, nn.Module], entry: Entry) -> bool:
     if kind is None or entry.attribute not in FACTORS or entry.tensor.ndim < 2:
         return True
     which = FACTORS.index(entry.attribute)
-    return tuple(entry.tensor.shape) == kind.factor_shapes(kind.weight_shape(layer), entry.tensor.shape[which])[which]
+    found, wanted = tuple(entry.tensor.shape), kind.factor_shapes(kind.weight_shape(layer), 1)[which]
+    return (*found[:which], *found[which + 1 :]) == (*wanted[:which], *wanted[which + 1 :])  # whatever the rank

@@ -97,7 +97,7 @@ def read_sites(
     problems += [f"missing the tensors of {name}" for name in missing_names(config, modules, parts)]
     if problems or unexpected:
         raise mismatch(modules, unexpected, problems, len(tensors))
-    _warn_of_doubled_updates(modules, config, [site for site, _ in found])
+    _warn_of_other_forwards(modules, config, [site for site, _ in found])
     saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
     tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site, config)]
     return [*saved_first, *((site, {}) for site in tied)]
@@ -234,18 +234,28 @@ def _of_experts(site: Site, values: dict[str, Tensor], config: LoRAConfig) -> di
     return {**values, "lora_A": new_a, "lora_B": new_b}
 
 
-def _warn_of_doubled_updates(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
-    """Warn where an adapter that PEFT wrote adapts an attention's output projection, whose update PEFT adds twice.
+def _warn_of_other_forwards(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
+    """Warn where the forward of PEFT, which wrote an adapter, computes otherwise than its merged weight and hf_lora.
 
-    0.21.2, tuners/lora/layer.py: merged by hand, and again by `out_proj.merge`. Here it is added once.
+    0.21.2, tuners/lora/layer.py: the update of an attention's output projection is merged by hand, and again by
+    `out_proj.merge`; a convolution's A has the strides and the padding of its layer, and neither dilation nor mode.
     """
     version = config.other.get("peft_version")  # hf_lora writes none
-    owners = {site.module: modules.get(site.module.rpartition(".")[0]) for site in sites if site.row.low_rank}
-    found = [n for n, m in owners.items() if n.endswith("out_proj") and isinstance(m, nn.MultiheadAttention)]
-    if version and found:
+    adapted = [site for site in sites if site.row.low_rank] if version else []
+    owners = {site.module: modules.get(site.module.rpartition(".")[0]) for site in adapted}
+    doubled = [n for n, m in owners.items() if n.endswith("out_proj") and isinstance(m, nn.MultiheadAttention)]
+    layers = {site.module: modules[site.module] for site in adapted if KINDS[site.kind].convolves}
+    undilated = [n for n, m in layers.items() if m.padding_mode != "zeros" or {*m.dilation} != {1}]  # type: ignore
+    if doubled:
         warnings.warn(
-            f"this adapter comes from PEFT {version}, whose forward adds the update of {some(found, 1)} twice (the "
+            f"this adapter comes from PEFT {version}, whose forward adds the update of {some(doubled, 1)} twice (the "
             "output projection of an nn.MultiheadAttention); here it is added once, as the formula says. Double that "
             "lora_B to get the outputs that PEFT's forward gave.",
+            stacklevel=3,
+        )
+    if undilated:
+        warnings.warn(
+            f"this adapter comes from PEFT {version}, whose forward leaves the dilation and the padding mode of "
+            f"{some(undilated, 1)} out of the update; here they are in it, as in the weight that PEFT merges.",
             stacklevel=3,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,7 +12,7 @@ from ..errors import TargetError
 from ..maths import linear, low_rank
 from .kind import Kind, Shape, random_weight
 
-__all__ = ["ConvKind"]
+__all__ = ["ConvKind", "GroupedConvKind"]
 
 
 class ConvKind(Kind):
@@ -43,8 +46,8 @@ class ConvKind(Kind):
     def add_up(self, y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
         return linear.add(y, _CONV[b.ndim - 2](s, b.to(s.dtype)), scaling)
 
-    def channels(self, vector: Tensor, y: Tensor) -> Tensor:
-        return vector.reshape(-1, *(1 for _ in y.shape[2:]))
+    def channels(self, vector: Tensor, shape: Shape) -> Tensor:
+        return vector.reshape(-1, *(1 for _ in shape[2:]))
 
     def vector_to_file(self, vector: Tensor, shape: Shape) -> Tensor:
         return vector.reshape(1, -1, *(1 for _ in shape[2:]))
@@ -57,11 +60,69 @@ class ConvKind(Kind):
         return random_weight((1, layer.weight.shape[1], *size))
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
-        if layer.transposed or layer.groups > 1:
-            what = "transposed" if layer.transposed else f"grouped (groups={layer.groups})"
+        if layer.transposed:
             raise TargetError(
-                f"{name} is a {what} convolution: a low-rank product of the published layout has no place in its "
+                f"{name} is a transposed convolution: a low-rank product of the published layout has no place in its "
                 "weight and could not be merged. Name it in exclude_modules."
+            )
+
+
+class GroupedConvKind(ConvKind):
+    """A convolution in g groups: A reads every input, B is 1x1 in g groups of r / g, as in PEFT.
+
+    Its product changes each group's outputs by all of the inputs, for which a grouped weight has no place: it acts
+    behind the forward, and merges only where it is zero outside of the groups. The weight is (g, out / g, in / g, ...).
+    """
+
+    within_weight = False
+
+    def claims(self, module: nn.Module) -> bool:
+        return super().claims(module) and int(module.groups) > 1 and not module.transposed
+
+    def weight_shape(self, module: nn.Module) -> Shape:
+        out, *rest = super().weight_shape(module)
+        groups = int(module.groups)
+        return (groups, out // groups, *rest)
+
+    def factor_shapes(self, shape: Shape, r: int) -> tuple[Shape, Shape]:
+        groups, out, in_, *kernel = shape
+        return (r, groups * in_, *kernel), (groups * out, r // groups, *(1 for _ in kernel))
+
+    def flat(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        groups = len(a) // b.shape[1]
+        return a.flatten(1), torch.block_diag(*b.reshape(groups, -1, b.shape[1]))
+
+    def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        groups = len(a) // b.shape[1]
+        product = low_rank.product(*self.flat(a, b))
+        blocks = product.reshape(groups, len(b) // groups, groups, -1)  # by outputs, by inputs
+        own = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        if torch.count_nonzero(blocks) > torch.count_nonzero(own):
+            raise TargetError(
+                f"a convolution with groups={groups}, whose adapter reads the inputs of every group: its weight has no "
+                "place for that. Use the adapter without merging it, or leave the layer out (exclude_modules)."
+            )
+        return torch.add(weight.to(own.dtype), own.reshape(weight.shape), alpha=scaling).to(weight.dtype)
+
+    def down(self, layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
+        conv: Any = layer
+        padding = conv.padding
+        if conv.padding_mode != "zeros":
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode), 0
+        return _CONV[a.ndim - 2](x, a.to(x.dtype), None, conv.stride, padding, conv.dilation)
+
+    def add_up(self, y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
+        groups = s.shape[1 - b.ndim] // b.shape[1]
+        return linear.add(y, _CONV[b.ndim - 2](s, b.to(s.dtype), groups=groups), scaling)
+
+    def channels(self, vector: Tensor, shape: Shape) -> Tensor:
+        return super().channels(vector, shape[1:])
+
+    def check(self, layer: nn.Module, name: str, r: int) -> None:
+        if r % layer.groups:
+            raise TargetError(
+                f"{name} is a convolution with groups={layer.groups}, whose adapter needs a rank that these divide, "
+                f"not r={r}. Give it one by rank_pattern={{{name!r}: {layer.groups}}}, or name it in exclude_modules."
             )
 
 

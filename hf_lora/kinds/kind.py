@@ -29,6 +29,7 @@ class Kind:
     embeds: the input is indices, not activations. transposed: the weight is stored as (..., in, out).
     stacked: the weight is a stack of matrices. convolves: it is a convolution's.
     is_matrix: it is one matrix of numbers, which a start can take factors out of.
+    within_weight: a product lies within the weight, so that it can act in the weight's read.
     is_quantised: its numbers are packed, and can be neither read nor merged into.
     fan_in_fan_out: it is what PEFT's configs mean by that word.
     """
@@ -39,6 +40,7 @@ class Kind:
     stacked: ClassVar[bool] = False
     convolves: ClassVar[bool] = False
     is_matrix: ClassVar[bool] = False
+    within_weight: ClassVar[bool] = True
     is_quantised: ClassVar[bool] = False
     fan_in_fan_out: ClassVar[bool] = False
 
@@ -94,8 +96,8 @@ class Kind:
         """Return y + scaling * B s; y may be written."""
         return linear.add_up(y, s, b, scaling)
 
-    def channels(self, vector: Tensor, y: Tensor) -> Tensor:
-        """Return an (out,) vector shaped to broadcast over an output y."""
+    def channels(self, vector: Tensor, shape: Shape) -> Tensor:
+        """Return an (out,) vector shaped to broadcast over the output of a layer whose weight has that shape."""
         return vector
 
     def expected(self, layer: nn.Module, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ class PackedKind(Kind):
     """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""
 
     is_quantised = True
+    within_weight = False
 
     def claims(self, module: nn.Module) -> bool:
         if not isinstance(module, nn.Linear):

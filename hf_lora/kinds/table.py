@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from .convolution import ConvKind
+from .convolution import ConvKind, GroupedConvKind
 from .experts import ExpertsKind, TransposedExpertsKind
 from .kind import Kind, is_packed
 from .linear import Conv1DKind, EmbeddingKind, LinearKind
@@ -22,6 +22,7 @@ KINDS: dict[str, Kind] = {
     "linear": LinearKind(),
     "conv1d": Conv1DKind(),
     "embedding": EmbeddingKind(),
+    "grouped_conv": GroupedConvKind(),
     "conv": ConvKind(),
     "experts": ExpertsKind(),
     "experts_t": TransposedExpertsKind(),

@@ -194,6 +194,11 @@ def _check(site: Site, name: str, raw: bool) -> None:
         )
     if not site.behind and site.bias:
         raise TargetError(f"{name}: lora_bias=True cannot act on a weight that is read; set lora_bias=False.")
+    if not site.behind and not KINDS[site.kind].within_weight:
+        raise TargetError(
+            f"{name} is a convolution in groups that computes by a forward of its own or is read: its weight has no "
+            "place for an adapter. Name it in exclude_modules."
+        )
     if site.bias and KINDS[site.kind].embeds:
         raise TargetError(f"{name} is an embedding, which has no bias; set lora_bias=False or exclude it.")
     if what := site.row.adapter.refusal(site, raw):

@@ -40,7 +40,9 @@ class DoRA(LoRA):
     def refusal(cls, spec: Spec, raw: bool) -> str:
         if raw:
             return "a raw parameter, for which no published layout of DoRA exists"
-        return "packed (quantised)" if KINDS[spec.kind].is_quantised else ""
+        if KINDS[spec.kind].is_quantised:
+            return "packed (quantised)"
+        return "" if KINDS[spec.kind].within_weight else "a convolution in groups, on which DoRA is not defined"
 
     @classmethod
     def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,8 +76,8 @@ class DoRA(LoRA):
             norm = low_rank.row_norm(self._direction(self.matrix(layer)))
         scale = self.magnitude / norm
         bias = getattr(layer, "bias", None)
-        base = y if bias is None else y - self._kind.channels(bias, y).to(y.dtype)
+        base = y if bias is None else y - self._kind.channels(bias, self.shape).to(y.dtype)
         # Subtracted before it is rounded: near 1 half precision sees no change.
-        change = self._kind.channels(scale - 1, y).to(y.dtype)
+        change = self._kind.channels(scale - 1, self.shape).to(y.dtype)
         a, b = self._added()
         return self.add_low_rank(layer, x, y + change * base, a, scale.reshape(-1, *(1 for _ in b.shape[1:])) * b)

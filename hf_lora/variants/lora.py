@@ -182,7 +182,7 @@ class LoRA(Adapter):
 
         |(B A)_ij| <= |B_i| |A_j| <= |B| |A|, the Frobenius norms; not finite where a factor is not.
         """
-        if self.exclusive or self.moves_base or self.changes_bias or self._kind.is_quantised:
+        if self.exclusive or self.moves_base or self.changes_bias or not self._kind.within_weight:
             return math.inf
         with torch.no_grad():
             a, b = self.factors()
@@ -191,7 +191,7 @@ class LoRA(Adapter):
     def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         y = self.add_low_rank(layer, x, y, *self._added())
         if self.lora_bias is not None:
-            y = y + self._kind.channels(self.lora_bias * self.scaling, y).to(y.dtype)
+            y = y + self._kind.channels(self.lora_bias * self.scaling, self.shape).to(y.dtype)
         return y
 
     def add_low_rank(self, layer: nn.Module, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ Parts = dict[str, TensorEntry]  # of one adapted parameter, by the adapter's att
 
 
 def ranks_of(parts: Parts) -> tuple[int, ...]:
-    """Return the rank that A and the rank that B has."""
+    """Return the rank that A and the rank that B has, which in a grouped convolution is divided by its groups."""
     a, b = (parts[part].shape if part in parts else () for part in ("lora_A", "lora_B"))
+    if len(a) > 2 and b[1:2] > (0,) and a[0] % b[1] == 0:
+        return a[:1] * 2
     return (*a[:1], *b[1:2])
 
 
