@@ -1,20 +1,21 @@
 """The exceptions that hf_lora raises on purpose, and how their messages name things.
 
     LoRAError                      everything below; catch this one
-    ├── ConfigError (ValueError)         a LoRAConfig, or an adapter_config.json, that cannot be right
-    │   └── ArgumentError (TypeError)        an argument that is not taken, or of another type than it has
+    ├── ConfigError (ValueError, TypeError) a LoRAConfig, or an adapter_config.json, that cannot be right
+    │   └── ArgumentError                    an argument that is not taken, or of another type than it has
     ├── TargetError (ValueError)         names that match no layer, or layers that cannot be adapted
     ├── AdapterNameError (ValueError)    an adapter name that is unknown, taken or not allowed
-    ├── AdapterStateError (RuntimeError) the right call at the wrong time (merged, disabled, nothing active)
-    ├── AdapterFileError (OSError)       adapter files that are missing, truncated or not what they say
-    ├── AdapterMismatchError (ValueError) an adapter whose tensors do not fit the model
+    ├── AdapterStateError (RuntimeError, ValueError) the right call at the wrong time (merged, disabled, nothing active)
+    ├── AdapterFileError (OSError, ValueError) adapter files that are missing, truncated or not what they say
+    ├── AdapterMismatchError (ValueError, RuntimeError) an adapter whose tensors do not fit the model
     │   └── BaseMismatchError                they fit, but it was trained on another base
-    ├── HubError (OSError)               the Hub cannot be reached, or did not do what was asked
+    ├── HubError (OSError, ValueError)   the Hub cannot be reached, or did not do what was asked
     │   ├── HubNotFoundError                 no such repo (or a private one), revision or file
     │   └── HubAccessError                   a repo that is gated, or a token that may not do this
     ├── MissingExtraError (ImportError)  a package that is not installed, or not in a version that fits
-    ├── MergeError (RuntimeError)        weights that cannot hold the merged adapter
+    ├── MergeError (RuntimeError, ValueError) weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
+        └── BaseLoadError (OSError)          one that is not where it is looked for, or cannot be loaded
 
 Each also refines the builtin in brackets, so that code written against PEFT or Transformers goes on catching it.
 """
@@ -30,6 +31,7 @@ __all__ = [
     "AdapterNameError",
     "AdapterStateError",
     "ArgumentError",
+    "BaseLoadError",
     "BaseMismatchError",
     "ConfigError",
     "HubAccessError",
@@ -47,11 +49,11 @@ class LoRAError(Exception):
     """Anything hf_lora refuses to do; the message says what was given, what was found, what to do."""
 
 
-class ConfigError(LoRAError, ValueError):
+class ConfigError(LoRAError, ValueError, TypeError):
     """A setting, or a combination of settings, that cannot be right."""
 
 
-class ArgumentError(ConfigError, TypeError):
+class ArgumentError(ConfigError):
     """An argument that a function does not take, or a value of another type than the argument has."""
 
 
@@ -63,15 +65,15 @@ class AdapterNameError(LoRAError, ValueError):
     """An adapter name that is unknown, already taken or not allowed."""
 
 
-class AdapterStateError(LoRAError, RuntimeError):
+class AdapterStateError(LoRAError, RuntimeError, ValueError):
     """A call that the model's present state does not allow."""
 
 
-class AdapterFileError(LoRAError, OSError):
+class AdapterFileError(LoRAError, OSError, ValueError):
     """Adapter files that are missing, unreadable or malformed."""
 
 
-class AdapterMismatchError(LoRAError, ValueError):
+class AdapterMismatchError(LoRAError, ValueError, RuntimeError):
     """An adapter that does not fit the model it is loaded into."""
 
 
@@ -79,7 +81,7 @@ class BaseMismatchError(AdapterMismatchError):
     """An adapter that fits the model's shapes, but was trained on other weights."""
 
 
-class HubError(LoRAError, OSError):
+class HubError(LoRAError, OSError, ValueError):
     """The Hub cannot be reached, answers with an error, or sent other bytes than it announced."""
 
 
@@ -91,7 +93,7 @@ class HubAccessError(HubError):
     """A gated repo, or a token that is missing, wrong or not allowed to do this."""
 
 
-class MergeError(LoRAError, RuntimeError):
+class MergeError(LoRAError, RuntimeError, ValueError):
     """Weights that cannot be merged, or merged weights that are not finite."""
 
 
@@ -101,6 +103,10 @@ class MissingExtraError(LoRAError, ImportError):
 
 class ModelError(LoRAError, ValueError):
     """A base model that cannot be found, built or adapted."""
+
+
+class BaseLoadError(ModelError, OSError):
+    """A base model that is not where it is looked for, or that Transformers cannot load from there."""
 
 
 def some(items: Iterable[object], most: int = 4, between: str = ", ") -> str:

@@ -287,7 +287,7 @@ def test_the_exit_status_says_whether_the_adapter_can_be_used(
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert (finding["code"], finding["fatal"]) == ("config", True)
     assert cli.main(["inspect", str(adapter.parent)]) == 2
-    assert "adapter_config.json and no adapter_model.safetensors, but adapters in adapter" in capsys.readouterr().err
+    assert "no adapter_config.json, but adapters in adapter; pass subfolder=" in capsys.readouterr().err
     assert cli.main(["inspect", str(adapter.parent), "--subfolder", "adapter"]) == 1
     capsys.readouterr()
     raw = edited(lambda head: head.update({"\x1b]0;x\x07": 5}))((adapter / WEIGHTS).read_bytes())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import AdapterFileError, ArgumentError, ConfigError
 from ..files.disk import write_atomically
 from ..files.names import CONFIG_NAME
+from ..files.sources import place_of
 from ..files.strict_json import read_json
 from ..files.transaction import settled
 from ..variants.initial import INITS
@@ -195,7 +196,7 @@ class LoRAConfig(Fields):
         ignore_unknown: accept keys that nobody here knows, whatever they mean; they are written back.
         Raises AdapterFileError where it is missing or no JSON object, ConfigError where it is no LoRA adapter's.
         """
-        path = Path(directory)
+        path = Path(place_of(directory))
         if path.is_dir():
             path = settled(path) or path / CONFIG_NAME
         if not os.path.lexists(path):

@@ -27,21 +27,30 @@ __all__ = [
     "write_new",
 ]
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def read_regular(path: Path, most: int = -1) -> bytes:
     """Return the first `most` bytes of a regular file, by default all of them.
 
     Links are followed; pipes and devices, which could block, are refused. Raises AdapterFileError where there is no
-    such file or it cannot be read.
+    such file, it cannot be read, or is a Git LFS pointer.
     """
     try:
-        if stat.S_ISREG(os.stat(path).st_mode):
+        if is_regular := stat.S_ISREG(os.stat(path).st_mode):
             with open(path, "rb") as file:
-                return file.read(most)
+                if not file.peek(len(_POINTER)).startswith(_POINTER):
+                    return file.read(most)
     except FileNotFoundError:
-        raise AdapterFileError(f"{path} does not exist.") from None
+        what = "is a link that leads nowhere" if os.path.lexists(path) else "does not exist"
+        raise AdapterFileError(f"{path} {what}.") from None
     except (OSError, ValueError, MemoryError) as error:
         raise AdapterFileError(f"{path} cannot be read: {error}") from error
+    if is_regular:
+        raise AdapterFileError(
+            f"{path} is a pointer of Git LFS and not the file that it stands for: the repo was cloned without git-lfs. "
+            "Run `git lfs pull` in it, or load it by its name on the Hub."
+        )
     raise AdapterFileError(f"{path} is no regular file (a directory, a pipe or a device), so it is not read.")
 
 

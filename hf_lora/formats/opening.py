@@ -6,6 +6,8 @@ add its reader to `READERS`. PEFT's comes last, because it says what is wrong wi
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from .contents import Candidate, Contents
 from .loralib import read_loralib
 from .pairs import checked_flags, fit_pairs
 
-__all__ = ["MERGED_KEYS", "READERS", "adapters_below", "open_adapter"]
+__all__ = ["MERGED_KEYS", "READERS", "adapters_below", "lacks_config", "open_adapter"]
 
 MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
@@ -60,6 +62,17 @@ def read_folder(candidate: Candidate) -> Contents | None:
     return Contents(source, config, tensors, read_notes(path), fit if is_merged else None)
 
 
+# What other files of adapters are called -> what they are, and what to do.
+_OTHERS = {
+    CONFIG_NAME: "PEFT's config; name the folder that holds it",
+    "adapter_model.*": f"PEFT's weights; {CONFIG_NAME}, which says their lora_alpha, has to lie beside them",
+    "pytorch_lora_weights.*": "diffusers' adapter, which pipe.load_lora_weights() reads",
+    "adapters.*": "mlx-lm's adapter, whose keys and axes are other ones; fuse it there, or train it again",
+    "*.gguf": "llama.cpp's; load the adapter that it was made from",
+    "modules.json": "a model of sentence-transformers; adapters go onto the Transformers model in it",
+    "*.safetensors": "tensors in a layout of their own, such as kohya's; PEFT's layout is read here",
+}
+
 READERS: dict[str, Callable[[Candidate], Contents | None]] = {
     "loralib": read_loralib,
     "adapterhub": read_adapterhub,
@@ -68,7 +81,7 @@ READERS: dict[str, Callable[[Candidate], Contents | None]] = {
 
 
 def open_adapter(
-    name: str | Source,
+    name: str | os.PathLike[str] | Source,
     kwargs: dict[str, Any],
     required: bool = False,
     lora_config: LoRAConfig | None = None,
@@ -91,7 +104,8 @@ def open_adapter(
                 f"subfolder={below[-1]!r}, or the path of one of them."
             )
         if required:
-            raise AdapterFileError(f"{source.missing}: there is no {CONFIG_NAME}.")
+            lacks = "" if source.is_file else f": there is no {CONFIG_NAME}"
+            raise AdapterFileError(f"{source.missing}{lacks}{_instead(source)}.")
         return None
     for key in ("revision", "subfolder"):
         kwargs.pop(key, None)
@@ -115,6 +129,22 @@ def _read(source: Source, lora_config: LoRAConfig | None, ignore_unknown: bool) 
         now = find_config(source)
         if now is not None and read_json(now) == values:
             return contents
+
+
+def lacks_config(source: Source) -> bool:
+    """Return whether a directory is no model's and no adapter's, but holds adapters below or PEFT's weights."""
+    top = Path(source.name, source.hub.get("subfolder", ""))
+    return bool(adapters_below(source)) or (
+        not (top / "config.json").exists() and any((top / name).is_file() for name in WEIGHTS_NAMES)
+    )
+
+
+def _instead(source: Source) -> str:
+    """Say what a place of this machine holds that is not PEFT's, or not all of it; empty where nobody knows it."""
+    top = Path(source.name, source.hub.get("subfolder", ""))
+    names = [path.name for path in (sorted(top.iterdir()) if top.is_dir() else [top])] if source.is_local else []
+    found = ((name, what) for pattern, what in _OTHERS.items() for name in fnmatch.filter(names, pattern))
+    return next((f"; {name} is {what}" for name, what in found), "")
 
 
 def adapters_below(source: Source) -> list[str]:

@@ -75,13 +75,15 @@ def owner_of(name: Any, kwargs: Mapping[str, Any]) -> Owner:
         return "peft"
     from ..files.sources import Source  # not above: they import huggingface_hub
     from ..files.transaction import find_config
+    from ..formats.opening import lacks_config
 
     try:
-        config = find_config(Source.of(os.fspath(name), kwargs))
+        source = Source.of(name, kwargs)
+        config = find_config(source)
     except (OSError, ValueError):  # no such repo, or no name that one can have
-        config = None
-    if config is None:
         return "nobody"
+    if config is None:  # where something of an adapter is missing, loading it says what
+        return "hf_lora" if kwargs.get("config") is None and lacks_config(source) else "nobody"
     has_peft = importlib.import_module("transformers.utils").is_peft_available()
     return "peft" if has_peft and not _is_built(config) else "hf_lora"
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging
 
 from ..config.tasks import TASK_TYPES
-from ..errors import ConfigError, LoRAError, ModelError, some
-from ..files.sources import HUB_KWARGS
+from ..errors import AdapterFileError, BaseLoadError, ConfigError, LoRAError, MissingExtraError, ModelError, some
+from ..files.disk import read_regular
+from ..files.privacy import is_repo_id
+from ..files.sources import HUB_KWARGS, Source
 from ..formats.contents import Contents
 from ..formats.keys import plain_keys
 from ..formats.notes import BASE_NOTE
@@ -22,13 +27,14 @@ from ..formats.peft import PREFIX
 from .hooks import note_new, plainly
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
-__all__ = ["load_base", "load_base_of"]
+__all__ = ["load_base", "load_base_of", "may_be_base"]
 
 logger = logging.get_logger(__name__)
 
 _HUB_ID = re.compile(r"(?!\.\.?(?:/|$))(?:[\w.-]+/)?[\w.-]+", re.ASCII)  # ./x and ../x are paths
 MOST_LABELS = 100_000
-_LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError)  # what Transformers raises where a base is not
+# What Transformers raises where a base is not, or is damaged.
+_LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 
 _WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
 
@@ -42,13 +48,62 @@ def load_base(
 ) -> nn.Module:
     """Load a base model and return it; which parameters its checkpoint did not hold is noted on it.
 
-    kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told.
+    kwargs: go to the class's `from_pretrained`. Raises ModelError where no class can be told, BaseLoadError (with the
+    cause chained) where the base is not there or cannot be loaded, MissingExtraError where a package for it is missing.
     """
+    try:
+        return _loaded(name, task_type, auto_class, model_args, kwargs)
+    except LoRAError:
+        raise
+    except _LOADING as error:
+        _raise_from(error, f"the base {name!r}", _way_to(name))
+
+
+def may_be_base(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a name may be that of a base: a repo of the Hub, a directory with a config, or a config is given.
+
+    kwargs: those of from_pretrained.
+    """
+    if kwargs.get("config") is not None or kwargs.get("gguf_file") is not None:
+        return True
+    return os.path.isfile(os.path.join(name, kwargs.get("subfolder") or "", "config.json")) or (
+        not os.path.exists(name) and is_repo_id(name)
+    )
+
+
+def _way_to(name: str) -> str:
+    """Say what is wrong with the name of a base itself, or with its files; empty where nothing is seen."""
+    if not may_be_base(name, {}):
+        return "It holds no config.json." if os.path.exists(name) else f"{Source.of(name, {}).missing}."
+    try:
+        for path in sorted(Path(name).glob("*.safetensors")):
+            read_regular(path, 0)
+    except AdapterFileError as error:
+        return str(error)
+    return ""
+
+
+def _loaded(
+    name: str,
+    task_type: str | None,
+    auto_class: type | str | None,
+    model_args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+) -> nn.Module:
     cls = _model_class(name, task_type, auto_class, kwargs)
     with plainly():
         model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
     note_new(model, info)
     return model
+
+
+def _raise_from(error: Exception, what: str, way: str) -> NoReturn:
+    """Raise what stands for an error of Transformers in loading a base; memory that ran out stays what it is."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    ours = MissingExtraError if isinstance(error, ImportError) else BaseLoadError
+    told = str(error).rstrip(".! \n")
+    raise ours(f"{what} cannot be loaded: {type(error).__name__}: {told}. {way}".rstrip()) from error
 
 
 def load_base_of(
@@ -57,8 +112,8 @@ def load_base_of(
     """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
 
     Transformers would report a head that the adapter holds as new and untrained; that report is kept back. Nothing in
-    an adapter lets code run: only the caller's kwargs can hold trust_remote_code. Raises ModelError, with the cause
-    chained, where the base cannot be named or loaded.
+    an adapter lets code run: only the caller's kwargs can hold trust_remote_code. Raises ModelError where the base is
+    not named, and what `load_base` raises.
     """
     base = base_model or _named_base(adapter)
     if base_model is None and adapter.config.revision:
@@ -71,28 +126,27 @@ def load_base_of(
         # The size of an alphabet is that of CTC's head, which the adapter holds.
         resized = {"ignore_mismatched_sizes": True} if "vocab_size" in settings else {}
         kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-        model = load_base(base, adapter.config.task_type, cls, (), kwargs)
+        model = _loaded(base, adapter.config.task_type, cls, (), kwargs)
     except LoRAError:
         raise
     except Exception as error:
         if not settings and not isinstance(error, _LOADING):
             raise
-        raise ModelError(_unloadable(adapter, base, settings, error)) from error
+        _raise_from(error, f"the base {base!r} of the adapter {adapter.source.name}", _way_out(adapter, base, settings))
     finally:
         logging.set_verbosity(verbosity)
     _tell(adapter, settings | (apply_to_generation(adapter.notes, model) if "generation_config" not in kwargs else {}))
     return model
 
 
-def _unloadable(adapter: Contents, base: str, settings: Mapping[str, Any], error: Exception) -> str:
+def _way_out(adapter: Contents, base: str, settings: Mapping[str, Any]) -> str:
     way = "Pass base_model= with another base's id, or with the loaded module."
     if settings:
         way = f"As the adapter was trained, it would have {_listed(settings)}; pass values of your own. {way}"
     noted = adapter.notes.get(SETTINGS_NOTE)
     if isinstance(noted, Mapping) and "quantization_config" in noted:
         way = f"quantization_config=None loads it in float. {way}"
-    name = type(error).__name__
-    return f"the base {base!r} of the adapter {adapter.source.name} cannot be loaded: {name}: {error} {way}"
+    return f"{_way_to(base)} {way}".lstrip()
 
 
 def _tell(adapter: Contents, settings: Mapping[str, Any]) -> None:

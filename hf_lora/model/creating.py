@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ModelError, full_name, some
-from ..files.sources import HUB_KWARGS
+from ..files.sources import HUB_KWARGS, place_of
 from ..formats.contents import Contents
 from ..formats.notes import BASE_NOTE
 from ..formats.opening import open_adapter
@@ -21,7 +21,7 @@ from ..layers.specialising import Specialised, refine, restore
 from ..layers.state import CHANGES, AdapterState
 from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
-from .bases import load_base, load_base_of
+from .bases import load_base, load_base_of, may_be_base
 from .heads import left_at_random, with_heads
 from .overrides import takes_gradients
 from .provenance import commit_of
@@ -49,7 +49,8 @@ def from_pretrained(
 
     mixin: LoRAModel.
     """
-    found = open_adapter(name, kwargs, lora_config=lora_config, ignore_unknown=ignore_unknown)
+    required = base_model is not None or (lora_config is None and not may_be_base(name, kwargs))
+    found = open_adapter(name, kwargs, required, lora_config, ignore_unknown)
     if found is not None:
         model = _base_for(found, base_model, auto_class, kwargs)
         result = _entered(
@@ -58,8 +59,6 @@ def from_pretrained(
         if not isinstance(base_model, nn.Module):
             result._lora.place = _place({"revision": found.config.revision if base_model is None else None, **kwargs})
         return result
-    if base_model is not None:
-        raise ModelError(f"{name} holds no adapter_config.json, so it is no adapter to load into base_model.")
     config = as_config(lora_config)
     model = load_base(name, config.task_type, auto_class, model_args, kwargs)
     config = config.copy(revision=kwargs.get("revision") or config.revision)
@@ -148,7 +147,7 @@ def _base_for(
         if idle := kwargs.keys() - set(HUB_KWARGS):
             raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
         return uncompiled(base_model)
-    model = load_base_of(files, base_model, auto_class, dict(kwargs))
+    model = load_base_of(files, None if base_model is None else place_of(base_model), auto_class, dict(kwargs))
     make_room(model, files.config, files.tensors)
     return model
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterMismatchError, AdapterNameError, AdapterStateError, full_name, some
+from ..errors import AdapterFileError, AdapterMismatchError, AdapterNameError, AdapterStateError, full_name, some
 from ..files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
 from ..files.sources import HUB_KWARGS
 from ..files.transaction import settled
@@ -40,13 +40,15 @@ def opened(
     Raises ArgumentError for other kwargs, AdapterFileError where there is no adapter.
     """
     refuse_unknown("load_adapter()", kwargs, (*_OF_LOADING, *HUB_KWARGS))
-    files = open_adapter(os.fspath(name), kwargs, True, lora_config, ignore_unknown)
+    files = open_adapter(name, kwargs, True, lora_config, ignore_unknown)
     assert files is not None
     return files
 
 
 def load_weights(model: Any, directory: Path) -> None:
     """Copy saved adapters into the ones of the same names that are here, in place (`LoRAModel.load_weights`)."""
+    if not directory.exists():  # a name of the Hub is none of a directory
+        raise AdapterFileError(f"{directory} does not exist; load_weights reads a directory of this machine.")
     for name, folder in _places(model._lora.records, directory).items():
         if folder is None:
             raise AdapterNameError(f"{directory} holds no folder of the adapter {name!r}; it cannot be resumed.")

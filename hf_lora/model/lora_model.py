@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ArgumentError
+from ..files.sources import place_of
 from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
@@ -97,7 +98,7 @@ class LoRAModel(Specialised, nn.Module):
         Parameters that the base newly initialises (a classification head) are trained and saved with the adapter.
         Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError, BaseMismatchError.
         """
-        name, own = os.fspath(pretrained_model_name_or_path), None if cls is LoRAModel else base_of(cls)
+        name, own = place_of(pretrained_model_name_or_path), None if cls is LoRAModel else base_of(cls)
         return creating.from_pretrained(
             LoRAModel, name, lora_config, model_args, adapter_name, bool(is_trainable), base_model, auto_class or own,
             check_base, ignore_unknown, kwargs,
@@ -295,7 +296,7 @@ class LoRAModel(Specialised, nn.Module):
         A directory written with one adapter holds it at its top, whatever its name; with several, each in a folder.
         Raises AdapterFileError where the directory does not hold every adapter of this model.
         """
-        loading.load_weights(self, Path(directory))
+        loading.load_weights(self, Path(place_of(directory)))
 
     def missing_weights(self, directory: str | os.PathLike[str]) -> list[str]:
         """Return the files that `load_weights` would miss in a directory, by their paths in it; nothing is read."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import AdapterFileError, ConfigError, HubError, LoRAError
 from ...files import hub_files
-from ...files.names import CONFIG_NAME, WEIGHTS_NAME, WEIGHTS_NAMES
+from ...files.names import WEIGHTS_NAME, WEIGHTS_NAMES
 from ...files.safetensors_header import Header, TensorEntry, header_size
 from ...files.sources import Source
 from ...files.strict_json import read_json
@@ -29,7 +29,7 @@ from ...variants.table import scaling_of
 from .. import adapterhub
 from ..contents import Contents
 from ..notes import BASE_NOTE, read_base_note
-from ..opening import adapters_below, open_adapter
+from ..opening import open_adapter
 from .findings import Finding, of_base, of_coverage, of_tensors
 from .layout import Layout, layout_of, ranks_of
 from .report import Inspection
@@ -46,7 +46,7 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     hub_kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
     Raises AdapterFileError where there is no adapter or nothing of it can be read, HubError.
     """
-    source = Source.of(os.fspath(name), hub_kwargs)
+    source = Source.of(name, hub_kwargs)
     files = _files(source)
     if source.is_local:
         return _inspected(source, files)
@@ -95,8 +95,7 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
     config = {} if path is None else read_json(path)
     weights, pickles = _weights(source, files)
     if path is None and not weights:
-        below = f", but adapters in {', '.join(found[:8])}" if (found := adapters_below(source)) else ": no adapter"
-        raise AdapterFileError(f"{source.name} holds no {CONFIG_NAME} and no {WEIGHTS_NAME}{below}.")
+        open_adapter(source, {}, required=True)  # says what is there instead
     form, headers = _format(config), [_header(source, file) for file in weights]
     contents, refused = _opened(source, "weights" if path is not None else "config")
     tensors = {key: entry for header in headers for key, entry in header.tensors.items()}
