@@ -4,7 +4,7 @@
     ├── ConfigError (ValueError, TypeError) a LoRAConfig, or an adapter_config.json, that cannot be right
     │   └── ArgumentError                    an argument that is not taken, or of another type than it has
     ├── TargetError (ValueError)         names that match no layer, or layers that cannot be adapted
-    ├── AdapterNameError (ValueError)    an adapter name that is unknown, taken or not allowed
+    ├── AdapterNameError (ValueError, KeyError) an adapter name that is unknown, taken or not allowed
     ├── AdapterStateError (RuntimeError, ValueError) the right call at the wrong time (merged, disabled, nothing active)
     ├── AdapterFileError (OSError, ValueError) adapter files that are missing, truncated or not what they say
     ├── AdapterMismatchError (ValueError, RuntimeError) an adapter whose tensors do not fit the model
@@ -61,8 +61,10 @@ class TargetError(LoRAError, ValueError):
     """Targets that match no layer, or layers that cannot carry an adapter."""
 
 
-class AdapterNameError(LoRAError, ValueError):
+class AdapterNameError(LoRAError, ValueError, KeyError):
     """An adapter name that is unknown, already taken or not allowed."""
+
+    __str__ = Exception.__str__  # a KeyError's is the repr of its message
 
 
 class AdapterStateError(LoRAError, RuntimeError, ValueError):
