@@ -27,6 +27,7 @@ from ..kinds.table import KINDS, kind_of
 from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, low_rank_sites, rows_of, tied_sites
+from ..targets.reads import Uses
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
@@ -89,8 +90,9 @@ def read_sites(
     """
     parts, unexpected, problems = _group(tensors, modules, config, places)
     found: list[tuple[Site, dict[str, Tensor]]] = []
+    uses = Uses(modules)
     for (module, parameter, role), values in parts.items():
-        site = _site(modules, config, module, parameter, role)
+        site = _site(modules, uses, config, module, parameter, role)
         values, trouble = _fit(site, values, modules, config)
         problems += trouble
         found.append((site, values))
@@ -180,7 +182,9 @@ def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) ->
     return "weight" if depth == 0 and kind_of(layer) is not None else None
 
 
-def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, parameter: str, role: str) -> Site:
+def _site(
+    modules: Mapping[str, nn.Module], uses: Uses, config: LoRAConfig, module: str, parameter: str, role: str
+) -> Site:
     row = ADAPTERS[role]
     if row.whole:
         return Site(parameter, role, module=module)
@@ -191,7 +195,7 @@ def _site(modules: Mapping[str, nn.Module], config: LoRAConfig, module: str, par
     attentions = [n for n in (module, module.rpartition(".")[0]) if isinstance(modules.get(n), nn.MultiheadAttention)]
     raw = match_names(config.target_parameters or (), [full_name(module, parameter)])
     (target, *_) = (*attentions, *raw, module)
-    return next(s for s in low_rank_sites(modules, config, target) if s.module == module)
+    return next(s for s in low_rank_sites(modules, uses, config, target) if s.module == module)
 
 
 def _fit(

@@ -3,7 +3,8 @@
 A layer keeps its place, name, parameters and hooks; only its class becomes `LoRA<Base>(LoRALayer, <Base>)`. There
 are two ways in for an adapter. Behind the forward: y' = y + update(x, y), nothing of the weight's size is made.
 In the read: the class gets a property for the parameter, so that whoever reads `layer.weight` (the layer's own
-forward, or other code that never calls it, such as `nn.MultiheadAttention`) gets the adapted one.
+forward, or other code that never calls it, such as `nn.MultiheadAttention`) gets the adapted one. A layer that is
+called here and read there has both: its own forward reads what is its own.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class LoRALayer(Specialised, nn.Module):
     def _lora_content(cls, base: type, *key: Any) -> dict[str, Any]:
         """Return the class's own forward, where adapters sit behind one, and a property for each parameter read.
 
-        key: whether adapters sit behind the forward, and the names of the parameters that are adapted in the read.
+        key: whether adapters sit behind the forward, the names of the parameters that are adapted in the read, and
+        whether others read what sits behind the forward.
         """
-        behind, reads = key
+        behind, reads, shown = key
         content: dict[str, Any] = {parameter: property(_reader(parameter), _of_replica) for parameter in reads}
-        return {**content, "forward": _adapted(base.forward)} if behind else content
+        forward = _adapted(base.forward)
+        return {**content, "forward": _reading_its_own(forward) if shown else forward} if behind else content
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
@@ -79,12 +82,18 @@ class LoRALayer(Specialised, nn.Module):
 
 
 def attach(
-    layer: nn.Module, state: AdapterState, name: str, adapters: dict[str, Adapter], behind: set[str]
+    layer: nn.Module,
+    state: AdapterState,
+    name: str,
+    adapters: dict[str, Adapter],
+    behind: set[str],
+    shown: bool = False,
 ) -> LoRALayer:
     """Give a layer the adapters of one name, specialising its class, and return it.
 
     adapters: key -> Adapter, in the order in which they apply. behind: the keys that add to the forward's output;
-    the others live in the read. The layer's training flag and its own tensors are left as they are.
+    the others live in the read. shown: whether others read the layer too, which then get those behind it as well. The
+    layer's training flag and its own tensors are left as they are.
     """
     if not isinstance(layer, LoRALayer):
         # Whether it computes x W^T + bias with a weight of torch's own, which one product can do together.
@@ -95,7 +104,7 @@ def attach(
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
-    layer._steps = layer._steps.having(name, adapters, behind)
+    layer._steps = layer._steps.having(name, adapters, behind, shown or layer._steps.shown)
     try:
         _specialise(layer)
     except BaseException:
@@ -154,16 +163,19 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     """Return a parameter or buffer as its reader gets it: with the adapters of the route that live in the read."""
     value, steps = own_tensor(layer, parameter), getattr(layer, "_steps", None)
-    if value is None or steps is None or is_elsewhere(layer, value):
+    if steps is None or (value is not None and is_elsewhere(layer, value)):
         return value
-    for adapter in steps.in_read(parameter):
-        value = adapter.run(adapter.effective, value)
+    for adapter in steps.in_read(parameter, _READING.layer is layer):
+        if parameter == adapter.parameter:
+            value = None if value is None else adapter.run(adapter.effective, value)
+        else:
+            value = adapter.run(adapter.effective_bias, value)
     return value
 
 
 def _specialise(layer: nn.Module) -> None:
     steps: Steps = layer._steps
-    refine(layer, LoRALayer, steps.has_behind, steps.reads)
+    refine(layer, LoRALayer, steps.has_behind, steps.reads, steps.shown)
     keep_flags(layer, True)
 
 
@@ -190,7 +202,7 @@ def _watch_patched(layer: nn.Module) -> None:
 
 def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     self._watch.ran = False
-    y = forward(*args, **kwargs)
+    y = _reading_its_own(lambda _, *a, **k: forward(*a, **k))(self, *args, **kwargs)
     if self._watch.ran:
         return y
     fused, behind = self._steps.behind()
@@ -225,6 +237,28 @@ def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
         return _added(self, behind, x, y)
 
     return lora_forward
+
+
+class Reading(threading.local):
+    """The layer whose own forward runs in this thread, where others read that layer as well."""
+
+    layer: nn.Module | None = None
+
+
+_READING = Reading()
+
+
+def _reading_its_own(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's forward that reads its parameters without what it adds to its output."""
+
+    def own_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        outer, _READING.layer = _READING.layer, self
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            _READING.layer = outer
+
+    return own_forward
 
 
 def _of_replica(self: nn.Module, value: Tensor) -> None:

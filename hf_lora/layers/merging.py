@@ -29,7 +29,7 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
     """
     values: dict[str, Tensor] = {}
 
-    def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor]) -> None:
+    def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor | None]) -> None:
         value = values.get(parameter, _base(layer, parameter))
         if value is None and parameter == "bias":
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
@@ -42,6 +42,7 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
             )
         with torch.no_grad():
             merged = adapter.run(formula, _widened(value, dtype))
+        assert merged is not None
         if merged.is_floating_point() and not low_rank.is_finite(merged):
             raise MergeError(f"merging into {parameter} of a {type(layer).__name__} gives values that are not finite.")
         own = {id(tensor) for tensor in adapter.tensors().values()}  # a trained copy is its own effective value

@@ -1,8 +1,9 @@
 """What the adapters of one layer do in a forward, chosen when they are attached and looked up by the route.
 
 An adapter either computes as one with the layer's own product, or is added behind it, or lives in the read of a
-parameter. A layer's Steps never change: attaching and detaching give the layer new ones, so that a forward in another
-thread goes on with those it began with.
+parameter. Where others read a layer that is called as well (shown), what is behind it lives in their reads, too. A
+layer's Steps never change: attaching and detaching give the layer new ones, so that a forward in another thread goes on
+with those it began with.
 """
 
 from __future__ import annotations
@@ -28,20 +29,31 @@ def in_order(adapters: Iterable[Adapter]) -> list[Adapter]:
     return sorted(adapters, key=lambda adapter: adapter.low_rank)
 
 
+def _changed(adapter: Adapter) -> tuple[str, ...]:
+    return (adapter.parameter, "bias") if adapter.changes_bias else (adapter.parameter,)
+
+
 class Steps:
     """The steps of one layer's adapters.
 
     fuses: whether the layer's own forward is the plain product that an adapter can compute together with its own.
     added: by name, the adapters that add to the output, in the order in which they apply. read: by name, the others.
+    shown: whether those that add to the output are also in what others read.
     """
 
     def __init__(
-        self, state: AdapterState, fuses: bool, added: Mapping[str, Adapters], read: Mapping[str, Adapters]
+        self,
+        state: AdapterState,
+        fuses: bool,
+        added: Mapping[str, Adapters],
+        read: Mapping[str, Adapters],
+        shown: bool = False,
     ) -> None:
-        self._state, self._fuses, self._added, self._read = state, fuses, added, read
+        self._state, self._fuses, self._added, self._read, self.shown = state, fuses, added, read, shown
         self._behind = {name: self._chosen(adapters) for name, adapters in added.items()}
         self.has_behind = any(added.values())
-        self.reads = tuple(sorted({adapter.parameter for adapters in read.values() for adapter in adapters}))
+        seen = (*read.values(), *(added.values() if shown else ()))
+        self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
 
     def behind(self) -> Behind:
         """Return what the route of this forward does besides the base's own forward."""
@@ -50,17 +62,21 @@ class Steps:
             return self._behind.get(route[0], NOTHING)
         return self._chosen(tuple(adapter for name in route for adapter in self._added.get(name, ())))
 
-    def in_read(self, parameter: str) -> Iterator[Adapter]:
-        """Return the adapters of the route that live in the read of a parameter, copies before what is added to them."""
-        named = self._read
-        held = [a for name in self._state.route for a in named.get(name, ()) if a.parameter == parameter]
+    def in_read(self, parameter: str, own: bool = False) -> Iterator[Adapter]:
+        """Return the adapters of the route that live in the read of a parameter, copies before what is added to them.
+
+        own: in that of the layer's own forward.
+        """
+        tables = (self._read, self._added) if self.shown and not own else (self._read,)
+        named = [a for name in self._state.route for table in tables for a in table.get(name, ())]
+        held = [a for a in named if parameter in _changed(a)]
         return iter(in_order(held) if len(held) > 1 else held)
 
-    def having(self, name: str, adapters: Mapping[str, Adapter], behind: set[str]) -> Steps:
+    def having(self, name: str, adapters: Mapping[str, Adapter], behind: set[str], shown: bool) -> Steps:
         """Return these steps with further adapters of a name; behind: the keys of those that add to the output."""
         added = *self._added.get(name, ()), *(adapter for key, adapter in adapters.items() if key in behind)
         read = *self._read.get(name, ()), *(adapter for key, adapter in adapters.items() if key not in behind)
-        return Steps(self._state, self._fuses, {**self._added, name: added}, {**self._read, name: read})
+        return Steps(self._state, self._fuses, {**self._added, name: added}, {**self._read, name: read}, shown)
 
     def all_read(self) -> Steps:
         """Return these steps with every adapter in the read of its parameter."""
@@ -69,8 +85,8 @@ class Steps:
 
     def without(self, name: str) -> Steps:
         """Return these steps without the adapters of a name."""
-        kept = ({key: each for key, each in table.items() if key != name} for table in (self._added, self._read))
-        return Steps(self._state, self._fuses, *kept)
+        added, read = ({k: each for k, each in table.items() if k != name} for table in (self._added, self._read))
+        return Steps(self._state, self._fuses, added, read, self.shown)
 
     def is_behind(self, name: str, adapter: Adapter) -> bool:
         """Return whether an adapter of a name adds to the output; else it lives in the read."""
@@ -78,8 +94,8 @@ class Steps:
 
     def on(self, found: Callable[[Adapter], Adapter]) -> Steps:
         """Return these steps of other adapters; found: gives each adapter's counterpart."""
-        tables = ({name: tuple(map(found, each)) for name, each in t.items()} for t in (self._added, self._read))
-        return Steps(self._state, self._fuses, *tables)
+        added, read = ({k: tuple(map(found, each)) for k, each in t.items()} for t in (self._added, self._read))
+        return Steps(self._state, self._fuses, added, read, self.shown)
 
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""
@@ -96,9 +112,9 @@ class StepsOfReplica:
         """Return what the route of this forward does besides the base's own forward."""
         return self._own().behind()
 
-    def in_read(self, parameter: str) -> Iterator[Adapter]:
-        """Return the adapters of the route that live in the read of a parameter."""
-        return self._own().in_read(parameter)
+    def in_read(self, parameter: str, own: bool = False) -> Iterator[Adapter]:
+        """Yield the adapters of the route that live in the read of a parameter; own: in that of the layer's forward."""
+        return self._own().in_read(parameter, own)
 
     def _own(self) -> Steps:
         groups = self._layer.adapters._modules

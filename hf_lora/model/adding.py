@@ -209,7 +209,11 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
             for _, adapter in group.values():
                 adapter.begin()
             behind = {key for key, (site, _) in group.items() if site.behind}
-            layer = attach(modules[module], state, name, {key: adapter for key, (_, adapter) in group.items()}, behind)
+            adapters, shown = (
+                {key: adapter for key, (_, adapter) in group.items()},
+                any(s.shown for s, _ in group.values()),
+            )
+            layer = attach(modules[module], state, name, adapters, behind, shown)
             layers[module] = layer
             require_grad(layer, name, False)
     except BaseException:

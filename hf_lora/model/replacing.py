@@ -28,22 +28,22 @@ def moving_over(model: Any, what: str) -> Iterator[None]:
         state.refuse_inside(what)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         held = [
-            (path, name, adapters, layer.behind(name))
+            (path, name, adapters, layer.behind(name), layer._steps.shown)
             for path, layer in state.layers.items()
             for name in state.records
             if (adapters := layer.carried(name))
         ]
-        for path, name, _, _ in held:
+        for path, name, *_ in held:
             detach(state.layers[path], name)
         try:
             yield
         finally:
             layers = {}
-            for path, name, adapters, behind in held:
+            for path, name, adapters, *ways in held:
                 layers[path] = layer = model.get_submodule(path)
                 for adapter in adapters.values():
                     adapter.settle_on(layer)
-                attach(layer, state, name, adapters, behind)
+                attach(layer, state, name, adapters, *ways)
             state.layers = layers
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and name not in trained:

@@ -22,7 +22,7 @@ from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
 from .idle import idle_settings, idle_tables
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
-from .reads import weight_is_read, weight_is_rescaled
+from .reads import Use, Uses, weight_is_rescaled
 
 __all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
 
@@ -31,11 +31,12 @@ __all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sit
 class Site(Spec):
     """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward.
 
-    shares: the module whose adapter this site shares (tied embeddings).
+    shown: whether others read the parameter too. shares: the module whose adapter this site shares (tied embeddings).
     """
 
     module: str = ""
     behind: bool = False
+    shown: bool = False
     shares: str = ""
 
     def shapes(self, layer: nn.Module) -> dict[str, Shape]:
@@ -68,9 +69,10 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     sites += token_sites(model, config, modules)
     problems += _packed_copies(modules, sites)
     targets, parameters = find_targets(model, config, modules)
+    uses = Uses(modules)
     for name in (*targets, *parameters):
         try:
-            sites += low_rank_sites(modules, config, name)
+            sites += low_rank_sites(modules, uses, config, name)
         except TargetError as error:
             problems.append(str(error))
     sites += _bias_sites(modules, config, sites)
@@ -84,7 +86,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     return list({(s.module, s.key): s for s in sites}.values()), targets, parameters
 
 
-def low_rank_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, target: str) -> list[Site]:
+def low_rank_sites(modules: Mapping[str, nn.Module], uses: Uses, config: LoRAConfig, target: str) -> list[Site]:
     """Return the sites of a target, a layer's or a raw parameter's full name.
 
     An `nn.MultiheadAttention` has two: its packed input projection and its output projection.
@@ -93,20 +95,20 @@ def low_rank_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, target:
     attention = modules.get(target)
     if attention is None:
         owner, _, parameter = target.rpartition(".")
-        return [_low_rank_site(modules, config, owner, parameter)]
+        return [_low_rank_site(modules, uses, config, owner, parameter)]
     if not isinstance(attention, nn.MultiheadAttention):
-        return [_low_rank_site(modules, config, target)]
+        return [_low_rank_site(modules, uses, config, target)]
     if attention.in_proj_weight is None:
         raise TargetError(
             f"{target} is an nn.MultiheadAttention with separate key and value sizes, for which no published layout "
             "exists. Name it in exclude_modules."
         )
     places = ((target, "in_proj_weight"), (f"{target}.out_proj", ""))
-    return [_low_rank_site(modules, config, *place, target=target) for place in places]
+    return [_low_rank_site(modules, uses, config, *place, target) for place in places]
 
 
 def _low_rank_site(
-    modules: Mapping[str, nn.Module], config: LoRAConfig, name: str, parameter: str = "", *, target: str = ""
+    modules: Mapping[str, nn.Module], uses: Uses, config: LoRAConfig, name: str, parameter: str = "", target: str = ""
 ) -> Site:
     """Return the site of a low-rank adapter on a layer's weight, or on a raw parameter of a module.
 
@@ -114,7 +116,7 @@ def _low_rank_site(
     Raises TargetError where the layer cannot carry it.
     """
     layer = modules[name]
-    kind, behind, factor = _raw(layer, name, parameter) if parameter else _layer(modules, name)
+    kind, behind, shown, factor = _raw(layer, name, parameter) if parameter else _layer(modules, uses, name)
     full = full_name(name, parameter)
     rank = config.rank_of(target or full)
     kind.check(layer, full, rank)
@@ -132,6 +134,7 @@ def _low_rank_site(
         bias=config.lora_bias,
         init=init,
         behind=behind,
+        shown=shown,
     )
     _check(site, full, raw=bool(parameter))
     return site
@@ -158,31 +161,30 @@ def tied_sites(modules: Mapping[str, nn.Module], site: Site, config: LoRAConfig)
     return [replace(site, module=n, shares=site.module) for n in names]
 
 
-def _layer(modules: Mapping[str, nn.Module], name: str) -> tuple[Kind, bool, float]:
-    """Return (kind, whether an adapter can sit behind the forward, the forward's factor) of a layer."""
+def _layer(modules: Mapping[str, nn.Module], uses: Uses, name: str) -> tuple[Kind, bool, bool, float]:
+    """Return (kind, whether adapters can sit behind the forward, whether others read it, its factor) of a layer."""
     layer = modules[name]
     kind = kind_of(layer)
     if kind is None:
         inside = [n.removeprefix(name + ".") for n, m in modules.items() if n.startswith(name + ".") and kind_of(m)]
         hint = f"name the layers inside it: {some(inside, 6)}" if inside else "leave it out"
         raise TargetError(f"{name} is a {type(layer).__name__}, which cannot carry an adapter; {hint}.")
-    parent, _, child = name.rpartition(".")
-    owner = modules.get(parent)
+    owner = modules.get(name.rpartition(".")[0])
     if owner is not None and weight_is_rescaled(owner, name):
         raise TargetError(
             f"{name}: the model rescales this weight in place between training and evaluation, which an adapter "
             "would not follow. Name it in exclude_modules."
         )
-    read = owner is not None and bool(child) and not kind.is_quantised and weight_is_read(owner, child)
-    factor = None if read else forward_factor(kind, layer, base_of(type(layer)))
-    return kind, factor is not None, 1.0 if factor is None else factor
+    use = Use(False, True) if kind.is_quantised else uses.of(layer)
+    factor = forward_factor(kind, layer, base_of(type(layer))) if use.is_called else None
+    return kind, factor is not None, use.is_read, 1.0 if factor is None else factor
 
 
-def _raw(owner: nn.Module, name: str, parameter: str) -> tuple[Kind, bool, float]:
+def _raw(owner: nn.Module, name: str, parameter: str) -> tuple[Kind, bool, bool, float]:
     value = owner._parameters.get(parameter)
     if value is None:
         raise TargetError(f"{name} has no parameter {parameter!r}; it has {', '.join(owner._parameters) or 'none'}.")
-    return parameter_kind(owner, value, f"{name}.{parameter}"), False, 1.0
+    return parameter_kind(owner, value, f"{name}.{parameter}"), False, False, 1.0
 
 
 def _check(site: Site, name: str, raw: bool) -> None:

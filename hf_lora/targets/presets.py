@@ -14,7 +14,6 @@ from torch import nn
 from ..config.keys import Preset
 from ..errors import TargetError, full_name, numberless, some
 from .attention import Block, find_blocks
-from .reads import child_is_called
 from .tree import Tree, is_convolution, is_linear, is_stacked
 from .words import EXPERTS, INDEXER, ROUTER, is_head, is_layer, says, words
 
@@ -78,7 +77,7 @@ def _backbone(tree: Tree) -> nn.Module:
 def _block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called: bool = False) -> set[str]:
     """Return the names of the linear layers and raw expert parameters in the repeated blocks: no head, no router.
 
-    only_called: leave out layers that their parent only reads and never calls.
+    only_called: leave out layers that are only read and never called.
     """
     layers = _layers(tree, root, blocks)
     found = {name for layer in layers for name in _linears(tree, layer, only_called)}
@@ -148,8 +147,7 @@ def _linears(tree: Tree, layer: nn.Module, only_called: bool = False) -> Iterato
         if isinstance(module, nn.MultiheadAttention):
             yield name
         elif is_linear(module):
-            parent = tree.parents.get(module)
-            if not only_called or parent is None or child_is_called(parent, label):
+            if not only_called or tree.uses.of(module).is_called:
                 yield name
         elif is_stacked(module):
             yield f"{name}.weight"

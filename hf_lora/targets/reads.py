@@ -1,61 +1,79 @@
-"""Which layers' weights are read by their parent's own code, past the layer's forward.
+"""Which layers' weights are read by code outside of the layer, past its forward, and which layers are called.
 
-An adapter that adds to a layer's output is dead where the parent computes with `self.layer.weight` and never calls
-`self.layer`: WavLM hands its projections to `F.multi_head_attention_forward`, Mamba multiplies by `dt_proj.weight`.
-The parent's source is read, never run.
+An adapter that adds to a layer's output is dead where somebody computes with `layer.weight` and never calls `layer`:
+WavLM hands its projections to `F.multi_head_attention_forward`, language models multiply by their input table.
+The code of every module above a layer is looked at, never run. Where it may read the layer, it counts as if it did.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import NamedTuple
 
 from torch import nn
 
-# What can be asked of a weight without computing with it.
-_METADATA = re.compile(
-    "dtype|device|shape|size|n?dim|numel|data_ptr|element_size|requires_grad_?|grad|is_cuda|is_meta|"
-    "stride|is_contiguous|is_floating_point|itemsize|nbytes|layout|_is_hf_initialized"
-)
-_ASKING = frozenset({"isinstance", "hasattr", "type", "id", "callable"})
-_SETTING_UP = ("__init__", "_init_", "init_", "reset_", "__setstate__", "__repr__", "extra_repr", "_load_from")
+from .source import Path, flags_in, flags_of
+
+__all__ = ["Use", "Uses", "is_named_in_a_call", "weight_is_rescaled"]
 
 
-@dataclass
-class _Uses:
-    """What a class does with its children: those whose weight it reads, calls or hands on, and mentions at all."""
+class Use(NamedTuple):
+    """How a model uses a layer: whether code outside of it reads its weight, and whether the layer is called."""
 
-    read: set[str] = field(default_factory=set)
-    called: set[str] = field(default_factory=set)
-    mentioned: set[str] = field(default_factory=set)
+    is_read: bool
+    is_called: bool
 
 
-def weight_is_read(parent: nn.Module, child: str) -> bool:
-    """Tell whether the code of `parent` computes with `self.<child>.weight` itself.
+class Uses:
+    """How a model uses its layers, from the source of its modules.
 
-    Asking for the weight's dtype, device or shape does not count, nor does initialising it. False where the source
-    cannot be had.
+    modules: the model's own, by full name.
 
-    >>> weight_is_read(nn.MultiheadAttention(4, 1), "out_proj")
-    True
+    >>> attention = nn.MultiheadAttention(4, 1)
+    >>> Uses({"": attention}).of(attention.out_proj)
+    Use(is_read=True, is_called=False)
     """
-    owner: type = type(parent)
-    return child in _uses(owner).read
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules, self._above = modules, dict[int, list[tuple[nn.Module, Path]]]()
+
+    def of(self, layer: nn.Module) -> Use:
+        """Return how the modules above a layer use it, under whatever names they have it."""
+        if not self._above:
+            for module in self._modules.values():
+                for path, child in _held(module):
+                    self._above.setdefault(id(child), []).append((module, path))
+        found: set[str] = set()
+        for module, path, is_parent in self._paths(layer, (), ()):
+            cls: type = type(module)
+            flags = flags_of(cls, path)
+            if "forward" in vars(module):  # somebody gave the module itself a forward
+                flags |= flags_in(vars(module)["forward"], path)
+            found |= flags if is_parent else flags - {"asked"}
+        is_called = not found.isdisjoint({"called", "handed"}) or not found
+        return Use(not found.isdisjoint({"read", "handed"}), is_called)
+
+    def _paths(self, module: nn.Module, below: Path, seen: tuple[int, ...]) -> Iterator[tuple[nn.Module, Path, bool]]:
+        """Yield every module that holds one, the path from it, and whether it does so itself."""
+        for holder, path in self._above.get(id(module), ()):
+            if id(holder) not in seen:
+                yield holder, path + below, not below
+                yield from self._paths(holder, path + below, (*seen, id(module)))
 
 
-def child_is_called(parent: nn.Module, child: str) -> bool:
-    """Tell whether the code of `parent` calls `self.<child>`, hands it on, or leaves unsaid how it is used.
-
-    >>> child_is_called(nn.MultiheadAttention(4, 1), "out_proj")
-    False
-    """
-    owner: type = type(parent)
-    uses = _uses(owner)
-    return child in uses.called or child not in uses.mentioned
+def _held(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
+    """Yield the modules that one holds: its children, and those that it keeps in attributes and lists of its own."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield ("0" if name.isdecimal() else name,), child
+    for name, value in vars(module).items():
+        for each in value if type(value) in (list, tuple) else (value,):
+            if isinstance(each, nn.Module):
+                yield (name, "*"), each
 
 
 def weight_is_rescaled(parent: nn.Module, name: str) -> bool:
@@ -90,105 +108,3 @@ def _source(module: str) -> str:
         return inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):
         return ""
-
-
-@cache
-def _uses(cls: type) -> _Uses:
-    """Return how the methods of a class, and of those it inherits from, use its children."""
-    found = _Uses()
-    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
-        for method in _methods(base.__module__).get(base.__name__, ()):
-            _scan(method, found)
-    return found
-
-
-@cache
-def _methods(module: str) -> dict[str, list[ast.stmt]]:
-    """Return the methods of each class written in a Python module that use its children; a file is parsed once."""
-    try:
-        classes = [node for node in ast.walk(ast.parse(_source(module))) if isinstance(node, ast.ClassDef)]
-    except SyntaxError:
-        return {}
-    return {cls.name: [node for node in cls.body if _is_method(node)] for cls in classes}
-
-
-def _is_method(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith(_SETTING_UP)
-
-
-def _scan(function: ast.AST, found: _Uses) -> None:
-    """Add to `found` what one method does with the children of `self`."""
-    parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
-    aliases = _aliases(function)
-    for node in ast.walk(function):
-        children = _children_of_self(node, aliases)
-        if not children or isinstance(getattr(node, "ctx", None), ast.Store):
-            continue
-        found.mentioned |= children
-        above = parents.get(node)
-        if isinstance(above, ast.Attribute):
-            if above.attr == "weight" and _computes(above, parents):
-                found.read |= children
-            elif above.attr == "forward":
-                found.called |= children
-        elif not (_is_asking(above) or _is_alias(above) or _is_iterated(above, parents)):
-            found.called |= children
-
-
-def _children_of_self(node: ast.AST, aliases: dict[str, set[str]]) -> set[str]:
-    """Return the children an expression stands for: `self.x`, `getattr(self, "x")`, or a name given to one."""
-    match node:
-        case ast.Attribute(value=ast.Name(id="self"), attr=name):
-            return {name}
-        case ast.Name(id=name):
-            return aliases.get(name, set())
-        case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id="self"), ast.Constant(value=str(name)), *_]):
-            return {name}
-    return set()
-
-
-def _aliases(function: ast.AST) -> dict[str, set[str]]:
-    """Return the local names that stand for children: `layer = self.x`, `for layer in (self.x, self.y)`."""
-    pairs: list[tuple[ast.expr, ast.expr]] = []
-    for node in ast.walk(function):
-        match node:
-            case ast.Assign(targets=targets, value=value):
-                pairs += [(target, value) for target in targets]
-            case ast.For(target=target, iter=ast.Tuple(elts=elements) | ast.List(elts=elements)):
-                pairs += [(target, element) for element in elements]
-            case ast.comprehension(target=target, iter=ast.Tuple(elts=elements) | ast.List(elts=elements)):
-                pairs += [(target, element) for element in elements]
-    found: dict[str, set[str]] = {}
-    for target, value in pairs:
-        if isinstance(target, ast.Name) and (children := _children_of_self(value, {})):
-            found.setdefault(target.id, set()).update(children)
-    return found
-
-
-def _computes(weight: ast.Attribute, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Tell whether a mention of a weight uses its numbers."""
-    above = parents.get(weight)
-    if isinstance(weight.ctx, ast.Store | ast.Del) or _is_asking(above):
-        return False
-    if isinstance(above, ast.Attribute):
-        return _computes(above, parents) if above.attr == "data" else _METADATA.fullmatch(above.attr) is None
-    return True
-
-
-def _is_asking(node: ast.AST | None) -> bool:
-    """Tell whether the node is a call such as `isinstance(...)`, or a comparison with None."""
-    match node:
-        case ast.Compare(ops=ops):
-            return all(isinstance(op, ast.Is | ast.IsNot) for op in ops)
-        case ast.Call(func=ast.Name(id=name)):
-            return name in _ASKING
-    return False
-
-
-def _is_alias(node: ast.AST | None) -> bool:
-    return isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets)
-
-
-def _is_iterated(node: ast.AST | None, parents: dict[ast.AST, ast.AST]) -> bool:
-    above = parents.get(node) if isinstance(node, ast.Tuple | ast.List) else None
-    return isinstance(above, ast.For | ast.comprehension) and above.iter is node

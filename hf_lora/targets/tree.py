@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..layers.layer import base_modules
+from .reads import Uses
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -76,6 +77,7 @@ class Tree:
         self.root = model
         self.modules = dict(base_modules(model))
         self.names = {module: name for name, module in self.modules.items()}
+        self.uses = Uses(self.modules)
         self.parents = {m: self.modules[name.rpartition(".")[0]] for name, m in self.modules.items() if name}
 
     def children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

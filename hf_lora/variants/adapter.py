@@ -217,8 +217,8 @@ class Adapter(nn.Module):
         """Whether it changes the layer's bias along with its parameter."""
         return False
 
-    def effective_bias(self, bias: Tensor) -> Tensor:
-        """Return the bias that this adapter makes of the layer's, of the same dtype."""
+    def effective_bias(self, bias: Tensor | None) -> Tensor | None:
+        """Return the bias that this adapter makes of the layer's, of the same dtype; of none, its own."""
         return bias
 
     def acts_beside(self, other: Adapter) -> bool:

@@ -206,8 +206,10 @@ class LoRA(Adapter):
     def changes_bias(self) -> bool:
         return self.lora_bias is not None
 
-    def effective_bias(self, bias: Tensor) -> Tensor:
+    def effective_bias(self, bias: Tensor | None) -> Tensor:
         assert self.lora_bias is not None
+        if bias is None:
+            return self.scaling * self.lora_bias
         return (bias.to(self.lora_bias.dtype) + self.scaling * self.lora_bias).to(bias.dtype)
 
     def extra_repr(self) -> str:
