@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready, metrics
 from hf_lora.errors import (
@@ -46,6 +48,13 @@ IDLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "a string for a list": ("bert", {"exclude_modules": "query"}, r"full name\. Write a list, \['query'\]"),
     "a container": ("bert", {"exclude_modules": ["layer.0"]}, r"'layer.0' .*nothing inside"),
     "a container by expression": ("bert", {"exclude_modules": "bert.encoder"}, r"'bert.encoder' .*nothing inside"),
+    "a saved module without values": ("bert", {"modules_to_save": ["classifier", "dropout"]}, r"\['dropout'\] match modules without param"),
+    "biases of a model without": ("llama", {"bias": "all"}, "bias='all': LlamaForCausalLM has no bias"),
+    "biases of layers without": ("qwen2", {"target_modules": ["o_proj"], "bias": "lora_only"}, "bias='lora_only': no adapted layer has"),
+    "layers without the parameter": (
+        "mixtral", {"target_modules": [], "target_parameters": ["layers.1.mlp.experts.down_proj"], "layers_to_transform": [0]},
+        "'layers.1.mlp.experts.down_proj' match nothing in layers",
+    ),
 }  # fmt: skip
 
 
@@ -69,6 +78,10 @@ WORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "two keys that say the same": ("llama", {"rank_pattern": {"q_proj": 4, "layers.1.self_attn.q_proj": 4}}),
     "a head that is left out anyway": ("llama", {"target_modules": "all-linear", "exclude_modules": ["lm_head"]}),
     "an expression for what is inside": ("bert", {"exclude_modules": r".*layer\.0\..*"}),
+    "biases that a saved module has": (
+        "bert",
+        {"bias": "all", "modules_to_save": ["bert"], "target_modules": ["classifier"]},
+    ),
     "an attention's own name": ("clip", {"target_modules": ["q_proj"], "alpha_pattern": {"q_proj": 4}}),
 }
 
@@ -77,6 +90,26 @@ WORKS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_an_entry_that_changes_something_or_nothing_by_right_is_taken(what: str) -> None:
     name, settings = WORKS[what]
     LoRAModel.from_model(tiny(name), LoRAConfig(r=2, **settings))
+
+
+def test_layers_are_chosen_of_parameters_too_and_the_file_names_them(tmp_path: Path) -> None:
+    config = LoRAConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["experts.down_proj"], layers_to_transform=[-1]
+    )
+    model = LoRAModel.from_model(tiny("mixtral"), config.copy(init_lora_weights=False))
+    assert {name.split(".")[2] for name in model._lora.layers} == {"1"}
+    assert model.peft_config["default"].target_parameters == ["model.layers.1.mlp.experts.down_proj"]
+    model.save_pretrained(tmp_path)
+    theirs = PeftModel.from_pretrained(tiny("mixtral"), str(tmp_path)).eval()
+    for other in (LoRAModel.from_pretrained(tmp_path, base_model=tiny("mixtral")), theirs):
+        assert torch.equal(other(IDS).logits, model(IDS).logits)
+
+
+def test_an_entry_that_is_saved_whole_as_well_is_told() -> None:
+    with pytest.warns(UserWarning, match="target_modules: 'lm_head' .*modules_to_save.*trains in full"):
+        LoRAModel.from_model(
+            tiny("llama"), LoRAConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+        )
 
 
 def test_of_a_file_such_keys_are_told_and_the_adapter_is_the_same(tmp_path: Path) -> None:
@@ -177,6 +210,43 @@ def test_arguments_of_others_are_refused_with_the_word_for_them_here(
     assert list(model.peft_config) == ["default"]
     assert issubclass(ArgumentError, TypeError)
     assert issubclass(ArgumentError, ValueError)
+
+
+def test_what_loading_would_leave_out_is_refused(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny("gpt2").save_pretrained(base)
+    LoRAModel.from_pretrained(base, LoRAConfig(r=2)).save_pretrained(adapter)
+    load = LoRAModel.from_pretrained
+    with pytest.raises(ArgumentError, match=r"is_trainable=False: .* is a base.* fresh"):
+        load(base, LoRAConfig(r=2), is_trainable=False)
+    for name in (base, adapter):
+        with pytest.raises(ArgumentError, match="output_loading_info: "):
+            load(name, output_loading_info=True)
+        load(name, output_loading_info=False, is_trainable=None)
+    with pytest.raises(TypeError, match="auto_class: these load a base"):
+        load(adapter, base_model=tiny("gpt2"), auto_class="AutoModel")
+
+
+def test_a_config_s_revision_is_its_own_base_s(tmp_path: Path) -> None:
+    config = LoRAConfig(r=2, base_model_name_or_path="someone/else", revision="abc")
+    tiny("gpt2").save_pretrained(tmp_path)
+    for model in (
+        LoRAModel.from_pretrained(tmp_path, config),
+        AutoModelForCausalLM.from_pretrained(tmp_path, lora_config=config),
+        LoRAModel.from_model(AutoModelForCausalLM.from_pretrained(tmp_path), config),
+    ):
+        got = model.peft_config["default"]
+        assert (got.base_model_name_or_path, got.revision) == (str(tmp_path), None)
+
+
+# What nothing reads: a field, a method that is not LoRA, what is not built.
+OTHER = {"use_dora": True, "r": 4, "peft_type": "IA3", "layer_replication": [[0, 2]], "alora_invocation_tokens": [1]}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_other_keys_are_others(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"other=.*{key}"):
+        LoRAConfig(other={key: OTHER[key]})
 
 
 def test_a_loramodel_is_not_called() -> None:

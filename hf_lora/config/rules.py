@@ -9,7 +9,7 @@ from typing import Any
 
 from ..variants.initial import INITS, MOST_ITERATIONS
 from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
-from .keys import PRESETS, Fields
+from .keys import PRESETS, UNSUPPORTED, Fields
 from .tasks import TASK_TYPES
 
 __all__ = ["is_layers", "is_names", "problems_of"]
@@ -19,7 +19,7 @@ _FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode", "ensure
 
 def problems_of(c: Fields) -> list[str]:
     """Return what is wrong with a config, a sentence each, with what to do."""
-    return [*_value_problems(c), *_combination_problems(c)]
+    return [*_value_problems(c), *_combination_problems(c), *_other_problems(c)]
 
 
 def is_names(value: Any) -> bool:
@@ -121,6 +121,16 @@ def _combination_problems(c: Fields) -> list[str]:
     if c.lora_bias and c.bias != "none":
         found.append(f"lora_bias=True and bias={c.bias!r} would train the same biases twice; choose one.")
     return found
+
+
+def _other_problems(c: Fields) -> list[str]:
+    """Say what nothing would read among the further keys; a file's start that a new config may not have is one."""
+    read = {*vars(c), "peft_type"} - {"init_lora_weights"}
+    return [
+        f"other={{{key!r}: {value!r}}}: {'it is a setting of its own' if key in read else 'hf_lora does not build it'}."
+        for key, value in c.other.items()
+        if key in read or value not in (None, UNSUPPORTED.get(key, value))
+    ]
 
 
 def _regex_problem(name: str, pattern: str) -> list[str]:

@@ -250,6 +250,8 @@ def _resolved(
         changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}
     elif rows is not None:
         changes["trainable_token_indices"] = list(dict.fromkeys(rows))
+    if config.layers_to_transform is not None and config.target_parameters:  # PEFT takes those of every layer
+        changes["target_parameters"] = list(parameters)
     if config.target_modules in PRESETS:
         endings = as_endings(targets, list(modules))
         changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}

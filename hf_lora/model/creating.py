@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ModelError, full_name, some
+from ..errors import ArgumentError, ModelError, full_name, some
 from ..files.sources import HUB_KWARGS, place_of
 from ..formats.contents import Contents
 from ..formats.notes import BASE_NOTE
@@ -38,7 +38,7 @@ def from_pretrained(
     lora_config: LoRAConfig | None,
     model_args: tuple[Any, ...],
     adapter_name: str,
-    is_trainable: bool,
+    is_trainable: bool | None,
     base_model: nn.Module | str | None,
     auto_class: type | str | None,
     check_base: bool,
@@ -49,19 +49,30 @@ def from_pretrained(
 
     mixin: LoRAModel.
     """
+    if kwargs.pop("output_loading_info", False):
+        raise ArgumentError(
+            "output_loading_info: new parts of a base train and are saved; an adapter's all find a place."
+        )
     required = base_model is not None or (lora_config is None and not may_be_base(name, kwargs))
     found = open_adapter(name, kwargs, required, lora_config, ignore_unknown)
     if found is not None:
         model = _base_for(found, base_model, auto_class, kwargs)
         result = _entered(
-            mixin, model, lambda: add_saved(model, found, adapter_name, is_trainable, check_base, kwargs.keys())
+            mixin, model, lambda: add_saved(model, found, adapter_name, bool(is_trainable), check_base, kwargs.keys())
         )
         if not isinstance(base_model, nn.Module):
             result._lora.place = _place({"revision": found.config.revision if base_model is None else None, **kwargs})
         return result
+    if is_trainable is False:
+        raise ArgumentError(
+            f"is_trainable=False: {name} is a base, so a fresh adapter is added, which has to train. Leave it out, or "
+            "name an adapter."
+        )
     config = as_config(lora_config)
+    if config.revision and config.base_model_name_or_path in (None, name):
+        kwargs.setdefault("revision", config.revision)
     model = load_base(name, config.task_type, auto_class, model_args, kwargs)
-    config = config.copy(revision=kwargs.get("revision") or config.revision)
+    config = config.copy(base_model_name_or_path=None, revision=kwargs.get("revision"))
     result = from_model(mixin, model, config, adapter_name)
     result._lora.commit, result._lora.place = commit_of(name, kwargs), _place(kwargs)
     return result
@@ -81,7 +92,9 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
         config = with_new_rows(model, with_heads(model, as_config(lora_config)))
         warn_of_task(model, config)
         base = getattr(model, "name_or_path", None) or config.base_model_name_or_path
-        adding.add(model, model._lora, config.copy(base_model_name_or_path=base), adapter_name)
+        revision = config.revision if config.base_model_name_or_path in (None, base) else None  # another base's
+        config = config.copy(base_model_name_or_path=base, revision=revision)
+        adding.add(model, model._lora, config, adapter_name)
         select(model._lora, adapter_name)
 
 
@@ -144,7 +157,7 @@ def _base_for(
 ) -> nn.Module:
     """Return the module to load an adapter into: the caller's, or the base that the adapter names."""
     if isinstance(base_model, nn.Module):
-        if idle := kwargs.keys() - set(HUB_KWARGS):
+        if idle := {*kwargs, *(["auto_class"] if auto_class else [])} - set(HUB_KWARGS):
             raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
         return uncompiled(base_model)
     model = load_base_of(files, None if base_model is None else place_of(base_model), auto_class, dict(kwargs))

@@ -98,9 +98,10 @@ class LoRAModel(Specialised, nn.Module):
         Parameters that the base newly initialises (a classification head) are trained and saved with the adapter.
         Raises ModelError, ConfigError, TargetError, AdapterFileError, AdapterMismatchError, BaseMismatchError.
         """
-        name, own = place_of(pretrained_model_name_or_path), None if cls is LoRAModel else base_of(cls)
+        name, has_base = place_of(pretrained_model_name_or_path), isinstance(base_model, nn.Module)
+        own = None if cls is LoRAModel or has_base else base_of(cls)
         return creating.from_pretrained(
-            LoRAModel, name, lora_config, model_args, adapter_name, bool(is_trainable), base_model, auto_class or own,
+            LoRAModel, name, lora_config, model_args, adapter_name, is_trainable, base_model, auto_class or own,
             check_base, ignore_unknown, kwargs,
         )  # fmt: skip
 

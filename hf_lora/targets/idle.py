@@ -7,6 +7,7 @@ match something, and not only the modules around what is adapted.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch import nn
 
 from ..config.lora_config import LoRAConfig, key_for
 from ..errors import numberless, some
-from .names import find_targets, match_names, nearest, parameter_names
+from .names import find_targets, is_saved, match_names, nearest, parameter_names
 from .reads import is_named_in_a_call
 
-__all__ = ["idle_keys", "idle_settings", "idle_tables"]
+__all__ = ["idle_keys", "idle_settings", "idle_tables", "warn_of_saved_targets"]
 
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -53,6 +54,18 @@ def idle_tables(modules: Mapping[str, nn.Module], names: Iterable[str]) -> Itera
             ]  # fmt: skip
             if others:
                 yield f"{name} is never called, so nothing there would train; name {', '.join(others)} instead."
+
+
+def warn_of_saved_targets(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> None:
+    """Warn of entries of target_modules whose layers all lie in modules_to_save, which goes before, as in PEFT."""
+    entries, saved = config.target_modules, config.modules_to_save
+    for entry in entries if saved and entries and not isinstance(entries, str) else ():
+        if all(is_saved(config, name) for name in match_names([entry], modules)):
+            warnings.warn(
+                f"target_modules: {entry!r} lies in modules_to_save={saved!r}, so it trains in full and carries no "
+                "low-rank adapter; name it in one of them.",
+                stacklevel=6,
+            )
 
 
 def idle_keys(config: LoRAConfig, adapted: Collection[str], names: Collection[str]) -> Iterator[str]:

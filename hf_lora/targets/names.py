@@ -65,9 +65,10 @@ def find_targets(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.
     else:
         found = _listed(model, config, modules)
     wanted = config.target_parameters or ()
-    if missing := [e for e in wanted if not match_names([e], names)]:
+    named = [n for n in match_names(wanted, names) if n in wanted or _in_layers(config, n)]
+    if missing := [e for e in wanted if not match_names([e], named)]:
         raise TargetError(_nothing(model, missing, names, config, what="target_parameters"))
-    raw = {n for n in found if n not in modules} | {n for n in match_names(wanted, names) if not _is_out(config, n)}
+    raw = {n for n in found if n not in modules} | {n for n in named if not _is_out(config, n)}
     return [n for n in found if n in modules], [n for n in names if n in raw]
 
 
@@ -190,8 +191,8 @@ def settle_layers(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn
     if wanted is None or wanted == []:
         return config
     numbers = [wanted] if isinstance(wanted, int) else list(wanted)
-    targets, _ = find_targets(model, config.copy(layers_to_transform=None, layers_pattern=None), modules)
-    stacks = {place[0] for name in targets if (place := layer_of(config, name))}
+    targets, parameters = find_targets(model, config.copy(layers_to_transform=None, layers_pattern=None), modules)
+    stacks = {place[0] for name in (*targets, *parameters) if (place := layer_of(config, name))}
     depths = dict.fromkeys(stacks, 0)
     for name in modules:
         place = layer_of(config, f"{name}.")

@@ -20,7 +20,7 @@ from ..layers.specialising import base_of
 from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from .idle import idle_settings, idle_tables
+from .idle import idle_settings, idle_tables, warn_of_saved_targets
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import Use, Uses, weight_is_rescaled
 
@@ -64,18 +64,28 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     saved = saved_modules(config.modules_to_save or (), modules)
     if missing := [n for n in config.modules_to_save or () if not saved_modules([n], saved)]:
         problems.append(f"modules_to_save={missing!r} match no module.")
-    for name in saved:
-        sites += saved_sites(modules[name], name)
+    held = {name: saved_sites(modules[name], name) for name in saved}
+    filled = [name for name, each in held.items() if each]
+    if empty := [n for n in config.modules_to_save or () if n not in missing and not saved_modules([n], filled)]:
+        problems.append(f"modules_to_save={empty!r} match modules without parameters: nothing there would train.")
+    sites += chain.from_iterable(held.values())
     sites += token_sites(model, config, modules)
     problems += _packed_copies(modules, sites)
     targets, parameters = find_targets(model, config, modules)
     uses = Uses(modules)
+    warn_of_saved_targets(config, modules)
     for name in (*targets, *parameters):
         try:
             sites += low_rank_sites(modules, uses, config, name)
         except TargetError as error:
             problems.append(str(error))
-    sites += _bias_sites(modules, config, sites)
+    taken, biases = {(s.module, s.parameter) for s in sites}, _biases(modules, config, sites)
+    sites += [Site(p, SAVED.name, module=n) for n, p in biases if (n, p) not in taken]
+    if config.bias != "none" and not biases:
+        whose = type(model).__name__ if config.bias == "all" else "no adapted layer"
+        problems.append(
+            f"bias={config.bias!r}: {whose} has {'no' if config.bias == 'all' else 'a'} bias; leave it out."
+        )
     problems += idle_settings(model, config, modules, [*targets, *parameters])
     weights = dict.fromkeys(s.module for s in sites if not s.row.of_rows and s.parameter == "weight")
     problems += idle_tables(modules, weights)
@@ -230,16 +240,12 @@ def _packed_copies(modules: Mapping[str, nn.Module], sites: list[Site]) -> list[
     ]
 
 
-def _bias_sites(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: list[Site]) -> list[Site]:
-    taken = {(s.module, s.parameter) for s in sites}
+def _biases(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: list[Site]) -> list[tuple[str, str]]:
+    """Return (module, parameter) of the biases that a config trains."""
     if config.bias == "all":
-        found = [(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None and "bias" in p]
-    elif config.bias == "lora_only":
-        layers = dict.fromkeys(s.module for s in sites if s.row.low_rank and s.parameter == "weight")
-        found = [(n, "bias") for n in layers if modules[n]._parameters.get("bias") is not None]
-    else:
-        return []
-    return [Site(p, SAVED.name, module=n) for n, p in found if (n, p) not in taken]
+        return [(n, p) for n, m in modules.items() for p, v in m._parameters.items() if v is not None and "bias" in p]
+    layers = dict.fromkeys(s.module for s in sites if s.row.low_rank and s.parameter == "weight")
+    return [(n, "bias") for n in layers if config.bias != "none" and modules[n]._parameters.get("bias") is not None]
 
 
 def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[Site]:
