@@ -288,6 +288,10 @@ AFAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "body.table",
     ),
     "a method that finds it": (_with(lambda self, x: F.linear(x, self.find().weight), find=_table), "body.table"),
+    "a method that gives the weight": (
+        _with(lambda self, x: F.linear(x, self.get_rel_embedding()), get_rel_embedding=_matrix),
+        "body.table",
+    ),
     "a method that is given it": (_with(lambda self, x: self.tied(x, self.body.table), tied=_tied), "body.table"),
     "a function": (_with(lambda self, x: tied(x, self.body.table)), "body.table"),
     "a function of the model": (_with(lambda self, x: tied_of(self, x)), "body.table"),

@@ -32,8 +32,8 @@ _PASSING = frozenset({"list", "tuple", "zip", "enumerate", "reversed", "iter", "
 _ITEMS = frozenset({"items", "values", "children", "named_children", "get", "__iter__", "__getitem__"})
 # Methods that make a model what it is: they fill weights, tie them and hand modules out, and compute nothing.
 _SETTING_UP = re.compile(
-    r"__(?!call__)\w+__|_?(init|reset|tie|untie|set|resize|load|prune|convert)_\w*|\w*weight_norm|extra_repr|get_\w*embeddings?|"
-    r"get_(en|de)coder|items|keys|values|append|extend|insert|pop"
+    r"__(?!call__)\w+__|_?(init|initiali[sz]e|reset|tie|untie|set|resize)_\w*|\w*weight_norm|extra_repr|"
+    r"get_(input|output|position)_embeddings|get_(en|de)coder|items|keys|values|append|extend|insert|pop"
 )
 # Modules whose code serves every model and reads no layer by name.
 _SERVING = re.compile(
