@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["ALWAYS", "FORMULA_WORDS", "INERT", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset"]
+__all__ = ["ALWAYS", "FORMULA_WORDS", "FREE", "INERT", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset"]
 
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -43,6 +43,11 @@ PEFT = (0, 21, 2)  # the version whose keys are known here
 ALWAYS = frozenset({
     "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "lora_alpha",
     "lora_dropout", "modules_to_save", "peft_type", "r", "target_modules", "task_type",
+})  # fmt: skip
+# Fields that say of a base or of a file what no adapter depends on.
+FREE = frozenset({
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "fan_in_fan_out", "inference_mode", "other",
+    "revision", "task_type",
 })  # fmt: skip
 # A key with one of these words says how the update is computed; so does one with a word of a formula's or start's name.
 FORMULA_WORDS = frozenset({"alpha", "bias", "init", "rank", "scale", "scaling", "use"})

@@ -21,7 +21,7 @@ from ..files.transaction import settled
 from ..variants.initial import INITS
 from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
-from .keys import ALWAYS, FORMULA_WORDS, INERT, PEFT, PRESETS, UNSUPPORTED, Fields
+from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, PEFT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
 from .words import as_json, unknown_settings
 
@@ -82,6 +82,23 @@ class LoRAConfig(Fields):
             setattr(self, name, dict(value) if isinstance(value, Mapping) else {} if value is None else value)
         if problems := problems_of(self):
             raise ConfigError("LoRAConfig: " + " ".join(problems))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field. Raises ConfigError where an adapter was made of this config, which would stay as it is."""
+        if "_attached" in self.__dict__ and name in _NAMES - FREE and value != getattr(self, name):
+            raise ConfigError(
+                f"{name}={value!r}: the adapter of this config is there already and would not follow, and its file "
+                f"would say something else than it computes. Add an adapter with config.copy({name}=...) instead."
+            )
+        super().__setattr__(name, value)
+
+    def attached(self) -> LoRAConfig:
+        """Return this config, which says what an adapter is: from now on only what it says of the base can be set."""
+        self.__dict__["_attached"] = True
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_attached"}  # of a copy none was made
 
     @property
     def peft_type(self) -> str:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import full_name
+from ..kinds.probe import forward_factor
+from ..kinds.table import KINDS
 from ..variants.adapter import Adapter, own_tensor
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
@@ -60,8 +62,14 @@ class LoRALayer(Specialised, nn.Module):
         return replica
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move or cast the layer, and with it the tensors that merging set aside."""
+        """Move or cast the layer, and with it the tensors that merging set aside.
+
+        What its forward multiplies by (a scaled embedding's) is rounded anew by a cast.
+        """
         super()._apply(fn, recurse)
+        for adapter in (a for group in self.adapters.values() for a in group._modules.values()):
+            if getattr(adapter, "factor", 1.0) != 1.0:
+                adapter.factor = forward_factor(KINDS[adapter.kind], self, base_of(type(self))) or adapter.factor
         for name, own in self._originals.items():
             with torch.no_grad():
                 moved = fn(own.data)

@@ -93,7 +93,7 @@ class AdapterState:
     @property
     def configs(self) -> dict[str, LoRAConfig]:
         """The adapters' configs by name."""
-        return {name: record.config for name, record in self.records.items()}
+        return {name: record.config.attached() for name, record in self.records.items()}
 
     @property
     def trainable(self) -> set[str]:

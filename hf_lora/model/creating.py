@@ -23,7 +23,7 @@ from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import load_base, load_base_of, may_be_base
 from .heads import left_at_random, with_heads
-from .overrides import takes_gradients
+from .overrides import forgets_routes, keeps_routes, takes_gradients
 from .provenance import commit_of
 from .selecting import remove, select
 from .settings import SETTINGS_NOTE, warn_of_others
@@ -137,6 +137,7 @@ def leave(model: Any) -> Any:
     """Give a LoRAModel back the class and the parameters' flags that it had before, without its adapters."""
     disable_mlp_recompute(model)
     disable_linear_cross_entropy(model)
+    forgets_routes(model)
     with CHANGES:
         state: AdapterState = model._lora
         for name in list(state.records):
@@ -190,5 +191,6 @@ def _enter(mixin: type[Specialised], model: Any) -> None:
     model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
     refine(model, mixin)
     takes_gradients(model)
+    keeps_routes(model)
     if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):  # switched on before: now it matters
         model.enable_input_require_grads()

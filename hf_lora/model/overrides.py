@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layers.state import AdapterState
 from . import vocabulary
+from .selecting import recomputing
 
-__all__ = ["overridden", "takes_gradients"]
+__all__ = ["forgets_routes", "keeps_routes", "overridden", "takes_gradients"]
 
 _SWITCHES = frozenset({"enable_adapters", "disable_adapters", "set_adapter"})
 
@@ -21,6 +24,8 @@ def overridden(base: type) -> dict[str, Any]:
     found = vocabulary.overridden(base) if hasattr(base, "tie_weights") else {}
     if hasattr(base, "enable_input_require_grads"):
         found["enable_input_require_grads"] = _enabling(base.enable_input_require_grads)
+    if hasattr(base, "_set_gradient_checkpointing"):
+        found["_set_gradient_checkpointing"] = _checkpointing(base._set_gradient_checkpointing)
     return {**found, **{name: _unswitched(method) for name, method in _switching(base).items()}}
 
 
@@ -34,6 +39,55 @@ def takes_gradients(model: Any) -> None:
         for number, hook in module._forward_hooks.items():
             if getattr(hook, "__name__", "") == "make_inputs_require_grads":
                 module._forward_hooks[number] = _take_gradients
+
+
+def keeps_routes(model: Any) -> None:
+    """Have gradient checkpointing compute a forward again with the adapters that acted in it."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not isinstance(checkpoint, _KeepsRoute):
+            module._gradient_checkpointing_func = _KeepsRoute(model._lora, checkpoint)
+
+
+def forgets_routes(model: Any) -> None:
+    """Undo `keeps_routes`."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if isinstance(checkpoint, _KeepsRoute):
+            module._gradient_checkpointing_func = checkpoint.checkpoint
+
+
+class _KeepsRoute:
+    """A model's checkpointing function: what runs again in the backward pass takes the route of the forward."""
+
+    def __init__(self, state: AdapterState, checkpoint: Callable[..., Any]) -> None:
+        self.state, self.checkpoint = state, checkpoint
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Checkpoint a function of a forward."""
+        if torch.compiler.is_compiling():  # the route is a constant of the compiled code
+            return self.checkpoint(function, *args, **kwargs)
+        state, route, merged = self.state, self.state.route, self.state.merged
+        ran: list[bool] = []
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not ran:  # the forward itself
+                ran.append(True)
+                return function(*args, **kwargs)
+            with recomputing(state, route, merged):
+                return function(*args, **kwargs)
+
+        return self.checkpoint(run, *args, **kwargs)
+
+
+def _checkpointing(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def _set_gradient_checkpointing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        keeps_routes(self)
+        return result
+
+    return _set_gradient_checkpointing
 
 
 def _enabling(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,6 +140,12 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     written = config or state.configs[name]
     if any(a.moves_base for layer in state.layers.values() for a in layer.carried(name).values()):
         note[_START] = _SEEDED
+        if origin.seen is not None and fp.differ(found, origin.seen):
+            raise BaseMismatchError(
+                f"the base's weights are not those that the adapter {name!r} took its start out of "
+                f"(init_lora_weights={state.configs[name].init_lora_weights!r}): its file would come back as another "
+                "adapter. Load the base's weights before the adapter is added; merge_and_unload() keeps what it learnt."
+            )
     note |= {"id": hub_id(written.base_model_name_or_path), "revision": written.revision}
     if found.read:
         note |= {"fingerprint": fp.encode(found), "names": _names(weights)}

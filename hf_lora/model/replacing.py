@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import AdapterStateError, some
-from ..layers.layer import attach, detach
+from ..errors import AdapterStateError, TargetError, some
+from ..kinds.kind import is_packed
+from ..kinds.probe import forward_factor
+from ..kinds.table import KINDS
+from ..layers.layer import LoRALayer, attach, base_modules, detach, own_tensor
+from ..layers.specialising import base_of
 from ..layers.state import BLOCKS, CHANGES, AdapterState
+from ..layers.tying import is_plain
 
 __all__ = ["check_in_place", "moving_over"]
+
+_ROUNDING = 0.01  # by how much a dtype's rounding may change what a forward multiplies by
 
 
 @contextmanager
@@ -51,14 +59,18 @@ def moving_over(model: Any, what: str) -> Iterator[None]:
 
 
 def check_in_place(model: nn.Module, state: AdapterState) -> None:
-    """Raise AdapterStateError where layers with adapters are no part of the model any more."""
+    """Raise AdapterStateError where layers with adapters are no part of the model any more, or not what they were.
+
+    What a forward multiplies by is measured when an adapter is attached, as is what shares a table whose rows train:
+    what rounding changes in it is followed.
+    """
     gone = []
     for path, layer in state.layers.items():
         try:
             now = model.get_submodule(path)
         except AttributeError:
             now = None
-        if now is not layer:
+        if getattr(now, "_orig_mod", now) is not layer:  # of torch.compile(layer)
             gone.append(path)
     if gone:
         raise AdapterStateError(
@@ -66,3 +78,64 @@ def check_in_place(model: nn.Module, state: AdapterState) -> None:
             "others in their place, and their adapters do nothing. Change the layers of the base first and add or load "
             "the adapters afterwards."
         )
+    if problems := [*_changed(state), *_parted(model, state)]:
+        raise AdapterStateError(
+            f"since an adapter was attached, {some(problems, 4, '; ')}. Set it back, or change the base first and add "
+            "or load the adapter afterwards."
+        )
+
+
+def _changed(state: AdapterState) -> Iterator[str]:
+    """Yield where a layer's forward is not the one that its adapters were put behind."""
+    for path, layer in state.layers.items():
+        weight = own_tensor(layer, "weight")
+        if weight is None or weight.ndim < 2:  # spread over processes
+            continue
+        held = [a for name in state.records for key, a in layer.carried(name).items() if key in layer.behind(name)]
+        for adapter in held:
+            kind = KINDS[adapter.kind]
+            try:
+                kind.check(layer, path, adapter.r)
+            except TargetError as error:
+                yield str(error)
+                break
+            factor = forward_factor(kind, layer, base_of(type(layer)))
+            if factor is None or not math.isclose(factor, adapter.factor, rel_tol=_ROUNDING):
+                now = "does something else" if factor is None else f"multiplies by {factor:g}, not {adapter.factor:g}"
+                yield f"the forward of {path} {now}"
+                break
+            if not kind.is_quantised and is_packed(weight):
+                yield f"{path} was quantised"
+                break
+            adapter.factor = factor
+
+
+def _parted(model: nn.Module, state: AdapterState) -> Iterator[str]:
+    """Yield where a table whose rows train is tied to others than it was."""
+    tables: dict[int, dict[str, Any]] = {}
+    for path, layer in state.layers.items():
+        for adapter in (a for name in state.records for a in layer.carried(name).values() if a.row.of_rows):
+            tables.setdefault(id(adapter), {})[path] = _own(layer)
+    modules = dict(base_modules(model)) if tables else {}
+    for held in tables.values():
+        if any(own is None or own.is_meta or not is_plain(own) for own in held.values()):
+            continue  # where it is offloaded or spread, each has a tensor of its own
+        table = next(iter(held.values()))
+        others = [n for n, module in modules.items() if n not in held and _own(module) is table]
+        if any(own is not table for own in held.values()):
+            yield f"{' and '.join(held)}, whose rows train, were parted"
+        elif joined := [n for n in others if not _is_copied(modules[n])]:
+            yield f"{some(joined)} was tied to {some(held)}, whose rows train"
+
+
+def _own(module: nn.Module) -> Tensor | None:
+    """Return a module's own weight, also while another is merged in its place."""
+    kept: dict[str, Tensor] = module.__dict__.get("_originals", {})
+    return kept.get("weight", own_tensor(module, "weight"))
+
+
+def _is_copied(module: nn.Module) -> bool:
+    if not isinstance(module, LoRALayer):
+        return False
+    held = (a for name in module._lora.records for a in module.carried(name).values())
+    return any(a.row.whole and a.parameter == "weight" for a in held)

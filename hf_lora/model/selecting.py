@@ -15,7 +15,7 @@ from ..layers.layer import LoRALayer, detach
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 
 __all__ = [
-    "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of",
+    "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of", "recomputing",
     "refuse_in_call", "remove", "require_grad", "select",
 ]  # fmt: skip
 
@@ -124,17 +124,47 @@ def _keep_pending_gradients(parameter: nn.Parameter) -> None:
         return
     with torch.inference_mode(False), torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(parameter).node
-    before: list[bool] = []
+    lent: list[bool] = []  # not where the flag is there: it is the user's own, or lent already
 
     def arrives(_: object) -> None:
-        before.append(parameter.requires_grad)
-        parameter.requires_grad_(True)
+        if not parameter.requires_grad:
+            lent.append(True)
+            parameter.requires_grad_(True)
 
     def has_arrived(*_: object) -> None:
-        parameter.requires_grad_(before.pop())
+        if lent:
+            parameter.requires_grad_(not lent.pop())
 
     node.register_prehook(arrives)
     node.register_hook(has_arrived)
+
+
+@contextmanager
+def recomputing(state: AdapterState, route: Route, merged: Route) -> Iterator[None]:
+    """Compute a forward again inside a `with` block, in a backward pass: with the adapters of then, which train.
+
+    route: the forward's; merged: what was merged then. Raises AdapterStateError where that has changed, and
+    AdapterNameError where an adapter is gone.
+    """
+    if state.merged != merged:
+        raise AdapterStateError(
+            "adapters were merged or unmerged between a forward with gradient checkpointing and its backward pass, "
+            "which would compute it again with other weights. Merge after the backward pass."
+        )
+    lent = [
+        (layer, name)
+        for name in route
+        if name in state.trainable and name not in state.selected
+        for layer in state.layers.values()
+    ]
+    for layer, name in lent:
+        require_grad(layer, name, True)
+    try:
+        with state.routed(route):
+            yield
+    finally:
+        for layer, name in lent:
+            require_grad(layer, name, False)
 
 
 def disable(state: AdapterState) -> None:
