@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from hf_lora.errors import AdapterFileError, AdapterMismatchError, ConfigError, 
 
 from .cases import move
 from .peek import hub_client
-from .tiny import IDS, edit_config, tiny
+from .tiny import CLOSE, IDS, edit_config, tiny
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CLASSES = LoRAConfig(task_type="SEQ_CLS")
@@ -492,6 +494,46 @@ def test_pefts_adapters_that_ensure_tied_weights_load_and_compute_the_same(setti
     assert torch.allclose(ours.eval()(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5)
     assert ours.peft_config["default"].ensure_weight_tying
     assert LoRAConfig(ensure_weight_tying=True).ensure_weight_tying
+
+
+def _gradients(model: Any, names: str) -> list[torch.Tensor]:
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    return [p.grad for n, p in model.named_parameters() if p.requires_grad and re.search(names, n)]
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_a_saved_table_whose_tie_is_ensured_trains_as_one_here_and_in_peft(saved: list[str], tmp_path: Path) -> None:
+    config = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": saved, "ensure_weight_tying": True}
+    base = partial(tiny, "llama", tie_word_embeddings=True)
+    ours = LoRAModel.from_model(base(), LoRAConfig(**config))
+    theirs = peft.get_peft_model(base(), peft.LoraConfig(**config)).eval()
+    (mine,), (its,) = _gradients(ours, r"\.saved\.|value"), _gradients(theirs, r"modules_to_save")
+    assert torch.allclose(mine, its, **CLOSE)
+    move(ours)
+    ours.save_pretrained(tmp_path / "ours")
+    again = LoRAModel.from_pretrained(tmp_path / "ours", base_model=base(), is_trainable=True)
+    assert ours.get_nb_trainable_parameters() == again.get_nb_trainable_parameters()
+    again.load_weights(tmp_path / "ours")
+    for other in (again, peft.PeftModel.from_pretrained(base(), str(tmp_path / "ours")).eval()):
+        assert torch.equal(other(IDS).logits, ours(IDS).logits)
+    theirs.save_pretrained(tmp_path / "theirs")
+    LoRAModel.from_pretrained(tmp_path / "theirs", base_model=base()).save_pretrained(tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(base(), str(tmp_path / "ours")).eval()
+    assert torch.equal(back(IDS).logits, theirs(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_product_on_one_name_of_a_tie_that_is_ensured_is_refused(target: str, tmp_path: Path) -> None:
+    config, base = {"r": 2, "target_modules": [target], "ensure_weight_tying": True}, partial(tiny, "llama")
+    with pytest.raises(
+        ConfigError, match=r"ensure_weight_tying.*embed_tokens and lm_head are one weight.*modules_to_save"
+    ):
+        LoRAModel.from_model(base(tie_word_embeddings=True), LoRAConfig(**config))
+    LoRAModel.from_model(base(tie_word_embeddings=False), LoRAConfig(**config))
+    peft.get_peft_model(base(tie_word_embeddings=True), peft.LoraConfig(**config)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="ensure_weight_tying"):
+        LoRAModel.from_pretrained(tmp_path, base_model=base(tie_word_embeddings=True), is_trainable=True)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", True])

@@ -258,11 +258,14 @@ TIES: dict[str, tuple[str, LoRAConfig, bool]] = {
     "rows of both": ("llama", ROWS, True),
     "the head alone": ("llama", HEAD, False),
     "nothing of either": ("llama", LoRAConfig(r=2, target_modules=["q_proj"]), True),
+    "a saved head that stays tied": (
+        "llama", LoRAConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True), True,
+    ),
     "a head with a tied bias": ("bert_mlm", LoRAConfig(r=2, target_modules=["decoder"]), False),
     "a table beside a tied bias": ("bert_mlm", LoRAConfig(r=2, target_modules=["word_embeddings"]), False),
     "tied biases alone": ("bert_mlm", LoRAConfig(r=2, target_modules=["query"], bias="all"), False),
     "one table of three": ("bart", LoRAConfig(r=2, target_modules=["encoder.embed_tokens"]), False),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["at once", "merged before"])

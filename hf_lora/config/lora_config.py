@@ -48,7 +48,8 @@ class LoRAConfig(Fields):
         last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.
-    ensure_weight_tying: accepted and written for PEFT; what is tied stays tied here in any case.
+    ensure_weight_tying: what modules_to_save names of a tied weight is one copy for all of its names, as in PEFT;
+        otherwise each name has a copy of its own. Trained rows stay tied in any case, products are refused.
     other: further keys of an adapter_config.json, kept and written back; among them the switches of formulas that PEFT
         does not have.
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
@@ -28,6 +30,7 @@ from ..layers.layer import LoRALayer, own_tensor
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import Site, low_rank_sites, rows_of, tied_sites
 from ..targets.reads import Uses
+from ..targets.ties import tied_names
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
@@ -53,7 +56,7 @@ def adapter_tensors(
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for module, key, adapter in sites:
-        if id(adapter) in seen:  # a tied table's adapter is saved once
+        if id(adapter) in seen and not adapter.row.whole:  # rows of a tied table are saved once, its copy by each name
             continue
         seen.add(id(adapter))
         outer = [a.parameter for a in adapters[module].values() if a.low_rank]
@@ -101,8 +104,24 @@ def read_sites(
         raise mismatch(modules, unexpected, problems, len(tensors))
     _warn_of_other_forwards(modules, config, [site for site, _ in found])
     saved_first = sorted(found, key=lambda item: _rank(modules, item[0]))
+    if config.ensure_weight_tying:
+        saved_first = _as_one(modules, saved_first)
     tied = [t for site, _ in saved_first if site.row.of_rows for t in tied_sites(modules, site, config)]
     return [*saved_first, *((site, {}) for site in tied)]
+
+
+def _as_one(
+    modules: Mapping[str, nn.Module], found: list[tuple[Site, dict[str, Tensor]]]
+) -> list[tuple[Site, dict[str, Tensor]]]:
+    """Return a file's sites in which the same copy under several names of a tied weight is one."""
+    copies = {site.module: values["value"] for site, values in found if site.row.whole and site.parameter == "weight"}
+    result = []
+    for site, values in found:
+        names = [n for n in tied_names(modules, site) if n in copies] if site.row.whole else []
+        if names and names[0] != site.module and torch.equal(copies[names[0]], copies[site.module]):
+            site, values = replace(site, shares=names[0]), {}
+        result.append((site, values))
+    return sorted(result, key=lambda item: bool(item[0].shares))
 
 
 def _rank(modules: Mapping[str, nn.Module], site: Site) -> tuple[bool, int]:

@@ -26,6 +26,7 @@ from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
 from ..targets.idle import idle_keys
 from ..targets.names import as_endings, parameter_names, settle_layers
 from ..targets.plan import Site, plan, token_sites
+from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
 from ..variants.table import SAVED
@@ -47,6 +48,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         modules = _checked(model, state, name)
         config = settle_layers(model, config, modules)
         sites, targets, parameters = plan(model, config)
+        sites = tied_copies(modules, config, sites)
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
@@ -92,6 +94,8 @@ def load(
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         sites = [site for site, _ in found]
+        if trainable:
+            check_products(modules, config, sites)
         _tell_idle_keys(modules, config, sites)
         if check_base:
             provenance.check(base, model, modules, _weights(sites), _copied(sites))
@@ -245,6 +249,8 @@ def _resolved(
     """Return a copy of a config that names its targets, so that it means the same on disk, in any tool."""
     fan_in_fan_out = any(s.row.low_rank and KINDS[s.kind].fan_in_fan_out for s in sites)
     changes: dict[str, object] = {"fan_in_fan_out": fan_in_fan_out}
+    if config.ensure_weight_tying and config.modules_to_save:
+        changes["modules_to_save"] = named_copies(config, sites)
     rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
     if isinstance(rows, Mapping):
         changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}

@@ -47,8 +47,9 @@ def gather(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None
 
 
 def count(model: Any, name: str) -> int:
-    """Return how many tensors an adapter has; those that layers share (tied) count once."""
-    return sum({id(adapter): len(adapter.tensors()) for _, adapter in _held(model, name)}.values())
+    """Return how many tensors an adapter's file has: rows that layers share (tied) once, a shared copy by each name."""
+    held = _held(model, name)
+    return sum({prefix if a.row.whole else id(a): len(a.tensors()) for prefix, a in held}.values())
 
 
 def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:

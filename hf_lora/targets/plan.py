@@ -87,7 +87,8 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
             f"bias={config.bias!r}: {whose} has {'no' if config.bias == 'all' else 'a'} bias; leave it out."
         )
     problems += idle_settings(model, config, modules, [*targets, *parameters])
-    weights = dict.fromkeys(s.module for s in sites if not s.row.of_rows and s.parameter == "weight")
+    alone = [s for s in sites if not (s.row.of_rows or (s.row.whole and config.ensure_weight_tying))]
+    weights = dict.fromkeys(s.module for s in alone if s.parameter == "weight")
     problems += idle_tables(modules, weights)
     if not sites:
         problems.append("nothing to train: no target, no module to save.")
