@@ -62,6 +62,11 @@ MEMBERS: dict[str, tuple[str, str | None, str, dict[str, Any]]] = {
     "labels of objects": ("detr", None, "AutoModelForObjectDetection", {"id2label": LABELS, "ignore_mismatched_sizes": True}),
     "a part of its config": ("clip", None, "AutoModel", {"text_config": {"layer_norm_eps": 0.2}, "logit_scale_init_value": 1.0}),
     "an alphabet": ("wav2vec2", "Wav2Vec2Model", "AutoModelForCTC", {"vocab_size": 50, "pad_token_id": 49}),
+    "a window that it widens by itself": ("gemma3", None, "AutoModelForCausalLM", {"use_bidirectional_attention": True}),
+    "labels and numbers of one's own": ("vit", "ViTModel", "AutoModelForImageClassification", {"num_labels": 2, "label2id": {"yes": 1, "no": 0, "none": 0}}),
+    "labels of voices": ("wav2vec2", "Wav2Vec2Model", "AutoModelForAudioXVector", {"num_labels": 3, "tdnn_dim": [8, 8], "tdnn_kernel": [1, 1], "tdnn_dilation": [1, 1], "xvector_output_dim": 8}),
+    "fewer positions": ("gpt2", None, "AutoModelForCausalLM", {"n_positions": 16, "ignore_mismatched_sizes": True}),
+    "the token to begin with": ("bart", None, "AutoModelForSeq2SeqLM", {"decoder_start_token_id": 9}),
     "another alphabet": ("wav2vec2", None, "AutoModelForCTC", {"vocab_size": 50, "pad_token_id": 49, "ignore_mismatched_sizes": True}),
 }  # fmt: skip
 
@@ -106,12 +111,47 @@ def test_what_is_set_after_loading_is_there_as_well(tmp_path: Path) -> None:
     model.config.pad_token_id = 5
     model.generation_config.forced_bos_token_id = 33
     model.generation_config.num_beams = 2
+    model.generation_config.stop_strings = ["</s>", "a/b"]
     model.save_pretrained(tmp_path / "out")
     again = LoRAModel.from_pretrained(tmp_path / "out")
     assert again.config.pad_token_id == 5
+    assert again.generation_config.stop_strings == ["</s>", "a/b"]
+    model.generation_config.stop_strings = again.generation_config.stop_strings = None  # they need a tokenizer
     ids = torch.tensor([[5, 6, 7]])
     assert again.generation_config.forced_bos_token_id == 33
     assert torch.equal(model.generate(ids, max_new_tokens=4), again.generate(ids, max_new_tokens=4))
+
+
+@pytest.mark.parametrize("task", [None, "SEQ_2_SEQ_LM"])  # by the class itself, and by an auto class
+def test_a_setting_reaches_generation_as_it_did_when_the_base_was_loaded(task: str | None, tmp_path: Path) -> None:
+    base = _disk("bart", tmp_path / "base")
+    config = RANDOM.copy(task_type=task)
+    model = _trained(LoRAModel.from_pretrained(base, config, decoder_start_token_id=9))
+    model.save_pretrained(tmp_path / "out")
+    again = LoRAModel.from_pretrained(tmp_path / "out")
+    assert again.generation_config.decoder_start_token_id == model.generation_config.decoder_start_token_id
+    assert again.config.decoder_start_token_id == 9
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "embed_tokens"]])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_vocabulary_that_was_cut_is_cut_on_reload(when: str, targets: list[str], tmp_path: Path) -> None:
+    base, config = _disk("llama", tmp_path / "base"), RANDOM.copy(target_modules=targets)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if when == "before":
+        model.resize_token_embeddings(40)
+    model = LoRAModel.from_model(model, config if when == "before" else RANDOM.copy(target_modules=["q_proj"]))
+    if when == "after":
+        model.resize_token_embeddings(40)
+    _trained(model).save_pretrained(tmp_path / "out")
+    ids = {"input_ids": torch.tensor([[30, 7, 5]])}
+    with pytest.warns(UserWarning, match="resized from 48 to 40 rows"):
+        again = LoRAModel.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(again(**ids).logits, model(**ids).logits)
+    if "embed_tokens" not in model.peft_config["default"].target_modules:
+        other = transformers.AutoModelForCausalLM.from_pretrained(base)
+        with pytest.warns(UserWarning, match=r"a vocabulary of 40 rows \(here 48\)"):
+            LoRAModel.from_pretrained(tmp_path / "out", base_model=other)
 
 
 @pytest.fixture

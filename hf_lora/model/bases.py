@@ -123,8 +123,9 @@ def load_base_of(
     logging.set_verbosity_error()
     try:
         cls, settings = _as_trained(adapter, base, auto_class, kwargs)
-        # The size of an alphabet is that of CTC's head, which the adapter holds.
-        resized = {"ignore_mismatched_sizes": True} if "vocab_size" in settings else {}
+        # What has another size than in the checkpoint is in the adapter: CTC's head, a table of positions.
+        has_parts = bool(settings and adapter.config.modules_to_save)
+        resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
         kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
         model = _loaded(base, adapter.config.task_type, cls, (), kwargs)
     except LoRAError:
@@ -270,15 +271,19 @@ def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     if {"num_labels", "id2label", "config"} & kwargs.keys():
         return kwargs
+    plain = plain_keys(adapter.tensors)
     heads = [PREFIX + name for name in ("classifier.weight", "score.weight", "classifier.out_proj.weight")]
+    if PREFIX + "objective.weight" in plain.values():  # of x-vectors, whose classifier makes a vector
+        heads = []
     sizes = {
         tensor.shape[0]
-        for key, plain in plain_keys(adapter.tensors).items()
-        if plain in heads and (tensor := adapter.tensors[key]).ndim == 2 and 0 < tensor.shape[0] <= MOST_LABELS
+        for key, name in plain.items()
+        if name in heads and (tensor := adapter.tensors[key]).ndim == 2 and 0 < tensor.shape[0] <= MOST_LABELS
     }
     labels = _labels(adapter.notes.get("id2label"))
     if labels and (not sizes or sizes == {len(labels)}):
-        given: dict[str, Any] = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+        named = _numbers(adapter.notes.get("label2id"), labels) or {v: k for k, v in labels.items()}
+        given: dict[str, Any] = {"id2label": labels, "label2id": named}
     elif len(sizes) == 1:
         given = {"num_labels": sizes.pop()}
     else:
@@ -293,3 +298,10 @@ def _labels(found: object) -> dict[int, str]:
     numbered = all(isinstance(k, str) and re.fullmatch("[0-9]{1,6}", k) for k in found)
     named = all(isinstance(v, str) for v in found.values())
     return {int(k): v for k, v in found.items()} if numbered and named else {}
+
+
+def _numbers(found: object, labels: Mapping[int, str]) -> dict[str, int]:
+    """Return the numbers that notes give to names of labels; empty where they are no numbers of these labels."""
+    if not isinstance(found, dict) or len(found) > MOST_LABELS:
+        return {}
+    return dict(found) if all(type(number) is int and number in labels for number in found.values()) else {}

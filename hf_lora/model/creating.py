@@ -26,7 +26,7 @@ from .heads import left_at_random, with_heads
 from .overrides import forgets_routes, keeps_routes, takes_gradients
 from .provenance import commit_of
 from .selecting import remove, select
-from .settings import SETTINGS_NOTE, warn_of_others
+from .settings import SETTINGS_NOTE, rows_of_table, warn_of_others
 from .vocabulary import make_room, with_new_rows
 
 __all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave"]
@@ -162,7 +162,7 @@ def _base_for(
             raise TypeError(f"{', '.join(sorted(idle))}: these load a base, but base_model= is loaded already.")
         return uncompiled(base_model)
     model = load_base_of(files, None if base_model is None else place_of(base_model), auto_class, dict(kwargs))
-    make_room(model, files.config, files.tensors)
+    make_room(model, files.config, files.tensors, rows_of_table(files.notes))
     return model
 
 

@@ -173,13 +173,15 @@ def _notes(
 ) -> dict[str, Any]:
     """Return what an adapter's file says besides its tensors: how many there are, its base and settings, its labels."""
     config, state = getattr(model, "config", None), model._lora
-    labels = getattr(config, "id2label", None)
+    labels, numbers = getattr(config, "id2label", None), getattr(config, "label2id", None)
     has_head = getattr(model, "num_labels", None) is not None and "Classification" in type(model).__name__
     notes: dict[str, Any] = {"tensors": len(tensors)}
     if base := note_of(model, state, name, adapter):
         notes[BASE_NOTE] = base
     if labels and (has_head or differs_in_labels(model, checkpoint)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}
+        if numbers and numbers != {v: k for k, v in labels.items()}:  # zero-shot pipelines look for "entailment" there
+            notes["label2id"] = dict(numbers)
     settings = settings_of(model, checkpoint)
     if settings := state.records[name].origin.settings if settings is None else settings:
         notes[SETTINGS_NOTE] = dict(settings)

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..errors import some
-from ..files.privacy import is_private
+from ..files.privacy import holds_token, is_path, is_private
 from ..targets.names import input_table
 from .hooks import plainly
 
@@ -29,6 +29,7 @@ __all__ = [
     "apply_to_generation",
     "checkpoint_of",
     "differs_in_labels",
+    "rows_of_table",
     "settings_for",
     "settings_of",
     "warn_of_others",
@@ -37,6 +38,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 SETTINGS_NOTE = "settings"  # the key of what is noted here, in the notes of the file
 CONFIG, GENERATION, QUANTISATION = "config", "generation_config", "quantization_config"
+_ROWS = "rows"  # of the table of tokens, where it has fewer than the checkpoint's
 _LONGEST, _DEEPEST = 200_000, 10  # characters of a note, levels of a value
 
 # What says nothing of the numbers (names, versions, what is returned or kept), may run code, or is noted elsewhere.
@@ -50,6 +52,7 @@ _NO_SETTINGS = {
 # What a forward with labels writes into a config that says nothing, and means the same.
 _UNSAID = {"problem_type": "single_label_classification"}
 _SIZES_OF_TABLES = {"vocab_size"}  # resizing changes it, and the adapter's rows tell
+_TEXTS = {"stop_strings"}  # what is compared with text and opens nothing, whatever it looks like
 
 
 class Checkpoint(NamedTuple):
@@ -68,20 +71,33 @@ def settings_of(model: Any, own: Checkpoint | None) -> dict[str, dict[str, Any]]
         return None
     config, generation = own
     mine = _values(model.config)
-    notes = {CONFIG: _difference(mine, _values(config), _skipped(model))}
+    notes: dict[str, Any] = {CONFIG: _difference(mine, _values(config), _skipped(model))}
     theirs = getattr(model, "generation_config", None)
     if theirs is not None and generation is not None:
-        notes[GENERATION] = _difference(_values(theirs), _values(generation), _NO_SETTINGS)
+        generates = _values(theirs)
+        notes[GENERATION] = _difference(generates, _values(generation), _NO_SETTINGS)
+        # Transformers gives what a config is told to the generation config as well, or does not, by the class.
+        notes[GENERATION] |= {k: generates[k] for k in notes[CONFIG] if k in generates and _is_value(generates[k])}
     quantised = mine.get(QUANTISATION)
     if isinstance(quantised, dict) and _values(config).get(QUANTISATION) is None:
         public = {k: v for k, v in quantised.items() if not k.startswith("_")}
         notes[QUANTISATION] = public if _is_value(public, hidden=True) else {}
+    rows = _rows(model)
+    notes[_ROWS] = rows if rows < (getattr(config.get_text_config(), "vocab_size", None) or 0) else 0
     return {key: value for key, value in notes.items() if value}
 
 
 def differs_in_labels(model: Any, own: Checkpoint | None) -> bool:
     """Tell whether a model's labels are others than its checkpoint's; False where that is not at hand."""
-    return own is not None and own.config.id2label != model.config.id2label
+    labels = ("id2label", "label2id")
+    return own is not None and any(getattr(own.config, key) != getattr(model.config, key) for key in labels)
+
+
+def rows_of_table(notes: Mapping[str, Any]) -> int | None:
+    """Return to how many rows the table of tokens was cut before the adapter was trained; None where it was not."""
+    found = notes.get(SETTINGS_NOTE)
+    rows = found.get(_ROWS) if isinstance(found, Mapping) else None
+    return rows if type(rows) is int and rows > 0 else None
 
 
 def settings_for(
@@ -119,7 +135,7 @@ def apply_to_generation(notes: Mapping[str, Any], model: Any) -> dict[str, Any]:
 def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection[str]) -> None:
     """Warn of settings that an adapter was trained with and a model has otherwise; given: what its caller chose."""
     config, noted = getattr(model, "config", None), _noted(notes)
-    if not isinstance(config, transformers.PreTrainedConfig) or not noted:
+    if not isinstance(config, transformers.PreTrainedConfig) or not notes.get(SETTINGS_NOTE):
         return
     mine = _values(config)
     skipped = set(given) | _skipped(model)
@@ -131,6 +147,8 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
     if quantised and QUANTISATION not in given and not (isinstance(here, dict) and _same_bits(quantised, here)):
         now = _method(here) if isinstance(here, dict) else "it is not"
         other.append(f"a base quantised by {_method(quantised)} (here {now})")
+    if (rows := rows_of_table(notes)) and rows < _rows(model):
+        other.append(f"a vocabulary of {rows} rows (here {_rows(model)})")
     if other:
         warnings.warn(
             f"the adapter was trained with {some(other, 6)}: on this model it computes something else. Load it by its "
@@ -174,13 +192,19 @@ def checkpoint_of(model: Any, place: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """Return a config's settings as JSON has them."""
+    """Return a config's settings as JSON has them, numbers as they count: Gemma 3 writes another window than it has."""
     values: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
-    return values
+    own = {key: getattr(config, key, value) for key, value in values.items() if type(value) in (int, float)}
+    return {**values, **{key: value for key, value in own.items() if type(value) in (int, float)}}
 
 
 def _skipped(model: Any) -> set[str]:
     return _NO_SETTINGS | (_SIZES_OF_TABLES if isinstance(input_table(model), nn.Embedding) else set())
+
+
+def _rows(model: Any) -> int:
+    table = input_table(model)
+    return table.num_embeddings if isinstance(table, nn.Embedding) else 0
 
 
 def _difference(mine: Mapping[str, Any], own: Mapping[str, Any], skipped: set[str]) -> dict[str, Any]:
@@ -194,7 +218,7 @@ def _difference(mine: Mapping[str, Any], own: Mapping[str, Any], skipped: set[st
             value = _difference(value, before, skipped | _SIZES_OF_TABLES)
             if not value:
                 continue
-        if _is_value(value):
+        if _is_value(value, is_text=key in _TEXTS):
             found[key] = value
     return found
 
@@ -205,7 +229,9 @@ def _noted(notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(found, Mapping) or len(json.dumps(found)) > _LONGEST:
         return {}
     parts = {part: found[part] for part in (CONFIG, GENERATION, QUANTISATION) if isinstance(found.get(part), dict)}
-    safe = {part: {k: v for k, v in values.items() if _is_value(v)} for part, values in parts.items()}
+    safe = {
+        part: {k: v for k, v in values.items() if _is_value(v, is_text=k in _TEXTS)} for part, values in parts.items()
+    }
     if QUANTISATION in parts:  # all of it or nothing
         safe[QUANTISATION] = parts[QUANTISATION] if _is_value(parts[QUANTISATION], hidden=True) else {}
     return {part: values for part, values in safe.items() if values}
@@ -225,18 +251,21 @@ def _covers(mine: Any, noted: Any) -> bool:
     return bool(mine == noted)
 
 
-def _is_value(value: object, depth: int = 0, hidden: bool = False) -> bool:
+def _is_value(value: object, depth: int = 0, hidden: bool = False, is_text: bool = False) -> bool:
     """Tell whether a value is plain JSON that can neither name a file or a repo nor tell of this machine.
 
     hidden: whether keys may begin with "_", as in torchao's settings; a config means what runs by them.
+    is_text: whether strings are texts, which may have slashes.
     """
     if isinstance(value, str):
+        if is_text:
+            return len(value) <= 200 and not is_path(value) and not holds_token(value.encode())
         return len(value) <= 200 and not {"/", "\\"} & {*value} and not is_private(value)
     if isinstance(value, dict) and depth < _DEEPEST:
         names = all((hidden or not k.startswith("_")) and k not in _NO_SETTINGS - {"model_type"} for k in value)
         return names and all(_is_value(v, depth + 1, hidden) for v in value.values())
     if isinstance(value, list) and depth < _DEEPEST:
-        return all(_is_value(v, depth + 1, hidden) for v in value)
+        return all(_is_value(v, depth + 1, hidden, is_text) for v in value)
     return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 

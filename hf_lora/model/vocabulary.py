@@ -74,10 +74,11 @@ def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     return config.copy(trainable_token_indices=rows) if rows else config
 
 
-def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> None:
+def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor], cut: int | None = None) -> None:
     """Resize a base that was loaded for an adapter to the vocabulary that it was trained with, where the adapter says.
 
     It does where it holds the whole table, or every row from the base's last one on. Said by a UserWarning.
+    cut: the rows of a table that was made smaller.
     """
     table = input_table(model)
     own = _rows(table)
@@ -85,10 +86,10 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
     if table is None or name is None:
         return
     saved, rows = tensors.get(f"{PREFIX}{name}.weight"), trained_rows(config)
-    count = saved.shape[0] if saved is not None and saved.ndim == 2 else max(rows, default=-1) + 1
+    count = saved.shape[0] if saved is not None and saved.ndim == 2 else max(*rows, (cut or 0) - 1, -1) + 1
     if count == own or count > own + _MOST_NEW:
         return
-    if saved is None and (count < own or not rows >= set(range(own, count))):
+    if saved is None and (count != cut if count < own else not rows >= set(range(own, count))):
         return
     resize: Any = model.resize_token_embeddings
     takes_mean = "mean_resizing" in inspect.signature(resize).parameters  # MobileBERT's own takes a size only
