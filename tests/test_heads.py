@@ -129,6 +129,7 @@ NEW: dict[str, tuple[Callable[[Path], LoRAModel], Callable[[Path], nn.Module], b
 
 
 @pytest.mark.parametrize("case", NEW)
+@pytest.mark.filterwarnings("ignore:PEFT cannot open:UserWarning")
 def test_new_parts_train_with_every_adapter_are_saved_and_come_back(
     case: str, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -254,6 +254,7 @@ TWICE: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("case", TWICE)
+@pytest.mark.filterwarnings("ignore:PEFT cannot open:UserWarning")
 def test_a_table_that_is_asked_for_twice_comes_back_as_it_trained_or_is_refused(case: str, tmp_path: Path) -> None:
     sizes, given, is_plain = TWICE[case]
     config = LoRAConfig(

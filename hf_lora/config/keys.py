@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["ALWAYS", "FORMULA_WORDS", "FREE", "INERT", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset"]
+__all__ = [
+    "ALWAYS", "FORMULA_WORDS", "FREE", "INERT", "NO_TARGETS", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset",
+]  # fmt: skip
 
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -36,6 +38,7 @@ INERT: dict[str, Any] = {
     "peft_version": None,
     "qalora_group_size": 16,
 }
+NO_TARGETS = "dummy-target-modules"  # PEFT's target_modules of an adapter that has none: it takes no empty list
 PEFT = (0, 21, 2)  # the version whose keys are known here
 # Keys that PEFT has had from its first versions on, and that servers read without asking: written at any value. A later
 # one is written where it is not at its default, so that older versions of PEFT, which refuse or misread a file with a

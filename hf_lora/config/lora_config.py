@@ -21,7 +21,7 @@ from ..files.transaction import settled
 from ..variants.initial import INITS
 from ..variants.table import formula_of, scaling_of, switches
 from .expressions import may_hang
-from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, PEFT, PRESETS, UNSUPPORTED, Fields
+from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, NO_TARGETS, PEFT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
 from .words import as_json, unknown_settings
 
@@ -74,6 +74,8 @@ class LoRAConfig(Fields):
             setattr(self, name, as_json(getattr(self, name)))
         if self.target_modules is None and not self.target_parameters:
             self.target_modules = "auto"
+        if self.target_modules == NO_TARGETS:
+            self.target_modules = []
         for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
             value = getattr(self, name)
             if is_names(value) and not isinstance(value, str):
@@ -133,6 +135,11 @@ class LoRAConfig(Fields):
         """Return a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
+    def check_readable(self) -> None:
+        """Raise ConfigError for keys in `other` that nobody would read again, of which a file would be refused."""
+        if problems := _Keys.of(self.other, False).problems:
+            raise ConfigError(f"LoRAConfig: other={self.other!r:.200}: {' '.join(problems)}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json: JSON types only, keys sorted.
 
@@ -150,6 +157,8 @@ class LoRAConfig(Fields):
             mine["target_modules"] = None
         if self.target_modules is None:  # PEFT would take its own default for null
             mine["target_modules"] = []
+        elif not self.target_modules and not self.target_parameters:
+            mine["target_modules"] = NO_TARGETS
         result = {"peft_type": self.peft_type, **self.other, **mine}
         result = {key: value for key, value in result.items() if key in ALWAYS or not _is_default(key, value)}
         return dict(json.loads(json.dumps({key: result[key] for key in sorted(result)}, default=_plain)))

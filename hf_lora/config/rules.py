@@ -109,7 +109,8 @@ def _combination_problems(c: Fields) -> list[str]:
         found.append("layers_to_transform goes with a list of target_modules; write the layers into the expression.")
     if c.layers_pattern and c.layers_to_transform is None:
         found.append("layers_pattern has no effect without layers_to_transform; give the layers' numbers as well.")
-    if c.target_modules is not None and not c.target_modules and not (c.target_parameters or c.trainable_token_indices):
+    others = c.target_parameters or c.trainable_token_indices or c.modules_to_save
+    if c.target_modules is not None and not c.target_modules and not others:
         found.append("target_modules is empty, so there is nothing to train; name layers, or use 'auto'.")
     for what, rows in (("formula", FORMULAS), ("scaling", SCALINGS)):
         if len(on := [name for name in switches(rows) if is_on(c, name) is True]) > 1:

@@ -15,7 +15,7 @@ from functools import cache
 from ..variants.row import Row
 from ..variants.table import ADAPTERS, SAVED, TOKENS
 
-__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "split_key", "unwrapped"]
+__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "reads_back", "split_key", "unwrapped"]
 
 PREFIX = "base_model.model."
 WRAP = "base_layer"
@@ -41,6 +41,15 @@ def unwrapped(path: str) -> tuple[str, int]:
     words = path.split(".")
     depth = next((i for i, word in enumerate(reversed(words)) if word != WRAP), len(words))
     return ".".join(word for word in words if word != WRAP), depth
+
+
+def reads_back(module: str, leaf: str) -> bool:
+    """Return whether a key stands for the module that it was made of, whose name may hold a word of the layout's own.
+
+    >>> reads_back("encoder.fc", "lora_A.weight"), reads_back("encoder.base_layer", "lora_A.weight")
+    (True, False)
+    """
+    return unwrapped(split_key(f"{PREFIX}{module}.{leaf}")[0])[0] == module
 
 
 def plain_keys(keys: Iterable[str]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def write_cards(
         place.mkdir(parents=True, exist_ok=True)  # TRL asks for cards before the first save
         weights = place / WEIGHTS_NAME
         tensors = read_tensors(weights) if weights.is_file() else model.get_adapter_state_dict(name)
-        write_card(place / CARD_NAME, model, config, tensors, *facts, repo_id=repo_id)
+        write_card(place / CARD_NAME, model, config, tensors, *facts, repo_id=repo_id, adapter_name=name)
 
 
 def measured(trainer: Any) -> dict[str, float]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterStateError, ConfigError, TargetError, full_name
+from ..errors import AdapterStateError, ConfigError, TargetError, full_name, some
+from ..formats.keys import reads_back
 from ..formats.names import fit_names
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
@@ -24,7 +25,8 @@ from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
 from ..layers.offload import brought_in
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
 from ..targets.idle import idle_keys
-from ..targets.names import as_endings, parameter_names, settle_layers
+from ..targets.misfits import settle_saved
+from ..targets.names import as_endings, match_names, parameter_names, saved_modules, settle_layers
 from ..targets.plan import Site, plan, token_sites
 from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
@@ -44,11 +46,13 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
 
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
+    config.check_readable()
     with CHANGES:
         modules = _checked(model, state, name)
-        config = settle_layers(model, config, modules)
+        config = settle_saved(modules, settle_layers(model, config, modules))
         sites, targets, parameters = plan(model, config)
         sites = tied_copies(modules, config, sites)
+        _check_names(sites)
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
@@ -206,6 +210,13 @@ def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
         )
 
 
+def _check_names(sites: Iterable[Site]) -> None:
+    """Raise TargetError for modules whose names a file's keys use for something else: it would not be read again."""
+    leaves = [(s.module, s.parameter if s.row.whole else s.row.tensors[0].key) for s in sites]
+    if bad := dict.fromkeys(module for module, leaf in leaves if not reads_back(module, leaf)):
+        raise TargetError(f"{some([*bad])}: the files of adapters have such a name for a part of their own; rename it.")
+
+
 def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Groups, name: str, record: Record) -> None:
     before, layers = state.records.get(name), dict(state.layers)  # others may walk over the present ones
     try:
@@ -251,16 +262,33 @@ def _resolved(
     changes: dict[str, object] = {"fan_in_fan_out": fan_in_fan_out}
     if config.ensure_weight_tying and config.modules_to_save:
         changes["modules_to_save"] = named_copies(config, sites)
-    rows = config.trainable_token_indices  # a row that is named twice has one place, in the file as well
+    rows = config.trainable_token_indices
     if isinstance(rows, Mapping):
-        changes["trainable_token_indices"] = {name: list(dict.fromkeys(each)) for name, each in rows.items()}
-    elif rows is not None:
-        changes["trainable_token_indices"] = list(dict.fromkeys(rows))
-    if config.layers_to_transform is not None and config.target_parameters:  # PEFT takes those of every layer
-        changes["target_parameters"] = list(parameters)
+        changes["trainable_token_indices"] = _rows_by_table(rows, modules, sites)
+    elif rows is not None:  # a row that is named twice has one place, in the file as well
+        changes["trainable_token_indices"] = list(dict.fromkeys(rows)) or None
+    if config.target_parameters:  # as the layers' numbers, exclusions and modules_to_save leave them
+        names = parameter_names(modules)
+        if match_names(config.target_parameters, names) != [n for n in names if n in parameters]:
+            adapted = match_names(config.target_parameters, parameters)
+            changes["target_parameters"] = as_endings(adapted, names) or None
+            changes["target_modules"] = config.target_modules or []
     if config.target_modules in PRESETS:
         endings = as_endings(targets, list(modules))
         changes |= {"target_modules": endings, "layers_to_transform": None, "layers_pattern": None}
         if parameters:
             changes["target_parameters"] = as_endings(parameters, parameter_names(modules))
     return config.copy(**changes)
+
+
+def _rows_by_table(
+    rows: Mapping[str, Sequence[int]], modules: Mapping[str, nn.Module], sites: Iterable[Site]
+) -> dict[str, list[int]] | None:
+    """Return trainable_token_indices by names that PEFT takes, any ending of a name, for the tables and nothing else.
+
+    A row that is named twice has one place, in the file as well, and so has a table of two names.
+    """
+    tables = {s.module: list(s.rows) for s in sites if s.row.of_rows and not s.shares}
+    kept = {name: list(dict.fromkeys(each)) for name, each in rows.items() if each}
+    plain = all({*saved_modules([name], modules)} == {*match_names([name], tables)} for name in kept)
+    return (kept if plain else tables) or None

@@ -106,6 +106,8 @@ def _outside(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRACon
     covering = _covering(modules, beside)
     if not covering:
         return []
+    if not (config.target_modules or config.target_parameters):
+        return covering
     targets, parameters = find_targets(model, config.copy(modules_to_save=None), modules)
     targets += [name.rpartition(".")[0] for name in parameters]
     return [name for name in covering if not any(is_inside(target, name) for target in targets)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +13,12 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from ..config.lora_config import LoRAConfig
+from ..config.tasks import TASK_TYPES
 from ..errors import AdapterFileError, AdapterNameError, AdapterStateError
 from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
+from ..formats.elsewhere import no_peft
 from ..formats.notes import BASE_NOTE
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
@@ -110,17 +113,21 @@ def _save_one(
     card_data: ModelCardData | None,
     repo_id: str | None,
 ) -> None:
-    published = config.copy(inference_mode=True, auto_mapping=config.auto_mapping or _auto_mapping(model, config))
+    task = config.task_type if _has_task(model, config) else None
+    published = config.copy(inference_mode=True, task_type=task)
+    published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
         published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
+    if reason := no_peft(model, name, config):
+        warnings.warn(f"PEFT cannot open the adapter {name!r}: {reason}. hf_lora can.", stacklevel=5)
     is_new = not directory.is_dir()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory):
             commit(directory, published.to_json().encode(), tensors, notes)
-            write_card(directory / CARD_NAME, model, config, tensors, card_data=card_data, repo_id=repo_id)
+            write_card(directory / CARD_NAME, model, config, tensors, card_data, None, repo_id, name)
     except AdapterFileError:
         raise
     except OSError as error:
@@ -158,6 +165,12 @@ def _name(model: Any, adapter_name: str | None) -> str:
         return chosen[0]
     check_known(state, [adapter_name])
     return adapter_name
+
+
+def _has_task(model: Any, config: LoRAConfig) -> bool:
+    """Return whether PEFT's class for the task can take the model: it asks for a config, and for what generates."""
+    generates = config.task_type is not None and TASK_TYPES[config.task_type].tag == "text-generation"
+    return hasattr(model, "config") and (not generates or hasattr(model, "prepare_inputs_for_generation"))
 
 
 def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 
-import torch
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError, TargetError, full_name, some
-from ..kinds.kind import Kind, Shape
+from ..kinds.kind import Kind
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
-from ..layers.layer import base_modules, own_tensor
-from ..layers.offload import compute_device
+from ..layers.layer import base_modules
 from ..layers.specialising import base_of
-from ..variants.adapter import Adapter, Spec
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
 from .idle import idle_settings, idle_tables, warn_of_saved_targets
+from .misfits import misfits
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import Use, Uses, weight_is_rescaled
+from .site import Site
 
 __all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
-
-
-@dataclass(frozen=True)
-class Site(Spec):
-    """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward.
-
-    shown: whether others read the parameter too. shares: the module whose adapter this site shares (tied embeddings).
-    """
-
-    module: str = ""
-    behind: bool = False
-    shown: bool = False
-    shares: str = ""
-
-    def shapes(self, layer: nn.Module) -> dict[str, Shape]:
-        """Return the shapes of what the adapter holds, by attribute."""
-        shapes: dict[str, Shape] = self.row.adapter.shapes(self, own_tensor(layer, self.parameter))
-        return shapes
-
-    def build(self, layer: nn.Module) -> Adapter:
-        """Make the empty adapter on the device where the layer computes."""
-        own = own_tensor(layer, self.parameter)
-        some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
-        device = compute_device(layer, some_tensor)
-        adapter: Adapter = self.row.adapter(self, own, buffer=self.parameter in layer._buffers, device=device)
-        return adapter
 
 
 def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], list[str]]:
@@ -74,11 +46,14 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     targets, parameters = find_targets(model, config, modules)
     uses = Uses(modules)
     warn_of_saved_targets(config, modules)
+    adapted: list[Site] = []
     for name in (*targets, *parameters):
         try:
-            sites += low_rank_sites(modules, uses, config, name)
+            adapted += low_rank_sites(modules, uses, config, name)
         except TargetError as error:
             problems.append(str(error))
+    problems += misfits(modules, config, sites, adapted, parameters)
+    sites += adapted
     taken, biases = {(s.module, s.parameter) for s in sites}, _biases(modules, config, sites)
     sites += [Site(p, SAVED.name, module=n) for n, p in biases if (n, p) not in taken]
     if config.bias != "none" and not biases:
@@ -255,6 +230,7 @@ def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.M
     if not wanted:
         return []
     by_name = wanted if isinstance(wanted, Mapping) else {_input_embeddings(model, modules): wanted}
+    by_name = {name: rows for name, rows in by_name.items() if rows}
     tables: dict[int, list[str]] = {}  # of each table that is named, the modules that it is named by
     for ending in by_name:
         names = [n for n in match_names([ending], modules) if isinstance(modules[n], nn.Embedding | nn.Linear)]
@@ -282,9 +258,11 @@ def _sites_of_table(
             f"trainable_token_indices and modules_to_save both name {saved[0]}, whose rows train already where it is "
             "saved whole; name it in one of them."
         )
-    owner = next((n for n in names if isinstance(modules[n], nn.Embedding)), names[0])  # PEFT's place for it
-    table, rows = modules[owner]._parameters["weight"], rows_of(by_name, owner)
+    table, rows = modules[names[0]]._parameters["weight"], rows_of(by_name, names[0])
     assert table is not None
+    tied = [n for n, m in modules.items() if m._parameters.get("weight") is table and not is_saved(config, n)]
+    embeddings = [n for n in [*names, *tied] if isinstance(modules[n], nn.Embedding)]
+    owner = next((n for n in tied if modules[n] is input_table(modules[""])), (*embeddings, names[0])[0])  # as in PEFT
     if bad := [i for i in rows if not 0 <= i < table.shape[0]]:
         raise ConfigError(f"trainable_token_indices {bad} are outside {owner}'s {table.shape[0]} rows.")
     site = Site("weight", TOKENS.name, module=owner, rows=rows)

@@ -7,24 +7,26 @@ from typing import Any
 
 from ...config.lora_config import LoRAConfig
 from ...config.tasks import TASK_TYPES, TASKS, Task, classes_of
+from ...formats.elsewhere import differs_in_peft, no_peft
 from ...layers.layer import LoRALayer
 from ...layers.specialising import base_of, name_of
 from ...variants.initial import INITS
 from ...variants.table import formula_of
 from . import vllm
 
-__all__ = ["CardSubject", "labels_of", "peft_class", "task_of", "vllm_rank"]
+__all__ = ["CardSubject", "labels_of", "peft_class", "peft_refusal", "task_of", "vllm_rank"]
 
 _VLLM = "vLLM"
 
 
 @dataclass(frozen=True)
 class CardSubject:
-    """What a card is about. base, repo: Hub ids, None where they have none or it is not known."""
+    """What a card is about. name: the adapter's in the model. base, repo: Hub ids. None where it is not known."""
 
     model: Any
     config: LoRAConfig
     task: Task | None
+    name: str | None = None
     base: str | None = None
     repo: str | None = None
 
@@ -68,6 +70,16 @@ def peft_class(subject: CardSubject) -> str | None:
     if not (subject.is_transformers and subject.base and task and named):
         return None
     return task.peft_class if named.tag != "text-generation" or named.peft_class == task.peft_class else None
+
+
+def peft_refusal(subject: CardSubject) -> str:
+    """Return why PEFT does not load the adapter as it is meant, "" where it does."""
+    if subject.name is None:
+        return ""
+    if reason := no_peft(subject.model, subject.name, subject.config):
+        return f"PEFT cannot open this adapter: {reason}."
+    reason = differs_in_peft(subject.model, subject.name)
+    return f"PEFT computes something else with this adapter: {reason}." if reason else ""
 
 
 def vllm_rank(subject: CardSubject) -> int | None:

@@ -21,7 +21,7 @@ from ...variants.table import scaling_of
 from . import generated
 from .metadata import papers_of
 from .results import label
-from .subject import CardSubject, labels_of, peft_class, vllm_rank
+from .subject import CardSubject, labels_of, peft_class, peft_refusal, vllm_rank
 
 __all__ = ["repo_in", "text_of"]
 
@@ -54,6 +54,7 @@ def text_of(
         base=subject.base or "path/or/repo-of-its-base",
         parameters=_parameters(subject.model, tensors),
         peft_class=peft_class(subject),
+        peft_refusal=peft_refusal(subject),
         labels=labels_of(subject.model),
         vllm_rank=vllm_rank(subject),
         results=_results(results) or generated.section(before, "Results"),

@@ -42,13 +42,15 @@ def write_card(
     card_data: ModelCardData | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
+    adapter_name: str | None = None,
 ) -> None:
     """Write or update the card of an adapter, atomically; the same bytes where nothing changed.
 
     card_data: what a Trainer or a user adds to the metadata (license, language, datasets, eval_results ...): set fields
     are written, lists joined with what is there. hyperparameters: the training's, by the names that Transformers' own
-    cards give them. repo_id: the adapter's own, for the snippets. It is kept once it was given, and so are results and
-    training for the same weights. No path of this machine and no token is written, whoever gives it.
+    cards give them. adapter_name: the adapter's in the model. repo_id: its own, for the snippets. It is kept once it
+    was given, and so are results and training for the same weights. No path of this machine and no token is written,
+    whoever gives it.
     A text edited between hf_lora's markers is renewed, and the card as it was is kept beside it. One without markers is
     the owner's: its metadata alone is updated. A card that cannot be read (no UTF-8, metadata that is no YAML) is left
     as it is. Each comes with a warning.
@@ -58,7 +60,7 @@ def write_card(
         return
     there, data = card.data.to_dict(), card_data or ModelCardData()
     body = generated.split(card.text)
-    subject, name = CardSubject(model, config, task_of(model, config)), scrubbed(data.get("model_name"))
+    subject, name = CardSubject(model, config, task_of(model, config), adapter_name), scrubbed(data.get("model_name"))
     results = results_of(data, subject.task)
     new = merged(there, own_metadata(subject), given_metadata(data), body.text or "")
     if index := index_with(there.get(_INDEX), name or "adapter", results):

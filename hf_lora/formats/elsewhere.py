@@ -1,0 +1,70 @@
+"""What PEFT, which reads the same files, makes of an adapter: whether it can open it, and computes the same.
+
+Seen in PEFT 0.21.2. What it refuses when an adapter is made is refused here as well (`targets/misfits.py`); here is
+what it takes first and then cannot do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..config.lora_config import LoRAConfig
+from ..layers.layer import LoRALayer, base_modules, own_tensor
+from ..layers.specialising import base_of
+from ..targets.misfits import is_part_of_peft
+from ..targets.names import input_table, saved_modules
+from ..variants.adapter import Adapter
+
+__all__ = ["differs_in_peft", "no_peft"]
+
+
+def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
+    """Return why PEFT cannot open the file of an adapter, "" where it can."""
+    layers = model._lora.layers
+    parts = [ending for ending in config.modules_to_save or () if is_part_of_peft(ending)]
+    if parts and any(a.low_rank for _, _, a in _adapters(layers, name)):
+        return f"modules_to_save={parts[0]!r} also ends the name of a module in PEFT's own layers; rename the module"
+    table, rows, names = input_table(model), config.trainable_token_indices or (), dict(base_modules(model))
+    tables = [m for m, _, a in _adapters(layers, name) if a.row.of_rows]
+    for ending in rows if isinstance(rows, Mapping) else [n for n in tables if names[n] is table]:
+        if more := [m for m in saved_modules([ending], names) if m not in tables]:
+            return f"trainable_token_indices={ending!r} also ends {more[0]} there; rename one of them"
+    if isinstance(table, LoRALayer) and any(a.row.of_rows for a in table.carried(name).values()):
+        weight = own_tensor(table, "weight")
+        tied = [
+            m for m, layer, a in _adapters(layers, name) if a.row.whole and own_tensor(layer, a.parameter) is weight
+        ]
+        if tied:
+            return f"{tied[0]} is saved whole and tied to a table of which rows train, which PEFT ties again"
+    return ""
+
+
+def differs_in_peft(model: Any, name: str) -> str:
+    """Return why PEFT computes something else with an adapter, "" where it computes the same."""
+    found = list(_adapters(model._lora.layers, name))
+    tables = [(m, layer) for m, layer, a in found if a.row.of_rows]
+    shared = {id(a) for _, _, a in found}
+    if len(shared) < len(found) and input_table(model) not in [layer for _, layer in tables]:
+        return f"{tables[0][0]} is tied in a way that PEFT does not know, so that rows train in one place only"
+    return next(filter(None, (_difference(model, *each) for each in found)), "")
+
+
+def _difference(model: Any, module: str, layer: LoRALayer, adapter: Adapter) -> str:
+    owner, own = model.get_submodule(module.rpartition(".")[0]), base_of(type(layer))
+    if adapter.low_rank and any(isinstance(each, nn.MultiheadAttention) for each in (layer, owner)):
+        return f"{module} is of an nn.MultiheadAttention, whose output projection it updates twice or not at all"
+    if adapter.low_rank and issubclass(own, nn.ParameterDict | nn.ParameterList):
+        return f"{module} is a {own.__name__}, out of which no parameter can be taken there"
+    if adapter.row.of_rows and issubclass(own, nn.Linear) and layer.bias is not None:
+        return f"it leaves out the bias of {module}, of which rows train"
+    scales = getattr(adapter, "factor", 1.0) != 1.0
+    if adapter.row.of_rows:
+        scales = issubclass(own, nn.Embedding) and own.forward is not nn.Embedding.forward
+    return f"{module} computes in a way of its own" if scales and not hasattr(layer, "embed_scale") else ""
+
+
+def _adapters(layers: Mapping[str, LoRALayer], name: str) -> Iterator[tuple[str, LoRALayer, Adapter]]:
+    return ((module, layer, a) for module, layer in layers.items() for a in layer.carried(name).values())

@@ -1,0 +1,42 @@
+"""Site: one adapted parameter, where it is and what goes there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import nn
+
+from ..kinds.kind import Shape
+from ..layers.layer import own_tensor
+from ..layers.offload import compute_device
+from ..variants.adapter import Adapter, Spec
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True)
+class Site(Spec):
+    """One adapted parameter: where it is, what goes there, and whether it sits behind the layer's forward.
+
+    shown: whether others read the parameter too. shares: the module whose adapter this site shares (tied embeddings).
+    """
+
+    module: str = ""
+    behind: bool = False
+    shown: bool = False
+    shares: str = ""
+
+    def shapes(self, layer: nn.Module) -> dict[str, Shape]:
+        """Return the shapes of what the adapter holds, by attribute."""
+        shapes: dict[str, Shape] = self.row.adapter.shapes(self, own_tensor(layer, self.parameter))
+        return shapes
+
+    def build(self, layer: nn.Module) -> Adapter:
+        """Make the empty adapter on the device where the layer computes."""
+        own = own_tensor(layer, self.parameter)
+        some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
+        device = compute_device(layer, some_tensor)
+        adapter: Adapter = self.row.adapter(self, own, buffer=self.parameter in layer._buffers, device=device)
+        return adapter
