@@ -23,6 +23,7 @@ from .cases import move
 from .tiny import floats, inputs, tiny
 
 CHATTER = (
+    "target_modules.* lies in modules_to_save",
     ".*ensure_weight_tying",
     "fan_in_fan_out is set",
     "Setting .save_embedding_layers.",
@@ -163,8 +164,8 @@ def _of(base: str, *targets: str, **config: Any) -> tuple[str, dict[str, Any]]:
 
 # What PEFT opens as it was trained, and what its config says where that is not what was given.
 OPENED: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
-    "a dict of modules": (_of("net", "fc", modules_to_save=["parts"]), {"modules_to_save": ["parts.x", "parts.list.0", "parts.list.1"]}),
-    "a list in a dict": (_of("net", "fc", modules_to_save=["list"]), {"modules_to_save": ["parts.list.0", "parts.list.1"]}),
+    "a dict of modules": (_of("net", "fc", modules_to_save=["parts"]), {"modules_to_save": ["parts.x", "parts.list.0"]}),
+    "a list in a dict": (_of("net", "fc", modules_to_save=["list"]), {"modules_to_save": ["parts.list.0"]}),
     "a list that holds a layer of another name": (_of("net", "fc", modules_to_save=["many"]), {"modules_to_save": ["fc2", "many.1"]}),
     "a list of a Transformers model": (_of("gpt2", "lm_head", modules_to_save=["h"]), {"modules_to_save": ["transformer.h.0", "transformer.h.1"]}),
     "a module and one in it": (_of("net", "fc", modules_to_save=["inner", "lin"]), {"modules_to_save": ["inner"]}),
@@ -172,7 +173,7 @@ OPENED: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "half a name of a target": (_of("net", "fc", "lin", "fc2", modules_to_save=["c2"]), {"modules_to_save": ["fc2"]}),
     "a target that is saved": (_of("net", "fc", "fc2", modules_to_save=["fc2"]), {}),
     "a parameter in a saved module": (_of("net", "fc", target_parameters=["inner.matrix"], modules_to_save=["inner"]), {"target_parameters": None}),
-    "one of two parameters in it": (_of("net", "fc", target_parameters=["matrix", "extra"], modules_to_save=["inner", "fc2"], exclude_modules=["matrix"]), {"target_parameters": ["extra"]}),
+    "one of two parameters in it": (_of("net", "fc", target_parameters=["matrix", "extra"], modules_to_save=["inner", "fc2"], exclude_modules=["matrix"]), {"target_parameters": ["wide.extra"]}),
     "parameters and what is saved alone": (_of("net", target_parameters=["inner.matrix"], modules_to_save=["inner"]), {"target_modules": "dummy-target-modules"}),
     "rows alone": (_of("net", trainable_token_indices={"my_table": ROWS}), {"target_modules": "dummy-target-modules"}),
     "saves alone": (_of("llama", modules_to_save=["norm"]), {"target_modules": "dummy-target-modules"}),

@@ -270,8 +270,7 @@ def _resolved(
     if config.target_parameters:  # as the layers' numbers, exclusions and modules_to_save leave them
         names = parameter_names(modules)
         if match_names(config.target_parameters, names) != [n for n in names if n in parameters]:
-            adapted = match_names(config.target_parameters, parameters)
-            changes["target_parameters"] = as_endings(adapted, names) or None
+            changes["target_parameters"] = match_names(config.target_parameters, parameters) or None
             changes["target_modules"] = config.target_modules or []
     if config.target_modules in PRESETS:
         endings = as_endings(targets, list(modules))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 
 from torch import nn
 
@@ -37,17 +38,21 @@ def settle_saved(modules: Mapping[str, nn.Module], config: LoRAConfig) -> LoRACo
     found = saved_modules(wanted, modules)
     opened = dict.fromkeys(name for each in found for name in _opened(modules, each))
     names = [n for n in opened if not any(n != other and is_inside(n, other) for other in opened)]
+    filled = [n for n in names if _holds(modules[n])]
     halves = [n for n in found if n not in match_names(wanted, found)]  # named by the end of a word
     targets = listed_modules(config.copy(modules_to_save=None), modules) if halves and config.target_modules else ()
     clash = any(map(is_part_of_peft, wanted)) or any(is_inside(target, n) for target in targets for n in halves)
-    if names == found and not clash:
+    if not filled or (names == found and not clash):
         return config
-    if more := [n for n in saved_modules(names, modules) if n not in names]:
+    if more := [n for n in saved_modules(filled, modules) if n not in names]:
         raise TargetError(
-            f"modules_to_save: {some(names)} would name {some(more)} as well, because any ending of a name counts "
+            f"modules_to_save: {some(filled)} would name {some(more)} as well, because any ending of a name counts "
             "there. Name both, or rename the module."
         )
-    return config.copy(modules_to_save=[*names, *(e for e in wanted if not saved_modules([e], modules))])
+    idle = [
+        e for e in wanted if not any(_holds(modules[n]) for n in saved_modules([e], modules))
+    ]  # `plan` refuses them
+    return config.copy(modules_to_save=[*filled, *idle])
 
 
 def misfits(
@@ -88,6 +93,10 @@ def misfits(
         yield f"{some(own)}: a parameter of the model itself; put it into a module of its own to adapt it."
     if parameters and (turned := [s.module for s in adapted if KINDS[s.kind].fan_in_fan_out]):
         yield f"{some(turned)}: a Conv1D layer beside target_parameters; give each an adapter of its own."
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(True for _ in chain(module.parameters(), module.buffers()))
 
 
 def _has_rows(layer: nn.Module, site: Site, sites: Collection[Site]) -> bool:
