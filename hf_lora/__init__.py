@@ -65,6 +65,9 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
+        others = {} if name.startswith("_") else importlib.import_module(".model.hints", __name__).NAMES
+        if name in others:  # an AttributeError would be told without its words where the name is imported
+            raise ImportError(f"hf_lora has no {name!r}; here {others[name]}.")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value

@@ -68,7 +68,7 @@ CASES: dict[str, dict[str, Edit]] = {
         "transformers.pipelines": lambda source: FIND(re.sub(r"\bdef pipeline\(", "def other_pipeline(", source)),
         "transformers.utils": FIND,
         "transformers.utils.peft_utils": FIND,
-        "transformers.integrations.peft": FIND,
+        "transformers.integrations.peft": lambda source: FIND(re.sub(r"\bdef add_a", "def other_add_a", source)),
         "transformers.integrations.deepspeed": no_function("deepspeed_load_checkpoint"),
         "accelerate.accelerator": inherited("Accelerator"),
         "peft.tuners.tuners_utils": inherited("BaseTuner"),

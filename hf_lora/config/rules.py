@@ -38,7 +38,9 @@ def _value_problems(c: Fields) -> list[str]:
     if c.bias not in ("none", "all", "lora_only"):
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
-        found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.")
+        near = {key.replace("_", ""): key for key in TASK_TYPES}.get(re.sub("[^A-Z0-9]", "", str(c.task_type).upper()))
+        hint = f" Did you mean {near!r}?" if near else ""
+        found.append(f"task_type={c.task_type!r}; the choices are {', '.join(TASK_TYPES)} and None.{hint}")
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(value := getattr(c, name), str | None):
             found.append(f"{name}={value!r:.200}, but it is a name, or None.")

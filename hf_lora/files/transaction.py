@@ -27,7 +27,7 @@ from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
 from .sources import Source
 from .tensors import read_notes, write_tensors
 
-__all__ = ["commit", "find_config", "folders_of_adapters", "settled", "withdraw"]
+__all__ = ["commit", "find_config", "folders_of_adapters", "lacks_config", "settled", "withdraw"]
 
 _CONFIG_NOTE = "config_sha256"
 # What other formats and versions leave in a folder; beside new weights it would be another adapter's.
@@ -93,6 +93,14 @@ def settled(directory: Path) -> Path | None:
 def folders_of_adapters(directory: Path) -> list[str]:
     """Return the names of a directory's own folders that hold an adapter's config, sorted."""
     return sorted(path.name for path in directory.iterdir() if path.is_dir() and settled(path) is not None)
+
+
+def lacks_config(source: Source) -> bool:
+    """Return whether a directory is no model's, but holds an adapter's weights, or adapters in folders below."""
+    top = Path(source.name, source.hub.get("subfolder", ""))
+    if not top.is_dir() or (top / "config.json").exists():
+        return False
+    return any((top / name).is_file() for name in WEIGHTS_NAMES) or bool(folders_of_adapters(top))
 
 
 def _settle(directory: Path) -> None:

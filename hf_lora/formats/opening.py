@@ -27,7 +27,7 @@ from .contents import Candidate, Contents
 from .loralib import read_loralib
 from .pairs import checked_flags, fit_pairs
 
-__all__ = ["MERGED_KEYS", "READERS", "adapters_below", "lacks_config", "open_adapter"]
+__all__ = ["MERGED_KEYS", "READERS", "adapters_below", "open_adapter"]
 
 MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
@@ -129,14 +129,6 @@ def _read(source: Source, lora_config: LoRAConfig | None, ignore_unknown: bool) 
         now = find_config(source)
         if now is not None and read_json(now) == values:
             return contents
-
-
-def lacks_config(source: Source) -> bool:
-    """Return whether a directory is no model's and no adapter's, but holds adapters below or PEFT's weights."""
-    top = Path(source.name, source.hub.get("subfolder", ""))
-    return bool(adapters_below(source)) or (
-        not (top / "config.json").exists() and any((top / name).is_file() for name in WEIGHTS_NAMES)
-    )
 
 
 def _instead(source: Source) -> str:

@@ -10,11 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BaseMismatchError, ModelError
+from ..errors import ArgumentError, BaseMismatchError, ModelError
 from ..layers.specialising import is_a
 from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft, note_new
 
-__all__ = ["finds_none", "load_adapter", "notes_new_rows", "owner_of", "refuses_lora_models", "takes_adapters"]
+__all__ = [
+    "finds_none",
+    "load_adapter",
+    "notes_new_rows",
+    "owner_of",
+    "refuses_lora_models",
+    "refuses_our_configs",
+    "takes_adapters",
+]
 
 _NO_PLACE = {
     "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
@@ -74,8 +82,7 @@ def owner_of(name: Any, kwargs: Mapping[str, Any]) -> Owner:
     if any(kwargs.get(key) for key in _NOT_FOR_ADAPTERS):
         return "peft"
     from ..files.sources import Source  # not above: they import huggingface_hub
-    from ..files.transaction import find_config
-    from ..formats.opening import lacks_config
+    from ..files.transaction import find_config, lacks_config
 
     try:
         source = Source.of(name, kwargs)
@@ -157,6 +164,21 @@ def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
 
     return resize_token_embeddings
+
+
+def refuses_our_configs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Transformers' add_adapter of a plain model, which takes PEFT's configs, and not before it needs PEFT."""
+
+    @functools.wraps(original)
+    def add_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(is_a(each, "hf_lora.config.lora_config", "LoRAConfig") for each in (*args, *kwargs.values())):
+            raise ArgumentError(
+                f"add_adapter of a plain {type(self).__name__} is Transformers', for PEFT's configs. "
+                "LoRAModel.from_model(model, config) adds the adapter of a LoRAConfig, in place; so does add_lora."
+            )
+        return original(self, *args, **kwargs)
+
+    return add_adapter
 
 
 def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:

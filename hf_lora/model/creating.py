@@ -23,6 +23,7 @@ from . import adding, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import load_base, load_base_of, may_be_base
 from .heads import left_at_random, with_heads
+from .hints import refuse_misplaced
 from .overrides import forgets_routes, keeps_routes, takes_gradients
 from .provenance import commit_of
 from .selecting import remove, select
@@ -53,6 +54,7 @@ def from_pretrained(
         raise ArgumentError(
             "output_loading_info: new parts of a base train and are saved; an adapter's all find a place."
         )
+    refuse_misplaced(kwargs)
     required = base_model is not None or (lora_config is None and not may_be_base(name, kwargs))
     found = open_adapter(name, kwargs, required, lora_config, ignore_unknown)
     if found is not None:

@@ -86,7 +86,7 @@ class LoRAModel(Specialised, nn.Module):
         pretrained_model_name_or_path: a Hub id or directory of a base (then `lora_config` says what to add; left
             out it is `LoRAConfig()`) or of an adapter (then its own config is used); or a file of loralib's, which
             has no config of its own (then `lora_config` says its lora_alpha, and `base_model` its base).
-        is_trainable: whether a loaded adapter trains on; False unless given. A fresh one always trains.
+        is_trainable: whether a loaded adapter trains on; False unless given. A fresh one trains: False is an error.
         base_model: the module to load the adapter into (in place), or the id of its base.
         auto_class: the class, or its name in transformers, to load the base with. Otherwise `task_type` says, or
             the checkpoint's own architecture.

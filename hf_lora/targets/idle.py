@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config.lora_config import LoRAConfig, key_for
 from ..errors import numberless, some
-from .names import find_targets, is_saved, match_names, nearest, parameter_names
+from .names import find_targets, is_saved, match_names, meant, parameter_names
 from .reads import is_named_in_a_call
 
 __all__ = ["idle_keys", "idle_settings", "idle_tables", "warn_of_saved_targets"]
@@ -102,7 +102,7 @@ def _idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Col
             hit = set(match_names([entry], names))
         inside = [name for name in candidates if any(name.startswith(f"{each}.") for each in hit)]
         if not hit:
-            yield f"exclude_modules: {entry!r} matches nothing{_meant(entry, names, isinstance(out, str))}."
+            yield f"exclude_modules: {entry!r} matches nothing{meant(entry, names, isinstance(out, str))}."
         elif inside and hit.isdisjoint(candidates):
             yield (
                 f"exclude_modules: {entry!r} matches {some(sorted(hit), 1)} itself and nothing inside it, where "
@@ -117,14 +117,6 @@ def _why_not(key: str, adapted: Collection[str], names: Collection[str]) -> str:
     if not adapted:
         return ": the config adapts none."
     return (
-        f"{_meant(key, adapted, False)}. A key is a regular expression for the end of a layer's full name, such as "
+        f"{meant(key, adapted)}. A key is a regular expression for the end of a layer's full name, such as "
         f"{next(iter(adapted))}, on whole words."
     )
-
-
-def _meant(entry: str, names: Collection[str], is_expression: bool) -> str:
-    """Say which names somebody may have meant, and how a string is read."""
-    if is_expression and match_names([entry], names):
-        return f": a string is a regular expression for the full name. Write a list, [{entry!r}]"
-    near = nearest(entry, names)
-    return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

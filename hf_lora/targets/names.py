@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,8 @@ from ..config.lora_config import LoRAConfig
 from ..errors import TargetError, full_name, some
 from ..layers.layer import base_modules
 from .presets import preset_targets
+from .tree import is_linear
+from .words import letters
 
 __all__ = [
     "as_endings",
@@ -29,6 +32,7 @@ __all__ = [
     "layer_of",
     "listed_modules",
     "match_names",
+    "meant",
     "nearest",
     "parameter_names",
     "resolve_targets",
@@ -214,25 +218,46 @@ def settle_layers(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn
 
 
 def _nothing(
-    model: nn.Module, entries: Sequence[str], names: Iterable[str], config: LoRAConfig, what: str = "target_modules"
+    model: nn.Module, entries: Sequence[str], names: Collection[str], config: LoRAConfig, what: str = "target_modules"
 ) -> str:
     """Say that entries match nothing, with the nearest names there are."""
-    near = {e: nearest(e, names) for e in entries}
-    hints = "; ".join(f"{e!r}: did you mean {', '.join(map(repr, c))}?" for e, c in near.items() if c)
-    linear = sorted({n.rpartition(".")[2] for n, m in base_modules(model) if isinstance(m, nn.Linear)})
+    is_target = what == "target_modules"
+    near = {e: meant(e, names, is_target and isinstance(config.target_modules, str), is_target) for e in entries}
+    hints = "; ".join(f"{e!r}{hint}" for e, hint in near.items() if hint)
+    linear = sorted({n.rpartition(".")[2] for n, m in base_modules(model) if is_linear(m)})
     where = f" in layers {config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    usual = ""
+    with suppress(TargetError):
+        usual = f" ({some(sorted({n.rpartition('.')[2] for n in preset_targets(model, 'auto')}))} here)"
     return (
         f"{what}: {', '.join(map(repr, entries))} match nothing{where} in {type(model).__name__}. "
         f"{hints + '. ' if hints else ''}Its linear layers end in {some(linear, 20) or 'nothing (it has none)'}; "
-        "name some of them, or use 'auto'."
+        f"name some of them, or use 'auto'{usual}."
     )
 
 
+def meant(entry: str, names: Collection[str], is_expression: bool = False, may_be_preset: bool = False) -> str:
+    """Say which names somebody may have meant by an entry or expression, and how a string is read; empty for none."""
+    preset = re.sub(r"[\W_]+", "-", entry.strip().lower())
+    if may_be_preset and preset in PRESETS:
+        return f": {preset!r} is a word of its own and not in a list, target_modules={preset!r}"
+    parts = [part for part in re.split(r"[,;\s]+", entry) if part]
+    if is_expression and parts and all(match_names([part], names) for part in parts):
+        return f": a string is a regular expression for the full name. Write a list, {parts}"
+    near = nearest(entry, names)
+    return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
+
+
 def nearest(entry: str, names: Iterable[str]) -> list[str]:
-    """Return the last words of names, three at most, that are most like the last word of an entry or expression."""
+    """Return the last words of names, three at most, that are most like the last word of an entry or expression.
+
+    A query's projection is not meant by a value's.
+    """
     leaves = dict.fromkeys(n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit())
     word = re.sub(r"\W+", ".", re.sub(r"\\[.]|\[[.]\]", ".", entry)).strip(".").rpartition(".")[2]
-    return difflib.get_close_matches(word, leaves, n=3, cutoff=0.5)
+    wanted = letters(word)
+    near = [leaf for leaf in leaves if not wanted or not wanted.isdisjoint(letters(leaf))]
+    return difflib.get_close_matches(word, near, n=3, cutoff=0.5)
 
 
 def input_table(model: Any) -> nn.Module | None:
