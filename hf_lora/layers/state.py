@@ -60,11 +60,15 @@ class Origin:
 
 @dataclass
 class Record:
-    """One adapter of a model: its config, where it comes from, and whether it trains when it is selected."""
+    """One adapter of a model: its config, where it comes from, and whether it trains when it is selected.
+
+    is_asked: whether a first step has told what of it does not train.
+    """
 
     config: LoRAConfig
     origin: Origin = field(default_factory=Origin)
     trainable: bool = False
+    is_asked: bool = False
 
 
 @dataclass

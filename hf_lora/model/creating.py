@@ -19,7 +19,7 @@ from ..layers.memory.head import disable_linear_cross_entropy, own_head
 from ..layers.memory.mlp import disable_mlp_recompute
 from ..layers.specialising import Specialised, refine, restore
 from ..layers.state import CHANGES, AdapterState
-from . import adding, hooks
+from . import adding, first_step, hooks
 from .arguments import as_config, check_plain, uncompiled, warn_of_task
 from .bases import load_base, load_base_of, may_be_base
 from .heads import left_at_random, with_heads
@@ -98,6 +98,7 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
         config = config.copy(base_model_name_or_path=base, revision=revision)
         adding.add(model, model._lora, config, adapter_name)
         select(model._lora, adapter_name)
+        first_step.wait(model)
 
 
 def add_saved(
@@ -120,6 +121,7 @@ def add_saved(
         record, settings = model._lora.records[adapter_name], files.notes.get(SETTINGS_NOTE)
         record.origin = replace(record.origin, settings=settings if isinstance(settings, dict) else None)
         select(model._lora, adapter_name)
+        first_step.wait(model)
     adapters = ((n, a) for n, layer in model._lora.layers.items() for a in layer.carried(adapter_name).values())
     held = {full_name(module, adapter.parameter) for module, adapter in adapters if adapter.row.whole}
     if left := left_at_random(model, held):

@@ -22,7 +22,7 @@ from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
-from . import creating, hints, loading, merging, overrides, publishing, replacing, report, saving, selecting
+from . import creating, first_step, hints, loading, merging, overrides, publishing, replacing, report, saving, selecting
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
@@ -165,6 +165,7 @@ class LoRAModel(Specialised, nn.Module):
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Use these adapters, summed where there are several, and no other."""
         selecting.select(self._lora, adapter_name)
+        first_step.wait(self)
 
     def active_adapters(self) -> list[str]:
         """Return the names of the adapters in use (while enabled)."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import AdapterStateError, full_name
+from ..errors import AdapterStateError, full_name, some
 from ..layers.distributed import is_spread, whole
 from ..layers.offload import brought_in
 from ..maths.low_rank import is_finite
@@ -74,6 +75,12 @@ def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
             f"one of these is all zero: {', '.join(untrained)}. Its layers were not part of the forward (disabled, or "
             "never called), or the learning rate was zero."
         )
+    if unused := _unused(model, name, tensors):
+        warnings.warn(
+            f"the adapter {name!r} is saved as it began: {some(unused)} got gradients, and no step of an optimizer "
+            "used them. Build the optimizer of this model's parameters, after adding, loading or choosing adapters.",
+            stacklevel=2,
+        )
 
 
 def _problem(tensor: Tensor, shape: tuple[int, ...]) -> str:
@@ -104,6 +111,15 @@ def _untrained(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str
                 return []
             zero.append(found)
     return zero
+
+
+def _unused(model: Any, name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return where gradients wait in an adapter that changes nothing and was never written to."""
+    held = [(prefix, adapter) for prefix, adapter in _held(model, name) if adapter.vanishing]
+    if any(tensors[f"{prefix}.{adapter.vanishing[0]}"].any() or adapter.writes() for prefix, adapter in held):
+        return []
+    firsts = ((prefix, adapter.get_parameter(adapter.vanishing[0]).grad) for prefix, adapter in held)
+    return [prefix for prefix, gradient in firsts if gradient is not None and gradient.any()]
 
 
 def _writes(adapter: Adapter, prefix: str, tensors: Mapping[str, Tensor]) -> int:

@@ -1,0 +1,140 @@
+"""What the first steps of a training tell: adapters without a gradient, and adapters that no optimizer holds.
+
+The optimizer's own step asks, whoever calls it, in a Trainer and in a loop of one's own. Each adapter is asked about
+once; afterwards a step finds nobody waiting.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from ..errors import full_name, numberless, some
+from ..layers.state import AdapterState
+from ..variants.adapter import Adapter
+
+__all__ = ["wait"]
+
+_WAITING: WeakSet[Any] = WeakSet()  # LoRAModels whose adapters have taken no step yet
+_STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # how many each optimizer took since somebody waits
+_ENOUGH = 3  # by this step another optimizer of the same loop has had its turn, and a warm-up's rate is above zero
+Trained = dict[int, tuple[str, Adapter, nn.Parameter]]
+
+
+def wait(model: Any) -> None:
+    """Have the next steps of any optimizer tell what of a LoRAModel's selected adapters does not train.
+
+    Warns then of adapters, saved modules and token rows without a gradient in the first step of an optimizer that
+    holds them, and of those that have gradients when no optimizer that steps holds them.
+    """
+    if _unasked(model._lora):
+        _WAITING.add(model)
+        _STEPS.clear()
+        _listen()
+
+
+@cache
+def _listen() -> None:
+    """Have every optimizer's step call `_ask` first, in this process and for good: torch walks over its hooks there."""
+    register_optimizer_step_pre_hook(_ask)
+
+
+def _unasked(state: AdapterState) -> list[str]:
+    return [name for name in state.selected if name in state.trainable and not state.records[name].is_asked]
+
+
+def _ask(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _WAITING or torch.compiler.is_compiling():
+        return
+    if optimizer not in _STEPS and any(callable(each) for each in (*args[1:], *kwargs.values())):
+        _STEPS[optimizer] = 0  # a closure computes the gradients inside of the step: they are here at the next
+        return
+    count = _STEPS.get(optimizer, 0) + 1
+    if count <= _ENOUGH:
+        _STEPS[optimizer] = count
+    if count in (1, _ENOUGH):
+        for model in tuple(_WAITING):
+            _look(model, optimizer, is_first=count == 1)
+
+
+def _look(model: Any, optimizer: Optimizer, is_first: bool) -> None:
+    state: AdapterState | None = model.__dict__.get("_lora")
+    if state is None:  # its adapters are gone
+        _WAITING.discard(model)
+        return
+    trained = dict(_trained(state))
+    elsewhere = trained.keys() - _ids(_STEPS)
+    if is_first and (mine := trained.keys() & _ids([optimizer])):
+        _tell_dead(model, {key: trained[key] for key in mine})
+    left = [] if is_first else [trained[key] for key in elsewhere if trained[key][2].grad is not None]
+    if left or not elsewhere:
+        _WAITING.discard(model)
+        for name in _unasked(state):
+            state.records[name].is_asked = True
+    _tell_left_out(left)
+
+
+def _ids(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+
+
+def _trained(state: AdapterState) -> Iterator[tuple[int, tuple[str, Adapter, nn.Parameter]]]:
+    """Yield the parameters that a step should move, with what each adapts; a shard without entries has no gradient."""
+    for module, layer in state.layers.items():
+        for name in _unasked(state):
+            for adapter in layer.carried(name).values():
+                place = (
+                    module
+                    if adapter.low_rank and adapter.parameter == "weight"
+                    else full_name(module, adapter.parameter)
+                )
+                for p in adapter.parameters():
+                    if p.requires_grad and p.numel() and not p.is_meta:
+                        yield id(p), (place, adapter, p)
+
+
+def _tell_dead(model: nn.Module, trained: Trained) -> None:
+    """Warn of adapters without a gradient, except where chance decides, as among experts, and spared a sibling."""
+    by_chance = _skips_layers(model)
+    alive = {_sibling(name, by_chance) for name, _, p in trained.values() if p.grad is not None}
+    dead = sorted({name for name, _, p in trained.values() if p.grad is None})
+    if names := [name for name in dead if _sibling(name, by_chance) not in alive]:
+        warnings.warn(
+            f"{len(names)} adapters got no gradient in the first step: {some(names)}. Where the model never calls a "
+            "layer, or makes no use of its output, its adapter stays as it began; leave it out (exclude_modules). "
+            "Where only this batch had nothing for it, as one without images, nothing is wrong.",
+            stacklevel=5,
+        )
+
+
+def _sibling(name: str, by_chance: bool) -> str:
+    return numberless(name) if by_chance else re.sub(r"(experts?)\.\d+", r"\1.*", name)
+
+
+def _skips_layers(model: nn.Module) -> bool:
+    """Tell whether a model leaves out layers at random in training (LayerDrop)."""
+    holders = (each for m in model.modules() for each in (m, m.__dict__.get("config")) if each is not None)
+    settings = (item for each in holders for item in getattr(each, "__dict__", {}).items())
+    return any("layerdrop" in k.replace("_", "") and isinstance(v, float) and v > 0 for k, v in settings)
+
+
+def _tell_left_out(left: list[tuple[str, Adapter, nn.Parameter]]) -> None:
+    """Warn of adapters that get gradients and were not moved; those that a copy's optimizer moves are not concerned."""
+    idle = [(name, adapter) for name, adapter, _ in left if adapter.is_idle()]
+    if names := sorted({name for name, _ in idle}):
+        for _, adapter in idle:
+            adapter.note_steps(_ENOUGH)  # a save refuses them then
+        warnings.warn(
+            f"{len(names)} adapters get gradients, and no optimizer that steps holds them, so they do not train: "
+            f"{some(names)}. Build the optimizer after adding, loading or choosing adapters, of this model's "
+            "parameters; check_optimizer(model, optimizer) says so before the first step.",
+            stacklevel=5,
+        )
