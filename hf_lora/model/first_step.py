@@ -21,7 +21,7 @@ from ..errors import full_name, numberless, some
 from ..layers.state import AdapterState
 from ..variants.adapter import Adapter
 
-__all__ = ["wait"]
+__all__ = ["steps_went_by", "wait"]
 
 _WAITING: WeakSet[Any] = WeakSet()  # LoRAModels whose adapters have taken no step yet
 _STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # how many each optimizer took since somebody waits
@@ -39,6 +39,11 @@ def wait(model: Any) -> None:
         _WAITING.add(model)
         _STEPS.clear()
         _listen()
+
+
+def steps_went_by(model: Any) -> bool:
+    """Tell whether optimizers stepped since a LoRAModel's adapters were chosen, and none that holds all of them."""
+    return model in _WAITING and any(_STEPS.values())
 
 
 @cache

@@ -13,6 +13,7 @@ from ..layers.distributed import is_spread, whole
 from ..layers.offload import brought_in
 from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
+from .first_step import steps_went_by
 
 __all__ = ["check", "count", "gather", "is_sharded"]
 
@@ -75,7 +76,7 @@ def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
             f"one of these is all zero: {', '.join(untrained)}. Its layers were not part of the forward (disabled, or "
             "never called), or the learning rate was zero."
         )
-    if unused := _unused(model, name, tensors):
+    if steps_went_by(model) and (unused := _unused(model, name, tensors)):
         warnings.warn(
             f"the adapter {name!r} is saved as it began: {some(unused)} got gradients, and no step of an optimizer "
             "used them. Build the optimizer of this model's parameters, after adding, loading or choosing adapters.",

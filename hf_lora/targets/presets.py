@@ -14,6 +14,7 @@ from torch import nn
 from ..config.keys import Preset
 from ..errors import TargetError, full_name, numberless, some
 from .attention import Block, find_blocks
+from .reach import unreached
 from .tree import Tree, is_convolution, is_linear, is_stacked
 from .words import EXPERTS, INDEXER, ROUTER, is_head, is_layer, says, words
 
@@ -25,6 +26,7 @@ def preset_targets(model: nn.Module, preset: Preset) -> tuple[str, ...]:
 
     "auto": query and value projections, or the fused qkv. "attention": every projection of every attention.
     "all-linear": every linear layer of the repeated blocks, experts included: no head, no router, no indexer.
+    None has what the model computes and never takes (`reach.py`).
     A model without attention has the linear layers of its blocks (or its convolutions) under "auto" too.
     The model is only looked at; it may be on the meta device, and may have adapters already.
 
@@ -56,6 +58,8 @@ def preset_targets(model: nn.Module, preset: Preset) -> tuple[str, ...]:
     ordered = (
         each for name, m in tree.modules.items() for each in (name, *(full_name(name, p) for p in m._parameters))
     )
+    idle = tuple(f"{tree.names[module]}." for module in unreached(tree))
+    found = {name for name in found if not f"{name}.".startswith(idle)} or found
     return tuple(name for name in ordered if name in found)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-__all__ = ["Path", "flags_of"]
+__all__ = ["Path", "flags_of", "methods_of"]
 
 # A path is what stands behind `self`, the names of children: "*" is any child or none, "**" any number of them.
 Path = tuple[str, ...]
@@ -48,13 +48,25 @@ def flags_of(cls: type, path: Path) -> frozenset[str]:
 
     "read": its weight; "called"; "handed": on to somebody; "asked": anything else.
     """
-    bases = [base for base in cls.__mro__ if base is not object and not _SERVING.fullmatch(base.__module__)]
-    return _at(_uses_of(tuple(dict.fromkeys(f for base in bases for f in _functions(vars(base).values())))), path)
+    return _at(_uses_of(_functions_of(cls)), path)
 
 
 def flags_in(function: Any, path: Path) -> frozenset[str]:
     """Return how a function uses what stands at a path below its first argument."""
     return _at(_uses_of.__wrapped__(tuple(_functions([function]))), path)
+
+
+@cache
+def methods_of(cls: type) -> tuple[ast.AST, ...]:
+    """Return the parsed methods of a class and of those it inherits from, but for those that set it up."""
+    codes = [f.__code__ for f, _ in _functions_of(cls) if not _SETTING_UP.fullmatch(f.__name__)]
+    found = (_parsed(code.co_filename, False).get(code.co_firstlineno) for code in codes)
+    return tuple(node for node in found if node is not None)
+
+
+def _functions_of(cls: type) -> tuple[tuple[types.FunctionType, bool], ...]:
+    bases = [base for base in cls.__mro__ if base is not object and not _SERVING.fullmatch(base.__module__)]
+    return tuple(dict.fromkeys(f for base in bases for f in _functions(vars(base).values())))
 
 
 def _at(found: Found, path: Path) -> frozenset[str]:

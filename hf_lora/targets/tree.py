@@ -109,10 +109,10 @@ class Tree:
         """Return the module itself or the only linear map below it; None where there is an attention of PyTorch's."""
         if is_map(module):
             return module
-        maps: list[nn.Module] = []
-        for inner in self.below(module):
-            if isinstance(inner, nn.MultiheadAttention) or (is_map(inner) and maps):
-                return None
-            if is_map(inner):
-                maps.append(inner)
-        return maps[0] if maps else None
+        inside = list(self.below(module))
+        if any(isinstance(inner, nn.MultiheadAttention) for inner in inside):
+            return None
+        maps = [inner for inner in inside if is_map(inner)]
+        if len(maps) > 1:  # timm's attention samples down before it projects, a channel at a time
+            maps = [inner for inner in maps if getattr(inner, "groups", 1) == 1]
+        return maps[0] if len(maps) == 1 else None

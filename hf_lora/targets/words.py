@@ -14,6 +14,7 @@ def _set(text: str) -> frozenset[str]:
 EXPERTS = _set("expert experts")
 FIRST_FACTOR = _set("a")  # of a low-rank pair: `q_a_proj`, `kv_a_proj_with_mqa`
 INDEXER = _set("indexer")  # it picks the tokens that sparse attention looks at
+QUANTIZER = _set("quantizer quantize quantization codebook")
 ROUTER = _set("router routers routing")
 # A projection with one of these serves positions or gates; it is a query, key or value only if no other is.
 SIDE = _set(
