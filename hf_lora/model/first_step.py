@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -23,7 +23,8 @@ from ..variants.adapter import Adapter
 
 __all__ = ["steps_went_by", "wait"]
 
-_WAITING: WeakSet[Any] = WeakSet()  # LoRAModels whose adapters have taken no step yet
+# LoRAModels whose adapters have taken no step yet, and whether another optimizer stepped while they had gradients.
+_WAITING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # how many each optimizer took since somebody waits
 _ENOUGH = 3  # by this step another optimizer of the same loop has had its turn, and a warm-up's rate is above zero
 Trained = dict[int, tuple[str, Adapter, nn.Parameter]]
@@ -36,14 +37,14 @@ def wait(model: Any) -> None:
     holds them, and of those that have gradients when no optimizer that steps holds them.
     """
     if _unasked(model._lora):
-        _WAITING.add(model)
+        _WAITING[model] = False
         _STEPS.clear()
         _listen()
 
 
 def steps_went_by(model: Any) -> bool:
-    """Tell whether optimizers stepped since a LoRAModel's adapters were chosen, and none that holds all of them."""
-    return model in _WAITING and any(_STEPS.values())
+    """Tell whether an optimizer stepped while adapters of a LoRAModel had gradients, and none so far that holds them."""
+    return _WAITING.get(model, False)
 
 
 @cache
@@ -73,15 +74,18 @@ def _ask(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _look(model: Any, optimizer: Optimizer, is_first: bool) -> None:
     state: AdapterState | None = model.__dict__.get("_lora")
     if state is None:  # its adapters are gone
-        _WAITING.discard(model)
+        _WAITING.pop(model, None)
         return
     trained = dict(_trained(state))
     elsewhere = trained.keys() - _ids(_STEPS)
     if is_first and (mine := trained.keys() & _ids([optimizer])):
         _tell_dead(model, {key: trained[key] for key in mine})
-    left = [] if is_first else [trained[key] for key in elsewhere if trained[key][2].grad is not None]
+    left = [trained[key] for key in elsewhere if trained[key][2].grad is not None]
+    if is_first and elsewhere:
+        _WAITING[model] = _WAITING[model] or bool(left)
+        return
     if left or not elsewhere:
-        _WAITING.discard(model)
+        _WAITING.pop(model, None)
         for name in _unasked(state):
             state.records[name].is_asked = True
     _tell_left_out(left)
