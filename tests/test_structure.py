@@ -138,6 +138,7 @@ TWICE = Attention(q=nn.Linear(4, 4), v=nn.Linear(4, 4))
 BY_HAND: dict[str, tuple[nn.Module, str, str]] = {
     "query and value under any class name": (Plain(query=nn.Linear(4, 4), key=nn.Linear(4, 4), value=nn.Linear(4, 4)), "query value", "query key value"),
     "a wrapper around one linear": (Attention(q_proj=nn.Sequential(nn.Linear(4, 4), nn.ReLU()), v_proj=nn.Sequential(nn.Linear(4, 4))), "q_proj.0 v_proj.0", ""),
+    "timm's attention, which samples down a channel at a time": (Attention(query=nn.Sequential(nn.Conv2d(4, 4, 1)), value=nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))), "query.0 value.2", ""),
     "an indexer": (nn.ModuleDict({"layers": nn.ModuleList([Plain(attn=INDEXED)])}), "layers.0.attn.q layers.0.attn.v", ""),
     "PyTorch's attention, never its out_proj": (TORCH, "layers.0.self_attn", "layers.0.self_attn layers.0.linear1 layers.0.linear2"),
     "a layer outside any list": (Plain(layer=Plain(attn=Attention(q=nn.Linear(4, 4), v=nn.Linear(4, 4)), mlp=nn.Linear(4, 4))), "layer.attn.q layer.attn.v", "layer.attn.q layer.attn.v layer.mlp"),

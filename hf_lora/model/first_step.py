@@ -43,7 +43,7 @@ def wait(model: Any) -> None:
 
 
 def steps_went_by(model: Any) -> bool:
-    """Tell whether an optimizer stepped while adapters of a LoRAModel had gradients, and none so far that holds them."""
+    """Tell whether an optimizer stepped while a LoRAModel had gradients, and none so far that holds its adapters."""
     return _WAITING.get(model, False)
 
 

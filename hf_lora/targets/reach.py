@@ -30,7 +30,7 @@ class _Taken:
     """What a class takes of the output of a child that it calls.
 
     fields: their names. layers: for each `hidden_states[...]` the number, or the attribute that it is: of the module
-    itself (True) or of its config; None where it is said in another way. skipped: the parts that each call asks to leave out.
+    itself (True) or of its config; None where it is said in another way. skipped: what every call asks to leave out.
     """
 
     fields: set[str] = field(default_factory=set)
@@ -50,8 +50,8 @@ def unreached(tree: Tree) -> Iterator[nn.Module]:
             yield from (tower._modules[part] for part in taken.skipped or () if tower._modules.get(part) is not None)
             while (inner := tower._modules.get(_handed_on(_class(tower)).get("forward", ""))) is not None:
                 tower = inner
-            if _POOLED not in taken.fields and not taken.fields.isdisjoint({_LAST, _ALL}) and _pools(_class(tower)):
-                yield from (child for name, child in tree.children(tower) if is_head(name))
+            if _POOLED not in taken.fields and not taken.fields.isdisjoint({_LAST, _ALL}):
+                yield from (child for name, child in tree.children(tower) if name in _pooling(_class(tower)))
             if taken.fields.isdisjoint({_LAST, _POOLED}):
                 yield from _later_layers(tree, holder, tower, taken)
 
@@ -87,8 +87,16 @@ def _later_layers(tree: Tree, holder: nn.Module, tower: nn.Module, taken: _Taken
 
 
 @cache
-def _pools(cls: type) -> bool:
-    return any(isinstance(n, ast.keyword) and n.arg == _POOLED for m in methods_of(cls) for n in ast.walk(m))
+def _pooling(cls: type) -> frozenset[str]:
+    """Return the heads whose results a class gives as `pooler_output`."""
+    found: set[str] = set()
+    for method in methods_of(cls):
+        nodes = list(ast.walk(method))
+        given = [n.value for n in nodes if isinstance(n, ast.keyword) and n.arg == _POOLED]
+        names = {n.id for n in given if isinstance(n, ast.Name)}
+        given += [n.value for n in nodes if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", None) in names]
+        found |= {_called(n) for value in given for n in ast.walk(value)}
+    return frozenset(name for name in found if is_head(name))
 
 
 @cache
