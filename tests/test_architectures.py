@@ -62,6 +62,33 @@ UNNAMED_QUERY_OR_VALUE = {
     ("DiffusionGemmaDecoderTextAttention", "k_proj"): "no value in global layers: the key doubles as one",
     ("DiffusionGemmaEncoderTextAttention", "k_proj"): "no value in global layers: the key doubles as one",
 }
+# What of a class computes and is never taken (tests/test_reach.py), so that it has no target, by full name.
+_HEAD, _CODEC = r"vision_(tower|model)\.head\b", r"(vqmodel|codec_model|audio_encoder)\b"
+UNREACHED = {
+    "Gemma3ForConditionalGeneration": _HEAD,
+    "Cohere2VisionForConditionalGeneration": _HEAD,
+    "ColModernVBertForRetrieval": _HEAD,
+    "DeepseekVLForConditionalGeneration": _HEAD,
+    "DeepseekVLHybridForConditionalGeneration": _HEAD,
+    "Lfm2VlForConditionalGeneration": _HEAD,
+    "ModernVBertForSequenceClassification": _HEAD,
+    "SiglipForImageClassification": _HEAD,
+    "Siglip2ForImageClassification": _HEAD,
+    "T5Gemma2ForConditionalGeneration": _HEAD,
+    "T5Gemma2Encoder": _HEAD,
+    "Phi4MultimodalForCausalLM": r"img_processor\.(head|encoder\.layers\.26)\b",
+    **dict.fromkeys(
+        [
+            f"{name}ForConditionalGeneration"
+            for name in ("Llava", "LlavaNext", "LlavaNextVideo", "VideoLlava", "VipLlava")
+        ],
+        r"(vision|image|video)_tower\.encoder\.layers\.23\b",
+    ),
+    **dict.fromkeys(
+        [f"{name}ForConditionalGeneration" for name in ("Chameleon", "Csm", "Emu3", "Janus", "Moshi")], _CODEC
+    ),
+    "VJEPA2ForVideoClassification": r"vjepa2\.predictor\b",
+}
 FORBIDDEN = re.compile(
     r"(^|\.)(lm_heads?|classifier|score|router|cls|qa_outputs|pooler|embed_out|indexer|class_embed|bbox_embed)(\.|$)"
 )
@@ -140,6 +167,11 @@ def inside_base(model: nn.Module) -> dict[str, nn.Module]:
     return inner if says else modules
 
 
+def is_unreached(model: nn.Module, name: str) -> bool:
+    """Tell whether a module of that full name gets no gradient in its model."""
+    return re.search(UNREACHED.get(type(model).__name__, r"(?!)"), name) is not None
+
+
 def is_attention(module: nn.Module) -> bool:
     """Tell whether a class says attention and owns linear layers, by its name and children only."""
     says = re.search("att(entio)?n", type(module).__name__, re.IGNORECASE)
@@ -150,7 +182,7 @@ def problems_of_attention(model: nn.Module, auto: tuple[str, ...]) -> Iterator[s
     """Yield where `auto` misses an attention, or disagrees with what its source calls query and value."""
     holders = {name.rsplit(".", depth)[0] for name in auto for depth in range(name.count(".") + 1)} | {""}
     for name, module in inside_base(model).items():
-        if not is_attention(module):
+        if not is_attention(module) or is_unreached(model, name):
             continue
         kind = type(module).__name__
         if name not in holders and kind not in NO_TARGET:
@@ -210,10 +242,14 @@ def problems_of_names(model: nn.Module, preset: str, names: tuple[str, ...]) -> 
             yield f"{preset}: {name} is a head, a router or an indexer"
         elif name.startswith(routers):
             yield f"{preset}: {name} is in a router"
-    yield from problems_of_coverage(modules, preset, set(names))
+    if taken := [name for name in names if is_unreached(model, name)]:
+        yield f"{preset}: {taken} get no gradient"
+    yield from problems_of_coverage(model, modules, preset, set(names))
 
 
-def problems_of_coverage(modules: dict[str, nn.Module], preset: str, names: set[str]) -> Iterator[str]:
+def problems_of_coverage(
+    model: nn.Module, modules: dict[str, nn.Module], preset: str, names: set[str]
+) -> Iterator[str]:
     """Yield lists of layers in which two layers of equal structure have different targets."""
     for name, module in modules.items():
         if not isinstance(module, nn.ModuleList):
@@ -223,6 +259,8 @@ def problems_of_coverage(modules: dict[str, nn.Module], preset: str, names: set[
             continue
         seen: dict[tuple[Any, ...], set[str]] = {}
         for prefix, item in zip(prefixes, module, strict=True):
+            if is_unreached(model, prefix):
+                continue
             shape = tuple((n, type(m).__name__, getattr(m, "groups", 1) == 1) for n, m in item.named_modules())
             targets = {target.removeprefix(prefix) for target in names if target.startswith(prefix)}
             if seen.setdefault(shape, targets) != targets:

@@ -15,13 +15,14 @@ from hf_lora import LoRAConfig, LoRAModel
 
 from .peek import preset_targets
 
-TEXT = dict(
-    num_hidden_layers=1, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
-    vocab_size=64, head_dim=8, pad_token_id=0,
-)  # fmt: skip
-VISION = dict(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=8
-)
+TEXT = {
+    "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
 PIXELS, IDS = torch.ones(1, 3, 16, 16), torch.tensor([[1, 63, 63, 63, 63, 5, 6, 7]])
 WITH_IMAGE = {"pixel_values": PIXELS, "input_ids": IDS, "labels": IDS}
 
@@ -78,7 +79,10 @@ REACHED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a tower alone": (lambda: _siglip("SiglipVisionModel"), "head.attention"),
     "SigLIP compares what is pooled": (lambda: _siglip("SiglipModel"), "vision_model.head.attention"),
     "the last layer is taken": (lambda: _llava(layer=-1), "model.vision_tower.encoder.layers.2.self_attn.q_proj"),
-    "one of several is the last": (lambda: _llava(layer=[1, -1]), "model.vision_tower.encoder.layers.2.self_attn.q_proj"),
+    "one of several is the last": (
+        lambda: _llava(layer=[1, -1]),
+        "model.vision_tower.encoder.layers.2.self_attn.q_proj",
+    ),
 }
 
 

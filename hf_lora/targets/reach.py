@@ -47,7 +47,7 @@ def unreached(tree: Tree) -> Iterator[nn.Module]:
         for label, tower in towers.items():
             if (taken := takes.get(label)) is None:
                 continue
-            yield from (tower._modules[part] for part in taken.skipped or () if tower._modules.get(part) is not None)
+            yield from (child for name, child in tree.children(tower) if name in (taken.skipped or ()))
             while (inner := tower._modules.get(_handed_on(_class(tower)).get("forward", ""))) is not None:
                 tower = inner
             if _POOLED not in taken.fields and not taken.fields.isdisjoint({_LAST, _ALL}):

@@ -57,11 +57,11 @@ def flags_in(function: Any, path: Path) -> frozenset[str]:
 
 
 @cache
-def methods_of(cls: type) -> tuple[ast.AST, ...]:
+def methods_of(cls: type) -> tuple[ast.FunctionDef, ...]:
     """Return the parsed methods of a class and of those it inherits from, but for those that set it up."""
     codes = [f.__code__ for f, _ in _functions_of(cls) if not _SETTING_UP.fullmatch(f.__name__)]
     found = (_parsed(code.co_filename, False).get(code.co_firstlineno) for code in codes)
-    return tuple(node for node in found if node is not None)
+    return tuple(node for node in found if isinstance(node, ast.FunctionDef))
 
 
 def _functions_of(cls: type) -> tuple[tuple[types.FunctionType, bool], ...]:
