@@ -46,8 +46,8 @@ def differs_in_peft(model: Any, name: str) -> str:
     """Return why PEFT computes something else with an adapter, "" where it computes the same."""
     found = list(_adapters(model._lora.layers, name))
     tables = [(m, layer) for m, layer, a in found if a.row.of_rows]
-    shared = {id(a) for _, _, a in found}
-    if len(shared) < len(found) and input_table(model) not in [layer for _, layer in tables]:
+    owners = {id(a) for _, _, a in found if a.row.of_rows}
+    if len(owners) < len(tables) and input_table(model) not in [layer for _, layer in tables]:
         return f"{tables[0][0]} is tied in a way that PEFT does not know, so that rows train in one place only"
     return next(filter(None, (_difference(model, *each) for each in found)), "")
 

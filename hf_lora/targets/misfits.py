@@ -15,7 +15,6 @@ from torch import nn
 from ..config.lora_config import LoRAConfig
 from ..errors import TargetError, full_name, some
 from ..kinds.table import KINDS
-from ..variants.initial import INITS
 from ..variants.table import FORMULAS, LORA
 from .names import is_inside, listed_modules, match_names, saved_modules
 from .site import Site
@@ -82,12 +81,6 @@ def misfits(
         yield (
             f"{some(both)}: a low-rank adapter and trainable_token_indices on one table; choose one, or save the table "
             "whole (modules_to_save)."
-        )
-    attentions = [s for s in adapted if isinstance(modules[s.module], nn.MultiheadAttention)]
-    if attentions and INITS[config.init_lora_weights].reads_weight:
-        yield (
-            f"{attentions[0].module}: init_lora_weights={config.init_lora_weights!r} has no place in an "
-            "nn.MultiheadAttention; use True."
         )
     if own := [s.parameter for s in adapted if not s.module]:
         yield f"{some(own)}: a parameter of the model itself; put it into a module of its own to adapt it."
