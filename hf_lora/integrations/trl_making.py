@@ -100,7 +100,13 @@ def _makes(original: Callable[..., None]) -> Callable[..., None]:
         outer = _MAKING.get()
         making = outer if outer is not None and outer.trainer is self else _Making(self)
         making.given |= {key: value for key, value in bound.arguments.items() if value is not None}
-        if is_a(bound.arguments.get("peft_config"), "hf_lora.config.lora_config", "LoRAConfig"):
+        wants = is_a(bound.arguments.get("peft_config"), "hf_lora.config.lora_config", "LoRAConfig")
+        if "weight_transfer" in signature.parameters and (wants or contains_lora(bound.arguments.get("model"))):
+            raise ModelError(
+                f"{type(self).__name__} generates in a server of vLLM's, which TRL gives the base's weights, without "
+                "hf_lora's adapters. Use GRPOTrainer or DistillationTrainer."
+            )
+        if wants:
             _take_config(making, bound.arguments)
         token = _MAKING.set(making)
         try:
