@@ -184,6 +184,7 @@ def part(model: Any) -> None:
 ROWS = {"trainable_token_indices": [3, 5]}
 
 
+@pytest.mark.filterwarnings("ignore:PEFT cannot open:UserWarning")
 @pytest.mark.parametrize(
     ("tied", "change", "settings", "match"),
     [
