@@ -327,12 +327,31 @@ def test_a_list_of_metrics_is_each_of_them() -> None:
 # --- late errors that come early ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["user/first", "a\\b", "\0", "\ud800", " a", "a\n", "a:b", "x" * 101, "Default"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a/b/c",
+        "/a",
+        "a/",
+        "a//b",
+        "a/ b",
+        "../a",
+        "a/..",
+        "a\\b",
+        "\0",
+        "\ud800",
+        " a",
+        "a\n",
+        "a:b",
+        "x" * 101,
+        "Default",
+    ],
+)
 def test_a_name_that_can_be_no_folder_is_refused_when_the_adapter_is_added(name: str, tmp_path: Path) -> None:
     model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
     model.save_pretrained(tmp_path)
     for add in (lambda: model.add_adapter(LoRAConfig(r=2), name), lambda: model.load_adapter(tmp_path, name)):
-        with pytest.raises(AdapterNameError, match="folder") as told:
+        with pytest.raises(AdapterNameError, match="folder|dots") as told:
             add()
         str(told.value).encode()
     assert list(model.peft_config) == ["default"]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
+from hf_lora.errors import AdapterFileError, AdapterStateError, HubAccessError, HubError, HubNotFoundError, ModelError
 
 from .cases import move
 from .hub import Fault, Hub, corrupt, reset, status
@@ -134,6 +134,35 @@ def test_several_adapters_all_go_each_into_its_folder(hub: Hub, two: LoRAModel) 
     assert same(two, subfolder="second"), "the active one"
     two.push_to_hub("me/one", adapter_name="second")
     assert set(hub.files("me/one")) == FILES | MADE
+
+
+def test_a_name_with_a_slash_is_a_folder_in_a_folder_here_and_on_the_hub(
+    hub: Hub, model: LoRAModel, tmp_path: Path
+) -> None:
+    model.add_adapter(LoRAConfig(r=4), "me/second")
+    model.peft_config["me/second"].base_model_name_or_path = "org/base"
+    model.add_adapter(LoRAConfig(r=1), "me")
+    model.peft_config["me"].base_model_name_or_path = "org/base"
+    model.set_adapter("me/second")
+    move(model)
+    want = FILES | {f"me/{name}" for name in FILES} | {f"me/second/{name}" for name in FILES}
+    model.save_pretrained(tmp_path / "here")
+    assert set(content(tmp_path / "here")) == want
+    model.push_to_hub("me/name")
+    assert set(hub.files("me/name")) == want | MADE
+    assert same(model, subfolder="me/second")
+    assert cli.main(["push", str(tmp_path / "here"), "me/again"]) == 0
+    assert set(hub.files("me/again")) == want | MADE
+    before = model.get_adapter_state_dict("me/second")
+    move(model)
+    model.load_weights(tmp_path / "here")
+    after = model.get_adapter_state_dict("me/second")
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    model.delete_adapter(["default", "me"])
+    model.add_adapter(LoRAConfig(), "other")
+    model.save_pretrained(tmp_path / "there")
+    with pytest.raises(AdapterFileError, match="but adapters in me/second, other; pass subfolder="):
+        LoRAModel.from_pretrained(tmp_path / "there")
 
 
 @pytest.mark.parametrize("argument", ["tokenizer", "processing_class"])

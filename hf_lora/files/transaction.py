@@ -91,8 +91,14 @@ def settled(directory: Path) -> Path | None:
 
 
 def folders_of_adapters(directory: Path) -> list[str]:
-    """Return the names of a directory's own folders that hold an adapter's config, sorted."""
-    return sorted(path.name for path in directory.iterdir() if path.is_dir() and settled(path) is not None)
+    """Return the paths in a directory of its folders that hold an adapter's config, and of those inside them, sorted.
+
+    An adapter's name has one slash at most.
+    """
+    folders = [path for path in directory.iterdir() if path.is_dir()]
+    inside = [path for folder in folders if os.access(folder, os.R_OK | os.X_OK) for path in folder.iterdir()]
+    found = (path for path in (*folders, *inside) if path.is_dir() and settled(path) is not None)
+    return sorted(path.relative_to(directory).as_posix() for path in found)
 
 
 def lacks_config(source: Source) -> bool:

@@ -144,6 +144,6 @@ def adapters_below(source: Source) -> list[str]:
     top = Path(source.name, source.hub.get("subfolder", ""))
     if not top.is_dir() or (top / "config.json").exists():
         return []
-    return sorted(
-        folders_of_adapters(top), key=lambda name: (len(name), name) if name.startswith("checkpoint-") else (0, name)
-    )
+    found = folders_of_adapters(top)
+    found = [name for name in found if name.rpartition("/")[0] not in found]  # of a checkpoint its top
+    return sorted(found, key=lambda name: (len(name), name) if name.startswith("checkpoint-") else (0, name))

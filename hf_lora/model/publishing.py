@@ -266,7 +266,7 @@ def _adapters_in(directory: Path) -> list[str]:
     if not directory.is_dir():
         raise AdapterFileError(f"{directory} is not a directory; push the one that save_pretrained wrote.")
     places = [""] if settled(directory) is not None else []
-    places += [name for name in folders_of_adapters(directory) if not _CHECKPOINT.fullmatch(name)]
+    places += [name for name in folders_of_adapters(directory) if not _CHECKPOINT.fullmatch(name.partition("/")[0])]
     if not places:
         raise AdapterFileError(f"{directory} holds no {CONFIG_NAME}, so it is no adapter's folder.")
     return places

@@ -49,10 +49,12 @@ def check_name(name: object, taken: Collection[str]) -> None:
         raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
     if name in dir(nn.ModuleDict):
         raise AdapterNameError(f"{name!r} is a method of torch's containers and cannot name an adapter.")
-    if not {*name}.isdisjoint('/\\\0<>:"|?*') or not name.isprintable() or name != name.strip() or len(name) > 100:
+    parts = name.split("/")  # a folder in a folder, as PEFT saves it; deeper ones nobody would look for
+    is_path = len(parts) <= 2 and all(part and part == part.strip() for part in parts)
+    if not {*name}.isdisjoint('\\\0<>:"|?*') or not name.isprintable() or not is_path or len(name) > 100:
         raise AdapterNameError(
             f"{name!a:.200} cannot name an adapter: its files lie in a folder of that name where there are several, so "
-            "it has no slashes, no other signs that a system refuses, and at most 100 characters."
+            "it has at most one slash, between two names, no signs that a system refuses, and at most 100 characters."
         )
     if same := [each for each in taken if each.casefold() == name.casefold()]:
         raise AdapterNameError(
