@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..maths import linear, low_rank
 
-__all__ = ["Kind", "Shape", "is_packed", "random_weight"]
+__all__ = ["Kind", "Shape", "computed", "is_packed", "random_weight"]
 
 Shape = tuple[int, ...]
 
@@ -46,9 +46,9 @@ class Kind:
 
     def claims(self, module: nn.Module) -> bool:
         """Return whether a layer's weight is of this kind; the table's rows are asked in their order."""
-        return (
-            self.layer is not None and isinstance(module, self.layer) and module._parameters.get("weight") is not None
-        )
+        if self.layer is None or not isinstance(module, self.layer):
+            return False
+        return module._parameters.get("weight") is not None or computed(module, "weight") is not None
 
     def claims_parameter(self, owner: nn.Module, parameter: Tensor) -> bool:
         """Return whether a raw floating-point parameter is of this kind."""
@@ -60,7 +60,8 @@ class Kind:
 
     def weight_shape(self, module: nn.Module) -> Shape:
         """Return the shape of the weight that is adapted: the stored one."""
-        weight = module._parameters["weight"]
+        weight = module._parameters.get("weight")
+        weight = computed(module, "weight") if weight is None else weight
         assert weight is not None
         return tuple(weight.shape)
 
@@ -122,6 +123,15 @@ class Kind:
 
     def check(self, layer: nn.Module, name: str, r: int) -> None:
         """Raise TargetError where a layer of this kind cannot carry an adapter of rank r."""
+
+
+def computed(module: nn.Module, name: str) -> Tensor | None:
+    """Return what a module computes from other tensors in a parameter's place: pruned, normalised or parametrised."""
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict) and name in parametrizations:
+        return parametrizations[name]()
+    value = module.__dict__.get(name)
+    return value if isinstance(value, Tensor) else None
 
 
 def is_packed(weight: Tensor) -> bool:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import full_name
+from ..errors import AdapterStateError, full_name
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
-from ..variants.adapter import Adapter, own_tensor
+from ..variants.adapter import Adapter, base_tensor, own_tensor
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
@@ -52,7 +52,7 @@ class LoRALayer(Specialised, nn.Module):
         whether others read what sits behind the forward.
         """
         behind, reads, shown = key
-        content: dict[str, Any] = {parameter: property(_reader(parameter), _of_replica) for parameter in reads}
+        content: dict[str, Any] = {parameter: _property(parameter) for parameter in reads}
         forward = _adapted(base.forward)
         return {**content, "forward": _reading_its_own(forward) if shown else forward} if behind else content
 
@@ -78,6 +78,23 @@ class LoRALayer(Specialised, nn.Module):
             else:
                 self._originals[name] = nn.Parameter(moved, False) if isinstance(own, nn.Parameter) else moved
         return self
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._parameters:
+            self._refuse_to_compute(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter as torch does; what another will be computed from must not have adapters inside."""
+        self._refuse_to_compute(name.rpartition("_")[0])
+        super().register_parameter(name, param)
+
+    def _refuse_to_compute(self, parameter: str) -> None:
+        if parameter in self._steps.reads and parameter not in self.__dict__:
+            raise AdapterStateError(
+                f"{parameter} of {type(self).__name__} is read with its adapters inside, so it cannot be pruned, "
+                "normalised or parametrised now: unload() the adapters, do it, and add or load them again."
+            )
 
     def behind(self, name: str) -> set[str]:
         """Return the keys of the adapters of one name that add to the output; the others live in the read."""
@@ -170,7 +187,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     """Return a parameter or buffer as its reader gets it: with the adapters of the route that live in the read."""
-    value, steps = own_tensor(layer, parameter), getattr(layer, "_steps", None)
+    value, steps = base_tensor(layer, parameter), getattr(layer, "_steps", None)
     if steps is None or (value is not None and is_elsewhere(layer, value)):
         return value
     for adapter in steps.in_read(parameter, _READING.layer is layer):
@@ -269,14 +286,23 @@ def _reading_its_own(forward: Callable[..., Any]) -> Callable[..., Any]:
     return own_forward
 
 
-def _of_replica(self: nn.Module, value: Tensor) -> None:
-    """Take what nn.DataParallel sets on a replica, which keeps it among its former parameters too."""
-    if not getattr(self, "_is_replica", False):
-        raise AttributeError("an adapted parameter is set as a Parameter, or as a tensor where it is a buffer.")
+def _property(parameter: str) -> property:
+    """Return what stands in a class for a parameter that is adapted where it is read."""
 
-
-def _reader(parameter: str) -> Callable[[nn.Module], Tensor | None]:
     def read(self: nn.Module) -> Tensor | None:
-        return effective(self, parameter)
+        value = effective(self, parameter)
+        if value is None and parameter not in {**self._parameters, **self._buffers}:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {parameter!r}")
+        return value
 
-    return read
+    def write(self: nn.Module, value: Tensor) -> None:
+        """Take what is computed in a parameter's place: by pruning, or on a replica of nn.DataParallel."""
+        if parameter in self.__dict__:
+            self.__dict__[parameter] = value
+        elif not getattr(self, "_is_replica", False):  # it is among a replica's former parameters as well
+            raise AttributeError("an adapted parameter is set as a Parameter, or as a tensor where it is a buffer.")
+
+    def delete(self: nn.Module) -> None:
+        del self.__dict__[parameter]
+
+    return property(read, write, delete)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MergeError
-from ..kinds.kind import is_packed
+from ..kinds.kind import computed, is_packed
 from ..maths import low_rank
 from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
@@ -33,6 +33,13 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
         value = values.get(parameter, _base(layer, parameter))
         if value is None and parameter == "bias":
             raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
+        if value is None and computed(layer, parameter) is not None:
+            raise MergeError(
+                f"{parameter} of {type(layer).__name__} is computed from other tensors (pruned, normalised or "
+                "parametrised), so nothing can be merged into it. Make it permanent first, by prune.remove, "
+                "remove_weight_norm, remove_spectral_norm or parametrize.remove_parametrizations of torch.nn.utils; a "
+                "parametrization that was there before the adapter has to go before the adapter comes."
+            )
         if value is None or value.is_meta:
             raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
         if not is_plain(value) and is_packed(value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -56,15 +57,27 @@ def refined(mixin: type[Specialised], base: type, *key: Any) -> type:
 
 def refine(target: Any, mixin: type[Specialised], *key: Any) -> None:
     """Specialise an object by a mixin, in place; one that is specialised by it on top is specialised anew."""
-    cls = type(target)
-    made = cls.__dict__.get("_lora_made")
-    base = made.base if made is not None and made.mixin is mixin else cls
-    _become(target, refined(mixin, base, *key))  # type: ignore[arg-type]
+    _become(target, _anew(type(target), mixin, lambda base: refined(mixin, base, *key)))  # type: ignore[arg-type]
 
 
 def restore(target: Any) -> None:
     """Give an object back the class that it had before it was last specialised."""
-    _become(target, type(target)._lora_made.base)
+    _become(target, _anew(type(target), type(target)._lora_made.mixin, lambda base: base))
+
+
+def _anew(cls: type, mixin: type[Specialised], make: Callable[[type], type]) -> type:
+    """Return a class made of the base of a specialised one, below what others made of that since (parametrize)."""
+    made = cls.__dict__.get("_lora_made")
+    if made is not None and made.mixin is mixin:
+        return make(made.base)
+    if made is not None or getattr(cls, "_lora_made", Made(Specialised, cls)).mixin is not mixin:
+        return make(cls)
+    bases = tuple(_anew(base, mixin, make) if issubclass(base, mixin) else base for base in cls.__bases__)
+    content = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    name = cls.__name__
+    for old, new in zip(cls.__bases__, bases, strict=True):
+        name = name.replace(old.__name__, new.__name__)
+    return type(cls)(name, bases, content)
 
 
 def plain(cls: type) -> type:

@@ -47,10 +47,10 @@ def idle_tables(modules: Mapping[str, nn.Module], names: Iterable[str]) -> Itera
     for name in names:
         table, (owner, _, child) = modules[name], name.rpartition(".")
         if isinstance(table, nn.Embedding) and owner in modules and not is_named_in_a_call(modules[owner], child):
-            weight = table._parameters["weight"]
+            weight = table._parameters.get("weight")
             others = [
                 n for n, m in modules.items()
-                if m is not table and isinstance(m, nn.Embedding) and m._parameters["weight"] is weight
+                if m is not table and isinstance(m, nn.Embedding) and m._parameters.get("weight") is weight
             ]  # fmt: skip
             if others:
                 yield f"{name} is never called, so nothing there would train; name {', '.join(others)} instead."

@@ -146,7 +146,8 @@ def _named(config: LoRAConfig, names: Iterable[str]) -> list[str]:
     assert spec is not None
     if isinstance(spec, str):
         return [n for n in names if n and re.fullmatch(spec, n)]
-    return [n for n in match_names(spec, names) if n in spec or _in_layers(config, n)]
+    named = [n for n in match_names(spec, names) if ".parametrizations." not in n]  # of what computes a layer's weight
+    return [n for n in named if n in spec or _in_layers(config, n)]
 
 
 def is_excluded(config: LoRAConfig, name: str) -> bool:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, TargetError, full_name, some
 from ..kinds.kind import Kind
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
-from ..layers.layer import base_modules
+from ..layers.layer import base_modules, own_tensor
 from ..layers.specialising import base_of
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
@@ -240,6 +240,11 @@ def token_sites(model: nn.Module, config: LoRAConfig, modules: Mapping[str, nn.M
                 f"trainable_token_indices names {ending!r}, which ends the name of no embedding and no output layer."
             )
         for name in names:
+            if own_tensor(modules[name], "weight") is None:
+                raise TargetError(
+                    f"trainable_token_indices names {name}, whose weight is computed from other tensors (pruned, "
+                    "normalised or parametrised): make it permanent first (prune.remove or the like of torch.nn.utils)."
+                )
             tables.setdefault(id(modules[name]._parameters["weight"]), []).append(name)
     return [site for names in tables.values() for site in _sites_of_table(modules, config, by_name, names)]
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..kinds.kind import Shape
 from ..layers.layer import own_tensor
 from ..layers.offload import compute_device
-from ..variants.adapter import Adapter, Spec
+from ..variants.adapter import Adapter, Spec, base_tensor
 
 __all__ = ["Site"]
 
@@ -35,7 +35,7 @@ class Site(Spec):
 
     def build(self, layer: nn.Module) -> Adapter:
         """Make the empty adapter on the device where the layer computes."""
-        own = own_tensor(layer, self.parameter)
+        own = base_tensor(layer, self.parameter)
         some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
         device = compute_device(layer, some_tensor)
         adapter: Adapter = self.row.adapter(self, own, buffer=self.parameter in layer._buffers, device=device)

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..kinds.kind import Shape
+from ..kinds.kind import Shape, computed
 from .initial import InitName
 from .row import Part, Row
 from .table import ADAPTERS
 
-__all__ = ["Adapter", "Product", "Spec", "own_tensor"]
+__all__ = ["Adapter", "Product", "Spec", "base_tensor", "own_tensor"]
 
 Result = TypeVar("Result")
 
@@ -276,6 +276,12 @@ class Adapter(nn.Module):
 def _version(tensor: Tensor) -> int:
     """Return how often a tensor was written in place; one made in inference mode does not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def base_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """Return a module's own parameter or buffer, or what it computes in the place of one."""
+    own = own_tensor(layer, name)
+    return computed(layer, name) if own is None else own
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:

@@ -20,7 +20,7 @@ from ..kinds.kind import Kind, Shape
 from ..kinds.table import KINDS, kind_of, name_of
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
-from .adapter import Adapter, Product, Spec, own_tensor
+from .adapter import Adapter, Product, Spec, base_tensor
 from .initial import INITS
 from .row import Part
 
@@ -127,7 +127,7 @@ class LoRA(Adapter):
 
     def own_matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's own weight, without adapters, as this adapter's kind reads it, detached."""
-        own = own_tensor(layer, self.parameter)
+        own = base_tensor(layer, self.parameter)
         assert own is not None
         return self._kind.matrix(own.detach())
 
