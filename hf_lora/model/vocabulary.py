@@ -109,7 +109,11 @@ def overridden(base: type) -> dict[str, Any]:
     """Return the methods of a Transformers model's class as a LoRAModel has them, where the class has them."""
 
     def tie_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Tie the base's own parameters, as the model's class does; adapters stay where they are."""
+        """Tie the base's own parameters, as the model's class does; adapters stay where they are.
+
+        Raises AdapterStateError while merged: what merging parted would be lost.
+        """
+        self._lora.refuse_while_merged("tie_weights")
         with self._lora.routed(OFF):
             return base.tie_weights(self, *args, **kwargs)  # type: ignore[attr-defined]
 
