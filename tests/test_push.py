@@ -165,6 +165,12 @@ def test_a_name_with_a_slash_is_a_folder_in_a_folder_here_and_on_the_hub(
         LoRAModel.from_pretrained(tmp_path / "there")
 
 
+def test_a_repo_that_conflicts_with_something_unnamed_is_an_error_of_the_hub(hub: Hub, model: LoRAModel) -> None:
+    hub.fail_next("^POST .*/api/repos/create", status(409), times=9)
+    with pytest.raises(HubError, match="conflicts with something"):
+        model.push_to_hub("me/name")
+
+
 @pytest.mark.parametrize("argument", ["tokenizer", "processing_class"])
 def test_a_tokenizer_goes_along_when_given(hub: Hub, model: LoRAModel, argument: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]")))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..errors import HubAccessError, HubError, HubNotFoundError
 from .privacy import redacted
@@ -66,6 +69,8 @@ _STATUSES: dict[int, tuple[type[HubError], str]] = {
 }
 _TRANSIENT = (408, 500, 502, 503, 504)
 _WAIT = 1.0  # seconds before the second try
+_LONGEST = 20  # seconds that an answer may ask to be waited for
+_IS_OURS: ContextVar[bool] = ContextVar("_IS_OURS", default=False)
 
 T = TypeVar("T")
 
@@ -86,6 +91,10 @@ def call(action: Callable[[], T], subject: Request, again: bool = True) -> T:
     huggingface_hub itself tries longer where much would be lost. Raises HubError and its kinds; what huggingface_hub
     raises for a missing file (EntryNotFoundError) is one of them, so an action that may meet it has to catch it.
     """
+    hooks = getattr(get_session(), "event_hooks", {}).get("response", [])  # one client for everybody in this process
+    if _refuse_to_wait not in hooks:
+        hooks.append(_refuse_to_wait)
+    token = _IS_OURS.set(True)
     try:
         return action()
     except HubError:
@@ -95,8 +104,23 @@ def call(action: Callable[[], T], subject: Request, again: bool = True) -> T:
         given_up = isinstance(error, LocalEntryNotFoundError)  # by upstream, after several tries
         if given_up or not again or not _may_pass(cause):
             raise _as_hub_error(cause, subject) from None
+    finally:
+        _IS_OURS.reset(token)
     time.sleep(_WAIT)
     return call(action, subject, again=False)
+
+
+def _refuse_to_wait(response: Any) -> None:
+    """Raise what an answer stands for that asks to be waited for longer than anybody would; only inside a `call`.
+
+    huggingface_hub would sleep, five times over.
+    """
+    if _IS_OURS.get() and response.status_code >= 400:
+        asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("Retry-After", ""))
+        limit = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", ""))
+        if max(int(found[1]) if found else 0 for found in (asked, limit)) > _LONGEST:
+            response.read()
+            hf_raise_for_status(response)
 
 
 def _root(error: Exception) -> Exception:
