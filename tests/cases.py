@@ -138,6 +138,8 @@ def allowed(kind: str, variant: str) -> bool:
         return False
     if moves_base(variant) and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always
+    if variant == "bias-trained":
+        return any("bias" in name for name, _ in case.build().named_parameters())
     return case.bias or variant != "lora-bias"
 
 

@@ -49,8 +49,6 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     config.check_readable()
     with CHANGES:
         modules = _checked(model, state, name)
-        if config.inference_mode:
-            warnings.warn("inference_mode=True has no effect here: a fresh adapter trains.", stacklevel=2)
         config = settle_saved(modules, settle_layers(model, config, modules))
         sites, targets, parameters = plan(model, config)
         sites = tied_copies(modules, config, sites)
@@ -59,6 +57,8 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
         _attach(state, modules, groups, name, Record(resolved, _origin(model, modules, sites), trainable=True))
+        if config.inference_mode:
+            warnings.warn("inference_mode=True has no effect here: a fresh adapter trains.", stacklevel=2)
         return resolved
 
 
