@@ -185,6 +185,27 @@ def test_a_new_parameter_of_the_module_itself_is_told_to_stay_as_it_is(checkpoin
     assert not model.temperature.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("name", "told", "new"),
+    [
+        ("llama", {"attention_bias": True}, "q_proj.bias"),
+        ("wav2vec2", {"mask_time_prob": 0.3}, "masked_spec_embed"),
+    ],
+)
+def test_a_new_parameter_in_what_is_adapted_leaves_the_rest_to_adapt(
+    name: str, told: dict[str, Any], new: str, tmp_path: Path
+) -> None:
+    tiny(name).save_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match=f"{new}.* stay as they are"):
+        model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2, init_lora_weights=False), **told)
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path / "out")
+    with pytest.warns(UserWarning, match=f"start at random.*{new}"):
+        again = LoRAModel.from_pretrained(tmp_path / "out").eval()
+    if name != "wav2vec2":  # biases start at zero
+        assert torch.equal(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
+
+
 def test_an_adapter_without_the_new_head_is_told_wherever_it_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
     bare = LoRAConfig(r=2, target_modules=["query"], exclude_modules=["pooler", "classifier"])
     LoRAModel.from_model(_classifier(checkpoint), bare).save_pretrained(tmp_path / "bare")

@@ -384,3 +384,48 @@ def test_a_forward_of_its_own_that_wraps_the_layer_s_gets_the_adapters_once(when
         alone = model(x)
     times = 2 if when == "after" else 1  # a wrapper around the base's own forward knows nothing of adapters
     torch.testing.assert_close(model(x), alone + times * changed(model, x))
+
+
+@pytest.mark.parametrize("leave", ["merge_and_unload", "unload"])
+def test_a_compiled_model_goes_on_computing_when_its_adapters_left(leave: str) -> None:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False)).eval()
+    compiled = torch.compile(model, backend="eager")
+    compiled(input_ids=IDS)
+    plain = getattr(model, leave)()
+    torch.testing.assert_close(compiled(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_a_state_dict_brings_what_its_adapters_were_made_of() -> None:
+    """PiSSA's product at birth and the numbers of token rows are in no state dict: the base and the config tell."""
+    config = LoRAConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa", trainable_token_indices=[5, 9])
+    model = LoRAModel.from_model(tiny("llama"), config).eval()
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(torch.randn_like(parameter))
+    other = LoRAModel.from_model(tiny("llama", seed=1), config).eval()
+    empty, own = copy.deepcopy(model), dict(model.named_buffers())
+    for tensor in [*empty.parameters(), *(b for n, b in empty.named_buffers() if ".adapters." in n)]:
+        tensor.data.zero_()
+    for again in (other, empty):
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert all(torch.equal(buffer, own[name]) for name, buffer in empty.named_buffers())
+
+
+@pytest.mark.parametrize("way", OFFLOADS)
+def test_rows_of_a_tied_table_act_in_the_output_layer_of_an_offloaded_base_as_well(way: str, tmp_path: Path) -> None:
+    config = LoRAConfig(r=2, target_modules=["c_attn"], trainable_token_indices=[5, 9])
+    model = LoRAModel.from_model(tiny("gpt2"), config).eval()
+    base = tiny("gpt2")
+    OFFLOADS[way](base, tmp_path)
+    with torch.no_grad():
+        base(input_ids=IDS)  # accelerate parts tied weights in a forward
+    offloaded = LoRAModel.from_model(base, config).eval()
+    rows = torch.randn(2, 16)
+    with torch.no_grad():
+        for each in (model, offloaded):
+            next(p for n, p in each.named_parameters() if n.endswith("tokens_weight.value")).copy_(rows)
+            for name, parameter in each.named_parameters():
+                if "lora_B" in name:
+                    parameter.zero_()
+        torch.testing.assert_close(offloaded(input_ids=IDS).logits, model(input_ids=IDS).logits)

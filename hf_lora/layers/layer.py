@@ -96,6 +96,11 @@ class LoRALayer(Specialised, nn.Module):
                 "normalised or parametrised now: unload() the adapters, do it, and add or load them again."
             )
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        loaded = [a for n, a in self.adapters.named_modules() if f"{prefix}adapters.{n}.lora_A" in state_dict]
+        with taken_anew(self, loaded):  # their factors are loaded after this
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def behind(self, name: str) -> set[str]:
         """Return the keys of the adapters of one name that add to the output; the others live in the read."""
         return {key for key, adapter in self.carried(name).items() if self._steps.is_behind(name, adapter)}

@@ -35,7 +35,7 @@ def with_heads(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 
     Each new parameter is covered by the largest module that is new as a whole, or by the module that owns it. What
     exclude_modules names stays frozen, and so does what carries a target of the config's own. A UserWarning tells of
-    parts beside pretrained models, which nobody named, and of new parameters that no module's name covers.
+    parts beside pretrained models, which nobody named, and of new parameters in no module that could be saved for them.
     """
     modules = dict(base_modules(model))
     heads = TASK_TYPES[config.task_type].heads if config.task_type else ()
@@ -43,7 +43,8 @@ def with_heads(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     new, beside = _new_parameters(modules)
     given = list(config.modules_to_save or ())
     outside = _outside(model, modules, config, beside)
-    covered = [*_covering(modules, new), *outside]
+    loose = [*(n for n in (*new, *beside) if "." not in n), *_in_adapted(model, modules, config, new)]
+    covered = [*_covering(modules, [n for n in new if n not in loose]), *outside]
     names = [n for n in dict.fromkeys([*names, *covered]) if any(True for _ in modules[n].parameters())]
     extra = [n for n in names if n not in saved_modules(given, modules) and not is_excluded(config, n)]
     if told := [n for n in extra if n in outside]:
@@ -53,10 +54,11 @@ def with_heads(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
             "them as they are.",
             stacklevel=4,
         )
-    if loose := [n for n in (*new, *beside) if "." not in n]:
+    if loose:
         warnings.warn(
-            f"{some(loose)}: new parameters of {type(model).__name__} itself, which stay as they are and are in no "
-            "adapter's file. Put them into a module of their own to have them trained and saved.",
+            f"{some(loose)}: new parameters of a {type(model).__name__} beside what it knows or what is adapted, which "
+            "stay as they are and are in no adapter's file. Put them into a module of their own, or name theirs in "
+            "modules_to_save, to have them trained and saved.",
             stacklevel=4,
         )
     return config.copy(modules_to_save=[*given, *as_endings(extra, list(modules))] or None)
@@ -104,10 +106,24 @@ def _above(name: str) -> list[str]:
 def _outside(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRAConfig, beside: list[str]) -> list[str]:
     """Return the modules that cover the parameters beside pretrained models and carry no target of the config."""
     covering = _covering(modules, beside)
-    if not covering:
-        return []
-    if not (config.target_modules or config.target_parameters):
-        return covering
-    targets, parameters = find_targets(model, config.copy(modules_to_save=None), modules)
-    targets += [name.rpartition(".")[0] for name in parameters]
+    targets = _targets(model, modules, config) if covering else []
     return [name for name in covering if not any(is_inside(target, name) for target in targets)]
+
+
+def _in_adapted(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRAConfig, new: list[str]) -> list[str]:
+    """Return the new parameters of modules that are old otherwise and carry targets: of a trunk, of an adapted layer.
+
+    To save such a module whole would leave nothing to adapt.
+    """
+    wanted, kept = set(new), saved_modules(config.modules_to_save or (), modules)
+    old = {name.rpartition(".")[0] for name in parameter_names(modules) if name not in wanted}
+    owners = {name: owner for name in new if (owner := name.rpartition(".")[0]) and owner not in kept}
+    part = {n: o for n, o in owners.items() if any(is_inside(each, o) for each in old)}
+    targets = _targets(model, modules, config) if part else []
+    return [name for name, owner in part.items() if any(is_inside(target, owner) for target in targets)]
+
+
+def _targets(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRAConfig) -> list[str]:
+    """Return the modules that a config adapts, or a parameter of."""
+    targets, parameters = find_targets(model, config.copy(modules_to_save=None), modules)
+    return [*targets, *(name.rpartition(".")[0] for name in parameters)]

@@ -121,6 +121,8 @@ class LoRAModel(Specialised, nn.Module):
         """Compute as the model's own class does. Raises AdapterStateError for PEFT's arguments of a call."""
         if not _OF_A_CALL.isdisjoint(kwargs):
             selecting.refuse_in_call(self, _OF_A_CALL & kwargs.keys())
+        if not isinstance(self, LoRAModel):  # unloaded since torch.compile took the call
+            return type(self).__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------

@@ -144,8 +144,19 @@ def tied_sites(modules: Mapping[str, nn.Module], site: Site, config: LoRAConfig)
     """
     table = modules[site.module]._parameters["weight"]
     tied = [n for n, m in modules.items() if m._parameters.get("weight") is table and n != site.module]
+    if table is not None and table.is_meta:  # offloaded: accelerate makes tied weights anew, each for itself
+        tied = list(dict.fromkeys([*tied, *_said_to_be_tied(modules, site.module)]))
     names = [n for n in tied if not is_saved(config, n)]
     return [replace(site, module=n, shares=site.module) for n in names]
+
+
+def _said_to_be_tied(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    """Return the modules whose weight is a module's, by what the model says of itself."""
+    keys: Mapping[str, str] = getattr(modules[""], "all_tied_weights_keys", None) or {}
+    own = full_name(name, "weight")
+    same = {own, keys.get(own, own)}
+    same |= {key for pair in keys.items() if same.intersection(pair) for key in pair}
+    return [n for n in modules if n != name and full_name(n, "weight") in same]
 
 
 def _layer(modules: Mapping[str, nn.Module], uses: Uses, name: str) -> tuple[Kind, bool, bool, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,7 @@ class Tokens(_Copy):
         super().__init__(spec, own, buffer=buffer, device=device)
         dtype = torch.promote_types(own.dtype, torch.float32)
         self.value = nn.Parameter(torch.empty(self.shapes(spec, own)["value"], dtype=dtype, device=device))
+        self._rows = spec.rows
         self.register_buffer("rows", torch.tensor(spec.rows, dtype=torch.long, device=device), persistent=False)
 
     @classmethod
@@ -87,6 +88,10 @@ class Tokens(_Copy):
 
     def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield self.row.stored["value"].key, values["value"]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.rows.copy_(torch.tensor(self._rows))  # in no state dict, and lost by to_empty()
 
     def conflicts(self, spec: Spec) -> Iterator[str]:
         rows = self.rows.tolist()

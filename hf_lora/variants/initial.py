@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -150,3 +151,18 @@ INITS = _Inits(
         "mica": Init(_not_built, read_only=True, trains=False),
     }
 )
+
+
+@contextmanager
+def taken_anew(layer: nn.Module, adapters: Iterable[Any]) -> Iterator[None]:
+    """Have adapters that took their factors out of a layer's weight take them again where a block changes the weight.
+
+    A state dict has no product at birth; its own factors are loaded after this.
+    """
+    taken = [(adapter, adapter.own_matrix(layer).clone()) for adapter in adapters if adapter.moves_base]
+    yield
+    for adapter, before in taken:
+        now = adapter.own_matrix(layer)
+        is_own = type(now) is Tensor and not now.is_meta
+        if is_own and (before.is_meta or now.dtype != before.dtype or not torch.equal(now, before)):
+            adapter.initialise(layer)
