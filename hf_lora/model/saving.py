@@ -28,7 +28,7 @@ from .provenance import note_of
 from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
-from .settings import SETTINGS_NOTE, Checkpoint, checkpoint_of, differs_in_labels, settings_of
+from .settings import SETTINGS_NOTE, Checkpoint, checkpoint_of, differs_in_labels, own_numbers, settings_of
 
 __all__ = ["adapter_state_dict", "refuse_base_folder", "save_adapters"]
 
@@ -186,15 +186,15 @@ def _notes(
 ) -> dict[str, Any]:
     """Return what an adapter's file says besides its tensors: how many there are, its base and settings, its labels."""
     config, state = getattr(model, "config", None), model._lora
-    labels, numbers = getattr(config, "id2label", None), getattr(config, "label2id", None)
+    labels = getattr(config, "id2label", None)
     has_head = getattr(model, "num_labels", None) is not None and "Classification" in type(model).__name__
     notes: dict[str, Any] = {"tensors": len(tensors)}
     if base := note_of(model, state, name, adapter):
         notes[BASE_NOTE] = base
     if labels and (has_head or differs_in_labels(model, checkpoint)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}
-        if numbers and numbers != {v: k for k, v in labels.items()}:  # zero-shot pipelines look for "entailment" there
-            notes["label2id"] = dict(numbers)
+        if own := own_numbers(config, checkpoint):
+            notes["label2id"] = own
     settings = settings_of(model, checkpoint)
     if settings := state.records[name].origin.settings if settings is None else settings:
         notes[SETTINGS_NOTE] = dict(settings)

@@ -29,6 +29,7 @@ __all__ = [
     "apply_to_generation",
     "checkpoint_of",
     "differs_in_labels",
+    "own_numbers",
     "rows_of_table",
     "settings_for",
     "settings_of",
@@ -91,6 +92,16 @@ def differs_in_labels(model: Any, own: Checkpoint | None) -> bool:
     """Tell whether a model's labels are others than its checkpoint's; False where that is not at hand."""
     labels = ("id2label", "label2id")
     return own is not None and any(getattr(own.config, key) != getattr(model.config, key) for key in labels)
+
+
+def own_numbers(config: Any, own: Checkpoint | None) -> dict[str, int] | None:
+    """Return a config's `label2id` where somebody gave it: zero-shot pipelines look for "entailment" there.
+
+    It is left as it was where only `id2label` is set: the checkpoint's, or that of names that Transformers makes up.
+    """
+    made_up = {f"LABEL_{number}": number for number in config.id2label}
+    unsaid = [made_up, {name: number for number, name in config.id2label.items()}, own and own.config.label2id]
+    return dict(config.label2id) if own is not None and config.label2id not in unsaid else None
 
 
 def rows_of_table(notes: Mapping[str, Any]) -> int | None:
