@@ -22,6 +22,7 @@ from ..errors import AdapterStateError, full_name
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
 from ..variants.adapter import Adapter, base_tensor, own_tensor
+from ..variants.initial import taken_anew
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
