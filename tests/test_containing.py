@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import EncoderDecoderModel, Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterFileError
 
-from .tiny import tiny
+from .cases import move
+from .tiny import IDS, tiny
 from .trainings import BEST, DEFAULTS, Rows, StopsAt, bert, tokenizer
 
 WORDS = "red green blue one two three cat dog runs sleeps eats good bad".split()
@@ -120,3 +124,87 @@ def test_which_adapters_are_whose_is_asked_and_not_guessed(tmp_path: Path) -> No
     with pytest.raises(AdapterFileError, match="which are those of"):
         run._load_from_checkpoint(str(tmp_path / "checkpoint"))
     assert not differ(trained(run.model), before)
+
+
+# Parts of a model of Transformers, and what is adapted there.
+def _pair() -> Any:
+    sides = [
+        tiny("bert", cls="BertModel"),
+        tiny("bert_mlm", cls="BertLMHeadModel", is_decoder=True, add_cross_attention=True),
+    ]
+    return EncoderDecoderModel(encoder=sides[0], decoder=sides[1])
+
+
+LLAMA, GPT2, BERT, MIXTRAL = (partial(tiny, name, noisy=True) for name in ("llama", "gpt2", "bert", "mixtral"))
+PARTS: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
+    "the base model": (LLAMA, ["model"], {}),
+    "one layer": (LLAMA, ["model.layers.1"], {}),
+    "two layers": (LLAMA, ["model.layers.0", "model.layers.1.mlp"], {"target_modules": "all-linear"}),
+    "DoRA and a saved norm": (LLAMA, ["model"], {"use_dora": True, "modules_to_save": ["norm"]}),
+    "PiSSA": (LLAMA, ["model"], {"init_lora_weights": "pissa"}),
+    "a tied table": (GPT2, ["transformer"], {"target_modules": ["wte", "c_attn"]}),
+    "rows of a tied table": (GPT2, ["transformer"], {"trainable_token_indices": [5, 6, 7, 8]}),
+    "a tied table saved whole": (GPT2, ["transformer"], {"modules_to_save": ["wte"]}),
+    "biases": (BERT, ["bert"], {"bias": "all"}),
+    "experts": (MIXTRAL, ["model"], {"target_modules": "all-linear"}),
+    "an encoder and a decoder": (_pair, ["encoder", "decoder"], {}),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_a_whole_whose_part_is_adapted_is_saved_as_it_computes(what: str, tmp_path: Path) -> None:
+    make, names, config = PARTS[what]
+    torch.manual_seed(0)
+    whole = copy.deepcopy(make()).eval()
+    for name in names:
+        move(LoRAModel.from_model(whole.get_submodule(name), LoRAConfig(r=2, **config)), scale=0.2)
+    given = {"input_ids": IDS, **({"decoder_input_ids": IDS[:, :3]} if what.startswith("an encoder") else {})}
+    with torch.no_grad():
+        live = whole(**given).logits
+    before = {key: value.clone() for key, value in whole.state_dict().items()}
+    with pytest.warns(UserWarning, match=r"adapters \['default'\] of \S+ are merged"):
+        whole.save_pretrained(tmp_path)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        saved = type(whole).from_pretrained(tmp_path).eval()(**given).logits
+    assert torch.allclose(saved, live, rtol=1e-3, atol=2e-5)
+    after = whole.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert any(".adapters.default." in key for key in after)  # torch.save of it, and back, is as ever
+
+
+def test_what_does_not_act_is_not_merged_into_a_whole_and_what_is_merged_is_there_once(tmp_path: Path) -> None:
+    whole = copy.deepcopy(LLAMA()).eval()
+    base = whole(IDS).logits
+    part = LoRAModel.from_model(whole.model, LoRAConfig(r=2))
+    move(part)
+    live = whole(IDS).logits
+    with part.adapters_disabled():
+        whole.save_pretrained(tmp_path / "off")
+    part.merge_adapter()
+    whole.save_pretrained(tmp_path / "merged")
+    for name, want in {"off": base, "merged": live}.items():
+        assert torch.allclose(type(whole).from_pretrained(tmp_path / name).eval()(IDS).logits, want, atol=1e-5)
+
+
+def test_a_trainer_of_a_whole_resumes_and_what_it_saves_last_computes_the_same(tmp_path: Path) -> None:
+    def run(folder: str, callbacks: Any = None) -> Trainer:
+        torch.manual_seed(0)
+        whole = tiny("bert", num_labels=2)
+        LoRAModel.from_model(whole.bert, LoRAConfig(r=2))
+        args = TrainingArguments(str(tmp_path / folder), **{**DEFAULTS, "save_strategy": "no"})
+        return Trainer(whole, args, train_dataset=Rows(), callbacks=callbacks)
+
+    run("parts", [StopsAt(3)]).train()
+    again = run("parts")
+    again.train(resume_from_checkpoint=True)
+    straight = run("whole")
+    straight.train()
+    assert not differ(trained(again.model), trained(straight.model))
+    with pytest.warns(UserWarning, match="are merged into the weights"):
+        again.save_model(str(tmp_path / "last"))
+    live = again.model.eval()(IDS).logits
+    assert torch.allclose(type(again.model).from_pretrained(tmp_path / "last").eval()(IDS).logits, live, atol=1e-5)
+    with pytest.warns(UserWarning, match="holds adapters inside of the model"):
+        type(again.model).from_pretrained(tmp_path / "parts" / "checkpoint-3")

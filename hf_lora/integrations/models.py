@@ -64,8 +64,24 @@ def _loaded(cls: type, load: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     match result:
         case (model, dict() as info):
             note_new(model, info)
+            _warn_of_adapters(info)
             return result if asked else model
     return result
+
+
+def _warn_of_adapters(info: Mapping[str, Any]) -> None:
+    """Warn where a checkpoint holds adapters of a part of the model, as a Trainer's does: nothing reads them there."""
+    from ..variants.table import ADAPTERS
+
+    names = {stored.attribute for row in ADAPTERS.values() for stored in row.tensors}
+    keys = [k for k in info.get("unexpected_keys", ()) if ".adapters." in k and k.rpartition(".")[2] in names]
+    if keys:
+        warnings.warn(
+            f"the checkpoint holds adapters inside of the model ({sorted(keys)[0]}), which are not read: this is the "
+            "base alone. Add the adapters to the part, and then model.load_state_dict(...); or save it anew: its "
+            "save_pretrained merges them.",
+            stacklevel=4,
+        )
 
 
 def owner_of(name: Any, kwargs: Mapping[str, Any]) -> Owner:

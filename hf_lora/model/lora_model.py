@@ -22,7 +22,20 @@ from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
-from . import creating, first_step, hints, loading, merging, overrides, publishing, replacing, report, saving, selecting
+from . import (
+    creating,
+    first_step,
+    hints,
+    loading,
+    merging,
+    overrides,
+    publishing,
+    replacing,
+    report,
+    saving,
+    selecting,
+    within,
+)
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
@@ -257,6 +270,14 @@ class LoRAModel(Specialised, nn.Module):
     ) -> dict[str, Tensor]:
         """Return one adapter's tensors (the active one's unless named) under PEFT's names, without their prefix."""
         return saving.adapter_state_dict(self, adapter_name, state_dict)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return all tensors, the adapters' among them; to the save_pretrained of a model around it, merged ones."""
+        result = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        if prefix and (whole := within.whole_that_saves()) is not None:
+            within.merge_into(result, prefix, self, whole)
+        return result
 
     def save_pretrained(
         self,
