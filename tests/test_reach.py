@@ -164,6 +164,16 @@ class ByPairs(Holder):
         return [self.own(output.hidden_states[first]) for first, _ in self.config.pairs]
 
 
+class Asking(Holder):
+    def forward(self, x: Tensor, level: int = 1) -> Any:
+        output = self.tower(x)
+        if level == -1:
+            taken = output.last_hidden_state
+        else:
+            taken = output.hidden_states[level]
+        return self.own(taken)
+
+
 class Skipping(Holder):
     def forward(self, x: Tensor) -> Any:
         return self.own(self.tower(x, skip_predictor=True)[0])
@@ -188,6 +198,7 @@ HOLDERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "by a method, and replaced": (Named, {"tower.pooler"}),
     "a hidden state by its number": (ByNumber, {"tower.layers.1", "tower.pooler"}),
     "a hidden state of the config's": (ByConfig, {"tower.layers.1", "tower.pooler"}),
+    "the last one where it is asked for": (Asking, {"tower.layers.1", "tower.pooler"}),
     "hidden states in a way that cannot be read": (ByPairs, {"tower.pooler"}),
     "what a call skips": (Skipping, {"tower.pooler", "tower.predictor"}),
     "what is pooled": (Pooling, set()),

@@ -165,7 +165,7 @@ def _add(node: ast.AST, parents: dict[ast.AST, ast.AST], taken: _Taken, is_repla
         case ast.Attribute(ctx=ast.Store()), _:
             pass
         case ast.Attribute(attr=attr) as above, _:
-            taken.fields.add(attr)
+            taken.fields.add(_ALL if attr == _LAST and _is_by_number(above, parents) else attr)
             if attr == _ALL and not isinstance(parents.get(above), ast.keyword):  # else it is reported
                 taken.layers.append(_place(above, parents))
         case ast.Subscript(slice=ast.Constant(value=0)), _:
@@ -173,6 +173,15 @@ def _add(node: ast.AST, parents: dict[ast.AST, ast.AST], taken: _Taken, is_repla
         case _:
             taken.fields.add(_POOLED)
             taken.layers.append(None)
+
+
+def _is_by_number(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
+    """Tell whether the last hidden state is taken only where its number is asked for: `if layer == -1:`."""
+    while (above := parents.get(node)) is not None:
+        if isinstance(above, ast.If) and node in above.body and ast.unparse(above.test).endswith(" == -1"):
+            return True
+        node = above
+    return False
 
 
 def _place(states: ast.AST, parents: dict[ast.AST, ast.AST]) -> _Place:
