@@ -66,7 +66,8 @@ def methods_of(cls: type) -> tuple[ast.FunctionDef, ...]:
 
 def _functions_of(cls: type) -> tuple[tuple[types.FunctionType, bool], ...]:
     bases = [base for base in cls.__mro__ if base is not object and not _SERVING.fullmatch(base.__module__)]
-    return tuple(dict.fromkeys(f for base in bases for f in _functions(vars(base).values())))
+    found = dict.fromkeys(each for base in bases for each in _functions(vars(base).values()))
+    return tuple(each for each in found if not _SERVING.fullmatch(each[0].__module__ or ""))
 
 
 def _at(found: Found, path: Path) -> frozenset[str]:
