@@ -168,10 +168,8 @@ class Asking(Holder):
     def forward(self, x: Tensor, level: int = 1) -> Any:
         output = self.tower(x)
         if level == -1:
-            taken = output.last_hidden_state
-        else:
-            taken = output.hidden_states[level]
-        return self.own(taken)
+            return self.own(output.last_hidden_state)
+        return self.own(output.hidden_states[level])
 
 
 class Skipping(Holder):

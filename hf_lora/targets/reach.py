@@ -20,8 +20,6 @@ from .tree import Tree
 from .words import QUANTIZER, is_head, says
 
 _LAST, _POOLED, _ALL = "last_hidden_state", "pooler_output", "hidden_states"
-
-
 _Place = tuple[bool, str] | int | None
 
 
@@ -178,8 +176,8 @@ def _add(node: ast.AST, parents: dict[ast.AST, ast.AST], taken: _Taken, is_repla
 def _is_by_number(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
     """Tell whether the last hidden state is taken only where its number is asked for: `if layer == -1:`."""
     while (above := parents.get(node)) is not None:
-        if isinstance(above, ast.If) and node in above.body and ast.unparse(above.test).endswith(" == -1"):
-            return True
+        if isinstance(above, ast.If | ast.IfExp) and ast.unparse(above.test).endswith(" == -1"):
+            return node is above.body or (isinstance(above.body, list) and node in above.body)
         node = above
     return False
 
