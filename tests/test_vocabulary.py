@@ -17,7 +17,8 @@ from hf_lora import LoRAConfig, LoRAError, LoRAModel
 from hf_lora.errors import AdapterMismatchError, AdapterStateError, ConfigError
 
 from .cases import move
-from .tiny import edit_config, tiny
+from .tiny import VOCAB, edit_config, tiny
+from .trainings import tokenizer, trainer
 
 IDS = torch.tensor([[5, 33, 7, 32], [9, 34, 11, 2]])
 ROWS = [32, 33, 34]
@@ -268,3 +269,12 @@ def test_a_table_that_is_asked_for_twice_comes_back_as_it_trained_or_is_refused(
         return
     live = _saved(LoRAModel.from_model(copy.deepcopy(base), config), tmp_path)
     assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=base)(IDS).logits, live)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_told_before_the_first_step(tmp_path: Path) -> None:
+    words = tokenizer(*(f"w{i}" for i in range(VOCAB)))
+    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
+    with pytest.warns(UserWarning, match=rf"{len(words)} tokens .* rows for {VOCAB}.*resize_token_embeddings"):
+        trainer(model, tmp_path / "a", processing_class=words, max_steps=1).train()
+    model.resize_token_embeddings(len(words))
+    trainer(model, tmp_path / "c", processing_class=words, max_steps=1).train()

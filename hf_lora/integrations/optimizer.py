@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..errors import AdapterStateError, ConfigError
+from ..model.vocabulary import warn_of_tokens
 from ..training.groups import check_optimizer, check_rates, held_by, regroup
 from ..training.ready import check_ready, states_of, widen_masters
 from .trained_model import lora_model
@@ -50,6 +51,7 @@ class OptimizerCheck(TrainerCallback):
 def check_start(trainer: Any, model: Any) -> None:
     """Raise AdapterStateError where a model would not train, or FSDP1 would flatten adapters and frozen weights."""
     check_ready(model)
+    warn_of_tokens(model, trainer.processing_class)
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None) if trainer.is_fsdp_enabled else None
     if getattr(plugin, "fsdp_version", 1) == 1 and getattr(plugin, "use_orig_params", None) is False:
         raise AdapterStateError(

@@ -24,7 +24,7 @@ from ..targets.names import input_table, listed_modules, saved_modules
 from .adding import extend
 from .selecting import select
 
-__all__ = ["make_room", "new_rows_noted", "overridden", "with_new_rows"]
+__all__ = ["make_room", "new_rows_noted", "overridden", "warn_of_tokens", "with_new_rows"]
 
 _MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing
@@ -98,6 +98,18 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
         f"the base's vocabulary was resized from {own} to {count} rows, as it was when the adapter was trained.",
         stacklevel=4,
     )
+
+
+def warn_of_tokens(model: nn.Module, tokenizer: Any) -> None:
+    """Warn where a tokenizer, or that of a processor, has tokens that the model's table has no rows for."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    count, rows = len(tokenizer) if hasattr(tokenizer, "__len__") else 0, _rows(input_table(model))
+    if 0 < rows < count:
+        warnings.warn(
+            f"the tokenizer has {count} tokens and the model rows for {rows}: a text with a later one would end in an "
+            f"IndexError. model.resize_token_embeddings({count}), before the adapter is added or after, makes room.",
+            stacklevel=2,
+        )
 
 
 def _rows(table: nn.Module | None) -> int:
