@@ -363,3 +363,14 @@ def test_more_directions_than_a_layer_has_are_refused(start: str) -> None:
     with pytest.raises(TargetError, match="1: init_lora_weights='pissa.* r=4 .* 2"):
         add_lora(net, LoRAConfig(r=4, init_lora_weights=start, target_modules=["0", "1"]))
     add_lora(net, LoRAConfig(r=4, init_lora_weights=start, target_modules=["0", "1"], rank_pattern={"1": 2}))
+
+
+OF_A_PUSH = {"private": True, "commit_message": "a", "commit_description": "b", "repo_id": "me/x", "revision": "v1", "create_pr": True, "tags": ["a"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_A_PUSH)
+def test_what_is_said_of_a_push_and_none_is_asked_for_is_told(name: str, tmp_path: Path) -> None:
+    model = LoRAModel.from_model(tiny("bert"), LoRAConfig(r=2))
+    with pytest.warns(UserWarning, match=rf"save_pretrained\({name}=.*push_to_hub=True"):
+        model.save_pretrained(tmp_path, **{name: OF_A_PUSH[name]})
+    assert (tmp_path / "adapter_config.json").is_file()

@@ -92,6 +92,13 @@ def save_pretrained(
                 f"save_pretrained({name}={kwargs[name]!r}): an adapter is written as adapter_config.json and one "
                 f"{WEIGHTS_NAME} with PEFT's names, and in no other way. Leave {name} out."
             )
+    idle = [name for name in _FOR_PUSHING if kwargs.get(name) and name not in ("base_model", "token")]
+    if idle and not push_to_hub:
+        warnings.warn(
+            f"save_pretrained({', '.join(f'{name}={kwargs[name]!r}' for name in idle)}) has no effect without "
+            "push_to_hub=True: nothing is uploaded.",
+            stacklevel=3,
+        )
     bases = None
     if (base := kwargs.get("base_model")) is not None:
         if not isinstance(base, str) or not base:
