@@ -6,6 +6,7 @@ import copy
 import importlib
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,58 @@ def test_adapters_act_behind_a_forward_that_a_layer_has_of_its_own(hooked: bool)
     torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
     assert torch.equal(model.unload()(x), alone)
     assert base[0].forward == mine
+
+
+GIVEN: dict[str, Callable[[Any, Any], Any]] = {
+    "a function": lambda layer, forward: partial(forward, layer).__call__,
+    "a method": lambda layer, forward: types.MethodType(forward, layer),
+    "a partial": lambda layer, forward: partial(forward, layer),
+}
+
+
+@pytest.mark.parametrize("then", ["train", "eval", "check"])
+@pytest.mark.parametrize("given", GIVEN)
+def test_adapters_act_behind_a_forward_that_a_layer_is_given_afterwards(given: str, then: str) -> None:
+    base, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    model = attached(base)
+    base[0].forward = GIVEN[given](base[0], half)
+    for _ in range(2):
+        check_ready(model) if then == "check" else getattr(model, then)()
+    with model.adapters_disabled():
+        alone = model(x)
+    assert torch.equal(alone, half(base[0], x))
+    torch.testing.assert_close(model(x), alone + changed(model, x))
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert torch.equal(model.unload()(x), alone)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("settings", [{}, {"lora_bias": True}, {"use_dora": True}], ids=str)
+def test_a_forward_that_a_class_is_given_counts_with_adapters_too(
+    when: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, own = [], nn.Linear.forward
+    base, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4)
+    config = LoRAConfig(r=2, target_modules=["0"], **settings)
+    model = add_lora(base, config) if when == "after" else base
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: (seen.append(1), own(self, x))[1])
+    model = add_lora(base, config) if when == "before" else model
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(torch.randn_like(parameter))
+    live = model(x)
+    assert seen
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), live)
+
+
+def test_a_forward_that_a_class_is_given_and_gives_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = nn.Linear.forward
+    model = add_lora(nn.Sequential(nn.Linear(4, 4, bias=False)), LoRAConfig(r=2, target_modules=["0"]))
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * own(self, x))
+    with pytest.raises(AdapterStateError, match="the forward of 0 multiplies by 2, not 1"):
+        model.merge_adapter()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

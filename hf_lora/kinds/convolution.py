@@ -22,7 +22,7 @@ class ConvKind(Kind):
     convolves = True
 
     def knows_forward(self, cls: type[nn.Module]) -> bool:
-        return cls.forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+        return cls.forward in _FORWARDS
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
@@ -126,4 +126,5 @@ class GroupedConvKind(ConvKind):
             )
 
 
+_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

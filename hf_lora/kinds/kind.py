@@ -8,7 +8,7 @@ asks a kind's attributes, never its name. Kinds hold no state; the layer and its
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,13 @@ class Kind:
     convolves: ClassVar[bool] = False
     is_matrix: ClassVar[bool] = False
     within_weight: ClassVar[bool] = True
+    _forward: ClassVar[Any] = None
     is_quantised: ClassVar[bool] = False
     fan_in_fan_out: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._forward = None if cls.layer is None else staticmethod(cls.layer.forward)  # whatever it is patched with
 
     def claims(self, module: nn.Module) -> bool:
         """Return whether a layer's weight is of this kind; the table's rows are asked in their order."""
@@ -56,7 +61,7 @@ class Kind:
 
     def knows_forward(self, cls: type[nn.Module]) -> bool:
         """Return whether a class's forward is the one that `expected` computes, so that it need not be tried."""
-        return self.layer is not None and cls.forward is self.layer.forward
+        return self._forward is not None and cls.forward is self._forward
 
     def weight_shape(self, module: nn.Module) -> Shape:
         """Return the shape of the weight that is adapted: the stored one."""

@@ -29,7 +29,7 @@ from .state import AdapterState
 from .steps import Steps, StepsOfReplica
 from .tying import is_plain
 
-__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor", "put_in_read"]
+__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor", "put_in_read", "watch"]
 
 TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
@@ -54,7 +54,7 @@ class LoRALayer(Specialised, nn.Module):
         """
         behind, reads, shown = key
         content: dict[str, Any] = {parameter: _property(parameter) for parameter in reads}
-        forward = _adapted(base.forward)
+        forward = _adapted(base)
         return {**content, "forward": _reading_its_own(forward) if shown else forward} if behind else content
 
     def _replicate_for_data_parallel(self) -> nn.Module:
@@ -102,6 +102,11 @@ class LoRALayer(Specialised, nn.Module):
         with taken_anew(self, loaded):  # their factors are loaded after this
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def train(self, mode: bool = True) -> Any:
+        """Set the training flag, and put the adapters behind a forward that the layer was given since."""
+        watch(self)
+        return super().train(mode)
+
     def behind(self, name: str) -> set[str]:
         """Return the keys of the adapters of one name that add to the output; the others live in the read."""
         return {key for key, adapter in self.carried(name).items() if self._steps.is_behind(name, adapter)}
@@ -131,7 +136,7 @@ def attach(
         fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
         layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}), _watch=None)
-        _watch_patched(layer)
+        watch(layer)
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
@@ -219,7 +224,7 @@ class Watch(threading.local):
         return Watch, ()
 
 
-def _watch_patched(layer: nn.Module) -> None:
+def watch(layer: nn.Module) -> None:
     """Put the adapters of a layer behind a forward that somebody gave the layer itself, if that leaves them out.
 
     It may wrap the forward of the layer's class, which has them, or compute on its own. accelerate's hook keeps the one
@@ -227,7 +232,8 @@ def _watch_patched(layer: nn.Module) -> None:
     """
     slot = "_old_forward" if "_old_forward" in layer.__dict__ else "forward"
     given = layer.__dict__.get(slot)
-    if given is not None and getattr(given, "__func__", None) is not type(layer).forward:
+    is_known = getattr(given, "__func__", None) is type(layer).forward or getattr(given, "func", None) is _around
+    if given is not None and not is_known:
         layer.__dict__[slot], layer.__dict__["_watch"] = partial(_around, layer, given), Watch()
 
 
@@ -251,18 +257,21 @@ def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _adapted(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the forward of a layer with adapters behind it; `forward` is the base's."""
+def _adapted(base: Any) -> Callable[..., Any]:
+    """Return the forward of a layer with adapters behind it, also behind what its base's class is patched with."""
+    known = base.forward
 
     def lora_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if (watch := self.__dict__.get("_watch")) is not None:
             watch.ran = True
-        steps = getattr(self, "_steps", None)
+        forward, steps = base.forward, getattr(self, "_steps", None)
         if steps is None:  # another thread took the last adapter away in between
             return forward(self, *args, **kwargs)
         fused, behind = steps.behind()
         if fused is None and not behind:
             return forward(self, *args, **kwargs)
+        if fused is not None and forward is not known:
+            fused, behind = None, (fused, *behind)
         x = _input(args, kwargs)
         y = forward(self, *args, **kwargs) if fused is None else fused.run(fused.linear, self, x)
         return _added(self, behind, x, y)

@@ -13,7 +13,7 @@ from ..errors import AdapterStateError, TargetError, some
 from ..kinds.kind import is_packed
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
-from ..layers.layer import LoRALayer, attach, base_modules, detach, own_tensor
+from ..layers.layer import LoRALayer, attach, base_modules, detach, own_tensor, watch
 from ..layers.specialising import base_of
 from ..layers.state import BLOCKS, CHANGES, AdapterState
 from ..layers.tying import is_plain
@@ -66,6 +66,7 @@ def check_in_place(model: nn.Module, state: AdapterState) -> None:
     """
     gone = []
     for path, layer in state.layers.items():
+        watch(layer)
         try:
             now = model.get_submodule(path)
         except AttributeError:
