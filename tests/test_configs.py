@@ -285,15 +285,6 @@ def test_a_newer_setting_that_is_used_is_in_the_file(settings: dict[str, Any]) -
     assert settings.items() <= LoRAConfig(target_modules=["q"], **settings).to_dict().items()
 
 
-def test_the_first_layer_alone_is_written_as_a_list_which_every_peft_takes_for_given() -> None:
-    config = LoRAConfig(target_modules=["q"], layers_to_transform=0, layers_pattern="h")
-    assert config.to_dict()["layers_to_transform"] == [0]
-    assert (
-        LoRAConfig(target_modules=["q"], layers_to_transform=3, layers_pattern="h").to_dict()["layers_to_transform"]
-        == 3
-    )
-
-
 def test_presets_that_no_other_tool_knows_are_not_written() -> None:
     assert LoRAConfig(target_modules="auto").to_dict()["target_modules"] is None
     assert LoRAConfig(target_modules="attention").to_dict()["target_modules"] is None

@@ -122,6 +122,16 @@ def test_of_a_file_such_keys_are_told_and_the_adapter_is_the_same(tmp_path: Path
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.parametrize("settings", [{"layers_to_transform": [0]}, {"exclude_modules": r".*layers\.1\..*"}], ids=str)
+def test_layers_that_a_file_s_config_leaves_out_act_and_are_told(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, **settings)
+    with pytest.warns(UserWarning, match=r"leave out model\.layers\.1\.self_attn\.q_proj, and 1 more.*PEFT would drop"):
+        again = LoRAModel.from_pretrained(tmp_path, base_model=tiny("llama"))
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
 # --- calls and methods ----------------------------------------------------------------------------------------------
 
 

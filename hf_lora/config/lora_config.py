@@ -153,8 +153,6 @@ class LoRAConfig(Fields):
                 "add the adapter to a model and take its peft_config."
             )
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "other"}
-        if self.layers_to_transform == 0:  # which PEFT until 0.18 takes for none given
-            mine["layers_to_transform"] = [0]
         if self.target_modules in ("auto", "attention"):  # no other tool knows these; attaching resolves them
             mine["target_modules"] = None
         if self.target_modules is None:  # PEFT would take its own default for null

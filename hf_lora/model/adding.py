@@ -26,7 +26,7 @@ from ..layers.offload import brought_in
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
 from ..targets.idle import idle_keys
 from ..targets.misfits import settle_saved
-from ..targets.names import as_endings, match_names, parameter_names, saved_modules, settle_layers
+from ..targets.names import as_endings, is_left_out, match_names, parameter_names, saved_modules, settle_layers
 from ..targets.plan import Site, plan, token_sites
 from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
@@ -133,7 +133,16 @@ def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> N
 
 
 def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
-    """Warn of keys of a file's patterns that set nothing; its tensors fit all the same, and PEFT says nothing of it."""
+    """Warn of keys of a file's patterns that set nothing, and of layers that its config leaves out but it adapts.
+
+    The tensors fit all the same, and PEFT says nothing of it.
+    """
+    if out := [s.module for s in sites if s.row.low_rank and s.parameter == "weight" and is_left_out(config, s.module)]:
+        warnings.warn(
+            f"the adapter's config: exclude_modules or layers_to_transform leave out {some(out, 1)}, which its file "
+            "adapts. They act here, and PEFT would drop them; take the setting out of the file, or those tensors.",
+            stacklevel=2,
+        )
     if config.rank_pattern or config.alpha_pattern:
         low_rank = [(s.module, full_name(s.module, s.parameter)) for s in sites if s.row.low_rank]
         owners = [module.rpartition(".")[0] for module, _ in low_rank]  # an attention's packed projections are its own

@@ -28,6 +28,7 @@ __all__ = [
     "input_table",
     "is_excluded",
     "is_inside",
+    "is_left_out",
     "is_saved",
     "layer_of",
     "listed_modules",
@@ -154,6 +155,12 @@ def is_excluded(config: LoRAConfig, name: str) -> bool:
     """Return whether a module of that full name is one of exclude_modules."""
     out = config.exclude_modules
     return bool(out and (re.fullmatch(out, name) if isinstance(out, str) else match_names(out, [name])))
+
+
+def is_left_out(config: LoRAConfig, name: str) -> bool:
+    """Return whether exclude_modules or layers_to_transform keep a module of that full name from being adapted."""
+    listed = not isinstance(config.target_modules, str) and name in (config.target_modules or ())
+    return is_excluded(config, name) or not (listed or _in_layers(config, name))
 
 
 def _is_out(config: LoRAConfig, name: str) -> bool:
