@@ -465,6 +465,34 @@ def test_a_state_dict_brings_what_its_adapters_were_made_of() -> None:
     assert all(torch.equal(buffer, own[name]) for name, buffer in empty.named_buffers())
 
 
+@pytest.mark.parametrize("merged", ["the one that gives", "the one that takes", "both"])
+def test_a_state_dict_of_merged_weights_goes_to_a_merged_model_and_no_other(merged: str, tmp_path: Path) -> None:
+    giving, taking = (LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=False)) for _ in range(2))
+    want = giving(input_ids=IDS).logits
+    if merged != "the one that takes":
+        giving.merge_adapter()
+    if merged != "the one that gives":
+        taking.merge_adapter()
+    torch.save(giving.state_dict(), tmp_path / "all.pt")
+    given = torch.load(tmp_path / "all.pt")
+    if merged == "both":
+        taking.load_state_dict(given)
+        torch.testing.assert_close(taking(input_ids=IDS).logits, want)
+        return
+    before = {name: tensor.clone() for name, tensor in taking.state_dict().items()}
+    for whole, its in ((taking, given), (nn.ModuleList([taking]), _below("0.", given))):
+        with pytest.raises(AdapterStateError, match=r"unmerge_adapter\(\)"):
+            whole.load_state_dict(its)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taking.state_dict().items())
+
+
+def _below(prefix: str, state_dict: Any) -> Any:
+    """Return a state dict as that of a module that holds the one that gave it."""
+    found = type(state_dict)((prefix + name, tensor) for name, tensor in state_dict.items())
+    found._metadata = {prefix + name if name else prefix[:-1]: each for name, each in state_dict._metadata.items()}
+    return found
+
+
 @pytest.mark.parametrize("way", OFFLOADS)
 def test_rows_of_a_tied_table_act_in_the_output_layer_of_an_offloaded_base_as_well(way: str, tmp_path: Path) -> None:
     config = LoRAConfig(r=2, target_modules=["c_attn"], trainable_token_indices=[5, 9])

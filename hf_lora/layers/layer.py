@@ -32,6 +32,7 @@ from .tying import is_plain
 __all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "effective", "own_tensor", "put_in_read", "watch"]
 
 TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
+_MERGED = "hf_lora_merged"  # of a layer's entry in a state dict's metadata: parameters with adapters inside
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -97,10 +98,25 @@ class LoRALayer(Specialised, nn.Module):
                 "normalised or parametrised now: unload() the adapters, do it, and add or load them again."
             )
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._originals and hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {})[_MERGED] = sorted(self._originals)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
+    ) -> None:
+        inside = local_metadata.get(_MERGED, ())
+        for name in {*self._originals, *inside}:
+            if f"{prefix}{name}" in state_dict and (name in inside) != (name in self._originals):
+                what = "were merged into it when it was taken" if inside else "are merged into the model, not into it"
+                raise AdapterStateError(
+                    f"{prefix}{name} of a state dict: adapters {what}, so they would act twice or not at all. Call "
+                    "unmerge_adapter() before either."
+                )
         loaded = [a for n, a in self.adapters.named_modules() if f"{prefix}adapters.{n}.lora_A" in state_dict]
         with taken_anew(self, loaded):  # their factors are loaded after this
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True) -> Any:
         """Set the training flag, and put the adapters behind a forward that the layer was given since."""
