@@ -138,9 +138,18 @@ def _checkpointing() -> Any:
     return model
 
 
+def _numbered_experts() -> Any:
+    base = Net()
+    base.expert_0, base.expert_1 = base.experts[0], base.experts[1]
+    del base.experts
+    base.experts = (base.expert_0, base.expert_1)
+    return add_lora(base, LoRAConfig(r=2, target_modules=["expert_0", "expert_1"]))
+
+
 QUIET: dict[str, Callable[[], Any]] = {
     "every adapter has one": lambda: net([SEEN, "head"]),
     "an expert without a token": lambda: net([SEEN, "experts.0", "experts.1"]),
+    "an expert with its number in its name": _numbered_experts,
     "gradient checkpointing": _checkpointing,
     "an adapter that is not selected": _frozen_beside,
     "a layer that was frozen by hand": _frozen_by_hand,
@@ -174,6 +183,35 @@ def _takes_a_closure(model: Any) -> None:
 
     for _ in range(3):
         optimizer.step(loss)
+
+
+def _takes_a_closure_that_zeroes_nothing(model: Any) -> None:
+    optimizer = optimizer_of(model)
+
+    def loss() -> float:
+        found = model(floats()).square().sum()
+        found.backward()
+        return float(found.detach())
+
+    for _ in range(9):
+        optimizer.zero_grad()
+        optimizer.step(loss)
+
+
+def _steps_before_the_first_backward(model: Any) -> None:
+    optimizer = optimizer_of(model)
+    optimizer.step()
+    steps(model, optimizer, 2)
+
+
+def _trains_a_critic_first(model: Any) -> None:
+    critic = nn.Linear(2, 1)
+    of_critic, of_model = optimizer_of(critic), optimizer_of(model)
+    for i in range(1, 13):
+        critic(model(floats())).sum().backward()
+        of_critic.step()
+        if i % 5 == 0:
+            of_model.step()
 
 
 def _steps_in_the_backward(model: Any) -> None:
@@ -232,7 +270,8 @@ def _compiles_the_step(model: Any) -> None:
 
 
 LOOPS = [
-    _accumulates, _takes_a_closure, _steps_in_the_backward, _splits_between_two, _steps_on_copies, _trains_two_models,
+    _accumulates, _takes_a_closure, _takes_a_closure_that_zeroes_nothing, _steps_before_the_first_backward,
+    _trains_a_critic_first, _steps_in_the_backward, _splits_between_two, _steps_on_copies, _trains_two_models,
     _alternates, _compiles_the_step,
 ]  # fmt: skip
 
@@ -243,8 +282,8 @@ def test_loops_of_every_kind_hear_nothing_where_all_trains(loop: Callable[[Any],
         loop(net([SEEN]))
 
 
-# Whose optimizers never step a parameter without a gradient, hold copies, or run no Python while they step.
-DEAF = (_steps_in_the_backward, _steps_on_copies, _compiles_the_step)
+# Whose optimizers never step a parameter without a gradient, or have none yet, hold copies, or run no Python meanwhile.
+DEAF = (_steps_in_the_backward, _takes_a_closure_that_zeroes_nothing, _steps_on_copies, _compiles_the_step)
 
 
 @pytest.mark.parametrize("loop", [each for each in LOOPS if each not in DEAF])

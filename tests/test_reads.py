@@ -343,6 +343,26 @@ def test_layers_that_are_only_called_are_no_reads() -> None:
 # --- called here, read there ------------------------------------------------------------------------------------------
 
 
+def _knowing_all() -> nn.Module:
+    net = nn.Sequential(*[Head(nn.Linear(2, 2)) for _ in range(12)])
+    for head in net:
+        head.__dict__["all"] = list(net)
+    return net
+
+
+def _nested() -> nn.Module:
+    net: nn.Module = nn.Sequential(nn.Linear(2, 2))
+    for _ in range(24):
+        net = nn.ModuleDict({"one": net, "other": net})
+    return net
+
+
+@pytest.mark.parametrize("make", [_knowing_all, _nested])
+def test_modules_that_hold_each_other_in_many_ways_are_soon_looked_through(make: Callable[[], nn.Module]) -> None:
+    modules = dict(make().named_modules())
+    assert all(any(Uses(modules).of(m)) for m in modules.values() if isinstance(m, nn.Linear))
+
+
 class Branching(nn.Module):
     """Its layer is called in the ordinary forward and read in a branch."""
 

@@ -25,8 +25,11 @@ __all__ = ["steps_went_by", "wait"]
 
 # LoRAModels whose adapters have taken no step yet, and whether another optimizer stepped while they had gradients.
 _WAITING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-_STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # how many each optimizer took since somebody waits
-_ENOUGH = 3  # by this step another optimizer of the same loop has had its turn, and a warm-up's rate is above zero
+# How many each optimizer took since somebody waits; below zero where none of its parameters had a gradient so far.
+_STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+# By this step another optimizer of the same loop has had its turn (a generator's after five of a critic's), and a
+# warm-up's rate is above zero.
+_ENOUGH = 6
 Trained = dict[int, tuple[str, Adapter, nn.Parameter]]
 
 
@@ -60,18 +63,21 @@ def _unasked(state: AdapterState) -> list[str]:
 def _ask(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not _WAITING or torch.compiler.is_compiling():
         return
-    if optimizer not in _STEPS and any(callable(each) for each in (*args[1:], *kwargs.values())):
-        _STEPS[optimizer] = 0  # a closure computes the gradients inside of the step: they are here at the next
+    before = _STEPS.get(optimizer, 0)
+    if before == _ENOUGH:
         return
-    count = _STEPS.get(optimizer, 0) + 1
-    if count <= _ENOUGH:
-        _STEPS[optimizer] = count
-    if count in (1, _ENOUGH):
+    count, waited = abs(before) + 1, before <= 0
+    has = not waited or any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    _STEPS[optimizer] = count if has or count == _ENOUGH else -count
+    # A step before any backward tells nothing, nor does one whose closure computes the gradients inside of it.
+    is_closed = any(callable(each) for each in (*args[1:], *kwargs.values()))
+    is_first = waited and (has or (count == _ENOUGH and not is_closed))
+    if is_first or count in (1, _ENOUGH):
         for model in tuple(_WAITING):
-            _look(model, optimizer, is_first=count == 1)
+            _look(model, optimizer, is_first, count == _ENOUGH)
 
 
-def _look(model: Any, optimizer: Optimizer, is_first: bool) -> None:
+def _look(model: Any, optimizer: Optimizer, is_first: bool, is_last: bool) -> None:
     state: AdapterState | None = model.__dict__.get("_lora")
     if state is None:  # its adapters are gone
         _WAITING.pop(model, None)
@@ -81,7 +87,7 @@ def _look(model: Any, optimizer: Optimizer, is_first: bool) -> None:
     if is_first and (mine := trained.keys() & _ids([optimizer])):
         _tell_dead(model, {key: trained[key] for key in mine})
     left = [trained[key] for key in elsewhere if trained[key][2].grad is not None]
-    if is_first and elsewhere:
+    if not is_last and (elsewhere or not is_first):
         _WAITING[model] = _WAITING[model] or bool(left)
         return
     if left or not elsewhere:
@@ -125,7 +131,7 @@ def _tell_dead(model: nn.Module, trained: Trained) -> None:
 
 
 def _sibling(name: str, by_chance: bool) -> str:
-    return numberless(name) if by_chance else re.sub(r"(experts?)\.\d+", r"\1.*", name)
+    return numberless(name) if by_chance else re.sub(r"(experts?)[._]?\d+", r"\1.*", name)
 
 
 def _skips_layers(model: nn.Module) -> bool:

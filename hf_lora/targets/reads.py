@@ -21,6 +21,9 @@ from .source import Path, flags_in, flags_of
 __all__ = ["Use", "Uses", "is_named_in_a_call", "weight_is_rescaled"]
 
 
+_MANY = 1000  # ways to a layer that are looked at
+
+
 class Use(NamedTuple):
     """How a model uses a layer: whether code outside of it reads its weight, and whether the layer is called."""
 
@@ -39,16 +42,21 @@ class Uses:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._modules, self._above = modules, dict[int, list[tuple[nn.Module, Path]]]()
+        self._modules, self._above = modules, dict[int, list[tuple[nn.Module, Path, bool]]]()
 
     def of(self, layer: nn.Module) -> Use:
-        """Return how the modules above a layer use it, under whatever names they have it."""
+        """Return how the modules above a layer use it, under whatever names they have it.
+
+        Where more ways lead to it than are looked at, it counts as called and read.
+        """
         if not self._above:
             for module in self._modules.values():
-                for path, child in _held(module):
-                    self._above.setdefault(id(child), []).append((module, path))
+                for path, child, is_link in _held(module):
+                    self._above.setdefault(id(child), []).append((module, path, is_link))
         found: set[str] = set()
-        for module, path, is_parent in self._paths(layer, (), ()):
+        for count, (module, path, is_parent) in enumerate(self._paths(layer)):
+            if count == _MANY:
+                return Use(True, True)
             cls: type = type(module)
             flags = flags_of(cls, path)
             if "forward" in vars(module):  # somebody gave the module itself a forward
@@ -57,23 +65,31 @@ class Uses:
         is_called = not found.isdisjoint({"called", "handed"}) or not found
         return Use(not found.isdisjoint({"read", "handed"}), is_called)
 
-    def _paths(self, module: nn.Module, below: Path, seen: tuple[int, ...]) -> Iterator[tuple[nn.Module, Path, bool]]:
-        """Yield every module that holds one, the path from it, and whether it does so itself."""
-        for holder, path in self._above.get(id(module), ()):
-            if id(holder) not in seen:
-                yield holder, path + below, not below
-                yield from self._paths(holder, path + below, (*seen, id(module)))
+    def _paths(self, layer: nn.Module) -> Iterator[tuple[nn.Module, Path, bool]]:
+        """Yield every module that holds a layer, the path from it, and whether it does so itself, the nearest first.
+
+        A path has one link at most: modules that all know each other have no end of them.
+        """
+        waiting: list[tuple[nn.Module, Path, bool]] = [(layer, (), False)]
+        seen: set[tuple[int, Path, bool]] = set()
+        for module, below, linked in waiting:
+            for holder, path, is_link in self._above.get(id(module), ()):
+                step = (holder, path + below, linked or is_link)
+                if not (linked and is_link) and (key := (id(holder), *step[1:])) not in seen:
+                    seen.add(key)
+                    waiting.append(step)
+                    yield holder, step[1], not below
 
 
-def _held(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
-    """Yield the modules that one holds: its children, and those that it keeps in attributes and lists of its own."""
+def _held(module: nn.Module) -> Iterator[tuple[Path, nn.Module, bool]]:
+    """Yield the modules that one holds: its children, and by a link those in attributes and lists of its own."""
     for name, child in module._modules.items():
         if child is not None:
-            yield ("0" if name.isdecimal() else name,), child
+            yield ("0" if name.isdecimal() else name,), child, False
     for name, value in vars(module).items():
         for each in value if type(value) in (list, tuple) else (value,):
             if isinstance(each, nn.Module):
-                yield (name, "*"), each
+                yield (name, "*"), each, True
 
 
 def weight_is_rescaled(parent: nn.Module, name: str) -> bool:
