@@ -170,6 +170,25 @@ def test_the_config_of_an_adapter_that_is_there_takes_no_other_formula(field: st
         setattr(free, field, value)
 
 
+def test_entries_of_an_adapters_config_that_are_set_in_place_are_no_secret_of_its_file(tmp_path: Path) -> None:
+    model = add_lora(nn.Sequential(nn.Linear(6, 6)), LoRAConfig(r=2, target_modules=["0"]))
+    config = model.peft_config["default"]
+    config.alpha_pattern["0"] = 64
+    with pytest.raises(AdapterStateError, match="alpha_pattern of 'default' was set"):
+        model.save_pretrained(tmp_path)
+    del config.alpha_pattern["0"]
+    model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("leave", ["delete_adapter", "unload", "merge_and_unload"])
+def test_the_config_of_an_adapter_that_is_gone_can_be_used_for_another(leave: str) -> None:
+    model = add_lora(nn.Sequential(nn.Linear(6, 6)), LoRAConfig(r=2, target_modules=["0"]))
+    config = model.peft_config["default"]
+    getattr(model, leave)(*["default"] * (leave == "delete_adapter"))
+    config.r = 4
+    assert add_lora(nn.Sequential(nn.Linear(6, 6)), config).peft_config["default"].r == 4
+
+
 # --- tied tables ------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -97,8 +98,17 @@ class LoRAConfig(Fields):
 
     def attached(self) -> LoRAConfig:
         """Return this config, which says what an adapter is: from now on only what it says of the base can be set."""
-        self.__dict__["_attached"] = True
+        if "_attached" not in self.__dict__:
+            self.__dict__["_attached"] = copy.deepcopy({name: getattr(self, name) for name in _NAMES - FREE})
         return self
+
+    def released(self) -> None:
+        """Allow every change again: its adapter is gone."""
+        self.__dict__.pop("_attached", None)
+
+    def changed(self) -> list[str]:
+        """Return the settings that were changed in place since an adapter was made of them: entries of dicts, lists."""
+        return sorted(k for k, value in self.__dict__.get("_attached", {}).items() if value != getattr(self, k))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_attached"}  # of a copy none was made

@@ -79,7 +79,9 @@ def check_in_place(model: nn.Module, state: AdapterState) -> None:
             "others in their place, and their adapters do nothing. Change the layers of the base first and add or load "
             "the adapters afterwards."
         )
-    if problems := [*_changed(state), *_parted(model, state)]:
+    configs = {name: some(fields) for name, record in state.records.items() if (fields := record.config.changed())}
+    edited = [f"{fields} of {name!r} was set in its config" for name, fields in configs.items()]
+    if problems := [*edited, *_changed(state), *_parted(model, state)]:
         raise AdapterStateError(
             f"since an adapter was attached, {some(problems, 4, '; ')}. Set it back, or change the base first and add "
             "or load the adapter afterwards."

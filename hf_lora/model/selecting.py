@@ -222,4 +222,6 @@ def remove(state: AdapterState, name: str) -> None:
         if isinstance(layer, LoRALayer) and name in layer.adapters:
             detach(layer, name)
     state.layers = {n: layer for n, layer in state.layers.items() if isinstance(layer, LoRALayer)}
+    if gone := state.records.get(name):
+        gone.config.released()
     state.records = {n: record for n, record in state.records.items() if n != name}
