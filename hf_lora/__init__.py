@@ -13,6 +13,8 @@ total                                                                     64
 from __future__ import annotations
 
 import importlib
+import opcode
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import errors
@@ -66,9 +68,12 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         others = {} if name.startswith("_") else importlib.import_module(".model.hints", __name__).NAMES
-        if name in others:  # an AttributeError would be told without its words where the name is imported
-            raise ImportError(f"hf_lora has no {name!r}; here {others[name]}.")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in others:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        words, asking = f"hf_lora has no {name!r}; here {others[name]}.", sys._getframe(1)
+        if asking.f_code.co_code[asking.f_lasti] == opcode.opmap["IMPORT_FROM"]:
+            raise ImportError(words)  # of an AttributeError the words would be lost there
+        raise AttributeError(words)
     value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -49,8 +49,6 @@ IDLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "a container": ("bert", {"exclude_modules": ["layer.0"]}, r"'layer.0' .*nothing inside"),
     "a container by expression": ("bert", {"exclude_modules": "bert.encoder"}, r"'bert.encoder' .*nothing inside"),
     "a saved module without values": ("bert", {"modules_to_save": ["classifier", "dropout"]}, r"\['dropout'\] match modules without param"),
-    "biases of a model without": ("llama", {"bias": "all"}, "bias='all': LlamaForCausalLM has no bias"),
-    "biases of layers without": ("qwen2", {"target_modules": ["o_proj"], "bias": "lora_only"}, "bias='lora_only': no adapted layer has"),
     "layers without the parameter": (
         "mixtral", {"target_modules": [], "target_parameters": ["layers.1.mlp.experts.down_proj"], "layers_to_transform": [0]},
         "'layers.1.mlp.experts.down_proj' match nothing in layers",
@@ -110,6 +108,15 @@ def test_an_entry_that_is_saved_whole_as_well_is_told() -> None:
         LoRAModel.from_model(
             tiny("llama"), LoRAConfig(target_modules=["q_proj", "lm_head"], modules_to_save=["lm_head"])
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [("llama", {"bias": "all"}, "LlamaForCausalLM has no bias"), ("qwen2", {"target_modules": ["o_proj"], "bias": "lora_only"}, "no adapted")],
+)  # fmt: skip
+def test_biases_to_train_where_there_are_none_are_told(name: str, settings: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=f"bias='.*': {told}"):
+        LoRAModel.from_model(tiny(name), LoRAConfig(**settings))
 
 
 def test_of_a_file_such_keys_are_told_and_the_adapter_is_the_same(tmp_path: Path) -> None:

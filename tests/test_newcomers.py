@@ -173,5 +173,7 @@ NAMES = {
 def test_names_of_other_libraries_are_answered_where_they_are_imported(name: str) -> None:
     with pytest.raises(ImportError, match=f"{name}.*{NAMES[name]}"):
         exec(f"from hf_lora import {name}")
+    with pytest.raises(AttributeError, match=f"{name}.*{NAMES[name]}"):
+        getattr(hf_lora, name)
     with pytest.raises(AttributeError, match="nothing_at_all"):
         hf_lora.nothing_at_all  # noqa: B018

@@ -68,6 +68,13 @@ def warn_of_saved_targets(config: LoRAConfig, modules: Mapping[str, nn.Module]) 
             )
 
 
+def warn_of_no_biases(model: nn.Module, config: LoRAConfig, biases: Collection[object]) -> None:
+    """Warn of a setting that trains biases where there are none: one config serves many models."""
+    if config.bias != "none" and not biases:
+        whose = f"{type(model).__name__} has no" if config.bias == "all" else "no adapted layer has a"
+        warnings.warn(f"bias={config.bias!r}: {whose} bias, so it has no effect here.", stacklevel=6)
+
+
 def idle_keys(config: LoRAConfig, adapted: Collection[str], names: Collection[str]) -> Iterator[str]:
     """Yield a sentence for every key of a config's patterns that sets nothing.
 

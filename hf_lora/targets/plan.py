@@ -17,7 +17,7 @@ from ..layers.layer import base_modules, own_tensor
 from ..layers.specialising import base_of
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
-from .idle import idle_settings, idle_tables, warn_of_saved_targets
+from .idle import idle_settings, idle_tables, warn_of_no_biases, warn_of_saved_targets
 from .misfits import misfits
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import Use, Uses, weight_is_rescaled
@@ -57,11 +57,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
     sites += adapted
     taken, biases = {(s.module, s.parameter) for s in sites}, _biases(modules, config, sites)
     sites += [Site(p, SAVED.name, module=n) for n, p in biases if (n, p) not in taken]
-    if config.bias != "none" and not biases:
-        whose = type(model).__name__ if config.bias == "all" else "no adapted layer"
-        problems.append(
-            f"bias={config.bias!r}: {whose} has {'no' if config.bias == 'all' else 'a'} bias; leave it out."
-        )
+    warn_of_no_biases(model, config, biases)
     problems += idle_settings(model, config, modules, [*targets, *parameters])
     alone = [s for s in sites if not (s.row.of_rows or (s.row.whole and config.ensure_weight_tying))]
     weights = dict.fromkeys(s.module for s in alone if s.parameter == "weight")
