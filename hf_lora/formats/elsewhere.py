@@ -15,19 +15,30 @@ from ..config.lora_config import LoRAConfig
 from ..layers.layer import LoRALayer, base_modules, own_tensor
 from ..layers.specialising import base_of
 from ..targets.misfits import is_part_of_peft
-from ..targets.names import input_table, saved_modules
+from ..targets.names import input_table, is_inside, saved_modules
 from ..variants.adapter import Adapter
 
 __all__ = ["differs_in_peft", "no_peft"]
+
+# Types of models, and the layers in them that PEFT takes no low-rank adapters on.
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}), frozenset({"conv1d", "out_proj"})
 
 
 def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
     """Return why PEFT cannot open the file of an adapter, "" where it can."""
     layers = model._lora.layers
+    if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA[0]:
+        adapted = [m for m, _, a in _adapters(layers, name) if a.low_rank and m.rpartition(".")[2] in _MAMBA[1]]
+        if adapted:
+            return f"{adapted[0]} is a layer of a Mamba model's that it takes no adapters on"
     parts = [ending for ending in config.modules_to_save or () if is_part_of_peft(ending)]
     if parts and any(a.low_rank for _, _, a in _adapters(layers, name)):
         return f"modules_to_save={parts[0]!r} also ends the name of a module in PEFT's own layers; rename the module"
     table, rows, names = input_table(model), config.trainable_token_indices or (), dict(base_modules(model))
+    for ending in config.modules_to_save or ():
+        found = [n for n in saved_modules([ending], names) if any(True for _ in names[n].parameters())]
+        if inner := [n for n in found if any(n != outer and is_inside(n, outer) for outer in found)]:
+            return f"modules_to_save={ending!r} also names {inner[0]} inside of another; rename one of them"
     tables = [m for m, _, a in _adapters(layers, name) if a.row.of_rows]
     for ending in rows if isinstance(rows, Mapping) else [n for n in tables if names[n] is table]:
         if more := [m for m in saved_modules([ending], names) if m not in tables]:

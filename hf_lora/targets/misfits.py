@@ -43,7 +43,8 @@ def settle_saved(modules: Mapping[str, nn.Module], config: LoRAConfig) -> LoRACo
     clash = any(map(is_part_of_peft, wanted)) or any(is_inside(target, n) for target in targets for n in halves)
     if not filled or (names == found and not clash):
         return config
-    if more := [n for n in saved_modules(filled, modules) if n not in names]:
+    more = [n for n in saved_modules(filled, modules) if n not in names and not any(is_inside(n, m) for m in names)]
+    if more:
         raise TargetError(
             f"modules_to_save: {some(filled)} would name {some(more)} as well, because any ending of a name counts "
             "there. Name both, or rename the module."
