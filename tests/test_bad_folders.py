@@ -76,6 +76,7 @@ NONE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty folder": (lambda f: f, "holds no adapter: there is no adapter_config.json"),
     "diffusers'": (holding("pytorch_lora_weights.safetensors"), "diffusers' adapter"),
     "kohya's": (holding("style.safetensors"), "style.safetensors is tensors in a layout of their own"),
+    "a whole model's": (holding("model.safetensors"), "model.safetensors is a whole model's weights"),
     "weights without their config": (holding(WEIGHTS), "PEFT's weights; adapter_config.json"),
     "an old PEFT's without their config": (holding("adapter_model.bin"), "PEFT's weights; adapter_config.json"),
     "llama.cpp's": (holding("adapter.gguf"), r"adapter.gguf is llama\.cpp's"),

@@ -70,6 +70,7 @@ _OTHERS = {
     "adapters.*": "mlx-lm's adapter, whose keys and axes are other ones; fuse it there, or train it again",
     "*.gguf": "llama.cpp's; load the adapter that it was made from",
     "modules.json": "a model of sentence-transformers; adapters go onto the Transformers model in it",
+    "model.safetensors": "a whole model's weights, to which LoRAModel.from_pretrained(folder) adds a new adapter",
     "*.safetensors": "tensors in a layout of their own, such as kohya's; PEFT's layout is read here",
 }
 

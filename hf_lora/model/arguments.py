@@ -133,8 +133,8 @@ def warn_of_task(model: nn.Module, config: LoRAConfig) -> None:
     if not others or any(t is given or t.tag == given.tag for t in own):
         return
     warnings.warn(
-        f"task_type={config.task_type!r} is given for a {name}, whose task type is {others[0].task_type!r}: nothing is "
-        f"trained along as its head, and PEFT would load a {given.auto_class} for it.",
+        f"task_type={config.task_type!r} is given for a {name}, whose task type is {others[0].task_type!r}: a head "
+        f"that is not new stays frozen, and PEFT would load {given.auto_class} for it.",
         stacklevel=5,
     )
 

@@ -74,7 +74,8 @@ def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
         raise AdapterStateError(
             f"the adapter {name!r} is not saved, because training steps were taken and it still changes nothing: every "
             f"one of these is all zero: {', '.join(untrained)}. Its layers were not part of the forward (disabled, or "
-            "never called), or the learning rate was zero."
+            "never called), the learning rate was zero, or the optimizer holds other parameters: build it after adding "
+            "the adapter."
         )
     if steps_went_by(model) and (unused := _unused(model, name, tensors)):
         warnings.warn(

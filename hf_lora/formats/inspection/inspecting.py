@@ -178,7 +178,9 @@ def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[
     """Return the safetensors files that hold an adapter's tensors, and what to know where a pickle holds them."""
     if source.is_file:
         if not source.name.endswith(".safetensors"):
-            raise AdapterFileError(f"{source.name} is no .safetensors file: a pickle is not opened to look at it.")
+            raise AdapterFileError(
+                f"{source.name} is no .safetensors file, and a pickle is not opened to look at it; name its folder."
+            )
         return [*files], []
     names = [file for name in WEIGHTS_NAMES for file in (name, f"{name}.index.json")]  # in the order of loading
     found = next((file for file in (*names, *adapterhub.WEIGHTS) if file in files), "")
