@@ -142,19 +142,6 @@ def test_layers_that_a_file_s_config_leaves_out_act_and_are_told(settings: dict[
 # --- calls and methods ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "vit"])
-def test_adapters_for_single_rows_are_refused_and_the_way_is_named(family: str) -> None:
-    from .tiny import inputs
-
-    model = LoRAModel.from_model(tiny(family), LoRAConfig(r=2), "a")
-    for names in (["a", "a"], ["__base__", "nope"], None):
-        with pytest.raises(AdapterStateError, match="adapter_names= .*adapters_active"):
-            model(**inputs(family), adapter_names=names)
-    if model.can_generate():
-        with pytest.raises(ValueError, match="adapter_names"):
-            model.generate(**inputs(family), max_new_tokens=1, adapter_names=["a", "a"])
-
-
 def test_a_model_of_ones_own_that_takes_such_an_argument_gets_it() -> None:
     class Own(nn.Sequential):
         def forward(self, x: torch.Tensor, adapter_names: list[str] | None = None) -> torch.Tensor:
@@ -171,7 +158,6 @@ THEIR_METHODS = {
     "get_base_model": "adapters_disabled.*unload",
     "add_weighted_adapter": "set_adapter",
     "enable_adapter_layers": "enable_adapters",
-    "set_requires_grad": "set_adapter",
     "get_layer_status": "targets_report",
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
 from ..variants.adapter import Adapter, base_tensor, own_tensor
 from ..variants.initial import taken_anew
+from . import rows
 from .offload import is_elsewhere, keep_flags
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
@@ -55,8 +56,10 @@ class LoRALayer(Specialised, nn.Module):
         """
         behind, reads, shown = key
         content: dict[str, Any] = {parameter: _property(parameter) for parameter in reads}
+        if not behind:
+            return {**content, "forward": _followed(base)}
         forward = _adapted(base)
-        return {**content, "forward": _reading_its_own(forward) if shown else forward} if behind else content
+        return {**content, "forward": _reading_its_own(forward) if shown else forward}
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
@@ -217,7 +220,7 @@ def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     value, steps = base_tensor(layer, parameter), getattr(layer, "_steps", None)
     if steps is None or (value is not None and is_elsewhere(layer, value)):
         return value
-    for adapter in steps.in_read(parameter, _READING.layer is layer):
+    for adapter in steps.in_read(layer, parameter, _READING.layer is layer):
         if parameter == adapter.parameter:
             value = None if value is None else adapter.run(adapter.effective, value)
         else:
@@ -254,6 +257,8 @@ def watch(layer: nn.Module) -> None:
 
 
 def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if self._steps.rows() is not None:
+        return rows.compute(self, lambda layer, *a, **k: _around(layer, forward, *a, **k), None, args, kwargs)
     self._watch.ran = False
     y = _reading_its_own(lambda _, *a, **k: forward(*a, **k))(self, *args, **kwargs)
     if self._watch.ran:
@@ -283,7 +288,10 @@ def _adapted(base: Any) -> Callable[..., Any]:
         forward, steps = base.forward, getattr(self, "_steps", None)
         if steps is None:  # another thread took the last adapter away in between
             return forward(self, *args, **kwargs)
-        fused, behind = steps.behind()
+        chosen = steps.behind()
+        if chosen is None:
+            return rows.compute(self, lora_forward, forward, args, kwargs)
+        fused, behind = chosen
         if fused is None and not behind:
             return forward(self, *args, **kwargs)
         if fused is not None and forward is not known:
@@ -315,6 +323,19 @@ def _reading_its_own(forward: Callable[..., Any]) -> Callable[..., Any]:
             _READING.layer = outer
 
     return own_forward
+
+
+def _followed(base: Any) -> Callable[..., Any]:
+    """Return the forward of a layer whose adapters live in reads, which takes rows of different adapters apart."""
+
+    @wraps(base.forward)
+    def followed_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward, steps = base.forward, getattr(self, "_steps", None)
+        if steps is None or steps.rows() is None:
+            return forward(self, *args, **kwargs)
+        return rows.compute(self, followed_forward, forward, args, kwargs)
+
+    return followed_forward
 
 
 def _property(parameter: str) -> property:

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError
 from ..maths.fingerprint import Fingerprint
 from .rates import LearningRates
+from .routes import OFF, Route
 
 __all__ = ["BLOCKS", "CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
 
-Route = tuple[str, ...]
-OFF: Route = ()
 CHANGES = threading.RLock()  # held while a model's layers and records change, which may take seconds
 BLOCKS = threading.Lock()  # held while a block begins or ends, or what blocks must not see changes; within CHANGES
 
@@ -93,6 +93,7 @@ class AdapterState:
     rates: LearningRates = field(default_factory=LearningRates)
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
+    slots: Tensor | None = None  # in a compiled call by row: each row's place in the stacks of its layers
 
     @property
     def configs(self) -> dict[str, LoRAConfig]:
@@ -150,6 +151,16 @@ class AdapterState:
                 self.blocks.remove(block)
                 self.is_routed = bool(self.blocks)
 
+    @contextmanager
+    def inside(self, route: Route) -> Iterator[None]:
+        """Take a part of the route of a block that is open here, for a part of what computes in it."""
+        outer = self.own_block()
+        token = _HERE.set({**_HERE.get(), id(self): Block(route, outer, outer is not None and outer.trains, False)})
+        try:
+            yield
+        finally:
+            _HERE.reset(token)
+
     def refuse_inside(self, what: str, name: str | None = None) -> None:
         """Raise AdapterStateError where a block of any thread or task uses an adapter, or runs at all unless named.
 
@@ -184,4 +195,4 @@ class AdapterState:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "blocks": [], "is_routed": False}  # a copy is in nobody's block
+        return {**self.__dict__, "blocks": [], "is_routed": False, "slots": None}  # a copy is in nobody's block

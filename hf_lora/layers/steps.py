@@ -8,10 +8,15 @@ with those it began with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from ..errors import AdapterStateError
 from ..variants.adapter import Adapter
+from .routes import OFF, Mix, Route, Rows
+from .rows import Stack, name_in, stack_of
 from .state import AdapterState
 
 __all__ = ["Steps", "StepsOfReplica", "in_order"]
@@ -54,23 +59,50 @@ class Steps:
         self.has_behind = any(added.values())
         seen = (*read.values(), *(added.values() if shown else ()))
         self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
+        self._stack: tuple[Any, Stack] | None = None  # of the routes that computed here last
+        self.all_stacked: tuple[Tensor, Tensor] | None = None  # the factors of all adapters, for compiled calls
 
-    def behind(self) -> Behind:
-        """Return what the route of this forward does besides the base's own forward."""
+    def behind(self) -> Behind | None:
+        """Return what the route of this forward does besides the base's own forward.
+
+        None where the rows of the batch have routes of their own, and some of them lead through here.
+        """
+        if self._state.slots is not None:
+            return NOTHING if self.all_stacked is None else None
         route = self._state.route
+        if type(route) is not tuple:
+            if isinstance(route, Rows):
+                return None if self._has_any(route) else NOTHING
+            return self._chosen(self._of(route, self._added))
         if len(route) == 1:
             return self._behind.get(route[0], NOTHING)
-        return self._chosen(tuple(adapter for name in route for adapter in self._added.get(name, ())))
+        return self._chosen(self._of(route, self._added))
 
-    def in_read(self, parameter: str, own: bool = False) -> Iterator[Adapter]:
+    def rows(self) -> Rows | None:
+        """Return the route where each row of the batch has one of its own, and some of them lead through here."""
+        route = self._state.route
+        return route if isinstance(route, Rows) and self._has_any(route) else None
+
+    def stacked(self, rows: Rows) -> Stack | None:
+        """Return the factors of each row's route in one stack, None where some of them do more than a product."""
+        if (kept := self._stack) is not None and kept[0] == rows.groups and kept[1].is_current():
+            return kept[1]
+        if any(self._read.get(name) for name in rows):
+            return None
+        made = stack_of([self._of(route, self._added) for route in rows.groups])
+        if made is not None and made.is_current():
+            self._stack = rows.groups, made
+        return made
+
+    def in_read(self, layer: Any, parameter: str, own: bool = False) -> Iterator[Adapter]:
         """Return the adapters of the route that live in the read of a parameter, copies before what is added to them.
 
         own: in that of the layer's own forward.
         """
-        tables = (self._read, self._added) if self.shown and not own else (self._read,)
-        named = [a for name in self._state.route for table in tables for a in table.get(name, ())]
-        held = [a for a in named if parameter in _changed(a)]
-        return iter(in_order(held) if len(held) > 1 else held)
+        route = self._state.route
+        if isinstance(route, Rows):
+            return iter(self._alike(route, layer, parameter, own))
+        return iter(self._held(route, parameter, own))
 
     def having(self, name: str, adapters: Mapping[str, Adapter], behind: set[str], shown: bool) -> Steps:
         """Return these steps with further adapters of a name; behind: the keys of those that add to the output."""
@@ -97,6 +129,40 @@ class Steps:
         added, read = ({k: tuple(map(found, each)) for k, each in t.items()} for t in (self._added, self._read))
         return Steps(self._state, self._fuses, added, read, self.shown)
 
+    def stack_all(self, names: Sequence[str]) -> bool:
+        """Have the factors of all adapters ready in one stack; tell whether they do no more than a product."""
+        stack = self.stacked(Rows([OFF, *((name,) for name in names)])) if self._has_any(names) else None
+        self.all_stacked = None if stack is None else (stack.a, stack.b)
+        return stack is not None or not self._has_any(names)
+
+    def _of(self, route: Route, *tables: Mapping[str, Adapters]) -> Adapters:
+        if isinstance(route, Mix):
+            shares = tuple(zip(route, route.weights, strict=True))
+            return tuple(a.weighted(weight) for name, weight in shares for t in tables for a in t.get(name, ()))
+        return tuple(a for name in route for table in tables for a in table.get(name, ()))
+
+    def _held(self, route: Route, parameter: str, own: bool) -> list[Adapter]:
+        tables = (self._read, self._added) if self.shown and not own else (self._read,)
+        held = [a for a in self._of(route, *tables) if parameter in _changed(a)]
+        return in_order(held) if len(held) > 1 else held
+
+    def _has_any(self, route: Sequence[str]) -> bool:
+        return any(self._added.get(name) or self._read.get(name) for name in route)
+
+    def _alike(self, rows: Rows, layer: Any, parameter: str, own: bool) -> list[Adapter]:
+        """Return the adapters of a parameter where they are the same for every row of a batch."""
+        found = [self._held(route, parameter, own) for route in rows.groups]
+        if any(each != found[0] for each in found):
+            raise AdapterStateError(
+                f"{name_in(self._state, layer)}.{parameter} is read by code that does not call its layer, for a batch "
+                "whose rows have adapters of their own: whose it is cannot be told there. Compute each adapter's rows "
+                "on their own, in `with model.adapters_active(name):`."
+            )
+        return found[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stack": None, "all_stacked": None}
+
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""
         return (adapters[0], adapters[1:]) if self._fuses and adapters and adapters[0].fuses else (None, adapters)
@@ -108,13 +174,17 @@ class StepsOfReplica:
     def __init__(self, layer: Any, replica: Any) -> None:
         self._layer, self._replica = layer, replica
 
-    def behind(self) -> Behind:
+    def behind(self) -> Behind | None:
         """Return what the route of this forward does besides the base's own forward."""
         return self._own().behind()
 
-    def in_read(self, parameter: str, own: bool = False) -> Iterator[Adapter]:
+    def rows(self) -> Rows | None:
+        """Return the route where each row of the batch has one of its own, and some of them lead through here."""
+        return self._own().rows()
+
+    def in_read(self, layer: Any, parameter: str, own: bool = False) -> Iterator[Adapter]:
         """Yield the adapters of the route that live in the read of a parameter; own: in that of the layer's forward."""
-        return self._own().in_read(parameter, own)
+        return self._own().in_read(layer, parameter, own)
 
     def _own(self) -> Steps:
         groups = self._layer.adapters._modules

@@ -58,7 +58,6 @@ METHODS = {
     "save_pretrained_gguf": "model.merge_and_unload().save_pretrained(directory), which llama.cpp's script converts",
     "save_pretrained_merged": "model.merge_and_unload().save_pretrained(directory)",
     "set_active_adapters": "model.set_adapter(names)",
-    "set_requires_grad": "model.set_adapter(names) lets the trainable ones among these train, and no other",
     "train_adapter": "model.set_adapter(name); adapters train from the start, and the rest is frozen",
     "unmerge_and_unload": "model.unload() takes merged adapters out of the weights again, bit for bit",
 }

@@ -23,6 +23,7 @@ from ..layers.rates import LearningRates
 from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
 from . import (
+    by_row,
     creating,
     first_step,
     hints,
@@ -39,8 +40,6 @@ from . import (
 from .merging import MergeReport
 
 __all__ = ["LoRAModel", "add_lora"]
-
-_OF_A_CALL = frozenset({"adapter_names", "alora_offsets"})  # PEFT's, which a model's own **kwargs would swallow
 
 
 @hints.checks_arguments
@@ -131,12 +130,18 @@ class LoRAModel(Specialised, nn.Module):
         return creating.from_model(LoRAModel, model, lora_config, adapter_name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute as the model's own class does. Raises AdapterStateError for PEFT's arguments of a call."""
-        if not _OF_A_CALL.isdisjoint(kwargs):
-            selecting.refuse_in_call(self, _OF_A_CALL & kwargs.keys())
+        """Compute as the model's own class does.
+
+        adapter_names: for each row of the batch the adapters that answer it, as `adapters_active` takes `rows`.
+        Raises AdapterNameError, AdapterStateError.
+        """
         if not isinstance(self, LoRAModel):  # unloaded since torch.compile took the call
             return type(self).__call__(self, *args, **kwargs)
-        return super().__call__(*args, **kwargs)
+        state = getattr(self, "_lora", None)
+        if state is None or not (state.is_routed or "adapter_names" in kwargs or "alora_offsets" in kwargs):
+            return super().__call__(*args, **kwargs)
+        with by_row.of_call(self, args, kwargs):
+            return super().__call__(*args, **kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
@@ -182,6 +187,10 @@ class LoRAModel(Specialised, nn.Module):
         selecting.select(self._lora, adapter_name)
         first_step.wait(self)
 
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Let adapters train, or not, whichever are selected: for batches whose rows have adapters of their own."""
+        selecting.set_requires_grad(self._lora, adapter_names, requires_grad)
+
     def active_adapters(self) -> list[str]:
         """Return the names of the adapters in use (while enabled)."""
         return list(self._lora.selected)
@@ -203,13 +212,26 @@ class LoRAModel(Specialised, nn.Module):
         """
         return self._lora.routed(OFF, "adapters_disabled", trains=self.training)
 
-    def adapters_active(self, adapter_names: str | Sequence[str]) -> AbstractContextManager[None]:
+    def adapters_active(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        rows: Sequence[str | Sequence[str] | Mapping[str, float]] | None = None,
+    ) -> AbstractContextManager[None]:
         """Use these adapters inside a `with` block, in this thread (or asyncio task) only: others never see it.
+
+        rows: in the place of adapter_names, for each row of the batch the adapter that answers it: its name, "__base__"
+        for none, a list of names whose updates are summed, or a mapping of names to weights. Every forward inside is of
+        such a batch. Each row computes what its adapters alone would, up to rounding.
 
         For inference; a training step would need the same adapters in its backward pass, which may run in another
         thread: there set_adapter() is the way. Raises AdapterStateError in training mode and while merged.
         """
-        return selecting.active(self, self._lora, adapter_names)
+        return (
+            selecting.active(self, self._lora, adapter_names)
+            if rows is None
+            else by_row.block(self, adapter_names, rows)
+        )
 
     def dequantize(self, *args: Any, **kwargs: Any) -> Any:
         """Turn a quantised base into a plain one, as Transformers does; the adapters stay on its layers.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layers.state import AdapterState
-from . import vocabulary
+from . import by_row, vocabulary
 from .selecting import recomputing
 
 __all__ = ["forgets_routes", "keeps_routes", "overridden", "takes_gradients"]
@@ -26,7 +26,10 @@ def overridden(base: type) -> dict[str, Any]:
         found["enable_input_require_grads"] = _enabling(base.enable_input_require_grads)
     if hasattr(base, "_set_gradient_checkpointing"):
         found["_set_gradient_checkpointing"] = _checkpointing(base._set_gradient_checkpointing)
-    return {**found, **{name: _unswitched(method) for name, method in _switching(base).items()}}
+    found |= {name: _unswitched(method) for name, method in _switching(base).items()}
+    if hasattr(base, "generate"):
+        found["generate"] = by_row.taking_names(found.get("generate", base.generate))
+    return found
 
 
 def takes_gradients(model: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
 
 __all__ = [
     "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of", "recomputing",
-    "refuse_in_call", "remove", "require_grad", "select",
+    "remove", "require_grad", "select", "set_requires_grad",
 ]  # fmt: skip
 
 
@@ -93,18 +93,15 @@ def check_together(state: AdapterState, names: Sequence[str]) -> None:
                 )
 
 
-def refuse_in_call(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise AdapterStateError for arguments of a call that choose adapters, where the model does not take them itself.
-
-    Most models would swallow them in **kwargs, and answer every row with the selected adapters.
-    """
-    own = inspect.signature(model.forward).parameters
-    if taken := sorted(name for name in names if name not in own):
-        raise AdapterStateError(
-            f"{', '.join(taken)}= in a call of {type(model).__name__}: one batch computes with the same adapters here. "
-            "Group the rows by adapter and compute each group in `with model.adapters_active('name'):`, those without "
-            "one in `with model.adapters_disabled():`."
-        )
+def set_requires_grad(state: AdapterState, given: str | Sequence[str], wanted: bool) -> None:
+    """Switch whether adapters train, whatever is selected. Raises AdapterStateError for those loaded for inference."""
+    with CHANGES:
+        names = names_of(state, given)
+        if wanted and (frozen := [name for name in names if not state.records[name].trainable]):
+            raise AdapterStateError(f"{frozen} were loaded for inference: load them with is_trainable=True.")
+        for layer in state.layers.values():
+            for name in names:
+                require_grad(layer, name, wanted)
 
 
 def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
@@ -158,6 +155,7 @@ def recomputing(state: AdapterState, route: Route, merged: Route) -> Iterator[No
         for name in route
         if name in state.trainable and name not in state.selected
         for layer in state.layers.values()
+        if not any(p.requires_grad for adapter in layer.carried(name).values() for p in adapter.parameters())
     ]
     for layer, name in lent:
         require_grad(layer, name, True)
@@ -192,7 +190,7 @@ def enable(state: AdapterState) -> None:
 
 
 @contextmanager
-def active(model: nn.Module, state: AdapterState, given: str | Sequence[str]) -> Iterator[None]:
+def active(model: nn.Module, state: AdapterState, given: Any) -> Iterator[None]:
     """Take the route of these adapters inside a `with` block, which is refused in training."""
     with BLOCKS:  # nobody takes an adapter off its layers meanwhile
         names = names_of(state, given)

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import AdapterStateError
 from ..kinds.kind import Shape, computed
 from .initial import InitName
 from .row import Part, Row
 from .table import ADAPTERS
 
-__all__ = ["Adapter", "Product", "Spec", "base_tensor", "own_tensor"]
+__all__ = ["Adapter", "Product", "Spec", "base_tensor", "own_tensor", "version"]
 
 Result = TypeVar("Result")
 
@@ -198,6 +199,17 @@ class Adapter(nn.Module):
         """Return the low-rank product that it adds to the weight, None where it is none."""
         return None
 
+    def plain_product(self) -> Product | None:
+        """Return the product with which it adds scaling * x A^T B^T to a linear layer's output, and does no more."""
+        return None
+
+    def weighted(self, weight: float) -> Adapter:
+        """Return this adapter, its tensors and all, with its update multiplied. Raises AdapterStateError."""
+        raise AdapterStateError(
+            f"a weight of {weight:g}: {self.role!r} adapters replace what the base has, which cannot be multiplied. "
+            "Name this adapter without a weight."
+        )
+
     def row_lengths(self, weight: Tensor) -> Tensor | None:
         """Return the length of each row of a weight's (..., out, in) matrix; None where it cannot be read."""
         return None
@@ -247,7 +259,7 @@ class Adapter(nn.Module):
 
     def restart(self) -> None:
         """Take the tensors' present values for the start: what was written so far was no training."""
-        self._written = {name: _version(tensor) for name, tensor in self.tensors().items()}
+        self._written = {name: version(tensor) for name, tensor in self.tensors().items()}
         self._steps = 0
 
     def note_steps(self, steps: int) -> None:
@@ -265,7 +277,7 @@ class Adapter(nn.Module):
         Every optimizer writes once or twice a step, but a fused one does so unseen. A copy's tensors count anew.
         """
         asked = {k: t for k, t in self.tensors().items() if attributes is None or k in attributes}
-        seen = [_version(t) - self._written.get(name, 0) for name, t in asked.items()]
+        seen = [version(t) - self._written.get(name, 0) for name, t in asked.items()]
         return max(self._steps, *seen, 0)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -273,7 +285,7 @@ class Adapter(nn.Module):
         self.restart()
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
     """Return how often a tensor was written in place; one made in inference mode does not count."""
     return 0 if tensor.is_inference() else tensor._version
 

@@ -8,6 +8,7 @@ base is not written: the product at birth, B0 A0, is kept and subtracted, W' = W
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -157,6 +158,19 @@ class LoRA(Adapter):
 
     def product_of_factors(self) -> Product:
         return Product(*self._kind.flat(*self._added()), self.scaling)
+
+    def plain_product(self) -> Product | None:
+        hooked = "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks
+        if not self.fuses or self.changes_bias or self._p() or hooked or not self._kind.is_matrix:
+            return None
+        return Product(*self._added(), self.scaling * self.factor)
+
+    def weighted(self, weight: float) -> Adapter:
+        if self.exclusive:
+            return super().weighted(weight)
+        share = copy.copy(self)
+        share.scaling = self.scaling * weight
+        return share
 
     def row_lengths(self, weight: Tensor) -> Tensor | None:
         if self._kind.is_quantised:

@@ -1,0 +1,135 @@
+"""A batch whose rows have routes of their own, in one layer.
+
+Where every route adds a plain low-rank product to a linear layer, the factors lie in one stack and one batched product
+takes each row through its own. Anything else is computed group by group: the rows of one route together, through the
+layer's own forward under that route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import AdapterStateError
+from ..maths.stacked import add_by_row
+from ..variants.adapter import Adapter, version
+from .routes import Rows
+from .state import AdapterState
+
+__all__ = ["Stack", "compute", "stack_of"]
+
+
+class Stack(NamedTuple):
+    """The factors of several routes side by side: a (routes, r, in), b (routes, out, r), scaled; narrower ones padded.
+
+    adapters: those that they were made of, with their tensors; seen: what these were then.
+    """
+
+    a: Tensor
+    b: Tensor
+    adapters: tuple[Adapter, ...]
+    tensors: tuple[Tensor, ...]
+    seen: tuple[Any, ...]
+
+    def is_current(self) -> bool:
+        """Return whether these factors serve another forward: nothing is written since, and none of it trains."""
+        if torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), self.tensors)):
+            return False
+        return _seen(self.adapters, self.tensors) == self.seen
+
+
+def _seen(adapters: Sequence[Adapter], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return (
+        *map(version, tensors), *map(Tensor.data_ptr, tensors), *map(attrgetter("training", "scaling"), adapters)
+    )  # fmt: skip
+
+
+def stack_of(routes: Sequence[tuple[Adapter, ...]]) -> Stack | None:
+    """Return the factors with which each of several routes adds to a linear layer, None where one does more."""
+    adapters = tuple(adapter for route in routes for adapter in route)
+    tensors = tuple(tensor for adapter in adapters for tensor in adapter.tensors().values())
+    products = [[adapter.plain_product() for adapter in route] for route in routes]
+    if not adapters or any(product is None for route in products for product in route):
+        return None
+    seen = _seen(adapters, tensors)
+    pairs = [[(p.a, p.b * p.scaling) for p in route if p is not None] for route in products]
+    a = [torch.cat([a for a, _ in route]) if route else None for route in pairs]
+    b = [torch.cat([b for _, b in route], dim=1) if route else None for route in pairs]
+    first_a, first_b = next(each for each in a if each is not None), next(each for each in b if each is not None)
+    r = max(len(each) for each in a if each is not None)
+    padded_a = [first_a.new_zeros(r, first_a.shape[1]) if e is None else F.pad(e, (0, 0, 0, r - len(e))) for e in a]
+    padded_b = [first_b.new_zeros(len(first_b), r) if e is None else F.pad(e, (0, r - e.shape[1])) for e in b]
+    return Stack(torch.stack(padded_a), torch.stack(padded_b), adapters, tensors, seen)
+
+
+def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+    """Return what a layer gives for a batch whose rows have routes of their own.
+
+    again: the layer's forward, which looks at the route; base: that without what is added behind it,
+    None where it cannot be told.
+    Raises AdapterStateError where the input's first dimension does not tell its rows.
+    """
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    state: AdapterState = layer._lora
+    if state.slots is not None and base is not None:
+        a, b = layer._steps.all_stacked
+        return add_by_row(base(layer, *args, **kwargs), x, a, b, state.slots)
+    rows = layer._steps.rows()
+    times = _times(layer, state, rows, x)
+    stack = None if base is None else layer._steps.stacked(rows)
+    if stack is not None and base is not None:
+        return add_by_row(base(layer, *args, **kwargs), x, stack.a, stack.b, rows.place_of_each(x.device))
+    members, back = rows.split(times, x.device)
+    results = []
+    for route, member in zip(rows.groups, members, strict=True):
+        with state.inside(route):
+            results.append(again(layer, *_of(args, member, len(x)), **_of(kwargs, member, len(x))))
+    return _joined(layer, state, results, back)
+
+
+def _times(layer: Any, state: AdapterState, rows: Rows, x: Any) -> int:
+    """Return how often each row comes in a layer's input, one after the other."""
+    count = x.shape[0] if isinstance(x, Tensor) and x.ndim else 0
+    times, rest = divmod(count, len(rows.of_row))
+    if rest or not times:
+        raise AdapterStateError(
+            f"{name_in(state, layer)}: its input has {count or 'no'} rows, the batch has adapters for "
+            f"{len(rows.of_row)}: which row is whose cannot be told here. Compute each adapter's rows on their own, in "
+            "`with model.adapters_active(name):`."
+        )
+    return times
+
+
+def name_in(state: AdapterState, layer: Any) -> str:
+    """Return a layer's full name in its model."""
+    return next((name for name, each in state.layers.items() if each is layer), type(layer).__name__)
+
+
+def _of(given: Any, member: Tensor, size: int) -> Any:
+    """Return some rows of whatever is given that has as many rows as the input."""
+    if isinstance(given, Tensor):
+        return given.index_select(0, member) if given.ndim and given.shape[0] == size else given
+    if isinstance(given, dict):
+        return {key: _of(each, member, size) for key, each in given.items()}
+    return type(given)(_of(each, member, size) for each in given) if type(given) in (tuple, list) else given
+
+
+def _joined(layer: Any, state: AdapterState, results: list[Any], back: Tensor) -> Any:
+    """Return the results of all groups as that of the batch."""
+    first = results[0]
+    if type(first) in (tuple, list):
+        return type(first)(_joined(layer, state, list(each), back) for each in zip(*results, strict=True))
+    if first is None:
+        return None
+    if isinstance(first, Tensor) and sum(map(len, results)) == len(back) and len({r.shape[1:] for r in results}) == 1:
+        return torch.cat(results).index_select(0, back)
+    shapes = [tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__ for r in results]
+    raise AdapterStateError(
+        f"{name_in(state, layer)}: its outputs for the adapters of this batch, {shapes}, make no batch. Compute each "
+        "adapter's rows on their own, in `with model.adapters_active(name):`."
+    )
