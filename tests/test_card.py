@@ -198,6 +198,7 @@ def test_every_row_of_the_variants_tables_has_its_paper_or_is_plain() -> None:
         ({"target_modules": ["q_proj", "embed_tokens"]}, None), ({"target_modules": ["q_proj", "lm_head"]}, None),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:bias='all'")
 def test_vllm_is_named_where_it_serves_the_adapter_as_it_is_meant(settings: Any, rank: int | None, path: Path) -> None:
     command = f"vllm serve org/base --enable-lora --max-lora-rank {rank} \\\n  --lora-modules tiny-lora={REPO}\n"
     assert fences(write(path, build("llama", **settings), repo_id=REPO), "sh") == ([command] if rank else [])

@@ -344,12 +344,12 @@ def test_raw_expert_parameters_are_looked_at(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.einsum("eoi,bi->bo", self.stack, x)
 
-    base = Experts()
+    base = nn.Sequential(Experts())
     same = copy.deepcopy(base)
     _saved(tmp_path, base, LoRAConfig(r=2, target_parameters=["stack"]))
     _load(tmp_path, same)
     with pytest.raises(BaseMismatchError):
-        _load(tmp_path, Experts())
+        _load(tmp_path, nn.Sequential(Experts()))
 
 
 # --- what cannot be checked ---------------------------------------------------------------------------------------

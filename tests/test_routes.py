@@ -579,10 +579,19 @@ def test_a_layer_that_cannot_be_specialised_is_left_as_it_was() -> None:
 
 
 def test_a_model_that_is_a_layer_itself_gets_and_loses_adapters() -> None:
-    x, net = torch.randn(3, 4), nn.Linear(4, 4)
+    class Shifted(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 4))
+            self.bias = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.bias
+
+    x, net = torch.randn(3, 4), Shifted()
     plain = net(x)
-    config = LoRAConfig(r=2, target_parameters=["weight"], init_lora_weights=False)
+    config = LoRAConfig(r=2, target_modules=["0"], bias="all", init_lora_weights=False)
     model = LoRAModel.from_model(net, config, "a")
+    assert "adapters" in model._modules, "it is no layer with adapters itself"
     assert not torch.equal(model(x), plain)
     model.delete_adapter("a")
     assert torch.equal(model(x), plain)
@@ -590,6 +599,6 @@ def test_a_model_that_is_a_layer_itself_gets_and_loses_adapters() -> None:
     model.add_adapter(config, "b")
     with model.adapters_disabled():
         assert torch.equal(model(x), plain)
-    assert type(model.unload()) is nn.Linear
+    assert type(model.unload()) is Shifted
     assert torch.equal(net(x), plain)
     assert not INSIDE & net.__dict__.keys()
