@@ -254,3 +254,12 @@ def test_every_error_refines_a_builtin_and_survives_pickling() -> None:
         assert str(again) == "what happened"
     assert errors.__doc__ is not None
     assert all(name in errors.__doc__ for name in errors.__all__)
+
+
+def test_a_container_with_a_parameter_of_its_own_is_refused() -> None:
+    """Its code goes over its modules, adapters among them."""
+    net = nn.Sequential(nn.Linear(4, 4))
+    net.register_parameter("bias", nn.Parameter(torch.zeros(4)))
+    with pytest.raises(TargetError, match="the model is a Sequential with a parameter of its own"):
+        add_lora(net, LoRAConfig(r=2, target_modules=["0"], bias="all"))
+    assert type(net) is nn.Sequential

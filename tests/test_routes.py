@@ -579,17 +579,17 @@ def test_a_layer_that_cannot_be_specialised_is_left_as_it_was() -> None:
 
 
 def test_a_model_that_is_a_layer_itself_gets_and_loses_adapters() -> None:
-    class Shifted(nn.Sequential):
+    class Shifted(nn.Module):
         def __init__(self) -> None:
-            super().__init__(nn.Linear(4, 4))
-            self.bias = nn.Parameter(torch.zeros(4))
+            super().__init__()
+            self.fc, self.bias = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + self.bias
+            return self.fc(x) + self.bias
 
     x, net = torch.randn(3, 4), Shifted()
     plain = net(x)
-    config = LoRAConfig(r=2, target_modules=["0"], bias="all", init_lora_weights=False)
+    config = LoRAConfig(r=2, target_modules=["fc"], bias="all", init_lora_weights=False)
     model = LoRAModel.from_model(net, config, "a")
     assert "adapters" in model._modules, "it is no layer with adapters itself"
     assert not torch.equal(model(x), plain)

@@ -205,8 +205,13 @@ def _origin(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[
 def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
     """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following.
 
-    TargetError where something of the layer's own has a name that its adapters need.
+    TargetError where something of the layer's own has a name that its adapters need, or goes over its modules.
     """
+    if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise TargetError(
+            f"{name or 'the model'} is a {type(layer).__name__} with a parameter of its own, whose code goes over its "
+            "modules and would meet its adapters. Put the parameter into a module of its own, or leave it out."
+        )
     if layer.__dict__.get("_lora") is state:  # a layer with adapters, or a model that is a layer itself
         return
     if isinstance(layer, LoRALayer):
