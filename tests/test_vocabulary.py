@@ -103,6 +103,28 @@ def test_rows_that_the_user_names_or_saves_whole_are_left_to_them_and_what_would
 
 
 @pytest.mark.parametrize(
+    "rows", [ROWS, [3, 33], {"embed_tokens": ROWS}, {"embed_tokens": [33], "lm_head": [32]}], ids=str
+)
+def test_new_rows_of_an_untied_output_layer_come_back_whatever_rows_the_user_names(rows: Any, tmp_path: Path) -> None:
+    MAKERS["untied"]().save_pretrained(tmp_path / "base")
+    model = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2))
+    model.delete_adapter("default")
+    model.resize_token_embeddings(35)
+    model.add_adapter(LoRAConfig(r=2, trainable_token_indices=rows))
+    named = model.peft_config["default"].trainable_token_indices
+    assert named["lm_head"] == (rows["lm_head"] if isinstance(rows, dict) and "lm_head" in rows else ROWS)
+    assert named[next(n for n in named if n != "lm_head")] == (rows if isinstance(rows, list) else rows["embed_tokens"])
+    if set(ROWS) <= set(named[next(iter(named))]):
+        _comes_back_larger(tmp_path / "adapter", _saved(model, tmp_path / "adapter"))
+
+
+def test_new_rows_of_an_adapted_output_layer_are_told(tmp_path: Path) -> None:
+    config = LoRAConfig(r=2, target_modules=["q_proj", "lm_head"], trainable_token_indices=[33, 34])
+    with pytest.warns(UserWarning, match="rows 32 to 34 of lm_head are new and in no file"):
+        LoRAModel.from_model(_grown("untied", 35), config)
+
+
+@pytest.mark.parametrize(
     ("sizes", "rows"),
     [((32,), None), ((20,), None), ((40, 32), None), ((20, 20), None), ((20, 30, 40), range(20, 40))],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,19 +49,20 @@ def new_rows_noted(model: Any) -> Iterator[None]:
 def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     """Return a config that trains the rows that resizing added, those of an untied output layer as well.
 
-    The same config where there are none, or where it names rows itself. Where it saves the table whole, the output
-    layer tied to it is saved too. Raises ConfigError where it only adapts the table, whose new rows would be lost.
+    The same config where there are none. Where it names rows itself, only those of an untied output layer are added,
+    which no file would have. Where it saves the table whole, the output layer tied to it is saved too. Raises
+    ConfigError where it only adapts the table, whose new rows would be lost.
     """
     table = input_table(model)
     first = None if table is None else table.__dict__.get(_FIRST_NEW)
-    if table is None or first is None or config.trainable_token_indices is not None:
+    if table is None or first is None:
         return config
-    modules = dict(base_modules(model))
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    head = head if isinstance(head, nn.Linear) else table
+    modules, head = dict(base_modules(model)), _head(model) or table
     tied = own_tensor(head, "weight") is own_tensor(table, "weight")
     names = {n: m for n, m in modules.items() if m is table or m is head}
     saved, adapted = saved_modules(config.modules_to_save or (), names), listed_modules(config, names)
+    if config.trainable_token_indices is not None:
+        return config if tied else _with_rows_of_head(config, names, head, first, {*saved, *adapted})
     if lost := [n for n in adapted if n not in saved]:
         raise ConfigError(
             f"the vocabulary was resized, and rows {first} to {_rows(table) - 1} of {lost[0]} are new: LoRA on it "
@@ -72,6 +73,34 @@ def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     own = {n: m for n, m in names.items() if n not in saved and (m is table or not tied)}
     rows = {n: list(range(first, _rows(m))) for n, m in own.items() if _rows(m) > first}
     return config.copy(trainable_token_indices=rows) if rows else config
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return head if isinstance(head, nn.Linear) else None
+
+
+def _with_rows_of_head(
+    config: LoRAConfig, names: Mapping[str, nn.Module], head: nn.Module, first: int, taken: Collection[str]
+) -> LoRAConfig:
+    """Return a config that names rows of the input table with those of an untied output layer that are new, too.
+
+    names: the two by full name; taken: which of them are saved whole or adapted.
+    """
+    given = config.trainable_token_indices
+    name, table = next(n for n, m in names.items() if m is head), next(n for n, m in names.items() if m is not head)
+    rows = dict(given) if isinstance(given, Mapping) else {table: list(given or ())}
+    if name in taken:
+        if name not in saved_modules(config.modules_to_save or (), names):
+            warnings.warn(
+                f"the vocabulary was resized, and rows {first} to {_rows(head) - 1} of {name} are new and in no file, "
+                "because it is adapted: a reload has others. Name it in modules_to_save instead.",
+                stacklevel=2,
+            )
+        return config
+    if any(saved_modules([ending], {name: head}) for ending in rows):
+        return config
+    return config.copy(trainable_token_indices={**rows, name: list(range(first, _rows(head)))})
 
 
 def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor], cut: int | None = None) -> None:
@@ -93,11 +122,22 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
         return
     resize: Any = model.resize_token_embeddings
     takes_mean = "mean_resizing" in inspect.signature(resize).parameters  # MobileBERT's own takes a size only
-    resize(count, **({"mean_resizing": False} if takes_mean else {}))
+    resize(count, **({"mean_resizing": False} if takes_mean and _brings_all_rows(model, config, tensors) else {}))
     warnings.warn(
         f"the base's vocabulary was resized from {own} to {count} rows, as it was when the adapter was trained.",
         stacklevel=4,
     )
+
+
+def _brings_all_rows(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a file has the new rows of an untied output layer too; else they are as resizing makes them."""
+    table, head = input_table(model), _head(model)
+    if table is None or head is None or own_tensor(head, "weight") is own_tensor(table, "weight"):
+        return True
+    heads = {n: m for n, m in base_modules(model) if m is head}
+    rows = config.trainable_token_indices
+    in_rows = isinstance(rows, Mapping) and any(saved_modules([ending], heads) for ending in rows)
+    return in_rows or any(f"{PREFIX}{name}.weight" in tensors for name in heads)
 
 
 def warn_of_tokens(model: nn.Module, tokenizer: Any) -> None:
