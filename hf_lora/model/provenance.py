@@ -97,10 +97,11 @@ def check(
     if differ:
         wanted, commit = known.get("id"), known.get("commit") or known.get("revision")
         load = f"base_model={wanted!r}" + (f", revision={commit!r}" if commit else "") if wanted else "base_model=..."
+        was, now = _described(known), _described(_identity(model))
+        apart = f"on {was}; this is {now}" if was != now else f"on {was} that is another, or was changed before"
         raise BaseMismatchError(
-            f"the adapter fits {type(model).__name__}, but was trained on other weights: on {_described(known)}; this "
-            f"is {_described(_identity(model))}. Load the base it was trained on ({load}), or pass check_base=False to "
-            "use it on this one all the same."
+            f"the adapter fits {type(model).__name__}, but was trained on other weights: {apart}. Load the base it was "
+            f"trained on ({load}), or pass check_base=False to use it on this one all the same."
         )
 
 
