@@ -201,6 +201,20 @@ def _counted(self: Any, x: Tensor) -> Tensor:
     return x
 
 
+def _of_all_modules(self: Any, x: Tensor) -> Tensor:
+    for module in self.body.layers.modules():
+        if isinstance(module, nn.Linear):
+            x = F.linear(x, module.weight)
+    return x
+
+
+def _of_all_by_name(self: Any, x: Tensor) -> Tensor:
+    for name, module in self.named_modules():
+        if name.startswith("body.layers.") and isinstance(module, nn.Linear):
+            x = F.linear(x, module.weight)
+    return x
+
+
 def _of_items(self: Any, x: Tensor) -> Tensor:
     for _, layer in self.body.named.items():
         x = F.linear(x, layer.weight)
@@ -309,6 +323,8 @@ AFAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an item": (_with(lambda self, x: F.linear(x, self.body.layers[0].weight)), "body.layers.0"),
     "an item of a Sequential": (_with(lambda self, x: F.linear(x, self.body.stack[0].weight)), "body.stack.0"),
     "an item by name": (_with(lambda self, x: F.linear(x, self.body.named["up"].weight)), "body.named.up"),
+    "a loop over all modules": (_with(_of_all_modules), "body.layers.1"),
+    "a loop over all modules by name": (_with(_of_all_by_name), "body.layers.1"),
     "a loop over items": (_with(_of_items), "body.named.up"),
     "a loop with zip": (_with(_zipped), "body.layers.1"),
     "a loop with enumerate": (_with(_counted), "body.layers.1"),

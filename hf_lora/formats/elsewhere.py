@@ -23,14 +23,25 @@ __all__ = ["differs_in_peft", "no_peft"]
 # Types of models, and the layers in them that PEFT takes no low-rank adapters on.
 _MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}), frozenset({"conv1d", "out_proj"})
 
+# Types of models whose experts were layers once: there PEFT takes a layer of these names for the experts' parameters.
+_FUSED = frozenset({
+    "afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe",
+    "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum",
+    "olmoe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+}), frozenset({"down_proj", "gate", "gate_proj", "up_proj"})  # fmt: skip
+
 
 def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
     """Return why PEFT cannot open the file of an adapter, "" where it can."""
     layers = model._lora.layers
-    if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA[0]:
-        adapted = [m for m, _, a in _adapters(layers, name) if a.low_rank and m.rpartition(".")[2] in _MAMBA[1]]
-        if adapted:
-            return f"{adapted[0]} is a layer of a Mamba model's that it takes no adapters on"
+    model_type, adapted = getattr(getattr(model, "config", None), "model_type", None), list(_adapters(layers, name))
+    for (types, words), reason in (
+        (_MAMBA, "a layer of a Mamba model's that it takes no adapters on"),
+        (_FUSED, "a layer whose name it takes for the experts' parameters, which this type of model has fused"),
+    ):
+        found = [m for m, _, a in adapted if a.low_rank and a.parameter == "weight" and m.rpartition(".")[2] in words]
+        if model_type in types and found:
+            return f"{found[0]} is {reason}"
     parts = [ending for ending in config.modules_to_save or () if is_part_of_peft(ending)]
     if parts and any(a.low_rank for _, _, a in _adapters(layers, name)):
         return f"modules_to_save={parts[0]!r} also ends the name of a module in PEFT's own layers; rename the module"

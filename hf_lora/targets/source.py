@@ -29,6 +29,7 @@ _METADATA = re.compile(
 )
 _ASKING = frozenset({"isinstance", "hasattr", "type", "id", "callable", "len", "bool"})
 _PASSING = frozenset({"list", "tuple", "zip", "enumerate", "reversed", "iter", "next", "sorted", "dict", "filter"})
+_NAMED = frozenset({"items", "named_children", "named_modules"})  # with names
 _ITEMS = frozenset({"items", "values", "children", "named_children", "get", "__iter__", "__getitem__"})
 # Methods that make a model what it is: they fill weights, tie them and hand modules out, and compute nothing.
 _SETTING_UP = re.compile(
@@ -215,7 +216,9 @@ class _Scan:
         match target, items:
             case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Name(id="enumerate"), args=[value, *_]):
                 self._name_items(inner, value)
-            case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Attribute(attr="items" | "named_children")):
+            case ast.Tuple(elts=[_, inner]), ast.Call(
+                func=ast.Attribute(attr="items" | "named_children" | "named_modules")
+            ):
                 self._call(inner, self._paths(items))
             case ast.Tuple(elts=names), ast.Call(func=ast.Name(id="zip"), args=parts) if len(names) == len(parts):
                 for name, part in zip(names, parts, strict=True):
@@ -245,6 +248,8 @@ class _Scan:
                 return {(*path, label) for path in self._paths(value)}
             case ast.Call(func=ast.Attribute(value=value, attr="get_submodule"), args=[ast.Constant(value=str(name))]):
                 return {(*path, *name.split(".")) for path in self._paths(value)}
+            case ast.Call(func=ast.Attribute(value=value, attr="modules" | "named_modules")):
+                return {(*path, "*", "**") for path in self._paths(value)}
             case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in _ITEMS:
                 return {(*path, "*") for path in self._paths(value)}
             case ast.Call(func=ast.Name(id=name), args=parts) if name in _PASSING:
@@ -264,7 +269,7 @@ class _Scan:
         if "weight" in path:
             at = path.index("weight")
             layer, rest = path[:at], [part for part in path[at + 1 :] if part != "data"]
-            if any(part not in ("*", "**") for part in layer):
+            if layer[:1] != ("**",) or any(part not in ("*", "**") for part in layer):
                 computes = not (rest and _METADATA.fullmatch(rest[0])) and self._computes(node)
                 self._add(layer, "read" if computes else "asked")
         elif path[:1] == ("**",) or not path:
