@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -301,6 +303,15 @@ def test_the_stock_trainer_tells_as_well(tmp_path: Path) -> None:
     model = LoRAModel.from_model(base, LoRAConfig(r=2, target_modules=["c_attn", "unused"]))
     with told("unused"):
         trainer(model, tmp_path, save_strategy="no").train()
+
+
+def test_a_model_that_waits_for_its_first_step_can_go() -> None:
+    model, other = net([SEEN]), nn.Linear(2, 2)
+    gone = weakref.ref(model)
+    steps(other, optimizer_of(other), x=torch.ones(1, 2))
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def _of_another_model(model: Any) -> list[nn.Parameter]:

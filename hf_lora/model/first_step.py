@@ -31,6 +31,8 @@ _STEPS: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
 # warm-up's rate is above zero.
 _ENOUGH = 6
 Trained = dict[int, tuple[str, Adapter, nn.Parameter]]
+# What steps should move, of those that wait: looked up once, since there may be an optimizer for each parameter.
+_TRAINED: WeakKeyDictionary[Any, Trained] = WeakKeyDictionary()
 
 
 def wait(model: Any) -> None:
@@ -39,6 +41,7 @@ def wait(model: Any) -> None:
     Warns then of adapters, saved modules and token rows without a gradient in the first step of an optimizer that
     holds them, and of those that have gradients when no optimizer that steps holds them.
     """
+    _TRAINED.pop(model, None)
     if _unasked(model._lora):
         _WAITING[model] = False
         _STEPS.clear()
@@ -80,9 +83,11 @@ def _ask(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _look(model: Any, optimizer: Optimizer, is_first: bool, is_last: bool) -> None:
     state: AdapterState | None = model.__dict__.get("_lora")
     if state is None:  # its adapters are gone
-        _WAITING.pop(model, None)
+        _forget(model)
         return
-    trained = dict(_trained(state))
+    if is_last or model not in _TRAINED:
+        _TRAINED[model] = dict(_trained(state))
+    trained = _TRAINED[model]
     elsewhere = trained.keys() - _ids(_STEPS)
     if is_first and (mine := trained.keys() & _ids([optimizer])):
         _tell_dead(model, {key: trained[key] for key in mine})
@@ -91,10 +96,15 @@ def _look(model: Any, optimizer: Optimizer, is_first: bool, is_last: bool) -> No
         _WAITING[model] = _WAITING[model] or bool(left)
         return
     if left or not elsewhere:
-        _WAITING.pop(model, None)
+        _forget(model)
         for name in _unasked(state):
             state.records[name].is_asked = True
     _tell_left_out(left)
+
+
+def _forget(model: Any) -> None:
+    _WAITING.pop(model, None)
+    _TRAINED.pop(model, None)
 
 
 def _ids(optimizers: Iterable[Optimizer]) -> set[int]:
@@ -118,6 +128,8 @@ def _trained(state: AdapterState) -> Iterator[tuple[int, tuple[str, Adapter, nn.
 
 def _tell_dead(model: nn.Module, trained: Trained) -> None:
     """Warn of adapters without a gradient, except where chance decides, as among experts, and spared a sibling."""
+    if all(p.grad is not None for _, _, p in trained.values()):
+        return
     by_chance = _skips_layers(model)
     alive = {_sibling(name, by_chance) for name, _, p in trained.values() if p.grad is not None}
     dead = sorted({name for name, _, p in trained.values() if p.grad is None})
