@@ -518,3 +518,18 @@ def test_a_start_whose_random_numbers_nobody_knows_is_refused_where_they_matter(
         with pytest.raises(BaseMismatchError, match="c_attn: .*random.*path_initial_model_for_weight_conversion"):
             _load(tmp_path, _base())
     _load(tmp_path, _base(), check_base=not refused)
+
+
+@pytest.mark.parametrize("way", ["from_model", "after a save"])
+def test_an_adapter_on_what_others_were_merged_into_is_told_that_its_base_is_in_no_file(
+    way: str, tmp_path: Path
+) -> None:
+    tiny("llama").save_pretrained(tmp_path / "base")
+    first = LoRAModel.from_pretrained(tmp_path / "base", LoRAConfig(r=2, target_modules=["up_proj"]))
+    merged = first.merge_and_unload()
+    if way == "after a save":
+        merged.save_pretrained(tmp_path / "merged")
+        LoRAModel.from_pretrained(tmp_path / "merged", LoRAConfig(r=2))
+        return
+    with pytest.warns(UserWarning, match="merged into this model .* Save the merged model"):
+        LoRAModel.from_model(merged, LoRAConfig(r=2))

@@ -306,3 +306,34 @@ def test_a_task_type_that_trains_no_head_is_told_to_a_further_adapter_as_well() 
     model = LoRAModel.from_model(tiny("bert"), LoRAConfig(task_type="SEQ_CLS"))
     with pytest.warns(UserWarning, match="whose task type is 'SEQ_CLS'"):
         model.add_adapter(LoRAConfig(task_type="CAUSAL_LM"), "b")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_what_a_trainer_aligns_with_a_tokenizer_and_no_forward_looks_for_is_no_warning(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tokenizer has tokens for the beginning and the end that the config lacks; one without a pad pads with its end."""
+    base = _disk(family, tmp_path / "base", eos_token_id=2)
+    model = LoRAModel.from_pretrained(base, LoRAConfig(r=2))
+    model.config.bos_token_id, model.config.eos_token_id = 1, 2
+    if family == "llama":
+        model.config.pad_token_id = model.generation_config.pad_token_id = 2
+    _trained(model).save_pretrained(tmp_path / "out")
+    whole = type(tiny(family)).from_pretrained(base)
+    logger = logging.get_logger("hf_lora.model.settings")
+    logger.addHandler(caplog.handler)
+    again = LoRAModel.from_pretrained(tmp_path / "out", base_model=whole)
+    logger.removeHandler(caplog.handler)
+    assert _same(again, model.eval(), family)
+    assert not caplog.records
+
+
+def test_settings_of_generation_that_are_the_usual_ones_are_not_noted(tmp_path: Path) -> None:
+    model = LoRAModel.from_pretrained(_disk("bart", tmp_path / "base"), LoRAConfig(r=2))
+    usual = model.generation_config._get_default_generation_params()
+    for key in ("num_beams", "length_penalty", "assistant_lookbehind"):
+        setattr(model.generation_config, key, usual[key])
+    model.generation_config.no_repeat_ngram_size = 3
+    _trained(model).save_pretrained(tmp_path / "out")
+    notes = read_notes(tmp_path / "out" / WEIGHTS)
+    assert notes["settings"]["generation_config"] == {"no_repeat_ngram_size": 3}

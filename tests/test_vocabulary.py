@@ -92,10 +92,12 @@ def test_new_rows_come_back_on_a_base_that_was_resized_by_somebody_else(name: st
 
 
 def test_rows_that_the_user_names_or_saves_whole_are_left_to_them_and_what_would_be_lost_is_refused() -> None:
-    for config in (LoRAConfig(trainable_token_indices=[3, 33]), LoRAConfig(modules_to_save=["wte"])):
-        kept = LoRAModel.from_model(_grown("tied", 35), config).peft_config["default"]
-        assert kept.trainable_token_indices == config.trainable_token_indices
-        assert kept.modules_to_save == (None if config.modules_to_save is None else ["wte", "lm_head"])
+    rows = LoRAModel.from_model(_grown("tied", 35), LoRAConfig(trainable_token_indices=[3, 33])).peft_config["default"]
+    assert rows.trainable_token_indices == {"transformer.wte": [3, 33, 32, 34]}, "new rows are in no other file"
+    every = LoRAModel.from_model(_grown("tied", 35), LoRAConfig(trainable_token_indices=ROWS)).peft_config["default"]
+    assert every.trainable_token_indices == ROWS
+    saved = LoRAModel.from_model(_grown("tied", 35), LoRAConfig(modules_to_save=["wte"])).peft_config["default"]
+    assert (saved.trainable_token_indices, saved.modules_to_save) == (None, ["wte", "lm_head"])
     model = _grown("tied", 35)
     with pytest.raises(ConfigError, match=r"transformer\.wte .*modules_to_save"):
         LoRAModel.from_model(model, LoRAConfig(target_modules=["wte", "c_attn"]))
@@ -112,15 +114,15 @@ def test_new_rows_of_an_untied_output_layer_come_back_whatever_rows_the_user_nam
     model.resize_token_embeddings(35)
     model.add_adapter(LoRAConfig(r=2, trainable_token_indices=rows))
     named = model.peft_config["default"].trainable_token_indices
-    assert named["lm_head"] == (rows["lm_head"] if isinstance(rows, dict) and "lm_head" in rows else ROWS)
-    assert named[next(n for n in named if n != "lm_head")] == (rows if isinstance(rows, list) else rows["embed_tokens"])
-    if set(ROWS) <= set(named[next(iter(named))]):
-        _comes_back_larger(tmp_path / "adapter", _saved(model, tmp_path / "adapter"))
+    first = rows if isinstance(rows, list) else rows["embed_tokens"]
+    assert [each[: len(first)] for name, each in named.items() if name != "lm_head"] == [first]
+    assert all({*ROWS} <= {*each} for each in named.values())
+    _comes_back_larger(tmp_path / "adapter", _saved(model, tmp_path / "adapter"))
 
 
 def test_new_rows_of_an_adapted_output_layer_are_told(tmp_path: Path) -> None:
     config = LoRAConfig(r=2, target_modules=["q_proj", "lm_head"], trainable_token_indices=[33, 34])
-    with pytest.warns(UserWarning, match="rows 32 to 34 of lm_head are new and in no file"):
+    with pytest.warns(UserWarning, match="rows 32 to 34 of lm_head are new: LoRA on it does not save them"):
         LoRAModel.from_model(_grown("untied", 35), config)
 
 

@@ -94,6 +94,13 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
         config = with_new_rows(model, with_heads(model, as_config(lora_config)))
         warn_of_task(model, config)
         base = getattr(model, "name_or_path", None) or config.base_model_name_or_path
+        if base and model in hooks.MERGED:
+            warnings.warn(
+                f"adapters were merged into this model since it was loaded from {base!r}, which the new adapter's file "
+                "will name as its base: a reload by name has the base without them. Save the merged model, load it "
+                "from there, and add the adapter to that.",
+                stacklevel=5,
+            )
         revision = config.revision if config.base_model_name_or_path in (None, base) else None  # another base's
         config = config.copy(base_model_name_or_path=base, revision=revision)
         adding.add(model, model._lora, config, adapter_name)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
+from weakref import WeakSet
 
 __all__ = [
     "LISTENERS",
+    "MERGED",
     "NEW",
     "OWNER",
     "Owner",
@@ -23,6 +25,7 @@ __all__ = [
 
 # Called when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack.
 LISTENERS: list[Callable[[], None]] = []
+MERGED: WeakSet[Any] = WeakSet()  # models that adapters were merged into for good: no checkpoint has their weights
 NEW = "_lora_new_parameters"  # of a model: the names of its parameters that its checkpoint did not fill
 Owner = Literal["hf_lora", "peft", "nobody"]  # who is to load the adapter that a model's name stands for
 OWNER: ContextVar[Owner | None] = ContextVar("hf_lora_owner", default=None)  # None: nobody has looked yet

@@ -21,6 +21,7 @@ from ..layers import merging as layers
 from ..layers.distributed import is_spread
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
 from ..layers.tying import tied_groups, untie
+from . import hooks
 from .arguments import as_dtype, as_share
 from .creating import leave
 from .replacing import check_in_place
@@ -122,6 +123,7 @@ def merge_and_unload(
             state.merged = names
         plain = leave(model)
         untie(plain, tied)
+        hooks.MERGED.add(plain)
     return plain
 
 

@@ -8,8 +8,11 @@ name a file or a repo are neither written nor taken.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
+import sys
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -75,8 +78,11 @@ def settings_of(model: Any, own: Checkpoint | None) -> dict[str, dict[str, Any]]
     notes: dict[str, Any] = {CONFIG: _difference(mine, _values(config), _skipped(model))}
     theirs = getattr(model, "generation_config", None)
     if theirs is not None and generation is not None:
-        generates = _values(theirs)
-        notes[GENERATION] = _difference(generates, _values(generation), _NO_SETTINGS)
+        generates, before = _values(theirs), _values(generation)
+        usual: dict[str, Any] = getattr(generation, "_get_default_generation_params", dict)()
+        unsaid = [k for k, v in usual.items() if before.get(k) is None and generates.get(k) == v]  # filled in since
+        generates = {k: v for k, v in generates.items() if k not in unsaid}
+        notes[GENERATION] = _difference(generates, before, _NO_SETTINGS)
         # Transformers gives what a config is told to the generation config as well, or does not, by the class.
         notes[GENERATION] |= {k: generates[k] for k in notes[CONFIG] if k in generates and _is_value(generates[k])}
     quantised = mine.get(QUANTISATION)
@@ -150,8 +156,7 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
         return
     mine = _values(config)
     skipped = set(given) | _skipped(model)
-    if not hasattr(model, "num_labels"):  # only a classifier looks for the token that pads
-        skipped |= {key for key in mine if key.endswith("_token_id")}
+    skipped |= {key for key in mine if key.endswith("_token_id") and not _is_looked_for(model, key)}
     known = {k: v for k, v in noted.get(CONFIG, {}).items() if k in mine and k not in skipped}
     other = [f"{k}={_shown(v)} (here {_shown(mine[k])})" for k, v in known.items() if not _covers(mine[k], v)]
     quantised, here = noted.get(QUANTISATION), mine.get(QUANTISATION)
@@ -169,6 +174,8 @@ def warn_of_others(notes: Mapping[str, Any], model: nn.Module, given: Collection
     generation = getattr(model, "generation_config", None)
     if generation is not None and GENERATION not in given:
         unlike = _known(noted.get(GENERATION, {}), generation, _NO_SETTINGS)
+        if generation.pad_token_id is None and unlike.get("pad_token_id") == generation.eos_token_id:
+            unlike.pop("pad_token_id", None)  # generating takes it by itself
         if unlike:
             logger.warning("The adapter was trained with generation_config=%s, which this model has not.", unlike)
 
@@ -207,6 +214,18 @@ def _values(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     own = {key: getattr(config, key, value) for key, value in values.items() if type(value) in (int, float)}
     return {**values, **{key: value for key, value in own.items() if type(value) in (int, float)}}
+
+
+def _is_looked_for(model: Any, token: str) -> bool:
+    """Tell whether a forward looks for a token's number: a classifier for the one that pads, BART's for the end."""
+    if not hasattr(model, "num_labels"):
+        return False
+    serving = re.compile(r"builtins|torch\.|hf_lora\.|transformers\.(?!models\.|modeling_layers)")
+    modules = {base.__module__ for base in type(model).__mro__ if not serving.match(base.__module__)}
+    try:
+        return any(token in inspect.getsource(sys.modules[name]) for name in modules)
+    except (OSError, TypeError, KeyError):
+        return True
 
 
 def _skipped(model: Any) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,9 +49,9 @@ def new_rows_noted(model: Any) -> Iterator[None]:
 def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     """Return a config that trains the rows that resizing added, those of an untied output layer as well.
 
-    The same config where there are none. Where it names rows itself, only those of an untied output layer are added,
-    which no file would have. Where it saves the table whole, the output layer tied to it is saved too. Raises
-    ConfigError where it only adapts the table, whose new rows would be lost.
+    The same config where there are none. Rows that it names itself train beside them. Where it saves the table whole,
+    the output layer tied to it is saved too. Raises ConfigError where it adapts a table, whose new rows would be lost,
+    and names no rows; where it does name some, an adapted output layer is told by a warning.
     """
     table = input_table(model)
     first = None if table is None else table.__dict__.get(_FIRST_NEW)
@@ -60,47 +60,37 @@ def with_new_rows(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     modules, head = dict(base_modules(model)), _head(model) or table
     tied = own_tensor(head, "weight") is own_tensor(table, "weight")
     names = {n: m for n, m in modules.items() if m is table or m is head}
-    saved, adapted = saved_modules(config.modules_to_save or (), names), listed_modules(config, names)
-    if config.trainable_token_indices is not None:
-        return config if tied else _with_rows_of_head(config, names, head, first, {*saved, *adapted})
-    if lost := [n for n in adapted if n not in saved]:
-        raise ConfigError(
-            f"the vocabulary was resized, and rows {first} to {_rows(table) - 1} of {lost[0]} are new: LoRA on it "
-            f"would not save them. Name it in modules_to_save, or its rows in trainable_token_indices, instead."
-        )
-    if saved and tied:
+    saved, given = saved_modules(config.modules_to_save or (), names), config.trainable_token_indices
+    if lost := [n for n in listed_modules(config, names) if n not in saved]:
+        new = f"the vocabulary was resized, and rows {first} to {_rows(table) - 1} of {lost[0]} are new: LoRA on it "
+        if given is None:
+            raise ConfigError(
+                f"{new}would not save them. Name it in modules_to_save, or its rows in trainable_token_indices."
+            )
+        warnings.warn(f"{new}does not save them, so a reload has others. Name it in modules_to_save.", stacklevel=3)
+    if given is None and saved and tied:
         return config.copy(modules_to_save=[*(config.modules_to_save or ()), *(n for n in names if n not in saved)])
-    own = {n: m for n, m in names.items() if n not in saved and (m is table or not tied)}
-    rows = {n: list(range(first, _rows(m))) for n, m in own.items() if _rows(m) > first}
-    return config.copy(trainable_token_indices=rows) if rows else config
+    own = {n: m for n, m in names.items() if n not in (*saved, *lost) and (m is table or not tied)}
+    named = _named(config, next(n for n, m in names.items() if m is table))
+    for name, module in own.items():
+        key = next((key for key in named if saved_modules([key], {name: module})), name)
+        rows = named.get(key, [])
+        if more := [row for row in range(first, _rows(module)) if row not in rows]:
+            named[key] = [*rows, *more]
+    same = list(named.values()) if isinstance(given, list) else named
+    return config if same in (given, [given], {}) else config.copy(trainable_token_indices=named)
+
+
+def _named(config: LoRAConfig, table: str) -> dict[str, list[int]]:
+    """Return the rows that a config trains by the names that it gives tables; table: the input table's own."""
+    rows = config.trainable_token_indices
+    by_name = rows if isinstance(rows, Mapping) else {table: rows} if rows else {}
+    return {name: list(each) for name, each in by_name.items()}
 
 
 def _head(model: nn.Module) -> nn.Module | None:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return head if isinstance(head, nn.Linear) else None
-
-
-def _with_rows_of_head(
-    config: LoRAConfig, names: Mapping[str, nn.Module], head: nn.Module, first: int, taken: Collection[str]
-) -> LoRAConfig:
-    """Return a config that names rows of the input table with those of an untied output layer that are new, too.
-
-    names: the two by full name; taken: which of them are saved whole or adapted.
-    """
-    given = config.trainable_token_indices
-    name, table = next(n for n, m in names.items() if m is head), next(n for n, m in names.items() if m is not head)
-    rows = dict(given) if isinstance(given, Mapping) else {table: list(given or ())}
-    if name in taken:
-        if name not in saved_modules(config.modules_to_save or (), names):
-            warnings.warn(
-                f"the vocabulary was resized, and rows {first} to {_rows(head) - 1} of {name} are new and in no file, "
-                "because it is adapted: a reload has others. Name it in modules_to_save instead.",
-                stacklevel=2,
-            )
-        return config
-    if any(saved_modules([ending], {name: head}) for ending in rows):
-        return config
-    return config.copy(trainable_token_indices={**rows, name: list(range(first, _rows(head)))})
 
 
 def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor], cut: int | None = None) -> None:
@@ -122,22 +112,25 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
         return
     resize: Any = model.resize_token_embeddings
     takes_mean = "mean_resizing" in inspect.signature(resize).parameters  # MobileBERT's own takes a size only
-    resize(count, **({"mean_resizing": False} if takes_mean and _brings_all_rows(model, config, tensors) else {}))
+    is_brought = takes_mean and _brings_all(model, config, tensors, name, range(own, count))
+    resize(count, **({"mean_resizing": False} if is_brought else {}))
     warnings.warn(
         f"the base's vocabulary was resized from {own} to {count} rows, as it was when the adapter was trained.",
         stacklevel=4,
     )
 
 
-def _brings_all_rows(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a file has the new rows of an untied output layer too; else they are as resizing makes them."""
+def _brings_all(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str, new: range) -> bool:
+    """Return whether a file has all new rows of the input table of that name, and of an untied output layer.
+
+    Else some stay as resizing makes them, which is near the mean of the others.
+    """
     table, head = input_table(model), _head(model)
-    if table is None or head is None or own_tensor(head, "weight") is own_tensor(table, "weight"):
-        return True
-    heads = {n: m for n, m in base_modules(model) if m is head}
-    rows = config.trainable_token_indices
-    in_rows = isinstance(rows, Mapping) and any(saved_modules([ending], heads) for ending in rows)
-    return in_rows or any(f"{PREFIX}{name}.weight" in tensors for name in heads)
+    is_untied = head is not None and table is not None and own_tensor(head, "weight") is not own_tensor(table, "weight")
+    tables = {n: m for n, m in base_modules(model) if n == name or (is_untied and m is head)}
+    rows = _named(config, name)
+    held = {n: {r for key in rows if saved_modules([key], {n: m}) for r in rows[key]} for n, m in tables.items()}
+    return all(held[n] >= {*new} or f"{PREFIX}{n}.weight" in tensors for n in tables)
 
 
 def warn_of_tokens(model: nn.Module, tokenizer: Any) -> None:
