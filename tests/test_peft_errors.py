@@ -119,7 +119,6 @@ CALLS: dict[str, tuple[Call, Call, dict[str, Any]]] = {
     ),
     "merging a bias": (lambda m: m.merge_and_unload(), lambda m: m.merge_and_unload(), {"lora_bias": True}),
     "deleting what is merged": (lambda m: merged(m).delete_adapter("default"), lambda m: merged(m).delete_adapter("default"), {}),
-    "rows in training": (lambda m: m.train()(X, adapter_names=["default"]), lambda m: m.train()(X, adapter_names=["default"]), {}),
     "rows of none": (lambda m: m.eval()(X, adapter_names=["x"]), lambda m: m.eval()(X, adapter_names=["x"]), {}),
     "an argument that is none": (lambda m: m.merge_and_unload(no=1), lambda m: m.merge_and_unload(no=1), {}),
 }  # fmt: skip

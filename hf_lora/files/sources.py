@@ -31,6 +31,10 @@ def place_of(given: object) -> str:
             f"a {type(given).__name__} is given where a name is wanted, which is a Hub id or a path"
             f"{order if hasattr(given, 'named_modules') else ''}."
         )
+    if not name:
+        raise AdapterFileError(
+            "'' is neither a directory or file of this machine nor the id of a Hub repo (owner/name)."
+        )
     if os.path.isdir(name) and not os.access(name, os.R_OK | os.X_OK):
         raise AdapterFileError(f"{name} cannot be looked into by this user; change its permissions, or copy it.")
     return name
