@@ -76,9 +76,6 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
     state: AdapterState = layer._lora
-    if state.slots is not None and base is not None:
-        a, b = layer._steps.all_stacked
-        return add_by_row(base(layer, *args, **kwargs), x, a, b, state.slots)
     rows = layer._steps.rows()
     times = _times(layer, state, rows, x)
     stack = None if base is None else layer._steps.stacked(rows)

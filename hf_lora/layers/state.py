@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError
@@ -93,7 +92,6 @@ class AdapterState:
     rates: LearningRates = field(default_factory=LearningRates)
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
-    slots: Tensor | None = None  # in a compiled call by row: each row's place in the stacks of its layers
 
     @property
     def configs(self) -> dict[str, LoRAConfig]:
@@ -195,4 +193,4 @@ class AdapterState:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "blocks": [], "is_routed": False, "slots": None}  # a copy is in nobody's block
+        return {**self.__dict__, "blocks": [], "is_routed": False}  # a copy is in nobody's block

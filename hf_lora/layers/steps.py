@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import AdapterStateError
 from ..variants.adapter import Adapter
-from .routes import OFF, Mix, Route, Rows
+from .routes import Mix, Route, Rows
 from .rows import Stack, name_in, stack_of
 from .state import AdapterState
 
@@ -60,15 +58,12 @@ class Steps:
         seen = (*read.values(), *(added.values() if shown else ()))
         self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
         self._stack: tuple[Any, Stack] | None = None  # of the routes that computed here last
-        self.all_stacked: tuple[Tensor, Tensor] | None = None  # the factors of all adapters, for compiled calls
 
     def behind(self) -> Behind | None:
         """Return what the route of this forward does besides the base's own forward.
 
         None where the rows of the batch have routes of their own, and some of them lead through here.
         """
-        if self._state.slots is not None:
-            return NOTHING if self.all_stacked is None else None
         route = self._state.route
         if type(route) is not tuple:
             if isinstance(route, Rows):
@@ -129,12 +124,6 @@ class Steps:
         added, read = ({k: tuple(map(found, each)) for k, each in t.items()} for t in (self._added, self._read))
         return Steps(self._state, self._fuses, added, read, self.shown)
 
-    def stack_all(self, names: Sequence[str]) -> bool:
-        """Have the factors of all adapters ready in one stack; tell whether they do no more than a product."""
-        stack = self.stacked(Rows([OFF, *((name,) for name in names)])) if self._has_any(names) else None
-        self.all_stacked = None if stack is None else (stack.a, stack.b)
-        return stack is not None or not self._has_any(names)
-
     def _of(self, route: Route, *tables: Mapping[str, Adapters]) -> Adapters:
         if isinstance(route, Mix):
             shares = tuple(zip(route, route.weights, strict=True))
@@ -161,7 +150,7 @@ class Steps:
         return found[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stack": None, "all_stacked": None}
+        return {**self.__dict__, "_stack": None}
 
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
@@ -47,7 +46,10 @@ def of_call(model: Any, args: Sequence[Any], kwargs: MutableMapping[str, Any]) -
         return nullcontext()
     names = kwargs.pop("adapter_names")
     if names is not None and getattr(model, "_compiled_call_impl", None) is not None:
-        return _compiled(model, names, args, kwargs)
+        raise AdapterStateError(
+            "adapter_names=: a compiled model cannot tell rows apart. Group the rows by adapter and call "
+            "set_adapter(name) for each group, or answer them with the model that is not compiled."
+        )
     return nullcontext() if names is None else _taking(model, names, "adapter_names=", args, kwargs)
 
 
@@ -68,31 +70,6 @@ def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
         return generate(self, *args, **kwargs)
 
     return generate_by_row
-
-
-_COMPILED = threading.Lock()  # held while a compiled call by row runs: a compiler cannot trace who asks
-
-
-@contextmanager
-def _compiled(model: Any, given: Given, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Take routes by row in a compiled call: each row's place in stacks of all adapters, so that names are no code."""
-    state: AdapterState = model._lora
-    rows, names = _rows_of(state, given, "adapter_names="), tuple(state.records)
-    _check_count(model, rows, args, kwargs)
-    state.refuse_while_merged("adapter_names=")
-    device = next(model.parameters()).device
-    with _COMPILED:
-        for path, layer in state.layers.items():
-            if not layer._steps.stack_all(names):
-                raise AdapterStateError(f"{path}: a compiled model answers rows by plain LoRA on linear layers only.")
-        places: dict[Route, int] = {OFF: 0, **{(name,): i for i, name in enumerate(names, 1)}}
-        if strange := [route for route in rows.groups if route not in places]:
-            raise AdapterStateError(f"{strange[0]}: in a compiled model a row names one adapter, without a weight.")
-        state.slots = torch.tensor([places[rows.groups[i]] for i in rows.of_row], device=device)
-        try:
-            yield
-        finally:
-            state.slots = None
 
 
 @contextmanager
