@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,11 @@ NONE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
-def edited(change: Callable[[Path], object]) -> Callable[[Path], Path]:
-    """Return what copies the adapter, changes the copy and returns it."""
+def edited(change: Callable[[Path], object], of: str = "adapter") -> Callable[[Path], Path]:
+    """Return what copies the adapter (or the base), changes the copy and returns it."""
 
     def make(folder: Path) -> Path:
-        shutil.copytree(folder.parent / "adapter", folder, dirs_exist_ok=True)
+        shutil.copytree(folder.parent / of, folder, dirs_exist_ok=True)
         change(folder)
         return folder
 
@@ -234,17 +235,7 @@ def test_where_only_something_is_missing_transformers_own_calls_say_so(what: str
             load(path)
 
 
-def on_base(change: Callable[[Path], object]) -> Callable[[Path], Path]:
-    """Return what copies the base, changes the copy and returns it."""
-
-    def make(folder: Path) -> Path:
-        shutil.copytree(folder.parent / "base", folder, dirs_exist_ok=True)
-        change(folder)
-        return folder
-
-    return make
-
-
+on_base = partial(edited, of="base")
 # A base that cannot be loaded; what the error says.
 BASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not there": (beside("gone"), "neither a directory|not on this machine"),

@@ -153,25 +153,6 @@ def test_a_model_of_ones_own_that_takes_such_an_argument_gets_it() -> None:
     assert model.seen == ["x"]
 
 
-THEIR_METHODS = {
-    "disable_adapter": "adapters_disabled",
-    "get_base_model": "adapters_disabled.*unload",
-    "add_weighted_adapter": "set_adapter",
-    "enable_adapter_layers": "enable_adapters",
-    "get_layer_status": "targets_report",
-}
-
-
-@pytest.mark.parametrize("name", THEIR_METHODS)
-def test_pefts_methods_are_not_there_and_name_the_equivalent(name: str) -> None:
-    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
-    assert not hasattr(model, name)
-    with pytest.raises(AttributeError, match=THEIR_METHODS[name]):
-        getattr(model, name)
-    with pytest.raises(AttributeError, match="no attribute 'nothing_at_all'"):
-        model.nothing_at_all  # noqa: B018
-
-
 Does = Callable[[Any], object]
 # What is asked for; what the error says.
 ASKED: dict[str, tuple[Does, str]] = {

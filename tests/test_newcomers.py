@@ -150,6 +150,8 @@ METHODS = {
     "add_classification_head": "SEQ_CLS", "train_adapter": "set_adapter", "save_adapter": "adapter_name=name",
     "save_pretrained_merged": r"merge_and_unload\(\)\.save_pretrained", "for_inference": r"model\.eval\(\)",
     "disable_adapter": "adapters_disabled", "active_adapter": r"active_adapters\(\)",
+    "get_base_model": "adapters_disabled.*unload", "add_weighted_adapter": "set_adapter",
+    "enable_adapter_layers": "enable_adapters", "get_layer_status": "targets_report",
 }  # fmt: skip
 
 
@@ -159,6 +161,8 @@ def test_methods_of_other_libraries_are_answered(name: str) -> None:
     assert not hasattr(model, name)
     with pytest.raises(AttributeError, match=METHODS[name]):
         getattr(model, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing_at_all'"):
+        model.nothing_at_all  # noqa: B018
 
 
 NAMES = {

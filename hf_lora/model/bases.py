@@ -24,7 +24,7 @@ from ..formats.contents import Contents
 from ..formats.keys import plain_keys
 from ..formats.notes import BASE_NOTE
 from ..formats.peft import PREFIX
-from .hooks import note_new, plainly
+from .hooks import note_new, plainly, quietly
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
 __all__ = ["load_base", "load_base_of", "may_be_base"]
@@ -52,7 +52,7 @@ def load_base(
     cause chained) where the base is not there or cannot be loaded, MissingExtraError where a package for it is missing.
     """
     try:
-        return _loaded(name, task_type, auto_class, model_args, kwargs)
+        return _loaded(_model_class(name, task_type, auto_class, kwargs), name, model_args, kwargs)
     except LoRAError:
         raise
     except _LOADING as error:
@@ -83,14 +83,7 @@ def _way_to(name: str) -> str:
     return ""
 
 
-def _loaded(
-    name: str,
-    task_type: str | None,
-    auto_class: type | str | None,
-    model_args: Iterable[Any],
-    kwargs: Mapping[str, Any],
-) -> nn.Module:
-    cls = _model_class(name, task_type, auto_class, kwargs)
+def _loaded(cls: Any, name: str, model_args: Iterable[Any], kwargs: Mapping[str, Any]) -> nn.Module:
     with plainly():
         model, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
     note_new(model, info)
@@ -119,23 +112,21 @@ def load_base_of(
     if base_model is None and adapter.config.revision:
         kwargs = {**kwargs, "revision": _revision(adapter)}
     kwargs = {"trust_remote_code": False, **kwargs}  # left open, Transformers would ask in a terminal
-    verbosity, settings = logging.get_verbosity(), dict[str, Any]()
-    logging.set_verbosity_error()
+    settings: dict[str, Any] = {}
     try:
-        cls, settings = _as_trained(adapter, base, auto_class, kwargs)
-        # What has another size than in the checkpoint is in the adapter: CTC's head, a table of positions.
-        has_parts = bool(settings and adapter.config.modules_to_save)
-        resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
-        kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-        model = _loaded(base, adapter.config.task_type, cls, (), kwargs)
+        with quietly():
+            cls, settings = _as_trained(adapter, base, auto_class, kwargs)
+            # What has another size than in the checkpoint is in the adapter: CTC's head, a table of positions.
+            has_parts = bool(settings and adapter.config.modules_to_save)
+            resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
+            kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
+            model = _loaded(_model_class(base, adapter.config.task_type, cls, kwargs), base, (), kwargs)
     except LoRAError:
         raise
     except Exception as error:
         if not settings and not isinstance(error, _LOADING):
             raise
         _raise_from(error, f"the base {base!r} of the adapter {adapter.source.name}", _way_out(adapter, base, settings))
-    finally:
-        logging.set_verbosity(verbosity)
     _tell(adapter, settings | (apply_to_generation(adapter.notes, model) if "generation_config" not in kwargs else {}))
     return model
 

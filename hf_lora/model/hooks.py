@@ -21,6 +21,7 @@ __all__ = [
     "leaves_adapters_to_peft",
     "note_new",
     "plainly",
+    "quietly",
 ]
 
 # Called when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack.
@@ -68,6 +69,19 @@ def plainly() -> AbstractContextManager[None]:
     `from_pretrained` loads there the model alone, whatever adapter lies in its folder; Transformers with PEFT as well.
     """
     return decided("nobody")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep back what Transformers tells below its errors inside a `with` block."""
+    from transformers.utils import logging  # not above: `import hf_lora` reads this file
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def note_new(model: Any, info: Mapping[str, Any]) -> None:

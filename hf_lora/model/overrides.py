@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from ..layers.state import AdapterState
 from . import by_row, vocabulary
+from .hooks import quietly
 from .selecting import recomputing
 
 __all__ = ["forgets_routes", "keeps_routes", "overridden", "takes_gradients"]
@@ -97,12 +97,8 @@ def _checkpointing(method: Callable[..., Any]) -> Callable[..., Any]:
 def _enabling(method: Callable[..., Any]) -> Callable[..., Any]:
     def enable_input_require_grads(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Have the embeddings' outputs take gradients, as the model's class does, whatever they are."""
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # a model without embeddings (Wav2Vec2) trains all the same: no need to warn
-        try:
+        with quietly():  # a model without embeddings (Wav2Vec2) trains all the same: no need to warn
             result = method(self, *args, **kwargs)
-        finally:
-            logging.set_verbosity(verbosity)
         takes_gradients(self)
         return result
 

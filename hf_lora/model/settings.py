@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ..errors import some
 from ..files.privacy import holds_token, is_path, is_private
 from ..targets.names import input_table
-from .hooks import plainly
+from .hooks import plainly, quietly
 
 __all__ = [
     "SETTINGS_NOTE",
@@ -191,10 +191,8 @@ def checkpoint_of(model: Any, place: Mapping[str, Any]) -> Checkpoint | None:
     revision = getattr(config, "_commit_hash", None) or place.get("revision")
     hub = {**place, "revision": revision, "local_files_only": True}
     hub = {key: value for key, value in hub.items() if value is not None}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with plainly():
+        with quietly(), plainly():
             own = type(config).from_pretrained(name, **hub)
             if getattr(model, "generation_config", None) is None:
                 return Checkpoint(own, None)
@@ -205,8 +203,6 @@ def checkpoint_of(model: Any, place: Mapping[str, Any]) -> Checkpoint | None:
                 return Checkpoint(own, transformers.GenerationConfig.from_pretrained(name, **made, **hub))
     except Exception:  # not at hand, or of a later Transformers: then nothing is known
         return None
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _values(config: Any) -> dict[str, Any]:
