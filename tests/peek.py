@@ -10,6 +10,7 @@ from typing import Any
 
 PLACES = {
     "adding": "hf_lora.model.adding",
+    "opened": "hf_lora.model.loading:opened",
     "copy_in": "hf_lora.model.loading:copy_in",
     "generated": "hf_lora.hub.card.generated",
     "hub_id": "hf_lora.files.privacy:hub_id",

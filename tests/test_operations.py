@@ -16,7 +16,7 @@ from torch import nn
 from hf_lora import LoRAConfig, LoRAModel
 
 from .cases import move
-from .peek import LoRA, adding, read_tensors
+from .peek import LoRA, adding, opened, read_tensors
 from .tiny import IDS, tiny
 
 LINEARS = ["c_attn", "c_fc", "c_proj"]
@@ -57,11 +57,11 @@ def test_a_loaded_adapter_holds_the_files_own_tensors(adapter: Path, monkeypatch
     model = LoRAModel.from_pretrained(adapter, base_model=tiny("gpt2"))
     started = []
     monkeypatch.setattr(LoRA, "initialise", lambda *_: started.append(1))
-    tensors = read_tensors(adapter / "adapter_model.safetensors")
-    adding.load(model, model._lora, LoRAConfig.from_pretrained(adapter), tensors, "b", trainable=True)
+    files = opened(adapter)
+    adding.load(model, model._lora, files, "b", trainable=True)
     model.set_adapter("b")
     assert not started
-    assert {p.data_ptr() for p in factors(model, "b").values()} == {t.data_ptr() for t in tensors.values()}
+    assert {p.data_ptr() for p in factors(model, "b").values()} == {t.data_ptr() for t in files.tensors.values()}
     assert all(p.is_leaf and p.requires_grad for p in factors(model, "b").values())
 
 

@@ -18,6 +18,7 @@ import torch
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError
 from ..maths.fingerprint import Fingerprint
+from .gate import Gate
 from .rates import LearningRates
 from .routes import OFF, Route
 
@@ -92,6 +93,7 @@ class AdapterState:
     rates: LearningRates = field(default_factory=LearningRates)
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
+    gate: Gate = field(default_factory=Gate)  # passed by every call of the model, closed while numbers change in place
 
     @property
     def configs(self) -> dict[str, LoRAConfig]:

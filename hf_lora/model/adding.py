@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError, ConfigError, TargetError, full_name, some
+from ..formats.contents import Contents
 from ..formats.keys import reads_back
 from ..formats.names import fit_names
+from ..formats.notes import BASE_NOTE
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
 from ..layers.distributed import refuse_spread
@@ -35,8 +38,9 @@ from ..variants.table import SAVED
 from . import provenance
 from .loading import check_dtypes
 from .selecting import check_name, remove, require_grad
+from .settings import SETTINGS_NOTE
 
-__all__ = ["add", "copy_frozen", "extend", "load"]
+__all__ = ["Groups", "add", "copy_frozen", "extend", "load", "put_on", "read"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -75,28 +79,39 @@ def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str)
 
 
 def load(
-    model: nn.Module,
-    state: AdapterState,
-    config: LoRAConfig,
-    tensors: Mapping[str, Tensor],
-    name: str,
-    trainable: bool,
-    base: object = None,
-    check_base: bool = True,
+    model: nn.Module, state: AdapterState, files: Contents, name: str, trainable: bool, check_base: bool = True
 ) -> None:
-    """Attach an adapter whose tensors come from a file in PEFT's layout; it takes them over.
+    """Attach an adapter of a file. Raises what `read` raises, and AdapterNameError, with the model unchanged."""
+    with CHANGES:
+        check_name(name, state.records)
+        put_on(model, state, name, *read(model, state, files, trainable, check_base))
 
-    base: what the file says of the base the adapter was trained on, checked unless `check_base` is False.
-    Raises AdapterMismatchError, BaseMismatchError or AdapterNameError with the model unchanged.
+
+def put_on(model: nn.Module, state: AdapterState, name: str, groups: Groups, record: Record) -> None:
+    """Attach adapters that `read` made."""
+    with CHANGES:
+        check_name(name, state.records)
+        state.refuse_while_merged("adding an adapter")
+        _attach(state, {module: model.get_submodule(module) for module in groups}, groups, name, record)
+
+
+def read(
+    model: nn.Module, state: AdapterState, files: Contents, trainable: bool, check_base: bool = True
+) -> tuple[Groups, Record]:
+    """Return the adapters of a file by module and key, which take its tensors over, and their record.
+
+    The model is left as it is. check_base: whether what the file says of its base is checked.
+    Raises AdapterMismatchError, BaseMismatchError, ConfigError.
     """
+    config, base, settings = files.config, files.notes.get(BASE_NOTE), files.notes.get(SETTINGS_NOTE)
     if trainable and not INITS[config.init_lora_weights].trains:
         raise ConfigError(
             f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
             "such an adapter can be used but not trained on; load it with is_trainable=False."
         )
     with CHANGES:
-        modules = _checked(model, state, name)
-        config, tensors, places = fit_names(modules, config, tensors)
+        modules = _own_modules(model, state)
+        config, tensors, places = fit_names(modules, config, files.tensors)
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
         sites = [site for site, _ in found]
@@ -114,7 +129,8 @@ def load(
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
         origin = _origin(model, modules, sites) if moves else Origin(note=note)
-        _attach(state, modules, groups, name, Record(config, origin, trainable))
+        origin = replace(origin, settings=settings if isinstance(settings, dict) else None)
+        return groups, Record(config, origin, trainable)
 
 
 def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> None:
@@ -260,6 +276,11 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
 def _checked(model: nn.Module, state: AdapterState, name: str) -> dict[str, nn.Module]:
     """Return a model's own modules by name. Raises an error where it can take no adapter of that name now."""
     check_name(name, state.records)
+    return _own_modules(model, state)
+
+
+def _own_modules(model: nn.Module, state: AdapterState) -> dict[str, nn.Module]:
+    """Return a model's own modules by name. Raises an error where it can take no adapter now."""
     state.refuse_while_merged("adding an adapter")
     modules = dict(base_modules(model))
     refuse_spread(model, modules)

@@ -59,15 +59,16 @@ def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(generate)
     def generate_by_row(self: Any, *args: Any, adapter_names: Given | None = None, **kwargs: Any) -> Any:
         state: AdapterState = self._lora
-        route = state.route if state.is_routed else OFF
-        if adapter_names is not None:
-            with _taking(self, adapter_names, "generate(adapter_names=)", args, kwargs, repeats=True):
-                return generate(self, *args, **kwargs)
-        if isinstance(route, Rows) and not route.repeats:
-            _check_count(self, route, args, kwargs)
-            with state.routed(route.repeated()):
-                return generate(self, *args, **kwargs)
-        return generate(self, *args, **kwargs)
+        with state.gate:  # one answer, one adapter: nothing is swapped in between
+            route = state.route if state.is_routed else OFF
+            if adapter_names is not None:
+                with _taking(self, adapter_names, "generate(adapter_names=)", args, kwargs, repeats=True):
+                    return generate(self, *args, **kwargs)
+            if isinstance(route, Rows) and not route.repeats:
+                _check_count(self, route, args, kwargs)
+                with state.routed(route.repeated()):
+                    return generate(self, *args, **kwargs)
+            return generate(self, *args, **kwargs)
 
     return generate_by_row
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from ..config.lora_config import LoRAConfig
 from ..errors import ArgumentError, ModelError, full_name, some
 from ..files.sources import HUB_KWARGS, place_of
 from ..formats.contents import Contents
-from ..formats.notes import BASE_NOTE
 from ..formats.opening import open_adapter
 from ..layers.memory.head import disable_linear_cross_entropy, own_head
 from ..layers.memory.mlp import disable_mlp_recompute
@@ -27,7 +25,7 @@ from .hints import refuse_misplaced
 from .overrides import forgets_routes, keeps_routes, takes_gradients
 from .provenance import commit_of
 from .selecting import remove, select
-from .settings import SETTINGS_NOTE, rows_of_table, warn_of_others
+from .settings import rows_of_table, warn_of_others
 from .vocabulary import make_room, with_new_rows
 
 __all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave"]
@@ -123,10 +121,7 @@ def add_saved(
     files = files.onto(model)
     warn_of_others(files.notes, model, given)
     with own_head(model), CHANGES:
-        noted = files.notes.get(BASE_NOTE)
-        adding.load(model, model._lora, files.config, files.tensors, adapter_name, is_trainable, noted, check_base)
-        record, settings = model._lora.records[adapter_name], files.notes.get(SETTINGS_NOTE)
-        record.origin = replace(record.origin, settings=settings if isinstance(settings, dict) else None)
+        adding.load(model, model._lora, files, adapter_name, is_trainable, check_base)
         select(model._lora, adapter_name)
         first_step.wait(model)
     adapters = ((n, a) for n, layer in model._lora.layers.items() for a in layer.carried(adapter_name).values())

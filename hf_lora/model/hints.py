@@ -25,10 +25,12 @@ NAMES = {
     "TaskType": "a task type is a text, LoRAConfig(task_type='CAUSAL_LM')",
     "get_peft_model": "LoRAModel.from_model(model, config) adds an adapter",
     "get_peft_model_state_dict": "model.get_adapter_state_dict() returns an adapter's tensors",
+    "hotswap_adapter": "model.load_adapter(path, name, hotswap=True) puts a file's numbers into an adapter",
     "inject_adapter_in_model": "add_lora(model, config) adds an adapter",
     "lora_state_dict": "model.get_adapter_state_dict() returns an adapter's tensors, model.save_pretrained writes them",
     "mark_only_lora_as_trainable": "adding an adapter freezes everything else",
     "prepare_model_for_kbit_training": "a quantised model takes an adapter as it is",
+    "prepare_model_for_compiled_hotswap": "model.prepare_hotswap(max_r=64), before model.compile()",
     "set_peft_model_state_dict": "model.load_weights(directory) copies saved tensors into an adapter",
 }
 

@@ -29,7 +29,7 @@ from .selecting import check_known
 
 __all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights", "opened"]
 
-_OF_LOADING = ("adapter_name", "is_trainable", "lora_config", "check_base", "ignore_unknown")
+_OF_LOADING = ("adapter_name", "is_trainable", "lora_config", "check_base", "ignore_unknown", "hotswap")
 
 
 def opened(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from . import (
     report,
     saving,
     selecting,
+    swapping,
     within,
 )
 from .merging import MergeReport
@@ -138,10 +139,13 @@ class LoRAModel(Specialised, nn.Module):
         if not isinstance(self, LoRAModel):  # unloaded since torch.compile took the call
             return type(self).__call__(self, *args, **kwargs)
         state = getattr(self, "_lora", None)
-        if state is None or not (state.is_routed or "adapter_names" in kwargs or "alora_offsets" in kwargs):
+        if state is None:
             return super().__call__(*args, **kwargs)
-        with by_row.of_call(self, args, kwargs):
-            return super().__call__(*args, **kwargs)
+        with nullcontext() if torch.compiler.is_compiling() else state.gate:
+            if not (state.is_routed or "adapter_names" in kwargs or "alora_offsets" in kwargs):
+                return super().__call__(*args, **kwargs)
+            with by_row.of_call(self, args, kwargs):
+                return super().__call__(*args, **kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
@@ -165,17 +169,38 @@ class LoRAModel(Specialised, nn.Module):
         lora_config: LoRAConfig | None = None,
         check_base: bool = True,
         ignore_unknown: bool = False,
+        hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
         """Load an adapter beside the others and make it the active one.
 
         lora_config: for a file of loralib's, which has no config of its own; its lora_alpha must be said here.
         check_base, ignore_unknown: as for `from_pretrained`.
+        hotswap: put the file's numbers into the adapter of that name, which has the same targets; which adapters are
+            active and whether they train stays. Every call of the model, and every `generate`, computes with the old
+            ones alone or with the new ones alone: those that run are waited for, and others wait meanwhile. Of a model
+            that `model.compile()` compiled after `prepare_hotswap`, nothing is compiled anew.
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
         files = loading.opened(peft_model_id, lora_config, ignore_unknown, **kwargs)
-        creating.add_saved(self, files, adapter_name, is_trainable, check_base)
+        if hotswap:
+            swapping.swap(self, files, adapter_name, check_base)
+        else:
+            creating.add_saved(self, files, adapter_name, is_trainable, check_base)
+
+    def prepare_hotswap(self, max_r: int = 64, adapter_names: str | Sequence[str] | None = None) -> None:
+        """Make room in adapters (all unless named) for files of any rank up to max_r, before the model is compiled.
+
+        Their factors are widened with zeros, which change nothing, and a swapped adapter's scaling goes into its B; in
+        files they are as they were. Without it another rank or scaling is taken, too, and compiles anew.
+        Raises AdapterStateError where an adapter has a larger rank already, and in training mode.
+        """
+        swapping.prepare(self, max_r, adapter_names)
+
+    def enable_peft_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
+        """Do what `prepare_hotswap` does, which is Transformers' name for it; a compiled model is no error."""
+        swapping.prepare(self, target_rank, None)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""

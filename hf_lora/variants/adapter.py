@@ -21,7 +21,7 @@ from .initial import InitName
 from .row import Part, Row
 from .table import ADAPTERS
 
-__all__ = ["Adapter", "Product", "Spec", "base_tensor", "own_tensor", "version"]
+__all__ = ["Adapter", "Product", "Spec", "base_tensor", "own_tensor", "put", "version"]
 
 Result = TypeVar("Result")
 
@@ -74,6 +74,7 @@ class Adapter(nn.Module):
     fuses: whether a plain linear layer and this adapter compute as one (`linear`).
     moves_base: whether it started as a part of the weight, so that the product at birth is subtracted.
     vanishing: the tensors each of which, all zero, makes it change nothing; the one that training writes first, first.
+    settings: the attributes beside its tensors that are another's where it becomes it.
     """
 
     role: ClassVar[str]
@@ -81,6 +82,7 @@ class Adapter(nn.Module):
     fuses: ClassVar[bool] = False
     vanishing: ClassVar[tuple[str, ...]] = ()
     moves_base: bool = False
+    settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
         """Make an empty adapter, for `initialise` or a file to fill.
@@ -280,9 +282,48 @@ class Adapter(nn.Module):
         seen = [version(t) - self._written.get(name, 0) for name, t in asked.items()]
         return max(self._steps, *seen, 0)
 
+    # --- becoming another one in place ------------------------------------------------------------------------------
+
+    def unlike(self, other: Adapter) -> str:
+        """Return in what another adapter, a file's, is one that it cannot become; "" where it can."""
+        found, own = ({k: tuple(t.shape) for k, t in adapter.held().items()} for adapter in (other, self))
+        if type(self) is type(other) and found == own:
+            return ""
+        return f"is {other.role} {found} in the file, {self.role} {own} on the model"
+
+    def refuses_room(self, max_r: int) -> str:
+        """Return why its tensors cannot be made large enough for any rank up to one, "" where they can."""
+        return ""
+
+    def make_room(self, max_r: int) -> None:
+        """Make its tensors large enough for any rank up to one, in place; what it computes stays the same."""
+
+    def fit_into(self, other: Adapter) -> None:
+        """Take the shapes and the scaling of another adapter, which is about to become this one."""
+
+    def become(self, other: Adapter) -> None:
+        """Take over what another adapter is, which was fitted into this one; its tensors stay the same objects."""
+        for name, tensor in self.held().items():
+            put(tensor, other.held()[name])
+        for name in self.settings:
+            setattr(self, name, getattr(other, name))
+        self.begin()
+
+    def held(self) -> dict[str, Tensor]:
+        """Return its tensors by attribute, those that no file holds among them."""
+        return {name: t for name, t in {**self._parameters, **self._buffers}.items() if t is not None}
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.restart()
+
+
+def put(tensor: Tensor, values: Tensor) -> None:
+    """Write values into a tensor, which takes their shape; a backward pass that needs the old ones raises an error."""
+    with torch.no_grad():
+        if tensor.shape != values.shape:
+            tensor.data, tensor.grad = tensor.new_empty(values.shape), None
+        tensor.copy_(values)
 
 
 def version(tensor: Tensor) -> int:

@@ -71,6 +71,7 @@ class Tokens(_Copy):
     """
 
     role: ClassVar[str] = "tokens"
+    settings: ClassVar[tuple[str, ...]] = ("_rows",)
     rows: Tensor
 
     def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:

@@ -21,11 +21,13 @@ from ..kinds.kind import Kind, Shape
 from ..kinds.table import KINDS, kind_of, name_of
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
-from .adapter import Adapter, Product, Spec, base_tensor
+from .adapter import Adapter, Product, Spec, base_tensor, put
 from .initial import INITS
 from .row import Part
 
 __all__ = ["LoRA"]
+
+_SCALED = ("lora_B", "lora_bias", "initial_B")  # what the scaling multiplies
 
 
 class LoRA(Adapter):
@@ -33,12 +35,18 @@ class LoRA(Adapter):
 
     lora_A: (..., r, in), lora_B: (..., out, r), in the shapes of the parameter's kind; lora_bias: (out,) or None.
     A formula that changes the factors alone overrides `factors`, and `shapes` where it has tensors of its own.
+    room: the rank that the factors are widened to with zeros, 0 where they are not. Zeros on both sides of a product
+    get no gradient, so training leaves them. folded: what lora_B and lora_bias are multiplied by because the scaling,
+    a constant of compiled code, stays as it was.
     """
 
     role: ClassVar[str] = "lora"
     fuses: ClassVar[bool] = True
     # Of a product the factor that starts at zero is written first: A is what users initialise anew.
     vanishing: ClassVar[tuple[str, ...]] = ("lora_B", "lora_A")
+    settings: ClassVar[tuple[str, ...]] = ("r", "scaling", "dropout", "init", "room", "folded")
+    room: int = 0
+    folded: float = 1.0
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_bias: nn.Parameter | None
@@ -74,6 +82,11 @@ class LoRA(Adapter):
         return {**values, "lora_A": a, "lora_B": b}
 
     def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        if self.room:
+            sizes = zip(("lora_A", "lora_B"), self._kind.factor_shapes(self.shape, self.r), strict=True)
+            values = {**values, **{name: values[name][tuple(map(slice, size))] for name, size in sizes}}
+        if self.folded != 1:
+            values = {name: value / self.folded if name in _SCALED else value for name, value in values.items()}
         a, b = self._kind.to_file(values["lora_A"], values["lora_B"])
         values = {**values, "lora_A": a, "lora_B": b}
         for name, stored in self.row.stored.items():
@@ -92,6 +105,38 @@ class LoRA(Adapter):
             yield f" is scaled by {spec.scaling:g} in the file, by {self.scaling:g} on the model"
         if self.init != spec.init and (self.moves_base or INITS[spec.init].moves_base):
             yield f" started as init_lora_weights={spec.init!r}, the model's as {self.init!r}"
+
+    def unlike(self, other: Adapter) -> str:
+        if type(self) is not type(other) or not isinstance(other, LoRA) or self.held().keys() != other.held().keys():
+            return super().unlike(other)
+        if self.room and other.r > self.room:
+            return f"has rank {other.r} in the file, and there is room for {self.room} (prepare_hotswap(max_r=))"
+        return ""
+
+    def refuses_room(self, max_r: int) -> str:
+        if not self._kind.within_weight:
+            return "is a convolution in groups, whose ranks belong to the groups"
+        return f"has rank {self.r}" if self.r > max_r else ""
+
+    def make_room(self, max_r: int) -> None:
+        a, b = self._kind.factor_shapes(self.shape, max_r)
+        for name, size in {"lora_A": a, "initial_A": a, "lora_B": b, "initial_B": b}.items():
+            if (tensor := self.held().get(name)) is not None and tuple(tensor.shape) != size:
+                wide = tensor.new_zeros(size)
+                kept = tuple(slice(min(n, m)) for n, m in zip(tensor.shape, size, strict=True))
+                wide[kept] = tensor.detach()[kept]
+                put(tensor, wide)
+        self.room = max_r
+        self.begin()
+
+    def fit_into(self, other: Adapter) -> None:
+        assert isinstance(other, LoRA)
+        if other.room:
+            self.make_room(other.room)
+            self.folded, self.scaling = self.scaling / other.scaling, other.scaling
+            for name in _SCALED:
+                if (tensor := self.held().get(name)) is not None and self.folded != 1:
+                    put(tensor, tensor.detach() * self.folded)
 
     def redrawn(self, layer: nn.Module) -> float:
         fill = INITS[self.init].redrawn

@@ -1,0 +1,107 @@
+"""Hot swapping: the numbers of an adapter that is there become a file's, while its tensors stay the same objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import AdapterMismatchError, AdapterStateError, ArgumentError, full_name, some
+from ..formats.contents import Contents
+from ..layers.state import CHANGES, AdapterState
+from ..variants.adapter import Adapter
+from . import adding
+from .selecting import check_known, names_of
+from .settings import warn_of_others
+
+__all__ = ["prepare", "swap", "wait_for_devices"]
+
+Pairs = list[tuple[Adapter, Adapter]]
+
+
+def prepare(model: Any, max_r: int, given: str | Sequence[str] | None) -> None:
+    """Make room in adapters for any rank up to max_r (`LoRAModel.prepare_hotswap`)."""
+    state: AdapterState = model._lora
+    if not isinstance(max_r, int) or isinstance(max_r, bool) or max_r < 1:
+        raise ArgumentError(f"max_r={max_r!r}; it is the largest rank that comes, a positive integer.")
+    with state.gate.closed("prepare_hotswap"), CHANGES:
+        names = tuple(state.records) if given is None else names_of(state, given)
+        _check_now(model, names, "prepare_hotswap")
+        carried = [(m, a) for m, layer in state.layers.items() for n in names for a in layer.carried(n).values()]
+        held = {a: _place(module, a) for module, a in carried}
+        if problems := [f"{place} {why}" for adapter, place in held.items() if (why := adapter.refuses_room(max_r))]:
+            raise AdapterStateError(
+                f"prepare_hotswap(max_r={max_r}): {some(problems, 6, '; ')}. Name a larger rank, or other adapters."
+            )
+        for adapter in held:
+            adapter.make_room(max_r)
+
+
+def swap(model: Any, files: Contents, name: str, check_base: bool) -> None:
+    """Have an adapter become a file's (`LoRAModel.load_adapter(hotswap=True)`): all of it, or nothing.
+
+    What can fail, and what takes long, comes first. Then the calls that run are waited for, and none begins until the
+    numbers are copied.
+    """
+    state: AdapterState = model._lora
+    check_known(state, [name])
+    _check_now(model, [name], "hotswap=True")
+    files = files.onto(model)
+    warn_of_others(files.notes, model, ())
+    groups, record = adding.read(model, state, files, state.records[name].trainable, check_base)
+    _paired(state, name, groups)  # before anybody waits
+    with state.gate.closed("load_adapter(hotswap=True)"), CHANGES:
+        check_known(state, [name])
+        _check_now(model, [name], "hotswap=True")
+        pairs = _paired(state, name, groups)
+        for old, new in pairs:
+            new.fit_into(old)
+        wait_for_devices(old for old, _ in pairs)  # a call ends before its kernels do
+        for old, new in pairs:
+            old.become(new)
+        wait_for_devices(old for old, _ in pairs)
+        state.records[name].config.released()
+        state.records = {**state.records, name: record}
+
+
+def _check_now(model: Any, names: Sequence[str], what: str) -> None:
+    """Raise AdapterStateError where numbers cannot change now."""
+    state: AdapterState = model._lora
+    if set(names) & set(state.merged):
+        state.refuse_while_merged(what)
+    if model.training:
+        raise AdapterStateError(
+            f"{what} is for inference, and the model is in training mode: call eval(). To resume a training, "
+            "load_weights(directory) copies saved tensors into its adapters."
+        )
+
+
+def _paired(state: AdapterState, name: str, groups: adding.Groups) -> Pairs:
+    """Return (an adapter of a name, the file's in its place) for all of them. Raises AdapterMismatchError."""
+    own = {(m, key): a for m, layer in state.layers.items() for key, a in layer.carried(name).items()}
+    new = {(m, key): a for m, group in groups.items() for key, (_, a) in group.items()}
+    problems = [f"{_place(m, own[m, key])} has no tensors in the file" for m, key in own if (m, key) not in new]
+    problems += [f"{_place(m, new[m, key])} is in the file alone" for m, key in new if (m, key) not in own]
+    both = {a: new[place] for place, a in own.items() if place in new}
+    places = {a: _place(module, a) for (module, _), a in own.items()}
+    problems += [f"{places[a]} {why}" for a, other in both.items() if (why := a.unlike(other))]
+    if problems:
+        raise AdapterMismatchError(
+            f"hotswap=True: the file's adapter is not of the same targets and tensors as {name!r}: "
+            f"{some(problems, 6, '; ')}. Nothing is changed; load it under another name."
+        )
+    if offloaded := [places[a] for a in both if any(tensor.is_meta for tensor in a.held().values())]:
+        raise AdapterStateError(f"hotswap=True: {some(offloaded)}: offloaded adapters take no values in place.")
+    return [*both.items()]
+
+
+def _place(module: str, adapter: Adapter) -> str:
+    return full_name(module, adapter.parameter)
+
+
+def wait_for_devices(adapters: Iterable[Adapter]) -> None:
+    """Wait until what was asked of the devices of adapters is done, on every stream."""
+    devices = {tensor.device for adapter in adapters for tensor in adapter.held().values()}
+    for device in devices - {torch.device("cpu")}:
+        torch.accelerator.synchronize(device)
