@@ -25,6 +25,7 @@ from .integrations.seams import install
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
     from .formats.inspection import inspect_adapter
+    from .model.cache import AdapterCache
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
     from .targets.names import resolve_targets
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .training.search import LoRASearch
 
 __all__ = [
+    "AdapterCache",
     "LoRAConfig",
     "LoRAError",
     "LoRAModel",
@@ -51,6 +53,7 @@ __all__ = [
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
 _LAZY = {
+    "AdapterCache": "model.cache",
     "LoRAConfig": "config.lora_config",
     "LoRAModel": "model.lora_model",
     "LoRASearch": "training.search",
