@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, memory, operations, step, switches
+from . import accuracy, cache, memory, operations, step, switches
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -27,6 +27,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "switches": switches.run,
     "operations": operations.run,
     "accuracy": accuracy.run,
+    "cache": cache.run,
 }
 
 

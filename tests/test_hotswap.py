@@ -197,6 +197,10 @@ def test_a_swap_at_the_wrong_time_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(AdapterNameError, match="no adapter 'x'"):
         model.load_adapter(tmp_path, "x", hotswap=True)
+    model.load_adapter(tmp_path, "frozen")
+    with pytest.raises(ArgumentError, match="is_trainable"):
+        model.load_adapter(tmp_path, "frozen", is_trainable=True, hotswap=True)
+    model.set_adapter("default")
     with pytest.raises(AdapterStateError, match="eval"):
         model.train().load_adapter(tmp_path, hotswap=True)
     model.eval().merge_adapter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class _Entry:
     files: read, and not built yet. built: its adapters and record, while it is on the model or in CPU memory.
     """
 
-    path: str
+    path: str | os.PathLike[str]
     kwargs: Mapping[str, Any]
     check_base: bool
     pins: int = 0
@@ -96,10 +97,11 @@ class AdapterCache:
         self._entries: dict[str, _Entry] = {}
         self._present: dict[str, _Entry] = {}  # on the model, or moving to or from it; those asked for last come last
         self._host: dict[str, _Entry] = {}  # in CPU memory; those that left last come last
+        self._width = 8 if any(p.dtype == torch.float64 for p in model.parameters()) else 4  # bytes of a master
         self._changed = threading.Condition()
         self._counts = dict.fromkeys(("hits", "misses", "from_host", "evictions", "loaded_bytes"), 0)
 
-    def register(self, name: str, path: str, *, check_base: bool = True, **kwargs: Any) -> None:
+    def register(self, name: str, path: str | os.PathLike[str], *, check_base: bool = True, **kwargs: Any) -> None:
         """Make an adapter known by a name; it is read when it is first asked for.
 
         path, check_base, kwargs: as for `load_adapter`. Raises AdapterNameError.
@@ -280,8 +282,8 @@ class AdapterCache:
         with entry.reading:
             if entry.built is None and entry.files is None:
                 entry.files = opened(entry.path, **entry.kwargs).onto(self.model)
-                width = 8 if any(p.dtype == torch.float64 for p in self.model.parameters()) else 4
-                entry.size = sum(t.numel() * max(width, t.element_size()) for t in entry.files.tensors.values())
+                tensors = entry.files.tensors.values()
+                entry.size = sum(t.numel() * max(self._width, t.element_size()) for t in tensors)
             return entry.files if entry.built is None else None
 
     def _bring(self, name: str, entry: _Entry) -> None:

@@ -178,14 +178,15 @@ class LoRAModel(Specialised, nn.Module):
         check_base, ignore_unknown: as for `from_pretrained`.
         hotswap: put the file's numbers into the adapter of that name, which has the same targets; which adapters are
             active and whether they train stays. Every call of the model, and every `generate`, computes with the old
-            ones alone or with the new ones alone: those that run are waited for, and others wait meanwhile. Of a model
-            that `model.compile()` compiled after `prepare_hotswap`, nothing is compiled anew.
+            ones alone or with the new ones alone: those that run are waited for, and others wait meanwhile. (Not calls
+            of a module inside of it, or of a `torch.compile(model)` around it.) Of a model that `model.compile()`
+            compiled after `prepare_hotswap`, nothing is compiled anew.
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
         files = loading.opened(peft_model_id, lora_config, ignore_unknown, **kwargs)
         if hotswap:
-            swapping.swap(self, files, adapter_name, check_base)
+            swapping.swap(self, files, adapter_name, is_trainable, check_base)
         else:
             creating.add_saved(self, files, adapter_name, is_trainable, check_base)
 

@@ -38,7 +38,7 @@ def prepare(model: Any, max_r: int, given: str | Sequence[str] | None) -> None:
             adapter.make_room(max_r)
 
 
-def swap(model: Any, files: Contents, name: str, check_base: bool) -> None:
+def swap(model: Any, files: Contents, name: str, is_trainable: bool, check_base: bool) -> None:
     """Have an adapter become a file's (`LoRAModel.load_adapter(hotswap=True)`): all of it, or nothing.
 
     What can fail, and what takes long, comes first. Then the calls that run are waited for, and none begins until the
@@ -46,6 +46,11 @@ def swap(model: Any, files: Contents, name: str, check_base: bool) -> None:
     """
     state: AdapterState = model._lora
     check_known(state, [name])
+    if is_trainable and not state.records[name].trainable:
+        raise ArgumentError(
+            f"is_trainable=True: {name!r} was loaded for inference, which a hot swap leaves as it is. Load the file "
+            "under another name to train it."
+        )
     _check_now(model, [name], "hotswap=True")
     files = files.onto(model)
     warn_of_others(files.notes, model, ())
