@@ -13,11 +13,13 @@ import torch
 
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
 from ..formats.contents import Contents
+from ..layers.memory.head import own_head
 from ..layers.routes import BASE
 from ..layers.state import AdapterState, Record
 from ..variants.adapter import Adapter
 from . import adding, selecting
 from .loading import opened
+from .settings import warn_of_others
 from .swapping import wait_for_devices
 
 __all__ = ["AdapterCache", "CacheInfo"]
@@ -291,13 +293,16 @@ class AdapterCache:
         if entry.built is None:
             files = self._read(entry)  # again where it left CPU memory since
             assert files is not None
-            entry.built, entry.files = adding.read(self.model, self._state, files, False, entry.check_base), None
+            warn_of_others(files.notes, self.model, ())
+            with own_head(self.model):
+                entry.built, entry.files = adding.read(self.model, self._state, files, False, entry.check_base), None
             adapters = {adapter for group in entry.built[0].values() for _, adapter in group.values()}
             entry.devices = {a: next(iter(a.held().values())).device for a in adapters}
             entry.size = sum(t.nbytes for adapter in adapters for t in adapter.held().values())
         for adapter, device in entry.devices.items():
             adapter.to(device)
-        adding.put_on(self.model, self._state, name, *entry.built)
+        with own_head(self.model):
+            adding.put_on(self.model, self._state, name, *entry.built)
 
 
 def _names(given: Asked) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import AdapterMismatchError, AdapterStateError, ArgumentError, full_name, some
 from ..formats.contents import Contents
+from ..layers.memory.head import own_head
 from ..layers.state import CHANGES, AdapterState
 from ..variants.adapter import Adapter
 from . import adding
@@ -54,7 +55,8 @@ def swap(model: Any, files: Contents, name: str, is_trainable: bool, check_base:
     _check_now(model, [name], "hotswap=True")
     files = files.onto(model)
     warn_of_others(files.notes, model, ())
-    groups, record = adding.read(model, state, files, state.records[name].trainable, check_base)
+    with own_head(model):
+        groups, record = adding.read(model, state, files, state.records[name].trainable, check_base)
     _paired(state, name, groups)  # before anybody waits
     with state.gate.closed("load_adapter(hotswap=True)"), CHANGES:
         check_known(state, [name])
