@@ -11,6 +11,8 @@ from typing import Any
 PLACES = {
     "adding": "hf_lora.model.adding",
     "opened": "hf_lora.model.loading:opened",
+    "COMBINATIONS": "hf_lora.maths.combining:METHODS",
+    "combined": "hf_lora.maths.combining:combined",
     "copy_in": "hf_lora.model.loading:copy_in",
     "generated": "hf_lora.hub.card.generated",
     "hub_id": "hf_lora.files.privacy:hub_id",

@@ -315,7 +315,7 @@ def test_a_scaling_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 _NAMES = "|".join({*ADAPTERS, *KINDS})
 FORBIDDEN = {
-    "a formula or its tensors": re.compile(r"dora|magnitude", re.IGNORECASE),
+    "a formula or its tensors": re.compile(r"dora|magnitude(?!_prune)", re.IGNORECASE),
     "a variant's class": re.compile(r"\b(isinstance|type)\(.*\b(LoRA|DoRA|Saved|Tokens)\b"),
     "a role or a kind by its name": re.compile(rf"\b(role|kind|attribute) (==|!=|in|not in) .*[\"']({_NAMES})[\"']"),
 }

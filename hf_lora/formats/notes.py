@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import AdapterFileError
 from ..maths import fingerprint as fp
 
-__all__ = ["BASE_NOTE", "FLOATS", "FORMAT", "read_base_note"]
+__all__ = ["BASE_NOTE", "FLOATS", "FORMAT", "RECIPE_NOTE", "described_recipe", "read_base_note"]
 
 BASE_NOTE = "base"  # its key in the notes of the file
+RECIPE_NOTE = "recipe"  # of which adapters it was made
 FLOATS = "floats"  # in it: what stays in float where the adapted weights are packed
 FORMAT = 1
 
@@ -36,3 +38,21 @@ def read_base_note(note: object) -> Noted | None:
             f"what the adapter's file says of its base is damaged ({error}); get the file again, or pass "
             "check_base=False."
         ) from None
+
+
+def described_recipe(recipe: object) -> str:
+    """Return which adapters a combination was made of and how; "" for none, and for what is no recipe.
+
+    >>> described_recipe({"adapters": ["a", "b"], "weights": [1, -0.5], "combination_type": "ties", "density": 0.2})
+    '1 x `a`, -0.5 x `b` (ties, density=0.2)'
+    """
+    if not isinstance(recipe, Mapping):
+        return ""
+    rest = {key: value for key, value in recipe.items() if key not in ("adapters", "weights", "combination_type")}
+    try:
+        pairs = zip(recipe["adapters"], recipe["weights"], strict=True)
+        terms = ", ".join(f"{float(weight):g} x `{name}`" for name, weight in pairs)
+    except (KeyError, TypeError, ValueError):
+        return ""
+    how = ", ".join([str(recipe.get("combination_type")), *(f"{key}={value}" for key, value in rest.items())])
+    return f"{terms} ({how})"

@@ -92,6 +92,13 @@ class GroupedConvKind(ConvKind):
         groups = len(a) // b.shape[1]
         return a.flatten(1), torch.block_diag(*b.reshape(groups, -1, b.shape[1]))
 
+    def pairs(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        groups = len(a) // b.shape[1]
+        return a.reshape(groups, b.shape[1], -1), b.reshape(groups, -1, b.shape[1])
+
+    def whole_rank(self, r: int, shape: Shape) -> int:
+        return r * shape[0]
+
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         groups = len(a) // b.shape[1]
         product = low_rank.product(*self.flat(a, b))

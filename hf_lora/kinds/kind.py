@@ -89,6 +89,14 @@ class Kind:
         """Return A as (..., r, in) and B as (..., out, r), whose product is the matrix."""
         return a, b
 
+    def pairs(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views of A (..., r, in) and B (..., out, r), whose products are what a weight is a stack of."""
+        return self.flat(a, b)
+
+    def whole_rank(self, r: int, shape: Shape) -> int:
+        """Return the rank that a config says of an adapter whose `pairs` have rank r, on a weight of that shape."""
+        return r
+
     def merge(self, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         """Return weight + scaling * B A as a new tensor in the weight's own layout and dtype."""
         left, right = (a.mT, b.mT) if self.transposed else (b, a)

@@ -50,12 +50,14 @@ class Origin:
     seen: that base's fingerprint when the adapter came, for when its weights cannot be read any more (sharded).
     floats: where some of its adapted weights cannot be read (quantised), that of what can, and a checksum of its names.
     settings: what its file says of how the base was loaded, for when that cannot be told of the base that is here.
+    recipe: of which adapters it was made, and how; None for one that began by itself.
     """
 
     note: Mapping[str, Any] | None = None
     seen: Fingerprint | None = None
     floats: tuple[Fingerprint, str] | None = None
     settings: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 @dataclass

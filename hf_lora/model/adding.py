@@ -6,11 +6,9 @@ only then attached. What another thread computes meanwhile stays as it is.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ from ..errors import AdapterStateError, ConfigError, TargetError, full_name, som
 from ..formats.contents import Contents
 from ..formats.keys import reads_back
 from ..formats.names import fit_names
-from ..formats.notes import BASE_NOTE
+from ..formats.notes import BASE_NOTE, RECIPE_NOTE
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
 from ..layers.distributed import refuse_spread
@@ -40,7 +38,7 @@ from .loading import check_dtypes
 from .selecting import check_name, remove, require_grad
 from .settings import SETTINGS_NOTE
 
-__all__ = ["Groups", "add", "copy_frozen", "extend", "load", "put_on", "read"]
+__all__ = ["Groups", "add", "extend", "load", "origin_of", "own_modules", "put_on", "read"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
@@ -60,7 +58,7 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
-        _attach(state, modules, groups, name, Record(resolved, _origin(model, modules, sites), trainable=True))
+        _attach(state, modules, groups, name, Record(resolved, origin_of(model, modules, sites), trainable=True))
         if config.inference_mode:
             warnings.warn("inference_mode=True has no effect here: a fresh adapter trains.", stacklevel=2)
         return resolved
@@ -88,7 +86,7 @@ def load(
 
 
 def put_on(model: nn.Module, state: AdapterState, name: str, groups: Groups, record: Record) -> None:
-    """Attach adapters that `read` made."""
+    """Attach adapters that were made beside the model; what is active stays so."""
     with CHANGES:
         check_name(name, state.records)
         state.refuse_while_merged("adding an adapter")
@@ -103,14 +101,14 @@ def read(
     The model is left as it is. check_base: whether what the file says of its base is checked.
     Raises AdapterMismatchError, BaseMismatchError, ConfigError.
     """
-    config, base, settings = files.config, files.notes.get(BASE_NOTE), files.notes.get(SETTINGS_NOTE)
+    config, base = files.config, files.notes.get(BASE_NOTE)
     if trainable and not INITS[config.init_lora_weights].trains:
         raise ConfigError(
             f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
             "such an adapter can be used but not trained on; load it with is_trainable=False."
         )
     with CHANGES:
-        modules = _own_modules(model, state)
+        modules = own_modules(model, state)
         config, tensors, places = fit_names(modules, config, files.tensors)
         # Dropout acts in training only: where it has no place, an adapter can be used all the same.
         found = read_sites(modules, config if trainable else config.copy(lora_dropout=0.0), tensors, places)
@@ -128,24 +126,12 @@ def read(
             _take_over(modules[site.module], groups[site.module][site.key][1], values, named)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
-        origin = _origin(model, modules, sites) if moves else Origin(note=note)
-        origin = replace(origin, settings=settings if isinstance(settings, dict) else None)
+        origin = origin_of(model, modules, sites) if moves else Origin(note=note)
+        settings, recipe = (
+            n if isinstance(n := files.notes.get(k), dict) else None for k in (SETTINGS_NOTE, RECIPE_NOTE)
+        )
+        origin = replace(origin, settings=settings, recipe=recipe)
         return groups, Record(config, origin, trainable)
-
-
-def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> None:
-    """Attach a copy of an adapter under a new name, which never trains; what is active stays so."""
-    with CHANGES:
-        _checked(model, state, new)
-        memo: dict[int, Any] = {}  # an adapter that two tied layers share is one in the copy as well
-        record = state.records[name]
-        for layer in [layer for layer in state.layers.values() if layer.carried(name)]:
-            copies = {key: copy.deepcopy(adapter, memo) for key, adapter in layer.carried(name).items()}
-            for adapter in copies.values():
-                adapter.begin()
-            attach(layer, state, new, copies, layer.behind(name))
-            require_grad(layer, new, False)
-        state.records = {**state.records, new: Record(record.config.copy(), record.origin)}
 
 
 def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
@@ -211,7 +197,7 @@ def _copied(sites: Iterable[Site]) -> set[str]:
     return {site.module for site in sites if site.role == SAVED.name}
 
 
-def _origin(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
+def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
     """Return what is known of the base that is here, for an adapter that trains on it."""
     seen = provenance.observe(modules, _weights(sites))
     is_whole = seen.read == len(seen.grids)
@@ -276,10 +262,10 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
 def _checked(model: nn.Module, state: AdapterState, name: str) -> dict[str, nn.Module]:
     """Return a model's own modules by name. Raises an error where it can take no adapter of that name now."""
     check_name(name, state.records)
-    return _own_modules(model, state)
+    return own_modules(model, state)
 
 
-def _own_modules(model: nn.Module, state: AdapterState) -> dict[str, nn.Module]:
+def own_modules(model: nn.Module, state: AdapterState) -> dict[str, nn.Module]:
     """Return a model's own modules by name. Raises an error where it can take no adapter now."""
     state.refuse_while_merged("adding an adapter")
     modules = dict(base_modules(model))

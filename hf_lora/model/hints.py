@@ -40,9 +40,6 @@ METHODS = {
     "active_adapter": "model.active_adapters() returns the names",
     "active_peft_config": "model.peft_config[name] is an adapter's config, and model.active_adapters() the names",
     "add_classification_head": "LoRAConfig(task_type='SEQ_CLS') trains and saves the head that the task has",
-    "add_weighted_adapter": (
-        "model.set_adapter([names]) sums several adapters as they are; weights other than 1 are not built here"
-    ),
     "create_or_update_model_card": "save_pretrained and push_to_hub write the card; card_data= adds to it",
     "disable_adapter": "`with model.adapters_disabled():` is the block, model.disable_adapters() holds until further",
     "disable_adapter_layers": "model.disable_adapters()",
@@ -68,7 +65,7 @@ METHODS = {
 ARGUMENTS = {
     "adapter": "adapter_name=",
     "adapter_config": "lora_config=",
-    "adapter_weights": "several active adapters are summed as they are; other weights are not built here",
+    "adapter_weights": "model.add_weighted_adapter() makes one adapter of several; active ones are summed as they are",
     "adapters": "adapter_names=",
     "autocast_adapter_dtype": "factors are float32 where they train, and as the base otherwise",
     "config": "lora_config=",

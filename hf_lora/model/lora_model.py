@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCardData
@@ -24,6 +24,7 @@ from ..layers.specialising import Specialised, base_of
 from ..layers.state import OFF, AdapterState
 from . import (
     by_row,
+    combining,
     creating,
     first_step,
     hints,
@@ -39,6 +40,7 @@ from . import (
     within,
 )
 from .merging import MergeReport
+from .recipes import Request
 
 __all__ = ["LoRAModel", "add_lora"]
 
@@ -202,6 +204,41 @@ class LoRAModel(Specialised, nn.Module):
     def enable_peft_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
         """Do what `prepare_hotswap` does, which is Transformers' name for it; a compiled model is no error."""
         swapping.prepare(self, target_rank, None)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Add an adapter that is the weighted combination of others, which stay; what is active stays so.
+
+        weights: one for each of `adapters`, negative ones take an update off.
+        combination_type: "cat" (exact; the ranks add up), "svd" (the best of rank `svd_rank`, the largest rank of
+            theirs unless given), "linear" (sums A and B by themselves: rough), and "ties", "dare_linear", "dare_ties",
+            "magnitude_prune", which prune A and B by themselves, and with "_svd" behind the name the update B A.
+        density: the share of values that pruning keeps. majority_sign_method: of "ties", what elects an entry's sign.
+        seed: of what DARE draws; torch's own random state unless given. svd_clamp, svd_driver: as in PEFT, a quantile
+            to which factors are clamped, and the driver of torch.linalg.svd. svd_full_matrices: changes no result.
+
+        The result is plain LoRA, which trains when it is selected if all of them do. Parts in full (a head, biases,
+        token rows) are taken over as they are, of one adapter at most.
+        Raises ArgumentError, AdapterNameError, AdapterStateError (for formulas that are no sum), ConfigError, with
+        the model unchanged.
+        """
+        asked = Request.of(
+            adapters, weights, combination_type, svd_rank, svd_clamp, svd_driver, density, majority_sign_method, seed
+        )
+        combining.combine(self, self._lora, asked, adapter_name)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
         """Remove adapters; if they were active, the rest of the active ones stays."""

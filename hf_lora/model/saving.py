@@ -19,7 +19,7 @@ from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
 from ..formats.elsewhere import no_peft
-from ..formats.notes import BASE_NOTE
+from ..formats.notes import BASE_NOTE, RECIPE_NOTE
 from ..formats.peft import PREFIX, adapter_tensors
 from ..hub.card.writing import write_card
 from ..layers.specialising import base_of
@@ -198,4 +198,6 @@ def _notes(
     settings = settings_of(model, checkpoint)
     if settings := state.records[name].origin.settings if settings is None else settings:
         notes[SETTINGS_NOTE] = dict(settings)
+    if recipe := state.records[name].origin.recipe:
+        notes[RECIPE_NOTE] = dict(recipe)
     return notes

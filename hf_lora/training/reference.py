@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import TargetError
 from ..layers.layer import own_tensor
 from ..layers.state import OFF, Route
-from ..model.adding import copy_frozen
+from ..model.combining import copy_frozen
 from ..variants.adapter import Adapter
 
 __all__ = ["REFERENCE", "Reference"]

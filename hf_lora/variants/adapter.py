@@ -201,6 +201,18 @@ class Adapter(nn.Module):
         """Return the low-rank product that it adds to the weight, None where it is none."""
         return None
 
+    def pairs(self) -> Product | None:
+        """Return the low-rank products that are all it adds to the weight, a stack of them; None where it is no sum."""
+        return None
+
+    def plain(self) -> Spec:
+        """Return what plain LoRA in this one's place is, with the scaling 1. Only where `pairs` returns some."""
+        raise NotImplementedError
+
+    def hold(self, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        """Write pairs of at most its rank into plain LoRA; a, b: as `pairs` returns them; bias: what a layer's gets."""
+        raise NotImplementedError
+
     def plain_product(self) -> Product | None:
         """Return the product with which it adds scaling * x A^T B^T to a linear layer's output, and does no more."""
         return None

@@ -24,6 +24,7 @@ from ..maths.linear import down, lora_linear
 from .adapter import Adapter, Product, Spec, base_tensor, put
 from .initial import INITS
 from .row import Part
+from .table import LORA as PLAIN
 
 __all__ = ["LoRA"]
 
@@ -203,6 +204,22 @@ class LoRA(Adapter):
 
     def product_of_factors(self) -> Product:
         return Product(*self._kind.flat(*self._added()), self.scaling)
+
+    def pairs(self) -> Product | None:
+        return None if self.exclusive else Product(*self._kind.pairs(*self._added()), self.scaling)
+
+    def plain(self) -> Spec:
+        return Spec(
+            self.parameter, PLAIN.name, self.kind, self.shape, self.r, 1.0, self.dropout, self.factor, self.changes_bias
+        )
+
+    @torch.no_grad()
+    def hold(self, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        whole_a, whole_b = self._kind.pairs(self.lora_A, self.lora_B)
+        for whole, part in ((whole_a, a), (whole_b.mT, b.mT)):
+            whole.zero_()[..., : part.shape[-2], :].copy_(part)
+        if self.lora_bias is not None and bias is not None:
+            self.lora_bias.copy_(bias)
 
     def plain_product(self) -> Product | None:
         hooked = "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks

@@ -17,6 +17,7 @@ from ..._version import __version__
 from ...config.lora_config import LoRAConfig
 from ...errors import some
 from ...files.privacy import hub_id, public_setting
+from ...formats.notes import described_recipe
 from ...variants.table import scaling_of
 from . import generated
 from .metadata import papers_of
@@ -59,7 +60,7 @@ def text_of(
         vllm_rank=vllm_rank(subject),
         results=_results(results) or generated.section(before, "Results"),
         training=_training(hyperparameters) or generated.section(before, "Training"),
-        adapter=_adapter(weights, subject.config, tensors),
+        adapter=_adapter(weights, subject, tensors),
         versions={"hf_lora": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
         papers=papers_of(subject.config),
     )
@@ -101,12 +102,14 @@ def _training(hyperparameters: Mapping[str, Any]) -> str | None:
     return _table(("setting", "value"), rows) if rows else None
 
 
-def _adapter(weights: Path, c: LoRAConfig, tensors: Mapping[str, Tensor]) -> str:
+def _adapter(weights: Path, subject: CardSubject, tensors: Mapping[str, Tensor]) -> str:
+    c = subject.config
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     on_disk = f" ({weights.stat().st_size:,d} bytes on disk)" if weights.is_file() else ""
     rows = [
         ("variant", ", ".join(paper.short for paper in papers_of(c).values())),
+        ("combined of", _recipe(subject)),
         ("rank `r`", str(c.r)),
         ("`lora_alpha`", f"{c.lora_alpha:g}"),
         ("scaling", f"{c.scaling_of(''):.4g} ({scaling_of(c).said})"),
@@ -124,6 +127,12 @@ def _adapter(weights: Path, c: LoRAConfig, tensors: Mapping[str, Tensor]) -> str
         ("size", f"{size:,d} bytes of tensors{on_disk}"),
     ]
     return _table(("", ""), [row for row in rows if row[1]])
+
+
+def _recipe(subject: CardSubject) -> str:
+    """Return of which adapters it was made and how, "" for one that began by itself."""
+    record = subject.model._lora.records.get(subject.name)
+    return described_recipe(None if record is None else record.origin.recipe)
 
 
 def _names(spec: str | Sequence[str] | None) -> str:
