@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
     from .formats.inspection import inspect_adapter
     from .model.cache import AdapterCache
+    from .model.comparing import compare
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
     from .targets.names import resolve_targets
@@ -43,6 +44,7 @@ __all__ = [
     "add_lora",
     "check_optimizer",
     "check_ready",
+    "compare",
     "errors",
     "inspect_adapter",
     "leave_adapters_to_peft",
@@ -60,6 +62,7 @@ _LAZY = {
     "add_lora": "model.lora_model",
     "check_optimizer": "training.groups",
     "check_ready": "training.ready",
+    "compare": "model.comparing",
     "inspect_adapter": "formats.inspection",
     "leave_adapters_to_peft": "model.hooks",
     "metrics": "training.metrics",

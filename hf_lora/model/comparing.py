@@ -1,0 +1,144 @@
+"""Two adapters compared layer by layer, before they are combined: do their updates agree, oppose, or not meet?
+
+    cosine     <D, E> / (|D| |E|), of the updates D and E as vectors: 1 the same, 0 nothing in common, -1 opposed
+    inputs     how much of what the smaller one reads (its row space) the other reads as well, 0 to 1
+    outputs    the same of what they write (their column spaces)
+
+Two random spaces of rank r in n dimensions share r / n. Everything comes from the factors (`maths/subspaces.py`), and
+nothing of a weight's size is made.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import AdapterMismatchError, AdapterStateError, full_name, numberless, some
+from ..formats.products import products_of
+from ..layers.offload import brought_in
+from ..layers.state import AdapterState
+from ..maths.subspaces import Decomposed, inner, overlap
+from .loading import opened
+from .report import aligned
+from .selecting import check_known
+
+__all__ = ["Compared", "Comparison", "compare"]
+
+
+class Compared(NamedTuple):
+    """Two updates of one layer. first, second: their Frobenius norms; the rest is NaN where one of them is zero."""
+
+    layer: str
+    cosine: float
+    inputs: float
+    outputs: float
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters, layer by layer; printed, layers that differ in their numbers only are one row.
+
+    only_first, only_second: the layers that only one of them adapts.
+    """
+
+    names: tuple[str, str]
+    layers: tuple[Compared, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+
+    @property
+    def cosine(self) -> float:
+        """The cosine of the updates of all layers that both adapt, as one vector."""
+        return _pooled(self.layers)
+
+    def __str__(self) -> str:
+        alike: dict[str, list[Compared]] = defaultdict(list)
+        for each in self.layers:
+            alike[numberless(each.layer)].append(each)
+        lines = [("layer", "layers", "cosine", "inputs", "outputs", *(f"|{name}|" for name in self.names))]
+        lines += [_row(rows[0].layer if len(rows) == 1 else pattern, rows) for pattern, rows in alike.items()]
+        lines.append(_row("all", self.layers))
+        text = aligned([tuple(cells) for cells in lines])
+        for name, only in zip(self.names, (self.only_first, self.only_second), strict=True):
+            text += f"\nonly {name}: {some(dict.fromkeys(map(numberless, only)))}" if only else ""
+        return text
+
+
+def compare(first: str | os.PathLike[str], second: str | os.PathLike[str], model: Any = None) -> Comparison:
+    """Return how much two adapters' updates have in common, layer by layer.
+
+    first, second: names of adapters of a model, or without a model folders or Hub ids. Parts in full (heads, biases,
+    token rows) are left out. Raises AdapterStateError where an adapter is no sum of products, or where only its model
+    tells what it adds; AdapterNameError, AdapterFileError; AdapterMismatchError where a layer's shapes differ.
+
+    >>> import torch
+    >>> from hf_lora import LoRAConfig, add_lora
+    >>> model = add_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAConfig(r=1, target_modules=["0"]), "a")
+    >>> model.load_state_dict({k: torch.ones_like(v) for k, v in model.state_dict().items()})
+    <All keys matched successfully>
+    >>> model.add_weighted_adapter(["a"], [-0.5], "b")
+    >>> print(compare("a", "b", model))
+    layer  layers  cosine  inputs  outputs  |a|  |b|
+    0      1       -1.000  1.000   1.000    32    16
+    all    1       -1.000  1.000   1.000    32    16
+    """
+    held = [_on(model._lora, str(n)) if model is not None else _in_file(n) for n in (first, second)]
+    one, other = held
+    compared = tuple(_compared(layer, one[layer], other[layer]) for layer in one if layer in other)
+    if not compared:
+        raise AdapterStateError(
+            f"{first} and {second} adapt no layer in common: {some(one)} in the first, {some(other)} in the second."
+        )
+    names = (os.fspath(first), os.fspath(second))
+    return Comparison(names, compared, tuple(n for n in one if n not in other), tuple(n for n in other if n not in one))
+
+
+def _on(state: AdapterState, name: str) -> dict[str, Decomposed]:
+    """Return the updates of an adapter of a model, by the full names of what they are added to."""
+    check_known(state, [name])
+    found = {}
+    for module, layer in sorted(state.layers.items()):
+        for adapter in layer.carried(name).values():
+            if adapter.low_rank:
+                with brought_in(adapter):
+                    pairs = adapter.pairs()
+                    if pairs is None:
+                        raise AdapterStateError(
+                            f"{name!r} is {adapter.row.title}, which is no sum of a weight and a product."
+                        )
+                    found[full_name(module, adapter.parameter).removesuffix(".weight")] = Decomposed.of(*pairs)
+    return found
+
+
+def _in_file(name: str | os.PathLike[str]) -> dict[str, Decomposed]:
+    return {path: Decomposed.of(*pair) for path, pair in sorted(products_of(opened(name)).items())}
+
+
+def _compared(layer: str, one: Decomposed, other: Decomposed) -> Compared:
+    shapes = [(*d.left.shape[:-1], d.right.shape[-2]) for d in (one, other)]
+    if shapes[0] != shapes[1]:
+        raise AdapterMismatchError(f"{layer} is {shapes[0]} for one adapter, {shapes[1]} for the other: other bases.")
+    sizes = one.norm(), other.norm()
+    cosine = inner(one, other) / math.prod(sizes) if all(sizes) else math.nan
+    return Compared(layer, cosine, overlap(one, other, "right"), overlap(one, other, "left"), *sizes)
+
+
+def _pooled(rows: Sequence[Compared]) -> float:
+    sizes = math.hypot(*(row.first for row in rows)) * math.hypot(*(row.second for row in rows))
+    shared = math.fsum(row.cosine * row.first * row.second for row in rows if not math.isnan(row.cosine))
+    return shared / sizes if sizes else math.nan
+
+
+def _row(name: str, rows: Sequence[Compared]) -> tuple[str, ...]:
+    """Return a line of the table: cosine and norms of all rows together, the mean of the overlaps."""
+    known = [row for row in rows if not math.isnan(row.inputs)]
+    shares = [math.fsum(getattr(r, side) for r in known) / max(len(known), 1) for side in ("inputs", "outputs")]
+    cells = [f"{value:.3f}" if known else "-" for value in (_pooled(rows), *shares)]
+    norms = [f"{math.hypot(*(getattr(row, each) for row in rows)):.3g}" for each in ("first", "second")]
+    return (name, str(len(rows)), *cells, *norms)
