@@ -16,7 +16,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError, ConfigError
 
 from . import peek
-from .cases import COVER, KIND_CASES, adapted, config_of, example, move
+from .cases import COVER, KIND_CASES, adapted, config_of, example, move, network
 from .tiny import floats, inputs, scatter, tiny
 
 CHATTER = (
@@ -60,7 +60,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], atol: float) -
 
 
 @laws
-def test_cat_and_a_wide_svd_add_the_weighted_sum_of_the_updates(kind: str, variant: str) -> None:
+def test_cat_and_a_wide_svd_add_the_weighted_sum_of_the_updates(kind: str, variant: str, tmp_path: Path) -> None:
     model = several(kind, variant)
     want = summed(model, NAMES, WEIGHTS)
     model.add_weighted_adapter(NAMES, WEIGHTS, "cat", "cat")
@@ -70,6 +70,11 @@ def test_cat_and_a_wide_svd_add_the_weighted_sum_of_the_updates(kind: str, varia
     assert_close(updates(model, "svd"), want, 1e-12)
     assert max(value.abs().max() for value in want.values()) > 0.1
     assert model.active_adapters() == ["plain"]
+    model.set_adapter("svd")
+    model.save_pretrained(tmp_path, adapter_name="svd")
+    again = LoRAModel.from_pretrained(tmp_path, base_model=network(kind, torch.float64))
+    x = example(kind, torch.float64)
+    assert (again(x) - model(x)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("kind", [k for k, v in CASES if v == "lora" and KIND_CASES[k].merges])  # not of groups apart
@@ -178,27 +183,28 @@ def saved_pair(base: str, folder: Path, equal: bool) -> LoRAModel:
     return model
 
 
+@pytest.mark.parametrize("ranks", ["one rank", "two ranks"])
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("case", METHODS)
-def test_a_combination_computes_what_pefts_does_and_opens_there(base: str, case: str, tmp_path: Path) -> None:
-    asked = {"combination_type": case, **METHODS[case]}
-    needs_equal = peek.COMBINATIONS[asked["combination_type"]].acts_on == "factors"
-    model, x = saved_pair(base, tmp_path, needs_equal), BASES[base][3]
-    theirs = peft.PeftModel.from_pretrained(BASES[base][0](), tmp_path / "a", adapter_name="a")
+def test_combinations_compute_what_pefts_do_and_open_there(base: str, ranks: str, tmp_path: Path) -> None:
+    (build, *_, x), equal = BASES[base], ranks == "one rank"
+    model = saved_pair(base, tmp_path, equal)
+    theirs = peft.PeftModel.from_pretrained(build(), tmp_path / "a", adapter_name="a")
     theirs.load_adapter(tmp_path / "b", "b")
-    theirs.add_weighted_adapter(["a", "b"], [0.7, -1.2], "made", **asked)
-    theirs.set_adapter("made")
-    want = outputs(theirs, x)
-    model.add_weighted_adapter(["a", "b"], [0.7, -1.2], "made", **asked)
-    model.set_adapter("made")
-    got = outputs(model, x)
-    assert (got - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max()))
-    with model.adapters_disabled():
-        assert (outputs(model, x) - got).abs().max() > 1e-2
-    model.save_pretrained(tmp_path / "made", adapter_name="made")
-    opened = peft.PeftModel.from_pretrained(BASES[base][0](), tmp_path / "made")
+    every = {case: {"combination_type": case, **settings} for case, settings in METHODS.items()}
+    acts_on = {case: peek.COMBINATIONS[asked["combination_type"]].acts_on for case, asked in every.items()}
+    for case, asked in ((c, asked) for c, asked in every.items() if (acts_on[c] == "factors") == equal):
+        theirs.add_weighted_adapter(["a", "b"], [0.7, -1.2], case, **asked)
+        model.add_weighted_adapter(["a", "b"], [0.7, -1.2], case, **asked)
+        theirs.set_adapter(case)
+        model.set_adapter(case)
+        want, got = outputs(theirs, x), outputs(model, x)
+        assert (got - want).abs().max() < 1e-5 * max(1.0, float(want.abs().max())), case
+        with model.adapters_disabled():
+            assert (outputs(model, x) - got).abs().max() > 1e-2, case
+    model.save_pretrained(tmp_path / "made", adapter_name=case)
+    opened = peft.PeftModel.from_pretrained(build(), tmp_path / "made")
     assert (outputs(opened, x) - got).abs().max() < 1e-5
-    again = LoRAModel.from_pretrained(tmp_path / "made", base_model=BASES[base][0]())
+    again = LoRAModel.from_pretrained(tmp_path / "made", base_model=build())
     assert torch.equal(outputs(again, x), got)
     assert again.peft_config["default"].r == opened.peft_config["default"].r
 
@@ -207,15 +213,15 @@ def test_a_combination_computes_what_pefts_does_and_opens_there(base: str, case:
 
 
 def test_dare_keeps_the_density_and_the_expectation() -> None:
-    tensors, method = [torch.randn(300, 200), torch.randn(300, 200)], peek.COMBINATIONS["dare_linear"]
+    tensors, method = [torch.randn(200, 100), torch.randn(200, 100)], peek.COMBINATIONS["dare_linear"]
     draw = torch.Generator().manual_seed(0)
     kept = peek.combined(tensors[:1], [1.0], method, 0.3, draw=draw)
     share = float((kept != 0).float().mean())
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / kept.numel()) ** 0.5
     assert torch.allclose(kept[kept != 0], tensors[0][kept != 0] / 0.3)
-    every = torch.stack([peek.combined(tensors, [0.5, -2.0], method, 0.3, draw=draw) for _ in range(200)])
+    every = torch.stack([peek.combined(tensors, [0.5, -2.0], method, 0.3, draw=draw) for _ in range(100)])
     want = 0.5 * tensors[0] - 2.0 * tensors[1]
-    spread = ((0.25 * tensors[0] ** 2 + 4 * tensors[1] ** 2) * (0.7 / 0.3) / 200).sqrt()
+    spread = ((0.25 * tensors[0] ** 2 + 4 * tensors[1] ** 2) * (0.7 / 0.3) / 100).sqrt()
     z = (every.mean(0) - want) / spread.clamp_min(1e-9)
     assert abs(float(z.mean())) < 0.05
     assert abs(float(z.std()) - 1) < 0.05
