@@ -281,6 +281,33 @@ def test_what_is_made_of_adapters_that_train_trains_when_it_is_selected() -> Non
     assert model.peft_config["made"].init_lora_weights is True
 
 
+def test_targets_and_ranks_by_pattern_are_written_out_and_loaded_adapters_do_not_train(tmp_path: Path) -> None:
+    names = {"target_modules": r"(first|second|conv)", "exclude_modules": ["conv"], "rank_pattern": {"first": 1}}
+    model, x = (
+        add_lora(net(), LoRAConfig(r=3, use_rslora=True, alpha_pattern={"second": 2}, **names), "a"),
+        {"ids": IDS},
+    )
+    move(model, 1)
+    model.add_adapter(LoRAConfig(r=2, target_modules=["conv", "second"]), "b")
+    move(model, 2)
+    model.save_pretrained(tmp_path)
+    model = LoRAModel.from_pretrained(tmp_path / "a", base_model=net(), adapter_name="a")
+    model.load_adapter(tmp_path / "b", "b")
+    model.add_weighted_adapter(["a", "b"], [1, 1], "sum", "cat")
+    model.set_adapter(["a", "b"])
+    want = outputs(model, x)
+    model.set_adapter("sum")
+    assert (outputs(model, x) - want).abs().max() < 1e-5
+    assert not any(p.requires_grad for p in model.parameters())
+    config = model.peft_config["sum"]
+    assert config.target_modules == ["conv", "first", "second"]
+    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (5, 5, {}, {})
+    assert (config.exclude_modules, config.use_rslora) == (None, False)
+    model.save_pretrained(tmp_path / "sum", adapter_name="sum")
+    opened = peft.PeftModel.from_pretrained(net(), tmp_path / "sum")
+    assert (outputs(opened, x) - want).abs().max() < 1e-5
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "another word": ({"combination_type": "slerp"}, ArgumentError, "'slerp' is none of svd, linear, cat"),
     "a weight too few": ({"weights": [1.0]}, ArgumentError, r"weights=\[1.0\]: give a finite number for each"),

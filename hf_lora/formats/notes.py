@@ -52,7 +52,7 @@ def described_recipe(recipe: object) -> str:
     try:
         pairs = zip(recipe["adapters"], recipe["weights"], strict=True)
         terms = ", ".join(f"{float(weight):g} x `{name}`" for name, weight in pairs)
+        how = ", ".join([recipe["combination_type"], *(f"{key}={value}" for key, value in rest.items())])
     except (KeyError, TypeError, ValueError):
         return ""
-    how = ", ".join([str(recipe.get("combination_type")), *(f"{key}={value}" for key, value in rest.items())])
     return f"{terms} ({how})"
