@@ -150,7 +150,7 @@ METHODS = {
     "add_classification_head": "SEQ_CLS", "train_adapter": "set_adapter", "save_adapter": "adapter_name=name",
     "save_pretrained_merged": r"merge_and_unload\(\)\.save_pretrained", "for_inference": r"model\.eval\(\)",
     "disable_adapter": "adapters_disabled", "active_adapter": r"active_adapters\(\)",
-    "get_base_model": "adapters_disabled.*unload", "add_weighted_adapter": "set_adapter",
+    "get_base_model": "adapters_disabled.*unload",
     "enable_adapter_layers": "enable_adapters", "get_layer_status": "targets_report",
 }  # fmt: skip
 
