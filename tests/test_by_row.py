@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError
@@ -244,11 +246,84 @@ def test_what_was_stacked_is_made_anew_when_an_adapter_changes() -> None:
     assert not differs()
 
 
-def test_rows_of_a_compiled_model_are_refused() -> None:
+COMPILED: dict[str, Callable[[Any, Any], Any]] = {
+    "in place": lambda model, backend: (model.compile(backend=backend, fullgraph=True), model)[1],
+    "around": lambda model, backend: torch.compile(model, backend=backend),
+}
+
+
+class Graphs(list[object]):
+    """A backend that keeps what it is given and compiles nothing; what others compiled is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.compiler.reset()
+
+    def __call__(self, graph: torch.fx.GraphModule, _: object, **settings: object) -> Callable[..., object]:
+        self.append(graph)
+        return graph.forward
+
+    def __deepcopy__(self, _: object) -> Graphs:
+        return self
+
+
+@pytest.mark.parametrize("how", COMPILED)
+@torch.no_grad()
+def test_other_names_compile_nothing_anew_and_no_thread_sees_anothers(how: str) -> None:
     model, batch = of_family("llama"), four("llama")
+    model.add_adapter(LoRAConfig(r=2, use_dora=True, init_lora_weights=False), "unused")
+    model.set_adapter("a")
+    choices = [ROWS, ["b", "a", "__base__", "b"], ["a"] * 4, ["__base__"] * 4]
+    want = [model(**batch, adapter_names=names).logits for names in choices]
+    plain, graphs = model(**batch).logits, Graphs()
+    compiled = COMPILED[how](model, graphs)
+
+    def ask(names: list[str] | None) -> torch.Tensor:
+        with torch.no_grad():
+            return compiled(**batch, adapter_names=names).logits if names else compiled(**batch).logits
+
+    assert (ask(None) - plain).abs().max() < 1e-10
+    alone = len(graphs)
+    for names, logits in zip(choices, want, strict=True):
+        assert (ask(names) - logits).abs().max() < 1e-10
+    assert len(graphs) == alone + 1
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(ask, [*choices, None] * 4))
+    assert all((logits - [*want, plain][i % 5]).abs().max() < 1e-10 for i, logits in enumerate(got))
+    assert len(graphs) <= alone + 3  # around: a plain call beside others is told its route
+    all_of_them = len(graphs)
+    move(model, 9)
+    changed = ask(ROWS)
+    assert len(graphs) == all_of_them
+    model._compiled_call_impl = None
+    assert (model(**batch, adapter_names=ROWS).logits - changed).abs().max() < 1e-10
+    assert (changed - want[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_generate_compiles_its_steps_for_any_names() -> None:
+    model, batch, graphs = of_family("llama"), four("llama"), Graphs()
+    settings = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    choices, want = [ROWS, ["b", "a", "__base__", "b"]], []
+    for names in choices:
+        want.append(model.generate(**batch, adapter_names=names, **settings))
+    compiling = CompileConfig(backend=graphs)
+    compiling._compile_all_devices = True
+    for names, tokens in zip(choices, want, strict=True):
+        got = model.generate(**batch, adapter_names=names, compile_config=compiling, **settings)
+        assert torch.equal(got, tokens)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("what", ["DoRA", "a weight"])
+def test_what_a_compiled_model_cannot_tell_apart_is_refused(what: str) -> None:
+    model, batch = of_family("llama"), four("llama")
+    if what == "DoRA":
+        model.add_adapter(LoRAConfig(r=2, use_dora=True), "c")
     model.compile(backend="eager")
     with pytest.raises(AdapterStateError, match="compiled model"):
-        model(**batch, adapter_names=ROWS)
+        model(**batch, adapter_names=[{"a": 0.5}, "a", "a", "b"] if what == "a weight" else ["c", *ROWS[1:]])
+    assert model._lora.told.of_row is None
 
 
 def test_threads_with_rows_of_their_own_never_see_each_other() -> None:

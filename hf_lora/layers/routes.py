@@ -6,13 +6,14 @@ A plain route is a tuple of names. These are tuples of names too, so that whoeve
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BASE", "OFF", "Mix", "Route", "Rows", "mix_of"]
+__all__ = ["BASE", "OFF", "Mix", "Route", "Rows", "Told", "mix_of"]
 
 Route = tuple[str, ...]
 OFF: Route = ()
@@ -87,3 +88,18 @@ class Rows(tuple[str, ...]):
             self._indices[times, device] = tuple(m.to(device) for m in members), back.to(device)
         found: tuple[tuple[Tensor, ...], Tensor] = self._indices[times, device]
         return found
+
+
+class Told(threading.local):
+    """What the caller of compiled code tells it, in its own thread: a compiler cannot trace a ContextVar.
+
+    route: None where nothing is told. of_row: (rows,) integers, with the route OFF: each row's place in the factors of
+    its layers.
+    """
+
+    def __init__(self) -> None:  # in every thread, because compiled code looks for them in the object itself
+        self.route: Route | None = None
+        self.of_row: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Told, ()  # nobody calls a copy

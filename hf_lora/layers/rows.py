@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ..errors import AdapterStateError
 from ..maths.stacked import add_by_row
 from ..variants.adapter import Adapter, version
-from .routes import Rows
 from .state import AdapterState
 
 __all__ = ["Stack", "compute", "stack_of"]
@@ -76,9 +75,13 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
     state: AdapterState = layer._lora
+    if (places := state.told.of_row) is not None and base is not None:
+        _times(layer, state, len(places), x)
+        a, b = layer._steps.factors
+        return add_by_row(base(layer, *args, **kwargs), x, a, b, places)
     rows = layer._steps.rows()
-    times = _times(layer, state, rows, x)
-    stack = None if base is None else layer._steps.stacked(rows)
+    times = _times(layer, state, len(rows.of_row), x)
+    stack = None if base is None else layer._steps.stacked(rows.groups)
     if stack is not None and base is not None:
         return add_by_row(base(layer, *args, **kwargs), x, stack.a, stack.b, rows.place_of_each(x.device))
     members, back = rows.split(times, x.device)
@@ -89,14 +92,14 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     return _joined(layer, state, results, back)
 
 
-def _times(layer: Any, state: AdapterState, rows: Rows, x: Any) -> int:
+def _times(layer: Any, state: AdapterState, rows: int, x: Any) -> int:
     """Return how often each row comes in a layer's input, one after the other."""
     count = x.shape[0] if isinstance(x, Tensor) and x.ndim else 0
-    times, rest = divmod(count, len(rows.of_row))
+    times, rest = divmod(count, rows)
     if rest or not times:
         raise AdapterStateError(
             f"{name_in(state, layer)}: its input has {count or 'no'} rows, the batch has adapters for "
-            f"{len(rows.of_row)}: which row is whose cannot be told here. Compute each adapter's rows on their own, in "
+            f"{rows}: which row is whose cannot be told here. Compute each adapter's rows on their own, in "
             "`with model.adapters_active(name):`."
         )
     return times

@@ -20,7 +20,7 @@ from ..errors import AdapterNameError, AdapterStateError
 from ..maths.fingerprint import Fingerprint
 from .gate import Gate
 from .rates import LearningRates
-from .routes import OFF, Route
+from .routes import OFF, Route, Told
 
 __all__ = ["BLOCKS", "CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
 
@@ -95,6 +95,7 @@ class AdapterState:
     rates: LearningRates = field(default_factory=LearningRates)
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
+    told: Told = field(default_factory=Told)
     gate: Gate = field(default_factory=Gate)  # passed by every call of the model, closed while numbers change in place
 
     @property
@@ -119,6 +120,8 @@ class AdapterState:
         Raises AdapterStateError where a backward pass computes again, in a thread of its own, what a block that began
         in training mode may have computed: that thread cannot know the block's route.
         """
+        if (told := self.told.route) is not None:
+            return told
         if self.is_routed:
             block = self.own_block()
             if block is not None:
@@ -143,10 +146,13 @@ class AdapterState:
             self.blocks.append(block)
             self.is_routed = True
         token = _HERE.set({**_HERE.get(), id(self): block})
+        told, self.told.route = self.told.route, None
         try:
             yield
         finally:
             block.is_open = False
+            if told is not None:
+                self.told.route = told
             with suppress(ValueError):  # somebody closes a generator elsewhere; the block has ended there as well
                 _HERE.reset(token)
             with BLOCKS:

@@ -8,12 +8,14 @@ with those it began with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import AdapterStateError
 from ..variants.adapter import Adapter
-from .routes import Mix, Route, Rows
+from .routes import OFF, Mix, Route, Rows
 from .rows import Stack, name_in, stack_of
 from .state import AdapterState
 
@@ -58,6 +60,7 @@ class Steps:
         seen = (*read.values(), *(added.values() if shown else ()))
         self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
         self._stack: tuple[Any, Stack] | None = None  # of the routes that computed here last
+        self.factors: tuple[Tensor, Tensor] | None = None  # of every place, for a compiled call that runs
 
     def behind(self) -> Behind | None:
         """Return what the route of this forward does besides the base's own forward.
@@ -65,6 +68,8 @@ class Steps:
         None where the rows of the batch have routes of their own, and some of them lead through here.
         """
         route = self._state.route
+        if not route and self._state.told.of_row is not None:
+            return NOTHING if self.factors is None else None
         if type(route) is not tuple:
             if isinstance(route, Rows):
                 return None if self._has_any(route) else NOTHING
@@ -78,16 +83,26 @@ class Steps:
         route = self._state.route
         return route if isinstance(route, Rows) and self._has_any(route) else None
 
-    def stacked(self, rows: Rows) -> Stack | None:
-        """Return the factors of each row's route in one stack, None where some of them do more than a product."""
-        if (kept := self._stack) is not None and kept[0] == rows.groups and kept[1].is_current():
+    def stacked(self, routes: tuple[Route, ...]) -> Stack | None:
+        """Return the factors of routes in one stack, None where some of them do more than a product."""
+        if (kept := self._stack) is not None and kept[0] == routes and kept[1].is_current():
             return kept[1]
-        if any(self._read.get(name) for name in rows):
+        if any(self._read.get(name) for route in routes for name in route):
             return None
-        made = stack_of([self._of(route, self._added) for route in rows.groups])
+        made = stack_of([self._of(route, self._added) for route in routes])
         if made is not None and made.is_current():
-            self._stack = rows.groups, made
+            self._stack = routes, made
         return made
+
+    def have_factors(self, names: Sequence[str], used: Collection[str]) -> bool:
+        """Have the factors of names, each in its place behind that of no adapter, for a compiled call.
+
+        Those that do more than a product have zeros there. Return whether none of these are used.
+        """
+        plain = {name for name in names if self._is_product(name)}
+        stack = self.stacked((OFF, *((name,) if name in plain else OFF for name in names)))
+        self.factors = None if stack is None else (stack.a, stack.b)
+        return not any(name not in plain and self._has_any([name]) for name in used)
 
     def in_read(self, layer: Any, parameter: str, own: bool = False) -> Iterator[Adapter]:
         """Return the adapters of the route that live in the read of a parameter, copies before what is added to them.
@@ -135,6 +150,10 @@ class Steps:
         held = [a for a in self._of(route, *tables) if parameter in _changed(a)]
         return in_order(held) if len(held) > 1 else held
 
+    def _is_product(self, name: str) -> bool:
+        added = () if self.shown or self._read.get(name) else self._added.get(name, ())
+        return bool(added) and all(adapter.plain_product() is not None for adapter in added)
+
     def _has_any(self, route: Sequence[str]) -> bool:
         return any(self._added.get(name) or self._read.get(name) for name in route)
 
@@ -150,7 +169,7 @@ class Steps:
         return found[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stack": None}
+        return {**self.__dict__, "_stack": None, "factors": None}
 
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""

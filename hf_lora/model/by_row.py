@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import AdapterStateError, ArgumentError
 from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
 from .selecting import check_known, check_together
 
-__all__ = ["block", "of_call", "taking_names"]
+__all__ = ["block", "called", "taking_names"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
@@ -29,28 +30,42 @@ def block(model: Any, names: object, rows: Given) -> AbstractContextManager[None
     return _taking(model, rows, "adapters_active")
 
 
-def of_call(model: Any, args: Sequence[Any], kwargs: MutableMapping[str, Any]) -> AbstractContextManager[None]:
-    """Return the block of one call of a model: with `adapter_names`, which is taken out of the arguments, or none.
+@torch.compiler.disable(recursive=False)  # the forward may be compiled; whose the rows are is no code
+def called(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: bool = False) -> Any:
+    """Return what one call of a model gives, with `adapter_names`, which is taken out of its arguments, or in a block.
 
+    compiled: whether compiled code calls.
     Raises AdapterStateError where a batch has other rows than its block, and for `alora_offsets`.
     """
+    blocks = _entered(model, args, kwargs, compiled)
+    try:
+        return nn.Module.__call__(model, *args, **kwargs)
+    finally:
+        _left(blocks)
+
+
+@torch.compiler.disable
+def _entered(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: bool) -> ExitStack:
+    """Return the blocks of one call, which it is in now."""
     state: AdapterState = model._lora
-    if kwargs.keys().isdisjoint(("adapter_names", "alora_offsets")):
-        if state.is_routed and isinstance(route := state.route, Rows):
-            _check_count(model, route, args, kwargs)
-        return nullcontext()
     own = inspect.signature(model.forward).parameters
     if "alora_offsets" in kwargs and "alora_offsets" not in own:
         raise AdapterStateError("alora_offsets=: hf_lora has no adapters that begin at a token.")
-    if "adapter_names" not in kwargs or "adapter_names" in own:
-        return nullcontext()
-    names = kwargs.pop("adapter_names")
-    if names is not None and getattr(model, "_compiled_call_impl", None) is not None:
-        raise AdapterStateError(
-            "adapter_names=: a compiled model cannot tell rows apart. Group the rows by adapter and call "
-            "set_adapter(name) for each group, or answer them with the model that is not compiled."
-        )
-    return nullcontext() if names is None else _taking(model, names, "adapter_names=", args, kwargs)
+    names = None if "adapter_names" in own else kwargs.pop("adapter_names", None)
+    compiled = compiled or model._compiled_call_impl is not None
+    with ExitStack() as blocks:
+        if names is not None:
+            blocks.enter_context(_taking(model, names, "adapter_names=", args, kwargs, stays=compiled))
+        if isinstance(route := state.route, Rows):
+            count = _check_count(model, route, args, kwargs)
+            if compiled:
+                blocks.enter_context(_in_places(model, route, count))
+        elif compiled and type(route) is tuple:
+            blocks.enter_context(_telling(state, route, None))
+        return blocks.pop_all()
+
+
+_left = torch.compiler.disable(ExitStack.close)
 
 
 def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +88,36 @@ def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
     return generate_by_row
 
 
+_COMPILED = threading.RLock()  # held while a compiled call by row runs: its layers have factors for one at a time
+
+
+@contextmanager
+def _in_places(model: Any, rows: Rows, count: int | None) -> Iterator[None]:
+    """Tell compiled code each row's route by its place in stacks of all adapters: other names are no new code."""
+    state: AdapterState = model._lora
+    names = tuple(state.records)
+    places: dict[Route, int] = {OFF: 0, **{(name,): i for i, name in enumerate(names, 1)}}
+    if strange := [route for route in rows.groups if route not in places]:
+        raise AdapterStateError(f"{strange[0]}: in a compiled model a row names one adapter, without a weight.")
+    of_row = torch.tensor([places[rows.groups[i]] for i in rows.of_row], device=next(model.parameters()).device)
+    with _COMPILED:
+        for path, layer in state.layers.items():
+            if not layer._steps.have_factors(names, rows):
+                raise AdapterStateError(f"{path}: a compiled model answers rows by plain LoRA on linear layers only.")
+        with _telling(state, OFF, of_row.repeat_interleave((count or len(of_row)) // len(of_row))):
+            yield
+
+
+@contextmanager
+def _telling(state: AdapterState, route: Route, of_row: Tensor | None) -> Iterator[None]:
+    told = state.told
+    before, told.route, told.of_row = (told.route, told.of_row), route, of_row
+    try:
+        yield
+    finally:
+        told.route, told.of_row = before
+
+
 @contextmanager
 def _taking(
     model: Any,
@@ -81,8 +126,12 @@ def _taking(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     repeats: bool = False,
+    stays: bool = False,
 ) -> Iterator[None]:
-    """Take routes by row inside a `with` block; args, kwargs: of the one call that it is for."""
+    """Take routes by row inside a `with` block; args, kwargs: of the one call that it is for.
+
+    stays: whether routes stay by row where they are the same for all.
+    """
     state: AdapterState = model._lora
     with BLOCKS:
         rows = _rows_of(state, given, what)
@@ -90,7 +139,8 @@ def _taking(
         _check_trains(state, rows, what)
     if kwargs is not None:
         _check_count(model, rows, args or (), kwargs)
-    route = rows.groups[0] if kwargs is not None and len(rows.groups) == 1 else rows.repeated() if repeats else rows
+    is_one = kwargs is not None and len(rows.groups) == 1 and not stays
+    route = rows.groups[0] if is_one else rows.repeated() if repeats else rows
     with state.routed(route, what, trains=model.training):
         yield
 
@@ -139,8 +189,11 @@ def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
             )
 
 
-def _check_count(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise AdapterStateError where a call's batch has not as many rows as there are routes."""
+def _check_count(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return how many rows a call's batch has, None where that cannot be told.
+
+    Raises AdapterStateError where they are not as many as there are routes.
+    """
     names = (*_INPUTS, getattr(model, "main_input_name", "input_ids"))
     found = next(
         (each for each in (*args[:1], *map(kwargs.get, names)) if isinstance(each, Tensor) and each.ndim), None
@@ -148,3 +201,4 @@ def _check_count(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[st
     count, wanted = None if found is None else len(found), len(rows.of_row)
     if count is not None and (count % wanted if rows.repeats else count != wanted):
         raise AdapterStateError(f"a batch of {count} rows, with adapters named for {wanted}; name one for each row.")
+    return count

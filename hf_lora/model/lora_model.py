@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,11 +143,12 @@ class LoRAModel(Specialised, nn.Module):
         state = getattr(self, "_lora", None)
         if state is None:
             return super().__call__(*args, **kwargs)
-        with nullcontext() if torch.compiler.is_compiling() else state.gate:
-            if not (state.is_routed or "adapter_names" in kwargs or "alora_offsets" in kwargs):
-                return super().__call__(*args, **kwargs)
-            with by_row.of_call(self, args, kwargs):
-                return super().__call__(*args, **kwargs)
+        routed = state.is_routed or self._compiled_call_impl is not None
+        by_itself = not (routed or "adapter_names" in kwargs or "alora_offsets" in kwargs)
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs) if by_itself else by_row.called(self, args, kwargs, True)
+        with state.gate:
+            return super().__call__(*args, **kwargs) if by_itself else by_row.called(self, args, kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 
