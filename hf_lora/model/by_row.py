@@ -17,7 +17,7 @@ from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
 from .selecting import check_known, check_together
 
-__all__ = ["block", "called", "taking_names"]
+__all__ = ["block", "called", "taking_names", "telling_compiled"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
@@ -66,6 +66,22 @@ def _entered(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: 
 
 
 _left = torch.compiler.disable(ExitStack.close)
+
+
+def telling_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model's `get_compiled_call`, with which `generate` compiles its steps, that tells them their routes."""
+
+    @wraps(method)
+    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        compiled = method(self, *args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _entered(self, args, kwargs, compiled=True):
+                return compiled(*args, **kwargs)
+
+        return call
+
+    return get_compiled_call
 
 
 def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:

@@ -143,12 +143,13 @@ class LoRAModel(Specialised, nn.Module):
         state = getattr(self, "_lora", None)
         if state is None:
             return super().__call__(*args, **kwargs)
-        routed = state.is_routed or self._compiled_call_impl is not None
-        by_itself = not (routed or "adapter_names" in kwargs or "alora_offsets" in kwargs)
-        if torch.compiler.is_compiling():
+        by_itself = "adapter_names" not in kwargs and "alora_offsets" not in kwargs
+        if torch.compiler.is_compiling():  # whether others are in blocks may change while a compiler looks
             return super().__call__(*args, **kwargs) if by_itself else by_row.called(self, args, kwargs, True)
         with state.gate:
-            return super().__call__(*args, **kwargs) if by_itself else by_row.called(self, args, kwargs)
+            if by_itself and not state.is_routed and self._compiled_call_impl is None:
+                return super().__call__(*args, **kwargs)
+            return by_row.called(self, args, kwargs)
 
     # --- adapters -----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ def overridden(base: type) -> dict[str, Any]:
     found |= {name: _unswitched(method) for name, method in _switching(base).items()}
     if hasattr(base, "generate"):
         found["generate"] = by_row.taking_names(found.get("generate", base.generate))
+    if hasattr(base, "get_compiled_call"):
+        found["get_compiled_call"] = by_row.telling_compiled(base.get_compiled_call)
     return found
 
 
