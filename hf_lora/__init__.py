@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from .training.groups import check_optimizer, parameter_groups
     from .training.metrics import metrics
     from .training.ready import check_ready
+    from .training.runs import Run
     from .training.search import LoRASearch
+    from .training.together import train_together
 
 __all__ = [
     "AdapterCache",
@@ -41,6 +43,7 @@ __all__ = [
     "LoRAError",
     "LoRAModel",
     "LoRASearch",
+    "Run",
     "add_lora",
     "check_optimizer",
     "check_ready",
@@ -51,6 +54,7 @@ __all__ = [
     "metrics",
     "parameter_groups",
     "resolve_targets",
+    "train_together",
 ]
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
@@ -59,6 +63,7 @@ _LAZY = {
     "LoRAConfig": "config.lora_config",
     "LoRAModel": "model.lora_model",
     "LoRASearch": "training.search",
+    "Run": "training.runs",
     "add_lora": "model.lora_model",
     "check_optimizer": "training.groups",
     "check_ready": "training.ready",
@@ -68,6 +73,7 @@ _LAZY = {
     "metrics": "training.metrics",
     "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",
+    "train_together": "training.together",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -68,13 +69,26 @@ class Rows(tuple[str, ...]):
         return Rows([self.groups[i] for i in self.of_row], True)
 
     def place_of_each(self, device: torch.device) -> Tensor | None:
-        """Return the index of each row's route, None where row i has route i."""
-        if self.of_row == tuple(range(len(self.groups))):
+        """Return the index of each row's route, None where each route has as many rows, one after the other."""
+        each, rest = divmod(len(self.of_row), len(self.groups))
+        if not rest and self.of_row == tuple(i for i in range(len(self.groups)) for _ in range(each)):
             return None
         if device not in self._indices:
             self._indices[device] = torch.tensor(self.of_row, device=device)
         found: Tensor = self._indices[device]
         return found
+
+    def during(self, group: int) -> AbstractContextManager[None]:
+        """Return the block in which a layer computes the rows of one group by themselves."""
+        return nullcontext()
+
+    def narrowed(self, group: int, x: Tensor) -> Tensor:
+        """Return what a layer is given for the rows of one group as it is outside of this batch."""
+        return x
+
+    def widened(self, group: int, y: Tensor, x: Tensor) -> Tensor:
+        """Return what a layer gives for the rows of one group as wide as x, its input before it was narrowed."""
+        return y
 
     def split(self, times: int, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return where the rows of each group lie, and where each row lies when the groups are put side by side.

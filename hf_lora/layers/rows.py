@@ -8,6 +8,7 @@ layer's own forward under that route.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import AdapterStateError
 from ..maths.stacked import add_by_row
 from ..variants.adapter import Adapter, version
+from .routes import Rows
 from .state import AdapterState
 
 __all__ = ["Stack", "compute", "stack_of"]
@@ -36,10 +38,12 @@ class Stack(NamedTuple):
     seen: tuple[Any, ...]
 
     def is_current(self) -> bool:
-        """Return whether these factors serve another forward: nothing is written since, and none of it trains."""
-        if torch.is_grad_enabled() and any(map(attrgetter("requires_grad"), self.tensors)):
-            return False
-        return _seen(self.adapters, self.tensors) == self.seen
+        """Return whether these factors serve another forward: nothing is written since, and none of it trains.
+
+        What trains is written unseen: a fused optimizer's steps do not count as writing.
+        """
+        trains = any(map(attrgetter("requires_grad"), self.tensors))
+        return not trains and _seen(self.adapters, self.tensors) == self.seen
 
 
 def _seen(adapters: Sequence[Adapter], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -86,9 +90,11 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
         return add_by_row(base(layer, *args, **kwargs), x, stack.a, stack.b, rows.place_of_each(x.device))
     members, back = rows.split(times, x.device)
     results = []
-    for route, member in zip(rows.groups, members, strict=True):
-        with state.inside(route):
-            results.append(again(layer, *_of(args, member, len(x)), **_of(kwargs, member, len(x))))
+    for group, (route, member) in enumerate(zip(rows.groups, members, strict=True)):
+        pick = partial(_picked, rows, group, member, len(x))
+        with state.inside(route), rows.during(group):
+            y = again(layer, *(_map(each, pick) for each in args), **_map(kwargs, pick))
+        results.append(_map(y, partial(rows.widened, group, x=x)))
     return _joined(layer, state, results, back)
 
 
@@ -110,13 +116,19 @@ def name_in(state: AdapterState, layer: Any) -> str:
     return next((name for name, each in state.layers.items() if each is layer), type(layer).__name__)
 
 
-def _of(given: Any, member: Tensor, size: int) -> Any:
-    """Return some rows of whatever is given that has as many rows as the input."""
+def _picked(rows: Rows, group: int, member: Tensor, size: int, given: Tensor) -> Tensor:
+    """Return the rows of a group of a tensor that has as many rows as the input; any other tensor as it is."""
+    is_batch = given.ndim and given.shape[0] == size
+    return rows.narrowed(group, given.index_select(0, member)).contiguous() if is_batch else given
+
+
+def _map(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return what a layer is given, or gives, with its tensors changed."""
     if isinstance(given, Tensor):
-        return given.index_select(0, member) if given.ndim and given.shape[0] == size else given
+        return change(given)
     if isinstance(given, dict):
-        return {key: _of(each, member, size) for key, each in given.items()}
-    return type(given)(_of(each, member, size) for each in given) if type(given) in (tuple, list) else given
+        return {key: _map(each, change) for key, each in given.items()}
+    return type(given)(_map(each, change) for each in given) if type(given) in (tuple, list) else given
 
 
 def _joined(layer: Any, state: AdapterState, results: list[Any], back: Tensor) -> Any:

@@ -104,6 +104,10 @@ class Steps:
         self.factors = None if stack is None else (stack.a, stack.b)
         return not any(name not in plain and self._has_any([name]) for name in used)
 
+    def forget_stack(self) -> None:
+        """Keep no factors for the next forward: some of them begin to train, which nobody sees."""
+        self._stack = None
+
     def in_read(self, layer: Any, parameter: str, own: bool = False) -> Iterator[Adapter]:
         """Return the adapters of the route that live in the read of a parameter, copies before what is added to them.
 

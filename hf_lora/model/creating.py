@@ -28,7 +28,7 @@ from .selecting import remove, select
 from .settings import rows_of_table, warn_of_others
 from .vocabulary import make_room, with_new_rows
 
-__all__ = ["add_fresh", "add_saved", "from_model", "from_pretrained", "leave"]
+__all__ = ["add_fresh", "add_saved", "enter", "from_model", "from_pretrained", "leave"]
 
 
 def from_pretrained(
@@ -176,7 +176,7 @@ def _entered(mixin: type[Specialised], model: nn.Module, add: Callable[[], None]
     """Return a model as a LoRAModel to which an adapter was added; what was none before is none where that fails."""
     fresh = not isinstance(model, mixin)
     if fresh:
-        _enter(mixin, model)
+        enter(mixin, model)
     try:
         add()
     except BaseException:
@@ -186,7 +186,7 @@ def _entered(mixin: type[Specialised], model: nn.Module, add: Callable[[], None]
     return model
 
 
-def _enter(mixin: type[Specialised], model: Any) -> None:
+def enter(mixin: type[Specialised], model: Any) -> None:
     """Make a model a LoRAModel without adapters yet: its parameters are frozen, and which were not is noted."""
     check_plain(model)
     for listener in hooks.LISTENERS:

@@ -106,6 +106,8 @@ def set_requires_grad(state: AdapterState, given: str | Sequence[str], wanted: b
 
 def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
     """Switch requires_grad of an adapter's floating-point parameters in a layer."""
+    if wanted:
+        layer._steps.forget_stack()
     for adapter in layer.carried(name).values():
         for parameter in adapter.parameters():
             if parameter.is_floating_point():
