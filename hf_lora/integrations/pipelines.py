@@ -9,9 +9,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ArgumentError, ModelError
 from ..model.hooks import Owner, decided
 from .models import load_adapter, owner_of
+from .trained_model import is_lora
 
 __all__ = ["takes_adapters"]
 
@@ -38,11 +39,23 @@ def takes_adapters(original: Callable[..., Any]) -> Callable[..., Any]:
         owner: Owner = "peft" if given.get("config") is not None else owner_of(given.get("model"), options)
         if owner != "hf_lora":
             with decided(owner):
-                return original(*args, **kwargs)
+                return _by_row(original(*args, **kwargs), extra)
         kinds = _COMPONENTS.keys() & signature.parameters.keys()
-        return original(**{**given, **_parts(given, os.fspath(given["model"]), options, kinds)}, **extra)
+        given |= _parts(given, os.fspath(given["model"]), options, kinds)
+        return _by_row(original(**given, **extra), extra)
 
     return pipeline
+
+
+def _by_row(pipe: Any, extra: Mapping[str, Any]) -> Any:
+    """Return a pipeline that takes `adapter_names` in its calls where its model is a LoRAModel."""
+    if is_lora(pipe.model):
+        from . import pipeline_rows  # not above: it imports torch
+
+        if "adapter_names" in extra:
+            raise ArgumentError("pipeline(adapter_names=): name adapters in the call, pipe(inputs, adapter_names=).")
+        pipeline_rows.specialise(pipe)
+    return pipe
 
 
 def _options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

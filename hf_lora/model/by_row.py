@@ -17,17 +17,23 @@ from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
 from .selecting import check_known, check_together
 
-__all__ = ["block", "called", "taking_names", "telling_compiled"]
+__all__ = ["Given", "block", "called", "check", "taking_names", "telling_compiled"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 
 
-def block(model: Any, names: object, rows: Given) -> AbstractContextManager[None]:
-    """Return the block in which each row of a batch takes a route of its own."""
+def block(model: Any, names: object, rows: Given, whole: bool = False) -> AbstractContextManager[None]:
+    """Return the block in which each row of a batch takes a route of its own; whole: one route is for all there is."""
     if names is not None:
         raise ArgumentError("adapters_active: give adapter_names, or rows, and not both.")
-    return _taking(model, rows, "adapters_active")
+    return _taking(model, rows, "adapters_active", kwargs={} if whole else None)
+
+
+def check(model: Any, rows: Given, what: str) -> None:
+    """Raise AdapterNameError or ArgumentError where routes of rows cannot be what is asked for; what: who asks."""
+    with BLOCKS:
+        _rows_of(model._lora, rows, what)
 
 
 @torch.compiler.disable(recursive=False)  # the forward may be compiled; whose the rows are is no code
@@ -39,7 +45,9 @@ def called(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: bo
     """
     blocks = _entered(model, args, kwargs, compiled)
     try:
-        return nn.Module.__call__(model, *args, **kwargs)
+        output = nn.Module.__call__(model, *args, **kwargs)
+        _check_uncrossed(model, output)
+        return output
     finally:
         _left(blocks)
 
@@ -203,6 +211,19 @@ def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
                 f"{what}: {name!r} would get no gradient, because only selected adapters train: call "
                 f"set_requires_grad({list(rows)}) before, or compute under torch.no_grad()."
             )
+
+
+@torch.compiler.disable
+def _check_uncrossed(model: Any, output: Any) -> None:
+    """Raise AdapterStateError where a model compared each row with all others, as CLIP does, which are not its own."""
+    open_block = model._lora.own_block()
+    if open_block is None or not isinstance(open_block.route, Rows) or not isinstance(output, Mapping):
+        return
+    if crossed := [key for key in output if str(key).startswith("logits_per_")]:
+        raise AdapterStateError(
+            f"{', '.join(crossed)}: this model compares every row with all others, also where adapters differ. Compute "
+            "the embeddings in `with model.adapters_active(rows=[...])`, or each adapter's rows on their own."
+        )
 
 
 def _check_count(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
