@@ -115,13 +115,13 @@ def test_a_compiled_model_that_is_prepared_compiles_nothing_anew(tmp_path: Path)
         return graph.forward
 
     model.prepare_hotswap(max_r=8)
-    model.compile(backend=backend, fullgraph=True)
+    model.compile(backend=backend)
     model(**batch)
-    assert len(graphs) == 1
+    once = len(graphs)
     for name, path in paths.items():
         model.load_adapter(path, hotswap=True)
         assert (model(**batch).logits - want[name]).abs().max() < 1e-5, name
-    assert len(graphs) == 1
+    assert len(graphs) == once > 0
     got = model(**batch, adapter_names=["default", "__base__"]).logits  # by row: a graph of its own
     model.load_adapter(paths["wide"], hotswap=True)
     by_row = len(graphs)
