@@ -226,3 +226,91 @@ def test_transformers_own_word_prepares_as_well(tmp_path: Path) -> None:
     llama(6).save_pretrained(tmp_path)
     model.load_adapter(tmp_path, hotswap=True)
     assert model.peft_config["default"].r == 6
+
+
+@torch.no_grad()
+def test_a_swap_that_is_interrupted_in_its_midst_is_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, batch, model = files(tmp_path, new=(2, 3))["new"], tiny.inputs("llama"), llama()
+    model.load_adapter(path, "want")
+    model.set_adapter("default")
+    own = {id(p): i for i, p in enumerate(p for n, p in model.named_parameters() if ".default." in n)}
+    interrupted, copy = [], torch.Tensor.copy_
+
+    def copied(tensor: torch.Tensor, *args: object) -> torch.Tensor:
+        if own.get(id(tensor), 0) > 2 and not interrupted:
+            interrupted.append(tensor)
+            raise KeyboardInterrupt
+        return copy(tensor, *args)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    with pytest.raises(KeyboardInterrupt):
+        model.load_adapter(path, hotswap=True)
+    assert interrupted
+    assert torch.equal(*(model(**batch, adapter_names=[name] * 2).logits for name in ("default", "want")))
+    assert model.peft_config["default"].r == 2
+
+
+@pytest.mark.parametrize("loaded_in", [False, True], ids=["loaded as ever", "loaded in inference mode"])
+@pytest.mark.parametrize("swapped_in", [False, True], ids=["swapped as ever", "swapped in inference mode"])
+def test_inference_mode_swaps_and_leaves_tensors_that_train(loaded_in: bool, swapped_in: bool, tmp_path: Path) -> None:
+    paths, batch, model = files(tmp_path, wide=(8, 8), narrow=(1, 5)), tiny.inputs("llama"), llama()
+    with torch.inference_mode(loaded_in):
+        model.load_adapter(paths["narrow"], "loaded")
+    model.load_adapter(paths["wide"], "want")
+    for name in ("default", "loaded"):
+        model.set_adapter(name)
+        with torch.inference_mode(swapped_in):
+            model.load_adapter(paths["wide"], name, hotswap=True)
+        got = model(**batch, labels=batch["input_ids"])
+        with model.adapters_active("want"):
+            assert torch.equal(got.logits, model(**batch).logits)
+        if name == "default":
+            got.loss.backward()
+            assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["plain", "checkpointing"])
+def test_no_gradient_of_the_old_ones_comes_to_the_new_ones(again: bool, tmp_path: Path) -> None:
+    path, batch, model = files(tmp_path, new=(4, 8))["new"], tiny.inputs("llama"), llama()
+    if again:
+        tiny.checkpointed(model, use_reentrant=False)
+    losses = [model.train()(**batch, labels=batch["input_ids"]).loss for _ in range(2)]
+    losses[0].backward()
+    model.eval().load_adapter(path, hotswap=True)
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(AdapterStateError if again else RuntimeError, match="became another" if again else "inplace"):
+        losses[1].backward()
+
+
+def test_token_rows_that_another_active_adapter_has_are_refused(tmp_path: Path) -> None:
+    for name, rows in {"own": [1, 2], "beside": [5, 9], "new": [9, 3]}.items():
+        llama(trainable_token_indices=rows).save_pretrained(tmp_path / name)
+    model = llama()
+    for name in ("own", "beside"):
+        model.load_adapter(tmp_path / name, name)
+    model.set_adapter(["own", "beside"])
+    with pytest.raises(AdapterMismatchError, match="embed_tokens.weight has no meaning beside 'beside'"):
+        model.load_adapter(tmp_path / "new", "own", hotswap=True)
+    model.set_adapter("own")
+    model.load_adapter(tmp_path / "new", "own", hotswap=True)
+    with pytest.raises(AdapterStateError, match="combination has no meaning"):
+        model.set_adapter(["own", "beside"])
+
+
+@torch.no_grad()
+def test_room_and_a_folded_scaling_change_no_combination(tmp_path: Path) -> None:
+    paths, models = files(tmp_path, x=(2, 3), y=(2, 8), new=(2, 5)), [llama(2), llama(2)]
+    for model in models:
+        for name in ("x", "y"):
+            model.load_adapter(paths[name], name)
+    models[1].prepare_hotswap(8)
+    for model in models:
+        model.load_adapter(paths["new"], "x", hotswap=True)
+        for kind, settings in {"cat": {}, "svd": {}, "linear": {}, "ties": {"density": 0.5}}.items():
+            model.add_weighted_adapter(["x", "y"], [0.7, -0.3], kind, kind, **settings)
+    for kind in ("cat", "svd", "linear", "ties"):
+        ours, theirs = (model.get_adapter_state_dict(kind) for model in models)
+        assert all((ours[key] - theirs[key]).abs().max() < 1e-5 for key in theirs), kind
+        assert models[1].peft_config[kind].r == models[0].peft_config[kind].r

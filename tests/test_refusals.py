@@ -115,7 +115,11 @@ def adapt_from_outside(build: Callable[[], nn.Module], tmp_path: Path, *merges: 
     live.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.save_pretrained(tmp_path)
-    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=build())(x), live)
+    again = LoRAModel.from_pretrained(tmp_path, base_model=build())
+    assert torch.equal(again(x), live)
+    again.eval().prepare_hotswap(4)
+    again.load_adapter(tmp_path, hotswap=True)
+    assert (again(x) - live).abs().max() < 1e-6
     for merge in (model.merge_adapter, *(partial(model.merge_and_unload, **given) for given in merges)):
         with pytest.raises(MergeError, match=r"layer: .*packed"):
             merge()

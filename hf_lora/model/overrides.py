@@ -73,14 +73,14 @@ class _KeepsRoute:
         """Checkpoint a function of a forward."""
         if torch.compiler.is_compiling():  # the route is a constant of the compiled code
             return self.checkpoint(function, *args, **kwargs)
-        state, route, merged = self.state, self.state.route, self.state.merged
+        state, route, merged, records = self.state, self.state.route, self.state.merged, self.state.records
         ran: list[bool] = []
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if not ran:  # the forward itself
                 ran.append(True)
                 return function(*args, **kwargs)
-            with recomputing(state, route, merged):
+            with recomputing(state, route, merged, records):
                 return function(*args, **kwargs)
 
         return self.checkpoint(run, *args, **kwargs)

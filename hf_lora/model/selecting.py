@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError
 from ..layers.layer import LoRALayer, detach
-from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Route
+from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Record, Route
 
 __all__ = [
     "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of", "recomputing",
@@ -141,16 +141,21 @@ def _keep_pending_gradients(parameter: nn.Parameter) -> None:
 
 
 @contextmanager
-def recomputing(state: AdapterState, route: Route, merged: Route) -> Iterator[None]:
+def recomputing(state: AdapterState, route: Route, merged: Route, records: Mapping[str, Record]) -> Iterator[None]:
     """Compute a forward again inside a `with` block, in a backward pass: with the adapters of then, which train.
 
-    route: the forward's; merged: what was merged then. Raises AdapterStateError where that has changed, and
-    AdapterNameError where an adapter is gone.
+    route: the forward's; merged, records: what was merged and there then. Raises AdapterStateError where that has
+    changed, and AdapterNameError where an adapter is gone.
     """
     if state.merged != merged:
         raise AdapterStateError(
             "adapters were merged or unmerged between a forward with gradient checkpointing and its backward pass, "
             "which would compute it again with other weights. Merge after the backward pass."
+        )
+    if swapped := [name for name in route if name in state.records and state.records[name] is not records.get(name)]:
+        raise AdapterStateError(
+            f"the adapter {swapped[0]!r} became another one between a forward with gradient checkpointing and its "
+            "backward pass, which would compute it again with other numbers. Swap after the backward pass."
         )
     lent = [
         (layer, name)

@@ -10,7 +10,7 @@ import torch
 from ..errors import AdapterMismatchError, AdapterStateError, ArgumentError, full_name, some
 from ..formats.contents import Contents
 from ..layers.memory.head import own_head
-from ..layers.state import CHANGES, AdapterState
+from ..layers.state import CHANGES, AdapterState, Record
 from ..variants.adapter import Adapter
 from . import adding
 from .selecting import check_known, names_of
@@ -65,11 +65,21 @@ def swap(model: Any, files: Contents, name: str, is_trainable: bool, check_base:
         for old, new in pairs:
             new.fit_into(old)
         wait_for_devices(old for old, _ in pairs)  # a call ends before its kernels do
-        for old, new in pairs:
-            old.become(new)
-        wait_for_devices(old for old, _ in pairs)
-        state.records[name].config.released()
+        try:
+            _take_over(state, name, pairs, record)
+        except BaseException:  # Ctrl-C between two tensors: half of each would be neither
+            _take_over(state, name, pairs, record)
+            raise
+
+
+def _take_over(state: AdapterState, name: str, pairs: Pairs, record: Record) -> None:
+    """Have all adapters of a name become others; once more is as once."""
+    for old, new in pairs:
+        old.become(new)
+    wait_for_devices(old for old, _ in pairs)
+    if (before := state.records[name]) is not record:
         state.records = {**state.records, name: record}
+        before.config.released()
 
 
 def _check_now(model: Any, names: Sequence[str], what: str) -> None:
@@ -93,6 +103,14 @@ def _paired(state: AdapterState, name: str, groups: adding.Groups) -> Pairs:
     both = {a: new[place] for place, a in own.items() if place in new}
     places = {a: _place(module, a) for (module, _), a in own.items()}
     problems += [f"{places[a]} {why}" for a, other in both.items() if (why := a.unlike(other))]
+    beside = [n for n in state.selected if n != name] if name in state.selected else []
+    problems += [
+        f"{_place(module, a)} has no meaning beside {other!r}, which is active as well"
+        for (module, _), a in new.items()
+        for other in (beside if module in state.layers else ())
+        for b in state.layers[module].carried(other).values()
+        if a.parameter == b.parameter and not a.acts_beside(b)
+    ]
     if problems:
         raise AdapterMismatchError(
             f"hotswap=True: the file's adapter is not of the same targets and tensors as {name!r}: "

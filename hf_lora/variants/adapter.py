@@ -317,6 +317,7 @@ class Adapter(nn.Module):
         """Take over what another adapter is, which was fitted into this one; its tensors stay the same objects."""
         for name, tensor in self.held().items():
             put(tensor, other.held()[name])
+            tensor.grad = None  # that of other numbers
         for name in self.settings:
             setattr(self, name, getattr(other, name))
         self.begin()
@@ -332,7 +333,7 @@ class Adapter(nn.Module):
 
 def put(tensor: Tensor, values: Tensor) -> None:
     """Write values into a tensor, which takes their shape; a backward pass that needs the old ones raises an error."""
-    with torch.no_grad():
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # it stays what it is
         if tensor.shape != values.shape:
             tensor.data, tensor.grad = tensor.new_empty(values.shape), None
         tensor.copy_(values)

@@ -28,6 +28,7 @@ from .table import LORA as PLAIN
 
 __all__ = ["LoRA"]
 
+_FACTORS = ("lora_A", "lora_B")
 _SCALED = ("lora_B", "lora_bias", "initial_B")  # what the scaling multiplies
 
 
@@ -83,9 +84,7 @@ class LoRA(Adapter):
         return {**values, "lora_A": a, "lora_B": b}
 
     def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        if self.room:
-            sizes = zip(("lora_A", "lora_B"), self._kind.factor_shapes(self.shape, self.r), strict=True)
-            values = {**values, **{name: values[name][tuple(map(slice, size))] for name, size in sizes}}
+        values = {**values, **dict(zip(_FACTORS, self._without_room(*(values[n] for n in _FACTORS)), strict=True))}
         if self.folded != 1:
             values = {name: value / self.folded if name in _SCALED else value for name, value in values.items()}
         a, b = self._kind.to_file(values["lora_A"], values["lora_B"])
@@ -115,7 +114,7 @@ class LoRA(Adapter):
         return ""
 
     def refuses_room(self, max_r: int) -> str:
-        if not self._kind.within_weight:
+        if self._kind.whole_rank(1, self.shape) != 1:
             return "is a convolution in groups, whose ranks belong to the groups"
         return f"has rank {self.r}" if self.r > max_r else ""
 
@@ -138,6 +137,13 @@ class LoRA(Adapter):
             for name in _SCALED:
                 if (tensor := self.held().get(name)) is not None and self.folded != 1:
                     put(tensor, tensor.detach() * self.folded)
+
+    def _without_room(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B in the shapes of its rank."""
+        if not self.room:
+            return a, b
+        of_a, of_b = self._kind.factor_shapes(self.shape, self.r)
+        return a[tuple(map(slice, of_a))], b[tuple(map(slice, of_b))]
 
     def redrawn(self, layer: nn.Module) -> float:
         fill = INITS[self.init].redrawn
@@ -206,7 +212,12 @@ class LoRA(Adapter):
         return Product(*self._kind.flat(*self._added()), self.scaling)
 
     def pairs(self) -> Product | None:
-        return None if self.exclusive else Product(*self._kind.pairs(*self._added()), self.scaling)
+        if self.exclusive:
+            return None
+        products = [self.factors(), *([(self.initial_A, -self.initial_B)] if self.moves_base else [])]
+        a, b = zip(*(self._without_room(*each) for each in products), strict=True)
+        pairs = self._kind.pairs(torch.cat(a), torch.cat(b, dim=1)) if self.moves_base else self._kind.pairs(a[0], b[0])
+        return Product(pairs[0], pairs[1] if self.folded == 1 else pairs[1] / self.folded, self.scaling * self.folded)
 
     def plain(self) -> Spec:
         return Spec(
