@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, memory, operations, step, switches
+from . import accuracy, cache, experts, memory, operations, step, switches
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -26,6 +26,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "memory": memory.run,
     "switches": switches.run,
     "operations": operations.run,
+    "experts": experts.run,
     "accuracy": accuracy.run,
     "cache": cache.run,
 }

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..variants.adapter import Adapter, base_tensor
-from . import rows
+from . import experts, rows
 from .offload import is_elsewhere
 
 __all__ = ["Watch", "adapted", "effective", "followed", "read_property", "reading_its_own", "unwatch", "watch"]
@@ -97,9 +97,13 @@ def adapted(base: Any) -> Callable[..., Any]:
 
 
 class Reading(threading.local):
-    """The layer whose own forward runs in this thread, where others read that layer as well."""
+    """The layer whose own forward runs in this thread, where others read that layer as well.
+
+    stacks: the one whose class's forward runs, and what it has read, by parameter, where that is of several matrices.
+    """
 
     layer: nn.Module | None = None
+    stacks: tuple[nn.Module | None, dict[str, Any]] = None, {}
 
 
 _READING = Reading()
@@ -124,9 +128,19 @@ def followed(base: Any) -> Callable[..., Any]:
     @wraps(base.forward)
     def followed_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward, steps = base.forward, getattr(self, "_steps", None)
-        if steps is None or steps.rows() is None:
+        if steps is None or not steps.reads:
             return forward(self, *args, **kwargs)
-        return rows.compute(self, followed_forward, forward, args, kwargs)
+        if steps.rows() is not None:
+            if experts.has_stack(self):
+                return experts.by_row(self, followed_forward, base, args, kwargs)
+            return rows.compute(self, followed_forward, None, args, kwargs)
+        if not experts.is_understood(self):
+            return forward(self, *args, **kwargs)
+        outer, _READING.stacks = _READING.stacks, (self, {})
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            _READING.stacks = outer
 
     return followed_forward
 
@@ -158,7 +172,13 @@ def effective(layer: nn.Module, parameter: str) -> Tensor | None:
     value, steps = base_tensor(layer, parameter), getattr(layer, "_steps", None)
     if steps is None or (value is not None and is_elsewhere(layer, value)):
         return value
-    for adapter in steps.in_read(layer, parameter, _READING.layer is layer):
+    adapters = steps.in_read(layer, parameter, _READING.layer is layer)
+    reader, found = _READING.stacks
+    if reader is layer and value is not None and value.ndim == 3:
+        if parameter not in found:
+            found[parameter] = experts.with_products(value, adapters)
+        return found[parameter]
+    for adapter in adapters:
         if parameter == adapter.parameter:
             value = None if value is None else adapter.run(adapter.effective, value)
         else:

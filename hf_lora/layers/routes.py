@@ -90,6 +90,13 @@ class Rows(tuple[str, ...]):
         """Return what a layer gives for the rows of one group as wide as x, its input before it was narrowed."""
         return y
 
+    def place_of_parts(self, times: int, device: torch.device) -> Tensor:
+        """Return the index of the route of each part of each row, (rows * times,); a row's parts lie side by side."""
+        if ("parts", times, device) not in self._indices:
+            self._indices["parts", times, device] = torch.tensor(self.of_row, device=device).repeat_interleave(times)
+        found: Tensor = self._indices["parts", times, device]
+        return found
+
     def split(self, times: int, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return where the rows of each group lie, and where each row lies when the groups are put side by side.
 

@@ -22,13 +22,14 @@ from ..variants.adapter import Adapter, version
 from .routes import Rows
 from .state import AdapterState
 
-__all__ = ["Stack", "compute", "stack_of"]
+__all__ = ["Stack", "compute", "factors_of", "name_in", "stack_of", "times_in"]
 
 
 class Stack(NamedTuple):
     """The factors of several routes side by side: a (routes, r, in), b (routes, out, r), scaled; narrower ones padded.
 
-    adapters: those that they were made of, with their tensors; seen: what these were then.
+    Of a stack of matrices they are (matrices, routes, ...). adapters: those that they were made of, with their tensors;
+    seen: what these were then.
     """
 
     a: Tensor
@@ -53,21 +54,37 @@ def _seen(adapters: Sequence[Adapter], tensors: Sequence[Tensor]) -> tuple[Any, 
 
 
 def stack_of(routes: Sequence[tuple[Adapter, ...]]) -> Stack | None:
-    """Return the factors with which each of several routes adds to a linear layer, None where one does more."""
+    """Return the factors with which each of several routes adds to a product, None where one does more."""
     adapters = tuple(adapter for route in routes for adapter in route)
     tensors = tuple(tensor for adapter in adapters for tensor in adapter.tensors().values())
-    products = [[adapter.plain_product() for adapter in route] for route in routes]
-    if not adapters or any(product is None for route in products for product in route):
+    if not adapters or any(adapter.plain_product() is None for adapter in adapters):
         return None
     seen = _seen(adapters, tensors)
-    pairs = [[(p.a, p.b * p.scaling) for p in route if p is not None] for route in products]
-    a = [torch.cat([a for a, _ in route]) if route else None for route in pairs]
-    b = [torch.cat([b for _, b in route], dim=1) if route else None for route in pairs]
-    first_a, first_b = next(each for each in a if each is not None), next(each for each in b if each is not None)
-    r = max(len(each) for each in a if each is not None)
-    padded_a = [first_a.new_zeros(r, first_a.shape[1]) if e is None else F.pad(e, (0, 0, 0, r - len(e))) for e in a]
-    padded_b = [first_b.new_zeros(len(first_b), r) if e is None else F.pad(e, (0, r - e.shape[1])) for e in b]
-    return Stack(torch.stack(padded_a), torch.stack(padded_b), adapters, tensors, seen)
+    pairs = [factors_of(route) for route in routes]
+    known = [pair for pair in pairs if pair is not None]
+    (first_a, first_b), r = known[0], max(a.shape[-2] for a, _ in known)
+    none = first_a.new_zeros(*first_a.shape[:-2], r, first_a.shape[-1]), first_b.new_zeros(*first_b.shape[:-1], r)
+    padded = [none if pair is None else _padded(*pair, r) for pair in pairs]
+    a, b = (torch.stack(each, dim=-3) for each in zip(*padded, strict=True))
+    return Stack(a, b, adapters, tensors, seen)
+
+
+def factors_of(adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor] | None:
+    """Return what several adapters add to a product as one A (..., r, in) and B (..., out, r), scaled.
+
+    None where there is none, or where one of them does more.
+    """
+    products = [adapter.plain_product() for adapter in adapters]
+    known = [product for product in products if product is not None]
+    if not known or len(known) < len(products):
+        return None
+    a, b = [p.a for p in known], [p.b * p.scaling for p in known]
+    return (a[0], b[0]) if len(known) == 1 else (torch.cat(a, dim=-2), torch.cat(b, dim=-1))
+
+
+def _padded(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    missing = r - a.shape[-2]
+    return F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
 
 
 def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
@@ -80,11 +97,11 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
     state: AdapterState = layer._lora
     if (places := state.told.of_row) is not None and base is not None:
-        _times(layer, state, len(places), x)
+        times_in(layer, state, len(places), x)
         a, b = layer._steps.factors
         return add_by_row(base(layer, *args, **kwargs), x, a, b, places)
     rows = layer._steps.rows()
-    times = _times(layer, state, len(rows.of_row), x)
+    times = times_in(layer, state, len(rows.of_row), x)
     stack = None if base is None else layer._steps.stacked(rows.groups)
     if stack is not None and base is not None:
         return add_by_row(base(layer, *args, **kwargs), x, stack.a, stack.b, rows.place_of_each(x.device))
@@ -98,7 +115,7 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     return _joined(layer, state, results, back)
 
 
-def _times(layer: Any, state: AdapterState, rows: int, x: Any) -> int:
+def times_in(layer: Any, state: AdapterState, rows: int, x: Any) -> int:
     """Return how often each row comes in a layer's input, one after the other."""
     count = x.shape[0] if isinstance(x, Tensor) and x.ndim else 0
     times, rest = divmod(count, rows)

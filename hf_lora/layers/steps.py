@@ -59,7 +59,7 @@ class Steps:
         self.has_behind = any(added.values())
         seen = (*read.values(), *(added.values() if shown else ()))
         self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
-        self._stack: tuple[Any, Stack] | None = None  # of the routes that computed here last
+        self._stacks: dict[str, tuple[Any, Stack]] = {}  # of the routes that computed here last
         self.factors: tuple[Tensor, Tensor] | None = None  # of every place, for a compiled call that runs
 
     def behind(self) -> Behind | None:
@@ -83,15 +83,21 @@ class Steps:
         route = self._state.route
         return route if isinstance(route, Rows) and self._has_any(route) else None
 
-    def stacked(self, routes: tuple[Route, ...]) -> Stack | None:
-        """Return the factors of routes in one stack, None where some of them do more than a product."""
-        if (kept := self._stack) is not None and kept[0] == routes and kept[1].is_current():
+    def stacked(self, routes: tuple[Route, ...], parameter: str = "") -> Stack | None:
+        """Return the factors of routes in one stack, None where some of them do more than a product.
+
+        parameter: that of a stack of matrices, whose adapters live in its read.
+        """
+        if (kept := self._stacks.get(parameter)) is not None and kept[0] == routes and kept[1].is_current():
             return kept[1]
-        if any(self._read.get(name) for route in routes for name in route):
+        if not parameter and any(self._read.get(name) for route in routes for name in route):
             return None
-        made = stack_of([self._of(route, self._added) for route in routes])
+        if parameter:
+            made = stack_of([tuple(self._held(route, parameter, False)) for route in routes])
+        else:
+            made = stack_of([self._of(route, self._added) for route in routes])
         if made is not None and made.is_current():
-            self._stack = routes, made
+            self._stacks[parameter] = routes, made
         return made
 
     def have_factors(self, names: Sequence[str], used: Collection[str]) -> bool:
@@ -106,7 +112,7 @@ class Steps:
 
     def forget_stack(self) -> None:
         """Keep no factors for the next forward: some of them begin to train, which nobody sees."""
-        self._stack = None
+        self._stacks = {}
 
     def in_read(self, layer: Any, parameter: str, own: bool = False) -> Iterator[Adapter]:
         """Return the adapters of the route that live in the read of a parameter, copies before what is added to them.
@@ -173,7 +179,7 @@ class Steps:
         return found[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stack": None, "factors": None}
+        return {**self.__dict__, "_stacks": {}, "factors": None}
 
     def _chosen(self, adapters: Adapters) -> Behind:
         """Return what these adapters do together: the first computes with the base's product where both can."""

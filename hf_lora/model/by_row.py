@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,6 +21,7 @@ from .selecting import check_known, check_together
 __all__ = ["Given", "block", "called", "check", "taking_names", "telling_compiled"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
+_SINGLE = re.compile(r"(?:^|\.)experts?[._]?\d+(?:\.|$)")  # experts that are layers of their own: experts.3.w1
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 
 
@@ -178,6 +180,12 @@ def _rows_of(state: AdapterState, given: Given, what: str) -> Rows:
     rows = Rows([_route_of(state, each, what) for each in given])
     for route in rows.groups:
         check_together(state, route)
+    singles = (name for name in state.layers if len(rows.groups) > 1 and _SINGLE.search(name))
+    if found := next((name for name in singles if any(map(state.layers[name].carried, rows))), None):
+        raise AdapterStateError(
+            f"{what}: {found} belongs to one expert, which gets tokens of any row: whose they are cannot be told. "
+            "Compute each adapter's rows on their own, in `with model.adapters_active(name):`."
+        )
     return rows
 
 

@@ -73,6 +73,7 @@ class Adapter(nn.Module):
     exclusive: whether a second active adapter on the same parameter would have no defined meaning.
     fuses: whether a plain linear layer and this adapter compute as one (`linear`).
     moves_base: whether it started as a part of the weight, so that the product at birth is subtracted.
+    transposed: whether the weight is stored as (..., in, out).
     vanishing: the tensors each of which, all zero, makes it change nothing; the one that training writes first, first.
     settings: the attributes beside its tensors that are another's where it becomes it.
     """
@@ -83,6 +84,7 @@ class Adapter(nn.Module):
     vanishing: ClassVar[tuple[str, ...]] = ()
     moves_base: bool = False
     settings: ClassVar[tuple[str, ...]] = ()
+    transposed: bool = False
 
     def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
         """Make an empty adapter, for `initialise` or a file to fill.
@@ -214,7 +216,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def plain_product(self) -> Product | None:
-        """Return the product with which it adds scaling * x A^T B^T to a linear layer's output, and does no more."""
+        """Return the product with which it adds scaling * x A^T B^T to a product with its weight, and does no more."""
         return None
 
     def weighted(self, weight: float) -> Adapter:

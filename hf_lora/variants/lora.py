@@ -59,7 +59,7 @@ class LoRA(Adapter):
         self.kind, self.shape, self.r, self.scaling = spec.kind, spec.shape, spec.r, spec.scaling
         self.dropout, self.factor, self.init = spec.dropout, spec.factor, spec.init
         self.moves_base = INITS[spec.init].moves_base
-        self._transposed = KINDS[spec.kind].transposed
+        self.transposed = KINDS[spec.kind].transposed
         self.lora_bias = None
         for name, size in self.shapes(spec, None).items():
             setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
@@ -160,7 +160,7 @@ class LoRA(Adapter):
     def settle_on(self, layer: nn.Module) -> None:
         kind = kind_of(layer) if self.parameter == "weight" else None
         if kind is not None:
-            self.kind, self._transposed = name_of(kind), kind.transposed
+            self.kind, self.transposed = name_of(kind), kind.transposed
 
     def drop_nothing(self) -> None:
         self.dropout = 0.0
@@ -234,7 +234,8 @@ class LoRA(Adapter):
 
     def plain_product(self) -> Product | None:
         hooked = "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks
-        if not self.fuses or self.changes_bias or self._p() or hooked or not self._kind.is_matrix:
+        is_product = self._kind.is_matrix or self._kind.stacked
+        if not self.fuses or self.changes_bias or self._p() or hooked or not is_product:
             return None
         return Product(*self._added(), self.scaling * self.factor)
 
@@ -257,7 +258,7 @@ class LoRA(Adapter):
             bias = self.effective_bias(bias)
         elif self.lora_bias is not None:
             bias = self.lora_bias.mul(self.scaling).to(layer.weight.dtype)
-        return lora_linear(x, layer.weight, bias, a, b, self.scaling, self._p(), self._transposed)
+        return lora_linear(x, layer.weight, bias, a, b, self.scaling, self._p(), self.transposed)
 
     def is_idle(self) -> bool:
         if self.exclusive or self.moves_base or (self.lora_bias is not None and bool(self.lora_bias.any())):
