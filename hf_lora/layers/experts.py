@@ -25,7 +25,7 @@ from . import rows
 from .routes import Rows
 from .tying import is_plain
 
-__all__ = ["by_row", "has_stack", "is_understood", "with_products"]
+__all__ = ["by_row", "experts_of", "has_stack", "is_understood", "with_products"]
 
 # Transformers' ways to compute experts in plain operations; the others' kernels take tensors and nothing else.
 _PLAIN = ("eager", "grouped_mm", "batched_mm")
@@ -74,14 +74,7 @@ def by_row(layer: Any, again: Callable[..., Any], base: type[nn.Module], args: A
     again: their forward, which looks at the route; base: the class whose own forward computes them; args, kwargs: its.
     Raises AdapterStateError where the arguments do not tell which token goes to which expert.
     """
-    given = (*args, *kwargs.values())
-    index = _index(given)
-    if index is None:
-        raise AdapterStateError(
-            f"{rows.name_in(layer._lora, layer)}: its experts are not given tokens with the numbers of their "
-            "experts, so whose token is whose cannot be told. Compute each adapter's rows on their own, in "
-            "`with model.adapters_active(name):`."
-        )
+    given, index = (*args, *kwargs.values()), experts_of(layer, args, kwargs)
     route: Rows = layer._steps.rows()
     seen = _of_every_route(layer, base, route) if all(t.shape == index.shape for t in given[1:3]) else None
     if seen is None:
@@ -96,12 +89,21 @@ def _put(kwargs: Mapping[str, Any], old: Tensor, new: Tensor) -> dict[str, Tenso
     return {key: new for key, each in kwargs.items() if each is old}
 
 
-def _index(given: tuple[Any, ...]) -> Tensor | None:
-    """Return which experts each token goes to, (tokens, experts a token), where a forward is given tokens so."""
-    if len(given) < 3 or not all(isinstance(each, Tensor) and each.ndim == 2 for each in given[:3]):
-        return None
-    found = [t for t in given[1:3] if not (t.is_floating_point() or t.dtype == torch.bool) and len(t) == len(given[0])]
-    return found[0] if len(found) == 1 else None
+def experts_of(layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return which experts each token goes to, (tokens, experts a token), as a forward of experts is given it.
+
+    Raises AdapterStateError where it is not: the tokens may be sorted or repeated, and no longer in the rows' order.
+    """
+    given = (*args, *kwargs.values())[:3]
+    if len(given) == 3 and all(isinstance(each, Tensor) and each.ndim == 2 for each in given):
+        found = [t for t in given[1:] if not (t.is_floating_point() or t.dtype == torch.bool)]
+        if len(found) == 1 and len(found[0]) == len(given[0]):
+            return found[0]
+    raise AdapterStateError(
+        f"{rows.name_in(layer._lora, layer)}: its experts are not given tokens with the numbers of their experts, "
+        "so whose token is whose cannot be told. Compute each adapter's rows on their own, in "
+        "`with model.adapters_active(name):`."
+    )
 
 
 def _of_every_route(layer: Any, base: type[nn.Module], route: Rows) -> nn.Module | None:
@@ -112,7 +114,11 @@ def _of_every_route(layer: Any, base: type[nn.Module], route: Rows) -> nn.Module
     many, count = len(route.groups), getattr(layer, "num_experts", 0) * len(route.groups)
     if implementation(layer) == "eager" or not 0 < count <= _MANY or getattr(layer, "_is_expert_parallel", False):
         return None
-    if layer._buffers or any("_lora" in each.__dict__ for each in layer.modules() if each is not layer):
+    if (
+        layer._buffers
+        or not layer._parameters
+        or any("_lora" in each.__dict__ for each in layer.modules() if each is not layer)
+    ):
         return None
     content: dict[str, Any] = {}
     for name, tensor in layer._parameters.items():

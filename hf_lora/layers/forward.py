@@ -51,6 +51,8 @@ def unwatch(layer: nn.Module) -> None:
 
 def _around(self: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if self._steps.rows() is not None:
+        if experts.has_stack(self):
+            experts.experts_of(self, args, kwargs)
         return rows.compute(self, lambda layer, *a, **k: _around(layer, forward, *a, **k), None, args, kwargs)
     self._watch.ran = False
     y = reading_its_own(lambda _, *a, **k: forward(*a, **k))(self, *args, **kwargs)
@@ -128,7 +130,7 @@ def followed(base: Any) -> Callable[..., Any]:
     @wraps(base.forward)
     def followed_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward, steps = base.forward, getattr(self, "_steps", None)
-        if steps is None or not steps.reads:
+        if steps is None:
             return forward(self, *args, **kwargs)
         if steps.rows() is not None:
             if experts.has_stack(self):
