@@ -62,6 +62,7 @@ PLACES = {
     "add_up": "hf_lora.maths.linear:add_up",
     "down": "hf_lora.maths.linear:down",
     "lora_linear": "hf_lora.maths.linear:lora_linear",
+    "MANY_EXPERTS": "hf_lora.layers.experts:_MANY",
     "LowRankSum": "hf_lora.maths.stacks:LowRankSum",
     "loading": "hf_lora.formats.opening",
     "open_adapter": "hf_lora.formats.opening:open_adapter",

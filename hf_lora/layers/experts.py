@@ -29,6 +29,7 @@ __all__ = ["by_row", "experts_of", "has_stack", "is_understood", "with_products"
 
 # Transformers' ways to compute experts in plain operations; the others' kernels take tensors and nothing else.
 _PLAIN = ("eager", "grouped_mm", "batched_mm")
+_TRACES = torch.__version__ >= "2.13"  # its compiler takes objects in the place of tensors; of earlier ones unknown
 _MANY = 2048  # experts times routes: Transformers counts tokens with `torch.histc`, in floats that are exact so far
 
 
@@ -38,10 +39,13 @@ def implementation(layer: nn.Module) -> str:
 
 
 def is_understood(layer: nn.Module) -> bool:
-    """Tell whether a module's own forward multiplies with its stacks in torch's own operations."""
+    """Tell whether a module's own forward multiplies with its stacks in operations that take a `LowRankSum`."""
+    stacks = [own for own in layer._parameters.values() if own is not None and own.ndim == 3]
     if (name := implementation(layer)) in _PLAIN:
-        return True
-    if any(getattr(own, "ndim", 0) == 3 for own in layer._parameters.values()):
+        if not torch.compiler.is_compiling():
+            return True
+        return _TRACES and (name != "grouped_mm" or _traces_grouped(any(w.dtype == torch.bfloat16 for w in stacks)))
+    if stacks:
         warnings.warn(
             f"experts_implementation={name!r}: its kernel takes whole stacks of experts, so their matrices are made "
             'anew with the adapters inside for each forward. model.set_experts_implementation("grouped_mm") needs less '
@@ -49,6 +53,16 @@ def is_understood(layer: nn.Module) -> bool:
             stacklevel=2,
         )
     return False
+
+
+@torch.compiler.assume_constant_result
+def _traces_grouped(is_bfloat16: bool) -> bool:
+    """Tell whether a compiler lets objects in the place of tensors take part in grouped products."""
+    from torch._dynamo.variables import torch as traced
+
+    known: set[Any] = getattr(traced, "get_overridable_functions", set)()
+    has_fallback = hasattr(torch.ops.transformers, "grouped_mm_fallback")
+    return getattr(torch, "_grouped_mm", None) in known or (has_fallback and not is_bfloat16)
 
 
 def has_stack(layer: nn.Module) -> bool:
