@@ -8,13 +8,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_lora import AdapterCache, LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterFileError, AdapterNameError, AdapterStateError, ArgumentError
+from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterNameError, AdapterStateError, ArgumentError
 
 from . import tiny
 from .cases import move
@@ -204,3 +205,136 @@ def test_what_cannot_be_is_refused_and_the_cache_goes_on(folder: Path, want: dic
             AdapterCache(cache.model, **limits)
     with pytest.raises(ArgumentError, match="LoRAModel"):
         AdapterCache(torch.nn.Linear(2, 2))
+
+
+STUCK = {
+    "selected": lambda cache: nullcontext(cache.model.set_adapter("a0")),
+    "a block around": lambda cache: cache.model.adapters_active("a0"),
+    "held around": lambda cache: cache.using("a0"),
+}
+
+
+@pytest.mark.parametrize("case", STUCK)
+def test_who_would_wait_for_ever_is_told(case: str, folder: Path, want: dict) -> None:
+    cache = cache_of(folder, max_adapters=1)
+
+    with cache.using("a0"):
+        pass
+    with STUCK[case](cache):
+        assert torch.equal(answers(cache.model, ["a0", "a0"]), want["a0"])
+        with pytest.raises(AdapterStateError, match="1 adapters of .* beside a0, .* max_adapters=1"):
+            cache.acquire("a1")
+
+
+def test_who_waits_for_another_threads_block_goes_on_when_it_ends(folder: Path, want: dict) -> None:
+    cache = cache_of(folder, max_adapters=1)
+    with cache.using("a0"):
+        pass
+
+    def ask() -> torch.Tensor:
+        with cache.using("a1"):
+            return answers(cache.model, ["a1", "a1"])
+
+    with ThreadPoolExecutor(1) as pool:
+        with cache.model.adapters_active("a0"):
+            asked = pool.submit(ask)
+            with pytest.raises(AdapterStateError, match="block"):
+                cache.unregister("a0")
+            with pytest.raises(TooLong):
+                asked.result(0.05)
+        assert torch.equal(asked.result(30), want["a1"])
+    with cache.using("a0"):
+        assert torch.equal(answers(cache.model, ["a0", "a0"]), want["a0"])
+
+
+def test_a_pin_ends_whatever_becomes_of_the_names(folder: Path) -> None:
+    cache, rows = cache_of(folder), ["a0"]
+    with cache.using(rows):
+        rows.append("a1")
+    with cache.using(name for name in ["a2"]):
+        assert cache.info().pinned == 1
+    assert cache.info().pinned == 0
+
+
+REPLACED = {
+    "loaded first": lambda model, folder: model.load_adapter(folder / "a1", "a0"),
+    "loaded again": lambda model, folder: [
+        model.delete_adapter("a0"),
+        model.load_adapter(folder / "a1", "a0"),
+    ],
+    "swapped": lambda model, folder: model.load_adapter(folder / "a1", "a0", hotswap=True),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_another_adapter_of_the_same_name_never_answers(case: str, folder: Path, want: dict) -> None:
+    cache = cache_of(folder, max_adapters=1)
+    for name in ("a0", "a2") if case == "loaded first" else ("a2", "a0"):
+        with cache.using(name):
+            pass
+    REPLACED[case](cache.model, folder)
+    cache.model.set_adapter("own")
+    for _ in range(2):
+        with pytest.raises(AdapterNameError, match="'a0' that this cache did not bring, or that was swapped"):
+            cache.acquire("a0")
+    with cache.using("a2"):
+        assert torch.equal(answers(cache.model, ["a0", "a2"])[0], want["a1"][0])  # it stays, as it is not the cache's
+    cache.model.delete_adapter("a0")
+    with cache.using("a0"):
+        assert torch.equal(answers(cache.model, ["a0", "a0"]), want["a0"])
+        assert cache.model.peft_config["a0"].r == 1
+
+
+def test_what_left_comes_back_to_layers_that_changed_meanwhile(folder: Path, tmp_path: Path) -> None:
+    head = LoRAModel.from_model(tiny.tiny("llama", noisy=True), LoRAConfig(r=2, modules_to_save=["lm_head"]), "own")
+    move(head, 5)
+    head.save_pretrained(tmp_path)
+    cache = AdapterCache(
+        LoRAModel.from_model(tiny.tiny("llama", noisy=True).eval(), LoRAConfig(r=2), "own"), max_adapters=1
+    )
+    for name, path in {"head": tmp_path, "a0": folder / "a0"}.items():
+        cache.register(name, path, check_base=False)
+        with cache.using(name):
+            pass
+    cache.model.double()
+    with cache.using("head"):
+        dtypes = {p.dtype for n, p in cache.model.named_parameters() if ".head." in n}
+        assert dtypes == {torch.float64}
+    with cache.using("a0"):
+        pass
+    cache.model.resize_token_embeddings(cache.model.config.vocab_size + 8)
+    with pytest.raises(AdapterMismatchError, match="lm_head"):  # as load_adapter says now
+        cache.acquire("head")
+    assert cache.info().pinned == 0
+
+
+def test_a_model_that_was_unloaded_and_a_name_that_was_unregistered_are_told(folder: Path) -> None:
+    cache = cache_of(folder, max_adapters=1)
+    with ThreadPoolExecutor(1) as pool, cache.using("a0"):
+        asked = pool.submit(cache.acquire, "a1")
+        with pytest.raises(TooLong):
+            asked.result(0.2)
+        cache.unregister("a1")
+        with pytest.raises(AdapterNameError, match="'a1'"):
+            asked.result(30)
+    model = cache.model.unload()
+    for name in ("a0", "a2"):
+        with pytest.raises(AdapterStateError, match="unloaded"):
+            cache.acquire(name)
+    assert not any("adapters" in name for name, _ in model.named_modules())
+    cache.unregister("a0")
+
+
+def test_starts_that_keep_their_product_at_birth_are_measured_with_it(tmp_path: Path) -> None:
+    config = LoRAConfig(r=2, init_lora_weights="pissa")
+    model = LoRAModel.from_model(tiny.tiny("llama", noisy=True).double().eval(), config, "own")
+    move(model)
+    model.save_pretrained(tmp_path)
+    caches = [AdapterCache(llama())]
+    caches[0].register("one", tmp_path)
+    with caches[0].using("one"):
+        size = caches[0].info().bytes
+    caches.append(AdapterCache(llama(), max_bytes=size - 1))
+    caches[1].register("one", tmp_path)
+    with pytest.raises(AdapterStateError, match=f"1 adapters of {size:,} bytes"):  # before it was ever there
+        caches[1].acquire("one")

@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-import torch
-
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
-from ..formats.contents import Contents
-from ..layers.memory.head import own_head
 from ..layers.routes import BASE
-from ..layers.state import AdapterState, Record
-from ..variants.adapter import Adapter
-from . import adding, selecting
-from .loading import opened
-from .settings import warn_of_others
-from .swapping import wait_for_devices
+from ..layers.state import AdapterState
+from . import selecting
+from .cached import Cached
 
 __all__ = ["AdapterCache", "CacheInfo"]
+
+_LOOK = 0.05  # seconds: the model's own methods end their use of an adapter without a word
+_HELD: ContextVar[Mapping[int, tuple[str, ...]]] = ContextVar("hf_lora_cached", default={})  # noqa: B039 (never written)
 
 Asked = str | Sequence[str | Sequence[str] | Mapping[str, float]]
 
@@ -45,25 +41,6 @@ class CacheInfo(NamedTuple):
     bytes: int
     host_bytes: int
     loaded_bytes: int
-
-
-@dataclass(eq=False)
-class _Entry:
-    """A registered adapter. pins: how many requests use it; size: bytes on the device, an estimate until it was there.
-
-    files: read, and not built yet. built: its adapters and record, while it is on the model or in CPU memory.
-    """
-
-    path: str | os.PathLike[str]
-    kwargs: Mapping[str, Any]
-    check_base: bool
-    pins: int = 0
-    size: int = 0
-    moves: bool = False
-    files: Contents | None = None
-    built: tuple[adding.Groups, Record] | None = None
-    devices: dict[Adapter, torch.device] = field(default_factory=dict)
-    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class AdapterCache:
@@ -91,15 +68,15 @@ class AdapterCache:
     ) -> None:
         if not isinstance(getattr(model, "_lora", None), AdapterState):
             raise ArgumentError(f"AdapterCache takes a LoRAModel, not a {type(model).__name__}.")
-        for what, limit in (("max_adapters", max_adapters), ("max_bytes", max_bytes)):
-            if limit is not None and limit < 1:
-                raise ArgumentError(f"{what}={limit!r}: it is positive, or None for no limit.")
+        limits = (("max_adapters", max_adapters, 1), ("max_bytes", max_bytes, 1), ("max_host_bytes", max_host_bytes, 0))
+        for what, limit, least in limits:
+            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < least):
+                raise ArgumentError(f"{what}={limit!r}: it is an integer from {least} on, or None for no limit.")
         self.model, self._state = model, model._lora
         self.max_adapters, self.max_bytes, self.max_host_bytes = max_adapters, max_bytes, max_host_bytes
-        self._entries: dict[str, _Entry] = {}
-        self._present: dict[str, _Entry] = {}  # on the model, or moving to or from it; those asked for last come last
-        self._host: dict[str, _Entry] = {}  # in CPU memory; those that left last come last
-        self._width = 8 if any(p.dtype == torch.float64 for p in model.parameters()) else 4  # bytes of a master
+        self._entries: dict[str, Cached] = {}
+        self._present: dict[str, Cached] = {}  # on the model, or moving to or from it; those asked for last come last
+        self._host: dict[str, Cached] = {}  # in CPU memory; those that left last come last
         self._changed = threading.Condition()
         self._counts = dict.fromkeys(("hits", "misses", "from_host", "evictions", "loaded_bytes"), 0)
 
@@ -110,7 +87,7 @@ class AdapterCache:
         """
         with self._changed:
             selecting.check_name(name, {**self._entries, **self._state.records})
-            self._entries[name] = _Entry(path, kwargs, check_base)
+            self._entries[name] = Cached(path, kwargs, check_base)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter, on the model, too. Raises AdapterStateError while it is in use."""
@@ -118,10 +95,10 @@ class AdapterCache:
             entry = self._known([name])[0]
             if entry.pins or entry.moves:
                 raise AdapterStateError(f"the adapter {name!r} is in use; unregister it when its requests have ended.")
-            if self._present.pop(name, None) and name in self._state.records:
+            if name in self._present and entry.is_on(self.model, name):
                 self.model.delete_adapter(name)
-            self._host.pop(name, None)
-            del self._entries[name]
+            for held in (self._present, self._host, self._entries):
+                held.pop(name, None)
             self._changed.notify_all()
 
     @contextmanager
@@ -131,26 +108,42 @@ class AdapterCache:
         All of a batch at once: who holds some and asks for more may wait for somebody who does the same.
         Raises what `acquire` raises.
         """
-        self.acquire(adapter_names)
+        names, outer = _names(adapter_names), _HELD.get()
+        self.acquire(names)
+        token = _HELD.set({**outer, id(self): (*outer.get(id(self), ()), *names)})
         try:
             yield
         finally:
-            self.release(adapter_names)
+            with suppress(ValueError):  # somebody closes a generator elsewhere
+                _HELD.reset(token)
+            self.release(names)
 
     def acquire(self, adapter_names: Asked) -> None:
         """Make adapters resident, all or none, and keep them so until as many `release`; waits where there is no room.
 
-        Raises AdapterNameError for names that are not registered, AdapterStateError where they are too many or too
-        large to be resident at once, and what `load_adapter` raises.
+        Raises AdapterNameError for names that are not registered, or that somebody gave to another adapter;
+        AdapterStateError where they are too many or too large to be resident at once, beside what is selected and what
+        the blocks around use; and what `load_adapter` raises.
         """
         names = _names(adapter_names)
         with self._changed:
             entries = dict(zip(names, self._known(names), strict=True))
-        for entry in entries.values():
-            self._read(entry)
+        try:
+            for entry in entries.values():
+                entry.read(self.model)
+            missing, leaving = self._take(entries)
+        except BaseException:
+            for entry in entries.values():
+                entry.files = None  # whoever else waits with them reads them again
+            raise
+        if missing:
+            self._move(entries, missing, leaving)
+
+    def _take(self, entries: Mapping[str, Cached]) -> tuple[dict[str, Cached], dict[str, Cached]]:
+        """Wait until there is room, pin adapters, and return (those that have to come, those that leave for them)."""
         with self._changed:
-            self._check_size(entries)
-            self._changed.wait_for(lambda: self._has_room(entries))
+            while not self._has_room(entries):
+                self._changed.wait(_LOOK)
             missing = {name: entry for name, entry in entries.items() if name not in self._present}
             leaving = self._leaving(entries)
             for name, entry in entries.items():
@@ -161,8 +154,7 @@ class AdapterCache:
                 entry.moves = True
             self._count(hits=len(entries) - len(missing), misses=len(missing), evictions=len(leaving))
             self._count(from_host=sum(self._host.pop(name, None) is not None for name in missing))
-        if missing:
-            self._move(entries, missing, leaving)
+            return missing, leaving
 
     def release(self, adapter_names: Asked) -> None:
         """End one use of adapters that `acquire` made resident. They stay until others need their room."""
@@ -184,7 +176,7 @@ class AdapterCache:
 
     # --- who is where; under the lock -------------------------------------------------------------------------------
 
-    def _known(self, names: Sequence[str]) -> list[_Entry]:
+    def _known(self, names: Sequence[str]) -> list[Cached]:
         if unknown := [name for name in names if name not in self._entries]:
             raise AdapterNameError(
                 f"no adapter {some([*map(repr, unknown)])} is registered; there are {len(self._entries)}: "
@@ -196,30 +188,53 @@ class AdapterCache:
         for what, number in more.items():
             self._counts[what] += number
 
-    def _check_size(self, entries: Mapping[str, _Entry]) -> None:
-        """Raise AdapterStateError where adapters could not be resident at once, whoever leaves."""
-        if not self._fits(entries):
-            for entry in entries.values():
-                entry.files = None
+    def _check(self, entries: Mapping[str, Cached]) -> None:
+        """Raise an error where adapters could not be resident at once, however long this thread waits."""
+        there: Any = getattr(self.model, "_lora", None)
+        if there is not self._state:
+            raise AdapterStateError("the cache's model was unloaded: make an AdapterCache of the one that is here.")
+        for name, entry in zip(entries, self._known([*entries]), strict=True):
+            if entry is not entries[name]:
+                raise AdapterNameError(f"{name!r} was unregistered meanwhile, and is another adapter now.")
+            if name not in self._present and name in self._state.records:
+                raise AdapterNameError(
+                    f"the model has an adapter {name!r} that this cache did not bring, or that was swapped since: "
+                    "delete_adapter() it, or register the file under another name."
+                )
+        used = self._used_here()
+        stay = {n: e for n, e in self._present.items() if n not in entries and n in used}
+        if entries.keys() - self._present.keys() and not self._fits({**stay, **entries}):
+            beside = f" beside {some([*stay])}, which are selected, or in use around," if stay else ""
             raise AdapterStateError(
                 f"{len(entries)} adapters of {sum(entry.size for entry in entries.values()):,} bytes are asked for at "
-                f"once, and max_adapters={self.max_adapters}, max_bytes={self.max_bytes}: ask for fewer at a time, or "
-                "make the cache larger."
+                f"once{beside} and max_adapters={self.max_adapters}, max_bytes={self.max_bytes}: ask for fewer at a "
+                "time, or make the cache larger."
             )
 
-    def _has_room(self, entries: Mapping[str, _Entry]) -> bool:
+    def _used_here(self) -> set[str]:
+        """Return what does not leave before this thread (or task) goes on: it is selected, or in a block around."""
+        block, names = self._state.own_block(), {*self._state.selected, *self._state.merged}
+        held = (name for name in _HELD.get().get(id(self), ()) if name in self._entries)
+        names |= {name for name in held if self._entries[name].pins}
+        while block is not None:
+            names |= {*block.route}
+            block = block.outer
+        return names
+
+    def _has_room(self, entries: Mapping[str, Cached]) -> bool:
         """Return whether adapters can be resident now: none of them moves, and enough others may leave."""
-        for name in [name for name, entry in self._present.items() if not entry.moves]:
-            if name not in self._state.records:  # somebody deleted it
+        for name, entry in [(name, entry) for name, entry in self._present.items() if not entry.moves]:
+            if not entry.is_on(self.model, name):  # somebody deleted it, or put another in its place
                 self._present.pop(name).built = None
+        self._check(entries)
         if any(entry.moves for entry in entries.values()):
             return False
         stay = {name: entry for name, entry in self._present.items() if not self._may_leave(name, entry)}
         return entries.keys() <= self._present.keys() or self._fits({**stay, **entries})
 
-    def _leaving(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    def _leaving(self, entries: Mapping[str, Cached]) -> dict[str, Cached]:
         """Return who leaves so that adapters have room: those that nobody asked for longest."""
-        together, leaving = {**self._present, **entries}, dict[str, _Entry]()
+        together, leaving = {**self._present, **entries}, dict[str, Cached]()
         for name, entry in self._present.items() if entries.keys() - self._present.keys() else ():
             if self._fits(together):
                 break
@@ -227,26 +242,26 @@ class AdapterCache:
                 leaving[name] = together.pop(name)
         return leaving
 
-    def _may_leave(self, name: str, entry: _Entry) -> bool:
+    def _may_leave(self, name: str, entry: Cached) -> bool:
         """Return whether nobody uses an adapter: not by this cache, and not by the model's own methods."""
         used = (*self._state.selected, *self._state.merged, *(n for b in tuple(self._state.blocks) for n in b.route))
         return not (entry.pins or entry.moves or name in used)
 
-    def _fits(self, entries: Mapping[str, _Entry]) -> bool:
+    def _fits(self, entries: Mapping[str, Cached]) -> bool:
         size = sum(entry.size for entry in entries.values())
         return (self.max_adapters is None or len(entries) <= self.max_adapters) and (
             self.max_bytes is None or size <= self.max_bytes
         )
 
-    def _settle(self, missing: Mapping[str, _Entry], leaving: Mapping[str, _Entry]) -> None:
+    def _settle(self, missing: Mapping[str, Cached], leaving: Mapping[str, Cached]) -> None:
         """Note where adapters are that moved, and drop those that left first from CPU memory where it is too much."""
         for name, entry in {**missing, **leaving}.items():
             entry.moves = False
-            if name in self._state.records:
+            if entry.is_on(self.model, name):
                 self._count(loaded_bytes=entry.size if name in missing else 0)
                 continue
             del self._present[name]
-            if name in leaving:
+            if name in leaving and entry.built:
                 self._host[name] = entry
             else:  # it could not be brought
                 entry.built = entry.files = None
@@ -258,17 +273,14 @@ class AdapterCache:
     # --- moving; outside of the lock --------------------------------------------------------------------------------
 
     def _move(
-        self, entries: Mapping[str, _Entry], missing: Mapping[str, _Entry], leaving: Mapping[str, _Entry]
+        self, entries: Mapping[str, Cached], missing: Mapping[str, Cached], leaving: Mapping[str, Cached]
     ) -> None:
         """Take adapters off the model and bring others."""
         try:
             for name, entry in leaving.items():
-                wait_for_devices(entry.devices)  # kernels of calls that have ended may still read it
-                self.model.delete_adapter(name)
-                for adapter in entry.devices:
-                    adapter.to("cpu")
+                entry.put_away(self.model, name)
             for name, entry in missing.items():
-                self._bring(name, entry)
+                entry.bring(self.model, name)
         except BaseException:
             with self._changed:
                 for entry in entries.values():
@@ -278,31 +290,6 @@ class AdapterCache:
             with self._changed:
                 self._settle(missing, leaving)
                 self._changed.notify_all()
-
-    def _read(self, entry: _Entry) -> Contents | None:
-        """Return an adapter's files, None where it is built; others wait for the same ones."""
-        with entry.reading:
-            if entry.built is None and entry.files is None:
-                entry.files = opened(entry.path, **entry.kwargs).onto(self.model)
-                tensors = entry.files.tensors.values()
-                entry.size = sum(t.numel() * max(self._width, t.element_size()) for t in tensors)
-            return entry.files if entry.built is None else None
-
-    def _bring(self, name: str, entry: _Entry) -> None:
-        """Put an adapter onto the model, from CPU memory or as it was read."""
-        if entry.built is None:
-            files = self._read(entry)  # again where it left CPU memory since
-            assert files is not None
-            warn_of_others(files.notes, self.model, ())
-            with own_head(self.model):
-                entry.built, entry.files = adding.read(self.model, self._state, files, False, entry.check_base), None
-            adapters = {adapter for group in entry.built[0].values() for _, adapter in group.values()}
-            entry.devices = {a: next(iter(a.held().values())).device for a in adapters}
-            entry.size = sum(t.nbytes for adapter in adapters for t in adapter.held().values())
-        for adapter, device in entry.devices.items():
-            adapter.to(device)
-        with own_head(self.model):
-            adding.put_on(self.model, self._state, name, *entry.built)
 
 
 def _names(given: Asked) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..kinds.kind import Shape
 from ..layers.layer import own_tensor
@@ -33,10 +33,14 @@ class Site(Spec):
         shapes: dict[str, Shape] = self.row.adapter.shapes(self, own_tensor(layer, self.parameter))
         return shapes
 
-    def build(self, layer: nn.Module) -> Adapter:
-        """Make the empty adapter on the device where the layer computes."""
+    def found(self, layer: nn.Module) -> tuple[Tensor | None, torch.device]:
+        """Return the parameter, None where the layer shows none, and the device where the layer computes."""
         own = base_tensor(layer, self.parameter)
         some_tensor = own if own is not None else next(chain(layer.parameters(), layer.buffers(), [torch.empty(0)]))
-        device = compute_device(layer, some_tensor)
+        return own, compute_device(layer, some_tensor)
+
+    def build(self, layer: nn.Module) -> Adapter:
+        """Make the empty adapter on the device where the layer computes."""
+        own, device = self.found(layer)
         adapter: Adapter = self.row.adapter(self, own, buffer=self.parameter in layer._buffers, device=device)
         return adapter
