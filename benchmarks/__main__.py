@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, experts, memory, operations, step, switches
+from . import accuracy, cache, experts, memory, operations, rows, step, switches
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -29,6 +29,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "experts": experts.run,
     "accuracy": accuracy.run,
     "cache": cache.run,
+    "rows": rows.run,
 }
 
 
@@ -60,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 def _ask(name: str, threads: int, options: Options) -> dict[str, object]:
     torch.set_num_threads(threads)
     print(f"\n=== {name}: {options.device}, {threads} threads, {options.rounds} rounds")
-    rows, summary = QUESTIONS[name](options)
+    found, summary = QUESTIONS[name](options)
     print("", *summary, sep="\n")
-    return {"threads": threads, "summary": summary, "rows": rows}
+    return {"threads": threads, "summary": summary, "rows": found}
 
 
 if __name__ == "__main__":

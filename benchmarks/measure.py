@@ -98,15 +98,26 @@ def watch(device: torch.device) -> Callable[[], float]:
     return stop
 
 
-def compare(arms: Mapping[str, Arm], device: torch.device, rounds: int, budget: Budget | None = None) -> list[Row]:
+def compare(
+    arms: Mapping[str, Arm],
+    device: torch.device,
+    rounds: int,
+    budget: Budget | None = None,
+    against: Mapping[str, str] | None = None,
+) -> list[Row]:
     """Time every arm once a round and return one row an arm; see `interleave`."""
-    return interleave({name: partial(arm.seconds, device) for name, arm in arms.items()}, rounds, budget)
+    return interleave({name: partial(arm.seconds, device) for name, arm in arms.items()}, rounds, budget, against)
 
 
-def interleave(timers: Mapping[str, Callable[[], float]], rounds: int, budget: Budget | None = None) -> list[Row]:
+def interleave(
+    timers: Mapping[str, Callable[[], float]],
+    rounds: int,
+    budget: Budget | None = None,
+    against: Mapping[str, str] | None = None,
+) -> list[Row]:
     """Return one row an arm: its median seconds, and its ratio to the first arm with quartiles.
 
-    budget: after it, one round is made and no more.
+    budget: after it, one round is made and no more. against: arms whose ratio is to another arm than the first.
 
     timers: what runs an arm once and returns its seconds. The first round does not count. The ratio is the median of
     the rounds' own ratios: a machine whose speed drifts moves all arms of a round alike.
@@ -121,7 +132,7 @@ def interleave(timers: Mapping[str, Callable[[], float]], rounds: int, budget: B
         order = names[turn % len(names) :] + names[: turn % len(names)]
         for name in order if turn % 2 else reversed(order):
             times[name].append(timers[name]())
-    return [{"arm": name, **_summary(times[name], times[names[0]])} for name in names]
+    return [{"arm": name, **_summary(times[name], times[(against or {}).get(name, names[0])])} for name in names]
 
 
 def _summary(times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
