@@ -1,8 +1,9 @@
 """Many adapters on one base: a batch whose rows have adapters of their own, loading a hundred, a hundred idle ones.
 
 GPT-2 124M, r=8 on c_attn, no cache, logits of the last token. A batch of 20 rows with 20 adapters is set against the
-same batch with one of them, PEFT's against PEFT's own. "Rows in another order" name the same adapters otherwise. A hundred adapters of a file are loaded one after another, onto a model that has one; the floor reads the
-file and copies it, a hundred times. Idle ones are selected by nobody: a forward of one token passes them.
+same batch with one of them, PEFT's against PEFT's own. "Rows in another order" name the same adapters otherwise. A
+hundred adapters of a file are loaded one after another, onto a model that has one; the floor reads the file and copies
+it, a hundred times. Idle ones are selected by nobody: a forward of one token passes them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from ..errors import AdapterStateError, ArgumentError
 from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
+from .row_inputs import check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
 __all__ = ["Given", "block", "called", "check", "taking_names", "telling_compiled"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
 _SINGLE = re.compile(r"(?:^|\.)experts?[._]?\d+(?:\.|$)")  # experts that are layers of their own: experts.3.w1
-_INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 
 
 def block(model: Any, names: object, rows: Given, whole: bool = False) -> AbstractContextManager[None]:
@@ -48,7 +49,7 @@ def called(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: bo
     blocks = _entered(model, args, kwargs, compiled)
     try:
         output = nn.Module.__call__(model, *args, **kwargs)
-        _check_uncrossed(model, output)
+        check_uncrossed(model, output)
         return output
     finally:
         _left(blocks)
@@ -67,7 +68,7 @@ def _entered(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: 
         if names is not None:
             blocks.enter_context(_taking(model, names, "adapter_names=", args, kwargs, stays=compiled))
         if isinstance(route := state.route, Rows):
-            count = _check_count(model, route, args, kwargs)
+            count = check_inputs(model, route, args, kwargs)
             if compiled:
                 blocks.enter_context(_in_places(model, route, count))
         elif compiled and type(route) is tuple:
@@ -106,7 +107,7 @@ def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
                 with _taking(self, adapter_names, "generate(adapter_names=)", args, kwargs, repeats=True):
                     return generate(self, *args, **kwargs)
             if isinstance(route, Rows) and not route.repeats:
-                _check_count(self, route, args, kwargs)
+                check_inputs(self, route, args, kwargs)
                 with state.routed(route.repeated()):
                     return generate(self, *args, **kwargs)
             return generate(self, *args, **kwargs)
@@ -164,7 +165,7 @@ def _taking(
     if model.training and torch.is_grad_enabled():
         _check_trains(state, rows, what)
     if kwargs is not None:
-        _check_count(model, rows, args or (), kwargs)
+        check_inputs(model, rows, args or (), kwargs)
     is_one = kwargs is not None and len(rows.groups) == 1 and not stays
     route = rows.groups[0] if is_one else rows.repeated() if repeats else rows
     with state.routed(route, what, trains=model.training):
@@ -195,8 +196,7 @@ def _route_of(state: AdapterState, entry: Any, what: str) -> Route:
     if isinstance(entry, Mapping):
         shares = dict(entry)
         if any(
-            isinstance(w, bool) or not isinstance(w, int | float) or w != w or abs(w) == float("inf")
-            for w in shares.values()
+            isinstance(w, bool) or not isinstance(w, Real) or w != w or abs(w) == float("inf") for w in shares.values()
         ):
             raise ArgumentError(f"{what}: {entry!r}: a weight is a finite number.")
     elif isinstance(entry, str):
@@ -219,31 +219,3 @@ def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
                 f"{what}: {name!r} would get no gradient, because only selected adapters train: call "
                 f"set_requires_grad({list(rows)}) before, or compute under torch.no_grad()."
             )
-
-
-@torch.compiler.disable
-def _check_uncrossed(model: Any, output: Any) -> None:
-    """Raise AdapterStateError where a model compared each row with all others, as CLIP does, which are not its own."""
-    open_block = model._lora.own_block()
-    if open_block is None or not isinstance(open_block.route, Rows) or not isinstance(output, Mapping):
-        return
-    if crossed := [key for key in output if str(key).startswith("logits_per_")]:
-        raise AdapterStateError(
-            f"{', '.join(crossed)}: this model compares every row with all others, also where adapters differ. Compute "
-            "the embeddings in `with model.adapters_active(rows=[...])`, or each adapter's rows on their own."
-        )
-
-
-def _check_count(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return how many rows a call's batch has, None where that cannot be told.
-
-    Raises AdapterStateError where they are not as many as there are routes.
-    """
-    names = (*_INPUTS, getattr(model, "main_input_name", "input_ids"))
-    found = next(
-        (each for each in (*args[:1], *map(kwargs.get, names)) if isinstance(each, Tensor) and each.ndim), None
-    )
-    count, wanted = None if found is None else len(found), len(rows.of_row)
-    if count is not None and (count % wanted if rows.repeats else count != wanted):
-        raise AdapterStateError(f"a batch of {count} rows, with adapters named for {wanted}; name one for each row.")
-    return count
