@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import threading
@@ -15,7 +16,14 @@ import pytest
 import torch
 
 from hf_lora import AdapterCache, LoRAConfig, LoRAModel
-from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterNameError, AdapterStateError, ArgumentError
+from hf_lora.errors import (
+    AdapterFileError,
+    AdapterMismatchError,
+    AdapterNameError,
+    AdapterStateError,
+    ArgumentError,
+    ConfigError,
+)
 
 from . import tiny
 from .cases import move
@@ -338,3 +346,19 @@ def test_starts_that_keep_their_product_at_birth_are_measured_with_it(tmp_path: 
     caches[1].register("one", tmp_path)
     with pytest.raises(AdapterStateError, match=f"1 adapters of {size:,} bytes"):  # before it was ever there
         caches[1].acquire("one")
+
+
+def test_an_adapter_is_registered_as_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "a0", tmp_path / "new")
+    config = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
+    (tmp_path / "new" / "adapter_config.json").write_text(json.dumps({**config, "use_new_formula": True}))
+    cache = AdapterCache(llama())
+    cache.register("strict", tmp_path / "new")
+    cache.register("lenient", tmp_path / "new", ignore_unknown=True)
+    with pytest.raises(ConfigError, match="use_new_formula"):
+        cache.acquire("strict")
+    with cache.using("lenient"):
+        assert "lenient" in cache.model.peft_config
+    for given in ({"is_trainable": True}, {"hotswap": True}, {"adapter_name": "x"}):
+        with pytest.raises(ArgumentError, match="register.*unexpected"):
+            cache.register("x", folder / "a1", **given)

@@ -322,6 +322,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a sign for nothing": ({"majority_sign_method": "frequency"}, ArgumentError, "does not use it"),
     "a sign that is none": ({"majority_sign_method": "most"}, ArgumentError, "neither 'total' nor"),
     "a seed for nothing": ({"seed": 1}, ArgumentError, "nothing is drawn"),
+    "a seed that is none": ({"seed": 1.5, "density": 0.5, "combination_type": "dare_ties"}, ArgumentError, "seed=1.5: give an integer"),
+    "a rank that is none": ({"svd_rank": True}, ArgumentError, "positive integer"),
     "a rank for nothing": ({"combination_type": "cat", "svd_rank": 2}, ArgumentError, "svd_rank=2: .*does not use it"),
     "a rank of nothing": ({"svd_rank": 0}, ArgumentError, "positive integer"),
     "a clamp that is none": ({"svd_clamp": 2}, ArgumentError, "quantile"),

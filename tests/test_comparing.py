@@ -99,6 +99,19 @@ class Block(nn.Module):
         self.query, self.key, self.value = (nn.Linear(6, 6) for _ in range(3))
 
 
+def test_files_whose_keys_stand_for_other_parameters_are_not_compared(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"experts": nn.ParameterDict({n: torch.randn(3, 5, 5) for n in ("up", "down")})})
+    model = add_lora(model, LoRAConfig(r=2, target_parameters=["experts.up"]), "up")
+    for name, targets in {"down": ["experts.down"], "both": ["experts.up", "experts.down"]}.items():
+        model.add_adapter(LoRAConfig(r=2, target_parameters=targets), name)
+    move(model)
+    model.save_pretrained(tmp_path)
+    for one, other in (("up", "down"), ("both", "up"), ("down", "both")):
+        with pytest.raises(AdapterStateError, match=r"target_parameters=.*compare\('a', 'b', model=model\)"):
+            compare(tmp_path / one, tmp_path / other)
+    assert len(compare(tmp_path / "both", tmp_path / "both").layers) == 2
+
+
 def test_layers_that_are_alike_are_one_row_and_those_of_one_adapter_are_told() -> None:
     model = add_lora(nn.Sequential(*(Block() for _ in range(2))), LoRAConfig(r=2, target_modules=["query", "key"]), "a")
     move(model, 1)

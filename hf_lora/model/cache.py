@@ -9,11 +9,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
+from ..files.sources import HUB_KWARGS
 from ..layers.routes import BASE
 from ..layers.state import AdapterState
 from . import selecting
 from .cached import Cached
+from .hints import refuse_unknown
 
 __all__ = ["AdapterCache", "CacheInfo"]
 
@@ -80,14 +83,24 @@ class AdapterCache:
         self._changed = threading.Condition()
         self._counts = dict.fromkeys(("hits", "misses", "from_host", "evictions", "loaded_bytes"), 0)
 
-    def register(self, name: str, path: str | os.PathLike[str], *, check_base: bool = True, **kwargs: Any) -> None:
+    def register(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        lora_config: LoRAConfig | None = None,
+        check_base: bool = True,
+        ignore_unknown: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Make an adapter known by a name; it is read when it is first asked for.
 
-        path, check_base, kwargs: as for `load_adapter`. Raises AdapterNameError.
+        path and the others: as for `load_adapter`. Raises AdapterNameError, ArgumentError.
         """
+        refuse_unknown("register()", kwargs, ("lora_config", "check_base", "ignore_unknown", *HUB_KWARGS))
         with self._changed:
             selecting.check_name(name, {**self._entries, **self._state.records})
-            self._entries[name] = Cached(path, kwargs, check_base)
+            self._entries[name] = Cached((path, lora_config, ignore_unknown), kwargs, check_base)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter, on the model, too. Raises AdapterStateError while it is in use."""

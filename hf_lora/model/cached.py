@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..config.lora_config import LoRAConfig
 from ..formats.contents import Contents
 from ..layers.memory.head import own_head
 from ..layers.state import CHANGES, Record
@@ -26,13 +27,14 @@ __all__ = ["Cached"]
 
 @dataclass(eq=False)
 class Cached:
-    """A registered adapter. pins: how many requests use it; size: bytes on the device, an estimate until it was there.
+    """A registered adapter. asked, kwargs: what `opened` takes; pins: how many requests use it.
 
-    moves: whether it is on its way. files: read, and not built yet. built: its adapters and record, while it is on the
-    model or in CPU memory. devices, left: where its tensors lay when it left, and what its layers were.
+    size: bytes on the device, an estimate until it was there. moves: whether it is on its way. files: read, and not
+    built yet. built: its adapters and record, while it is on the model or in CPU memory. devices, left: where its
+    tensors lay when it left, and what its layers were.
     """
 
-    path: str | os.PathLike[str]
+    asked: tuple[str | os.PathLike[str], LoRAConfig | None, bool]
     kwargs: Mapping[str, Any]
     check_base: bool
     pins: int = 0
@@ -55,7 +57,7 @@ class Cached:
             if self.built is not None:
                 return None
             if (files := self.files) is None:
-                files = opened(self.path, **self.kwargs).onto(model)
+                files = opened(*self.asked, **self.kwargs).onto(model)
                 width = 8 if any(p.dtype == torch.float64 for p in model.parameters()) else 4  # bytes of a master
                 sizes = [t.numel() * max(width, t.element_size()) for t in files.tensors.values()]
                 self.size = sum(sizes) * (2 if INITS[files.config.init_lora_weights].moves_base else 1)

@@ -88,8 +88,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str], model
     0      1       -1.000  1.000   1.000    32    16
     all    1       -1.000  1.000   1.000    32    16
     """
-    held = [_on(model._lora, str(n)) if model is not None else _in_file(n) for n in (first, second)]
-    one, other = held
+    one, other = _in_files(first, second) if model is None else (_on(model._lora, str(n)) for n in (first, second))
     compared = tuple(_compared(layer, one[layer], other[layer]) for layer in one if layer in other)
     if not compared:
         raise AdapterStateError(
@@ -116,8 +115,16 @@ def _on(state: AdapterState, name: str) -> dict[str, Decomposed]:
     return found
 
 
-def _in_file(name: str | os.PathLike[str]) -> dict[str, Decomposed]:
-    return {path: Decomposed.of(*pair) for path, pair in sorted(products_of(opened(name)).items())}
+def _in_files(*names: str | os.PathLike[str]) -> list[dict[str, Decomposed]]:
+    """Return the updates of adapters' files. Raises AdapterStateError where a key is another parameter in each."""
+    files = [opened(name) for name in names]
+    given = [each.config.target_parameters or [] for each in files]
+    if all(given) and given[0] != given[1]:
+        raise AdapterStateError(
+            f"target_parameters={given[0]} and {given[1]}: files name a module's parameters by their order, so only a "
+            "model tells which is which. Load both, and name them there: compare('a', 'b', model=model)."
+        )
+    return [{path: Decomposed.of(*pair) for path, pair in sorted(products_of(each).items())} for each in files]
 
 
 def _compared(layer: str, one: Decomposed, other: Decomposed) -> Compared:

@@ -71,12 +71,14 @@ def _problems(asked: Request) -> list[str]:
         said.append(f"majority_sign_method={asked.majority_sign_method!r} is neither 'total' nor 'frequency'.")
     elif asked.majority_sign_method != "total" and not method.elects:
         said.append(f"majority_sign_method={asked.majority_sign_method!r}: {used}; leave it out.")
-    if asked.seed is not None and method.prune != "random":
+    if asked.seed is not None and type(asked.seed) is not int:
+        said.append(f"seed={asked.seed!r}: give an integer.")
+    elif asked.seed is not None and method.prune != "random":
         said.append(f"seed={asked.seed!r}: {used}, as nothing is drawn; leave it out.")
     for name in ("svd_rank", "svd_clamp", "svd_driver") if method.acts_on != "update" else ():
         if getattr(asked, name) is not None:
             said.append(f"{name}={getattr(asked, name)!r}: {used}; leave it out.")
-    if asked.svd_rank is not None and (not isinstance(asked.svd_rank, int) or asked.svd_rank < 1):
+    if asked.svd_rank is not None and (type(asked.svd_rank) is not int or asked.svd_rank < 1):
         said.append(f"svd_rank={asked.svd_rank!r}: a rank is a positive integer.")
     if asked.svd_clamp is not None and not (_is_number(asked.svd_clamp) and 0 <= asked.svd_clamp <= 1):
         said.append(f"svd_clamp={asked.svd_clamp!r}: it is a quantile, between 0 and 1.")
