@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_lora import LoRAConfig, LoRAModel, LoRASearch
 from hf_lora.errors import ConfigError, LoRAError, MissingExtraError, ModelError
@@ -265,3 +265,38 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'"\.\[search\]"'):
         LoRASearch("nowhere")
+
+
+class Second(optuna.pruners.BasePruner):
+    """Prunes the second trial at its second evaluation."""
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        return bool(trial.number == 1 and trial.last_step == 2)
+
+
+def test_trials_of_one_pass_reach_what_they_reach_alone_and_pruned_ones_leave_it(tmp_path: Path) -> None:
+    def base() -> Any:
+        return tiny("bert", num_labels=2).double()
+
+    search = LoRASearch(base, LoRAConfig(task_type="SEQ_CLS"), space=SPACE)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), pruner=Second())
+    settings = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"}
+    args = TrainingArguments(str(tmp_path), **{**DEFAULTS, **settings})
+    given = {"train_dataset": Rows(), "eval_dataset": Rows(8)}
+    best = search.train_together(args, study, n_trials=5, at_once=3, **given)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", *["COMPLETE"] * 3]
+    assert best.objective == study.best_value == min(t.value for t in study.trials if t.value is not None)
+    assert [max(t.intermediate_values) for t in study.trials] == [4, 2, 4, 4, 4]
+    assert "pruned" in search.table()
+    for trial in study.trials[:3]:
+        set_seed(args.seed)
+        model = LoRAModel.from_model(base(), search.config_of(trial.params))
+        assert trial.user_attrs["trained_parameters"] == f"{model.get_nb_trainable_parameters()[0]:,d}"
+        own = TrainingArguments(str(tmp_path / "x"), **{**DEFAULTS, **settings, **search.arguments_of(trial.params)})
+        alone = Trainer(model, own, **given)
+        alone.train()
+        reached = [row["eval_loss"] for row in alone.state.log_history if "eval_loss" in row]
+        want = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+        assert reached[: len(want)] == pytest.approx(want, rel=1e-9)
+    with pytest.raises(LoRAError, match="study of Optuna"):
+        search.train_together(args, None, **given)

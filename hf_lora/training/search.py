@@ -25,10 +25,10 @@ from ..model.report import aligned, trainable_counts
 from ..targets.names import settle_layers
 from ..targets.plan import plan
 from ..variants.table import scaling_of
+from .trials import TRAINED, Objective, try_together
 
 __all__ = ["LoRASearch", "Range", "default_space"]
 
-_TRAINED = "trained_parameters"  # a trial's user attribute
 _COMBINATIONS = 10_000  # of choices that are tried as a LoRAConfig each, at about 10 microseconds
 _PLANS = 100  # of targets that are looked for in the first model
 _NUMBERS = {"r", "lora_alpha", "scaling", "lora_dropout"}  # of a config, which say nothing about its targets
@@ -130,7 +130,7 @@ class LoRASearch:
         model = self._new(self._config_with(values))
         self._try_targets(model)
         if hasattr(trial, "set_user_attr"):
-            trial.set_user_attr(_TRAINED, f"{trainable_counts(model)[0]:,d}")
+            trial.set_user_attr(TRAINED, f"{trainable_counts(model)[0]:,d}")
         return model
 
     def hp_space(self, trial: Any) -> dict[str, Any]:
@@ -144,6 +144,26 @@ class LoRASearch:
                 'hyperparameter_search(..., backend="optuna").'
             )
         return self.arguments_of(trial)
+
+    def train_together(
+        self,
+        args: TrainingArguments,
+        study: Any,
+        *,
+        n_trials: int = 20,
+        at_once: int = 8,
+        compute_objective: Objective | None = None,
+        **trainer: Any,
+    ) -> Any:
+        """Try n_trials, at_once of them in one pass over one base (`train_together`), and return the best.
+
+            best = search.train_together(args, optuna.create_study(), n_trials=16, train_dataset=..., eval_dataset=...)
+
+        study: Optuna's, with its sampler, pruner and direction; a trial that is pruned leaves the batch. All trials
+        begin with one head. compute_objective: as in `hyperparameter_search`, which tries one after the other.
+        trainer: what every trial's Trainer is given.
+        """
+        return try_together(self, study, args, n_trials, at_once, compute_objective, trainer)
 
     def config_of(self, best: BestRun | Mapping[str, Any]) -> LoRAConfig:
         """Return the LoRAConfig of what `hyperparameter_search` returned, or of a trial's values."""
@@ -194,7 +214,7 @@ class LoRASearch:
         reached = ", ".join(f"{value:.6g}" for value in trial.values or last)
         state = "failed" if trial.state.name == "FAIL" else trial.state.name.lower()
         state += ", best" if is_best else ""
-        return str(trial.number), *cells, reached or "-", state, trial.user_attrs.get(_TRAINED, "-")
+        return str(trial.number), *cells, reached or "-", state, trial.user_attrs.get(TRAINED, "-")
 
     def _new(self, config: LoRAConfig) -> LoRAModel:
         if not callable(self._base):
