@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, experts, memory, operations, rows, step, switches
+from . import accuracy, cache, experts, memory, operations, rows, step, switches, together
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -28,6 +28,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "operations": operations.run,
     "experts": experts.run,
     "accuracy": accuracy.run,
+    "together": together.run,
     "cache": cache.run,
     "rows": rows.run,
 }

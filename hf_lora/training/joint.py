@@ -37,9 +37,9 @@ class Joint:
         self._tape: list[tuple[Shares, dict[int, tuple[Tensor, dict[int, Tensor]]]]] = []
         self._seen: set[Hashable] = set()
         self._config: Any = getattr(carrier, "config", None)
-        numbers = () if self._config is None else vars(self._config).values()
-        shapes = {size for p in carrier.parameters() for size in p.shape}
-        self._sizes = shapes | {number for number in numbers if isinstance(number, int)}
+        settings = {} if self._config is None else vars(self._config)
+        heads = {value for name, value in settings.items() if "head" in name and isinstance(value, int)}
+        self._sizes = heads | {size for p in carrier.parameters() for size in p.shape}  # none of a batch's widths
 
     def serve(self, trainings: list[Training]) -> None:
         """Answer what trainings wait for."""
