@@ -35,6 +35,7 @@ from hf_lora.cli.demo import base, ratings, split
 from .accuracy import _accuracy, _quietly
 from .measure import Findings, Options, Row
 
+Trained = tuple[float, float, list[float]]  # seconds, the processor's seconds, each run's accuracy
 ALONE, TOGETHER = "one after another", "together"
 RATES, RANKS = (5e-4, 1e-3, 2e-3, 4e-3), (4, 16)
 
@@ -52,19 +53,23 @@ def run(options: Options) -> Findings:
         print(f"  {arm:<20}{found[arm][-1]['seconds']:>8.1f} s", flush=True)
     alone, together = found[ALONE], found[TOGETHER]
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(alone, together, strict=True)]
+    cpu_ratios = [b["cpu_seconds"] / a["cpu_seconds"] for a, b in zip(alone, together, strict=True)]
     peaks = {arm: max(row["peak_bytes"] for row in each) for arm, each in found.items()}
     apart = max(abs(a - b) for a, b in zip(alone[0]["accuracies"], together[0]["accuracies"], strict=True))
     rows = [
         {
             "arm": arm, "cell": "MiniLM-L6, eight runs", "accuracies": each[0]["accuracies"],
             "seconds": round(statistics.median(row["seconds"] for row in each), 2),
+            "cpu_seconds": round(statistics.median(row["cpu_seconds"] for row in each), 2),
             "ratio": 1.0 if arm == ALONE else round(statistics.median(ratios), 4),
+            "cpu_ratio": 1.0 if arm == ALONE else round(statistics.median(cpu_ratios), 4),
             "peak_bytes": peaks[arm], "peak_ratio": round(peaks[arm] / peaks[ALONE], 4),
         }
         for arm, each in found.items()
     ]  # fmt: skip
     return Findings(rows, [
-        f"Together: time x{statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)}), peak "
+        f"Together: time x{statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)}), processor "
+        f"x{statistics.median(cpu_ratios):.2f} ({', '.join(f'{r:.2f}' for r in cpu_ratios)}), peak "
         f"{peaks[TOGETHER] / 2**20:.0f} MiB where one after another has {peaks[ALONE] / 2**20:.0f}; accuracies differ "
         f"by at most {apart:.4f}, and are {alone[0]['accuracies']} alone.",
     ])  # fmt: skip
@@ -93,11 +98,27 @@ def measured(arm: str, scale: str, device: str) -> Row:
             "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no",
             "dataloader_pin_memory": False, "use_cpu": device == "cpu",
         }  # fmt: skip
-        seconds, accuracies = (_together if arm == TOGETHER else _alone)(runs, settings, given, Path(scratch))
+        seconds, cpu, accuracies = (_together if arm == TOGETHER else _alone)(runs, settings, given, Path(scratch))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()
-    return {"seconds": seconds, "peak_bytes": peak, "accuracies": [round(each, 6) for each in accuracies]}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_bytes": peak,
+        "accuracies": [round(each, 6) for each in accuracies],
+    }
+
+
+class Clock:
+    """Seconds since it was made: of the wall's clock, and of this process's on all cores."""
+
+    def __init__(self) -> None:
+        self.begun = time.perf_counter(), time.process_time()
+
+    def spent(self) -> tuple[float, float]:
+        """Return both."""
+        return time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
 
 
 def _model() -> Any:
@@ -105,25 +126,26 @@ def _model() -> Any:
     return AutoModelForSequenceClassification.from_pretrained(base(), num_labels=2)
 
 
-def _together(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path) -> tuple[float, list[float]]:
-    model, begin = _model(), time.perf_counter()
+def _together(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path) -> Trained:
+    model, begin = _model(), Clock()
     args = TrainingArguments(str(out), **settings)
     results = _quietly(lambda: train_together(model, runs, args, **given))
-    return time.perf_counter() - begin, [row["eval_accuracy"] for row in results]
+    return *begin.spent(), [row["eval_accuracy"] for row in results]
 
 
-def _alone(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path) -> tuple[float, list[float]]:
-    seconds, accuracies = 0.0, []
+def _alone(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path) -> Trained:
+    seconds, cpu, accuracies = 0.0, 0.0, []
     for name, run in runs.items():
-        model, begin = _model(), time.perf_counter()
+        model, begin = _model(), Clock()
         args = TrainingArguments(str(out / name), **{**settings, **run.settings})
         set_seed(args.seed)
         trainer = Trainer(LoRAModel.from_model(model, run.config, name), args, **given)
         _quietly(trainer.train)
         accuracies.append(_quietly(trainer.evaluate)["eval_accuracy"])
         trainer.save_model()
-        seconds += time.perf_counter() - begin
-    return seconds, accuracies
+        spent = begin.spent()
+        seconds, cpu = seconds + spent[0], cpu + spent[1]
+    return seconds, cpu, accuracies
 
 
 if __name__ == "__main__":
