@@ -24,6 +24,7 @@ __all__ = ["Steps", "StepsOfReplica", "in_order"]
 Adapters = tuple[Adapter, ...]
 Behind = tuple[Adapter | None, Adapters]  # the one that computes with the base's product; those added to it
 NOTHING: Behind = (None, ())
+_NO_NAMES: Mapping[str, Behind] = {}
 
 
 def in_order(adapters: Iterable[Adapter]) -> list[Adapter]:
@@ -43,7 +44,8 @@ class Steps:
 
     fuses: whether the layer's own forward is the plain product that an adapter can compute together with its own.
     added: by name, the adapters that add to the output, in the order in which they apply. read: by name, the others.
-    shown: whether those that add to the output are also in what others read.
+    shown: whether those that add to the output are also in what others read. known: what the adapters of some names are
+    known to do together, so that a hundredth one costs what the first does.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Steps:
         added: Mapping[str, Adapters],
         read: Mapping[str, Adapters],
         shown: bool = False,
+        known: Mapping[str, Behind] = _NO_NAMES,
     ) -> None:
         self._state, self._fuses, self._added, self._read, self.shown = state, fuses, added, read, shown
-        self._behind = {name: self._chosen(adapters) for name, adapters in added.items()}
+        new = {name: self._chosen(added[name]) for name in added.keys() - known.keys()}
+        self._behind = {**known, **new}
         self.has_behind = any(added.values())
         seen = (*read.values(), *(added.values() if shown else ()))
         self.reads = tuple(sorted({name for adapters in seen for a in adapters for name in _changed(a)}))
@@ -128,7 +132,9 @@ class Steps:
         """Return these steps with further adapters of a name; behind: the keys of those that add to the output."""
         added = *self._added.get(name, ()), *(adapter for key, adapter in adapters.items() if key in behind)
         read = *self._read.get(name, ()), *(adapter for key, adapter in adapters.items() if key not in behind)
-        return Steps(self._state, self._fuses, {**self._added, name: added}, {**self._read, name: read}, shown)
+        known = {**self._behind}
+        known.pop(name, None)
+        return Steps(self._state, self._fuses, {**self._added, name: added}, {**self._read, name: read}, shown, known)
 
     def all_read(self) -> Steps:
         """Return these steps with every adapter in the read of its parameter."""
