@@ -106,15 +106,14 @@ class LoRAPipeline(Specialised):
         carried = model_inputs.pop(_KEY)
         entries = [each.entry for each in (carried if isinstance(carried, list) else [carried])]
         is_one = all(entry == entries[0] for entry in entries)  # it answers whatever the batch is made of
-        try:
-            with torch.no_grad(), block(self.model, None, entries[:1] if is_one else entries, whole=is_one):
+        with torch.no_grad(), block(self.model, None, entries[:1] if is_one else entries, whole=is_one):
+            try:
                 return _stock(self).forward(self, model_inputs, **kwargs)
-        except AdapterStateError as error:
-            if is_one:
-                raise
-            raise AdapterStateError(
-                f"{_WHAT}: a batch of {len(entries)} items: {error} Or use batch_size=1."
-            ) from error
+            except AdapterStateError as error:
+                if is_one:
+                    raise
+                where = f"{_WHAT}: a batch of {len(entries)} items"
+                raise AdapterStateError(f"{where}: {error} Or use batch_size=1.") from error
 
 
 def specialise(pipe: Any) -> None:
