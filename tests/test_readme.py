@@ -21,6 +21,7 @@ from .peek import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SERVE = ROOT / "examples" / "serve" / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = [code for language, code in BLOCK.findall(README) if language == "python"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -37,7 +38,7 @@ def test_the_readme_has_at_most_70_lines_of_120_columns() -> None:
     assert max(map(len, README.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, SERVE], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_relative_link_leads_to_a_heading_and_every_python_block_is_python(page: Path) -> None:
     text, broken = page.read_text("utf-8"), []
     for link in (link for link in LINK.findall(BLOCK.sub("", text)) if "://" not in link):
