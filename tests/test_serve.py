@@ -44,9 +44,10 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 def words() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose token 7 is the word "w7"."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tiny.VOCAB)}, unk_token="w0"))
+    vocabulary = {f"w{i}": i for i in range(tiny.VOCAB)} | {"?": tiny.VOCAB}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", chat_template=CHAT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", chat_template=CHAT)
 
 
 def llama(r: int = 2) -> LoRAModel:
@@ -58,10 +59,12 @@ def llama(r: int = 2) -> LoRAModel:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of adapters, two of them a level deeper, one broken, with links out of it."""
     top = tmp_path_factory.mktemp("adapters")
-    for seed, place in enumerate(["fr", "de", "v1.5", "more/late", "more/other", "../outside"]):
-        model = llama(1 + seed % 3)
-        move(model, seed)
-        model.save_pretrained(top / place, adapter_name="own")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for seed, place in enumerate(["fr", "de", "v1.5", "more/late", "more/other", "../outside"]):
+            model = llama(1 + seed % 3)
+            move(model, seed)
+            model.save_pretrained(top / place, adapter_name="own")
     (top / "link").symlink_to(top / "../outside")
     (top / "inner").mkdir()
     (top / "inner" / "adapter_config.json").symlink_to(top / "../outside/adapter_config.json")
@@ -139,6 +142,13 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
+def held(engine: Any) -> threading.Event:
+    """Return what steps of a server wait for from now on."""
+    hold, step = threading.Event(), engine.batch.step
+    engine.batch.step = lambda tokens: (hold.wait(60), step(tokens))[1]
+    return hold
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 60
     while not condition():
@@ -157,17 +167,20 @@ def test_rows_of_different_adapters_and_lengths_answer_as_each_alone(folder: Pat
         ("v1.5", "w1 w2", 10),
         ("fr", "w8", 5),
     ]
-    app, rows = make(folder, resident=4), []
-    step = app.state.engine.batch.step
-    app.state.engine.batch.step = lambda tokens: (rows.append(len(tokens)), step(tokens))[1]
+    rows = []
 
-    async def together(_: Any, c: Any) -> None:
-        got = await asyncio.gather(*[c.post(COMPLETIONS, json=body_of(*each)) for each in asked])
+    async def together(engine: Any, c: Any) -> None:
+        hold, step = held(engine), engine.batch.step
+        engine.batch.step = lambda tokens: (rows.append(len(tokens)), step(tokens))[1]
+        tasks = [asyncio.create_task(c.post(COMPLETIONS, json=body_of(*each))) for each in asked]
+        await until(lambda: sum(job.held for job in engine.jobs) == len(asked))
+        hold.set()
+        got = await asyncio.gather(*tasks)
         assert [text(each) for each in got] == [want(*each) for each in asked]
         assert got[0].json()["usage"] == {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
         assert got[0].json()["choices"][0]["finish_reason"] == "length"
 
-    within(app, together)
+    within(make(folder, resident=4), together)
     assert max(rows) >= 4
     assert len({want(name, "w5 w6", 9) for name, *_ in asked}) == 4  # or nothing is shown
 
@@ -396,8 +409,7 @@ def test_adapters_come_leave_and_come_again_as_others(client: TestClient, want: 
 
 def test_who_was_answered_when_an_adapter_is_unloaded_still_is(folder: Path, want: Callable[..., str]) -> None:
     async def body(engine: Any, c: Any) -> None:
-        hold, step = threading.Event(), engine.batch.step
-        engine.batch.step = lambda tokens: (hold.wait(60), step(tokens))[1]
+        hold = held(engine)
         running = asyncio.create_task(c.post(COMPLETIONS, json=body_of(max_tokens=9)))
         await until(lambda: engine.rows)
         assert (await c.post(UNLOAD, json={"lora_name": "fr"})).status_code == 200
@@ -412,10 +424,24 @@ def test_who_was_answered_when_an_adapter_is_unloaded_still_is(folder: Path, wan
     within(make(folder), body)
 
 
+def test_who_waits_for_an_adapter_that_is_unloaded_is_answered_too(folder: Path, want: Callable[..., str]) -> None:
+    async def body(engine: Any, c: Any) -> None:
+        hold = held(engine)
+        asked = [asyncio.create_task(c.post(COMPLETIONS, json=body_of("fr")))]
+        await until(lambda: engine.rows)
+        asked.append(asyncio.create_task(c.post(COMPLETIONS, json=body_of("de"))))  # for whose adapter there is no room
+        await until(lambda: engine.waiting)
+        assert (await c.post(UNLOAD, json={"lora_name": "de"})).status_code == 200
+        hold.set()
+        assert [text(each) for each in await asyncio.gather(*asked)] == [want(n, "w5 w6", 4) for n in ("fr", "de")]
+        assert engine.cache.info().registered == 3
+
+    within(make(folder, resident=1), body)
+
+
 def test_no_more_wait_than_may_and_who_leaves_makes_room(folder: Path, want: Callable[..., str]) -> None:
     async def body(engine: Any, c: Any) -> None:
-        hold, step = threading.Event(), engine.batch.step
-        engine.batch.step = lambda tokens: (hold.wait(60), step(tokens))[1]
+        hold = held(engine)
         running = asyncio.create_task(c.post(COMPLETIONS, json=body_of()))
         await until(lambda: engine.rows)
         waiting = [asyncio.create_task(c.post(COMPLETIONS, json=body_of("de"))) for _ in range(2)]
@@ -528,8 +554,7 @@ def running(app: Any) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_disconnects_frees_its_row(folder: Path, want: Callable[..., str], stream: bool) -> None:
     app = make(folder, rows=1, length=4000, answer=3990)
-    hold, step = threading.Event(), app.state.engine.batch.step
-    app.state.engine.batch.step = lambda tokens: (hold.wait(60), step(tokens))[1]
+    hold = held(app.state.engine)
     with running(app) as client:
         content = json.dumps(body_of(max_tokens=3990, stream=stream)).encode()
         head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: it\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
