@@ -249,7 +249,8 @@ def main() -> None:
     model = LoRAModel.from_model(model, LoRAConfig(r=1), "none")
     model.delete_adapter("none")  # the cache brings others
     limits = Limits(**{limit.name: getattr(given, limit.name) for limit in fields(Limits)})
-    app = create_app(model, AutoTokenizer.from_pretrained(given.base), given.base, given.adapters, limits)
+    name = Path(given.base).resolve().name if Path(given.base).is_dir() else given.base
+    app = create_app(model, AutoTokenizer.from_pretrained(given.base), name, given.adapters, limits)
     uvicorn.run(app, host=given.host, port=given.port)
 
 
