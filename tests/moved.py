@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Edit]] = {
         "transformers.modeling_utils": inherited("PreTrainedModel"),
         "transformers.models.auto.auto_factory": lambda source: FIND(inherited("_BaseAutoModelClass")(source)),
         "transformers.pipelines": lambda source: FIND(re.sub(r"\bdef pipeline\(", "def other_pipeline(", source)),
+        "transformers.pipelines.base": inherited("Pipeline"),
         "transformers.utils": FIND,
         "transformers.utils.peft_utils": FIND,
         "transformers.integrations.peft": lambda source: FIND(re.sub(r"\bdef add_a", "def other_add_a", source)),

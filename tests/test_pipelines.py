@@ -11,6 +11,7 @@ import pytest
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     CLIPImageProcessor,
+    TextClassificationPipeline,
     ViTImageProcessor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
@@ -228,11 +229,26 @@ def test_a_stream_of_another_length_is_refused_when_it_ends(count: int, words: s
         answers(pipe, Stream(items), ["a"] * count)
 
 
+def test_a_pipeline_made_by_its_class_before_the_model_had_adapters_answers_by_row() -> None:
+    pipe = TextClassificationPipeline(model=tiny("bert", noisy=True).double(), tokenizer=words(), device="cpu")
+    cls = type(pipe)
+    before = pipe(TEXTS, top_k=None)
+    config = LoRAConfig(r=2, init_lora_weights=False, lora_alpha=16)
+    LoRAModel.from_model(pipe.model, config, "a").add_adapter(config, "b")
+    pipe.model.eval()
+    with pipe.model.adapters_disabled():
+        assert are_same(pipe(TEXTS, top_k=None), before)
+    assert type(pipe) is cls
+    got = pipe(TEXTS, adapter_names=NAMES, top_k=None, batch_size=2)
+    assert [got] == picked(pipe, TEXTS, [NAMES], top_k=None, batch_size=2)
+
+
 def test_names_are_given_in_the_call_and_while_the_model_has_adapters() -> None:
     model = model_of("bert")
     with pytest.raises(ArgumentError, match="in the call"):
         pipeline("text-classification", model=model, tokenizer=words(), adapter_names=["a"])
     pipe = pipeline("text-classification", model=model, tokenizer=words(), device="cpu")
+    assert len(pipe(TEXTS, adapter_names=NAMES)) == len(TEXTS)
     model.unload()
     with pytest.raises(AdapterStateError, match="no adapters any more"):
         pipe(TEXTS, adapter_names=NAMES)

@@ -14,7 +14,7 @@ from ..model.hooks import Owner, decided
 from .models import load_adapter, owner_of
 from .trained_model import is_lora
 
-__all__ = ["takes_adapters"]
+__all__ = ["answers_by_row", "takes_adapters"]
 
 # What a pipeline class may ask for -> the class that loads it, and the file that says that a repo holds one.
 _COMPONENTS = {
@@ -48,14 +48,24 @@ def takes_adapters(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _by_row(pipe: Any, extra: Mapping[str, Any]) -> Any:
-    """Return a pipeline that takes `adapter_names` in its calls where its model is a LoRAModel."""
-    if is_lora(pipe.model):
-        from . import pipeline_rows  # not above: it imports torch
-
-        if "adapter_names" in extra:
-            raise ArgumentError("pipeline(adapter_names=): name adapters in the call, pipe(inputs, adapter_names=).")
-        pipeline_rows.specialise(pipe)
+    """Return a pipeline. Raises ArgumentError for `adapter_names`, which are for its calls."""
+    if "adapter_names" in extra and is_lora(pipe.model):
+        raise ArgumentError("pipeline(adapter_names=): name adapters in the call, pipe(inputs, adapter_names=).")
     return pipe
+
+
+def answers_by_row(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Pipeline.__call__: where it gets `adapter_names`, the pipeline of a LoRAModel is specialised first."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names") is not None and is_lora(self.model):
+            from . import pipeline_rows  # not above: it imports torch
+
+            pipeline_rows.specialise(self)
+        return original(self, *args, **kwargs)
+
+    return call
 
 
 def _options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
