@@ -45,7 +45,10 @@ class Guard:
             with anyio.move_on_after(self._limits.seconds):
                 return await self._run(scope, receive, tell)
             if not statuses:
-                await APIError(408, f"A request has {self._limits.seconds} seconds.").response()(scope, receive, tell)
+                with anyio.move_on_after(1):
+                    await APIError(408, f"A request has {self._limits.seconds} seconds.").response()(
+                        scope, receive, tell
+                    )
         finally:
             self._counts.update(f'responses_total{{status="{status}"}}' for status in statuses)
             for job in scope["jobs"]:
