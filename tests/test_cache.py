@@ -194,6 +194,10 @@ def test_what_cannot_be_is_refused_and_the_cache_goes_on(folder: Path, want: dic
     for wrong in ("x", ["a0", "x"]):
         with pytest.raises(AdapterNameError, match="'x' is registered; there are 10"):
             cache.acquire(wrong)
+    with pytest.raises(AdapterNameError, match="'a0' is registered already"):
+        cache.register("a0", folder)
+    with cache.using(["own", "a0"]):  # what the model has besides is there anyway
+        assert cache.info().pinned == 1
     for taken in ("a0", "own", "a.b"):
         with pytest.raises(AdapterNameError):
             cache.register(taken, folder)

@@ -13,9 +13,9 @@ from torch import nn
 
 import hf_lora
 from hf_lora import LoRAConfig, LoRAModel, add_lora
-from hf_lora.errors import ArgumentError, ConfigError, TargetError
+from hf_lora.errors import ArgumentError, ConfigError, LoRAError, TargetError
 
-from .tiny import tiny
+from .tiny import IDS, tiny
 
 # --- targets --------------------------------------------------------------------------------------------------------
 
@@ -146,12 +146,69 @@ def test_a_fresh_adapter_whose_config_says_inference_trains_and_says_so() -> Non
     assert model.get_nb_trainable_parameters()[0] > 0
 
 
+# --- several adapters ------------------------------------------------------------------------------------------------
+
+ROWS = ["default", "fr"]
+NO_NAME = "no adapter 'frr' (did you mean 'fr'?); the model has ['default', 'fr']"
+ALONE = "'__base__' is a row of adapter_names= by itself"
+ONE_A_ROW = "adapter_names=[...] names one for each row of the batch; model.set_adapter(name) one for all"
+TWO_NAMES = "it takes two names of adapters and their LoRAModel, compare('a', 'b', model)"
+# What is written about a model that has the adapters "default" and "fr", and the path of an adapter; what the error says.
+SEVERAL: dict[str, tuple[Call, str]] = {
+    "a typo in a row": (lambda m, p: m(IDS, adapter_names=["default", "frr"]), NO_NAME),
+    "a typo in generate": (lambda m, p: m.generate(IDS, adapter_names=["default", "frr"]), NO_NAME),
+    "a typo in set_adapter": (lambda m, p: m.set_adapter("frr"), NO_NAME),
+    "a typo in a hot swap": (lambda m, p: m.load_adapter("not/read", "frr", hotswap=True), NO_NAME),
+    "the base by another word": (lambda m, p: m(IDS, adapter_names=["base", "fr"]), "'base' (did you mean '__base__'?)"),
+    "the base among names": (lambda m, p: m(IDS, adapter_names=["fr", {"__base__": 0.5, "fr": 0.5}]), ALONE),
+    "the base for all": (lambda m, p: m.set_adapter("__base__"), ALONE),
+    "the base's word as a name": (lambda m, p: m.add_adapter(LoRAConfig(r=2), "__base__"), "it stands for none"),
+    "a name for the batch": (lambda m, p: m(IDS, adapter_names="fr"), "a list with an entry a row"),
+    "names for fewer rows": (lambda m, p: m(IDS, adapter_names=["fr"]), "a batch of 2 rows, with adapters named for 1"),
+    "names for what is repeated": (
+        lambda m, p: m.generate(IDS, adapter_names=ROWS * 2, num_return_sequences=2, do_sample=True),
+        "a batch of 2 rows, with adapters named for 4",
+    ),
+    "numbers": (lambda m, p: m(IDS, adapter_names=[0, 1]), "0 for a row; a name"),
+    "nothing for a row": (lambda m, p: m(IDS, adapter_names=["fr", {}]), "{} for a row; a name"),
+    "lists in lists": (lambda m, p: m(IDS, adapter_names=["fr", [["fr"]]]), "no adapter ['fr']"),
+    "a text for a weight": (lambda m, p: m(IDS, adapter_names=["fr", {"fr": "1"}]), "a weight is a finite number"),
+    "one name in a call": (lambda m, p: m(IDS, adapter_name="fr"), f"adapter_name=: {ONE_A_ROW}"),
+    "vLLM's word": (lambda m, p: m.generate(IDS, lora_request="fr"), f"lora_request=: {ONE_A_ROW}"),
+    "rows in training": (lambda m, p: m.train()(IDS, adapter_names=ROWS), "set_requires_grad(['default', 'fr']) before. To train none, call eval()"),
+    "weights of what is active": (lambda m, p: m.set_adapter({"fr": 0.5}), "add_weighted_adapter makes one adapter"),
+    "weights by name": (lambda m, p: m.add_weighted_adapter(ROWS, {"default": 1, "fr": 2}, "n"), "a list of names and one of weights"),
+    "capital letters": (lambda m, p: m.add_weighted_adapter(ROWS, [1, 1], "n", "TIES"), "Did you mean 'ties'?"),
+    "compare's order": (lambda m, p: hf_lora.compare(m, *ROWS), TWO_NAMES),
+    "compare's models": (lambda m, p: hf_lora.compare(m, m), TWO_NAMES),
+    "diffusers' hotswap": (lambda m, p: m.load_adapter(p, "fr", hotswap="auto"), "hotswap='auto': True puts"),
+    "PEFT's room": (lambda m, p: m.prepare_hotswap(target_rank=8), "target_rank: max_r="),
+    "name and path": (lambda m, p: m.load_adapter("fr", p), "load_adapter(path, name)"),
+    "a cache's name and path": (lambda m, p: hf_lora.AdapterCache(m).register(p, "new"), "register(name, path)"),
+    "a cache's path": (lambda m, p: hf_lora.AdapterCache(m).register("new", None), "a NoneType is given where a name"),
+    "vLLM's limits": (lambda m, p: hf_lora.AdapterCache(m, max_loras=2), "max_loras: max_adapters="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SEVERAL)
+def test_calls_about_several_adapters_are_answered_and_change_nothing(what: str, tmp_path: Path) -> None:
+    call, told = SEVERAL[what]
+    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, init_lora_weights=False)).eval()
+    model.add_adapter(LoRAConfig(r=2, init_lora_weights=False), "fr")
+    with pytest.raises(LoRAError, match=re.escape(told)):
+        call(model, str(tmp_path))
+    assert [*model.peft_config] == ROWS
+    assert model.active_adapters() == ["fr"]
+
+
 METHODS = {
     "add_classification_head": "SEQ_CLS", "train_adapter": "set_adapter", "save_adapter": "adapter_name=name",
     "save_pretrained_merged": r"merge_and_unload\(\)\.save_pretrained", "for_inference": r"model\.eval\(\)",
     "disable_adapter": "adapters_disabled", "active_adapter": r"active_adapters\(\)",
     "get_base_model": "adapters_disabled.*unload",
     "enable_adapter_layers": "enable_adapters", "get_layer_status": "targets_report",
+    "set_adapters": "add_weighted_adapter", "unload_adapter": "delete_adapter", "compare": r"hf_lora\.compare",
+    "prepare_model_for_compiled_hotswap": "prepare_hotswap",
 }  # fmt: skip
 
 

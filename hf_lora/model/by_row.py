@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from numbers import Real
@@ -20,9 +20,16 @@ from ..layers.state import BLOCKS, AdapterState
 from .row_inputs import check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
-__all__ = ["Given", "block", "called", "check", "taking_names", "telling_compiled"]
+__all__ = ["WORDS", "Given", "block", "called", "check", "taking_names", "telling_compiled"]
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
+_BY_NAMES = "adapter_names=[...] names one for each row of the batch; model.set_adapter(name) one for all"
+# Arguments of a call that others have, or that are nearly ours -> what to write here.
+NOT_TAKEN = {
+    "alora_offsets": "hf_lora has no adapters that begin at a token",
+    **dict.fromkeys(("adapter_name", "lora_request"), _BY_NAMES),
+}
+WORDS = ("adapter_names", *NOT_TAKEN)  # of a call
 _SINGLE = re.compile(r"(?:^|\.)experts?[._]?\d+(?:\.|$)")  # experts that are layers of their own: experts.3.w1
 
 
@@ -44,7 +51,7 @@ def called(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: bo
     """Return what one call of a model gives, with `adapter_names`, which is taken out of its arguments, or in a block.
 
     compiled: whether compiled code calls.
-    Raises AdapterStateError where a batch has other rows than its block, and for `alora_offsets`.
+    Raises AdapterStateError where a batch has other rows than its block, and for arguments of `NOT_TAKEN`.
     """
     blocks = _entered(model, args, kwargs, compiled)
     try:
@@ -60,8 +67,7 @@ def _entered(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: 
     """Return the blocks of one call, which it is in now."""
     state: AdapterState = model._lora
     own = inspect.signature(model.forward).parameters
-    if "alora_offsets" in kwargs and "alora_offsets" not in own:
-        raise AdapterStateError("alora_offsets=: hf_lora has no adapters that begin at a token.")
+    _refuse_words(kwargs, own)
     names = None if "adapter_names" in own else kwargs.pop("adapter_names", None)
     compiled = compiled or model._compiled_call_impl is not None
     with ExitStack() as blocks:
@@ -74,6 +80,13 @@ def _entered(model: Any, args: Sequence[Any], kwargs: dict[str, Any], compiled: 
         elif compiled and type(route) is tuple:
             blocks.enter_context(_telling(state, route, None))
         return blocks.pop_all()
+
+
+def _refuse_words(kwargs: Mapping[str, Any], own: Container[str]) -> None:
+    """Raise AdapterStateError for arguments that name adapters elsewhere, which a model's **kwargs would swallow."""
+    for word in NOT_TAKEN:
+        if word in kwargs and word not in own:
+            raise AdapterStateError(f"{word}=: {NOT_TAKEN[word]}.")
 
 
 _left = torch.compiler.disable(ExitStack.close)
@@ -101,6 +114,7 @@ def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(generate)
     def generate_by_row(self: Any, *args: Any, adapter_names: Given | None = None, **kwargs: Any) -> Any:
         state: AdapterState = self._lora
+        _refuse_words(kwargs, ())
         with state.gate:  # one answer, one adapter: nothing is swapped in between
             route = state.route if state.is_routed else OFF
             if adapter_names is not None:
@@ -191,7 +205,7 @@ def _rows_of(state: AdapterState, given: Given, what: str) -> Rows:
 
 
 def _route_of(state: AdapterState, entry: Any, what: str) -> Route:
-    if entry == BASE:
+    if isinstance(entry, str) and entry == BASE:
         return OFF
     if isinstance(entry, Mapping):
         shares = dict(entry)
@@ -202,10 +216,13 @@ def _route_of(state: AdapterState, entry: Any, what: str) -> Route:
     elif isinstance(entry, str):
         shares = {entry: 1.0}
     elif isinstance(entry, Sequence) and not isinstance(entry, bytes):
+        check_known(state, entry)
         shares = dict.fromkeys(entry, 1.0)
     else:
+        shares = {}
+    if not shares:
         raise ArgumentError(f"{what}: {entry!r} for a row; a name, {BASE!r}, a list of names or a mapping is wanted.")
-    check_known(state, tuple(shares))
+    check_known(state, tuple(shares), BASE)
     return mix_of(shares)
 
 
@@ -217,5 +234,5 @@ def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
         if name in state.trainable and first is not None and not first.requires_grad:
             raise AdapterStateError(
                 f"{what}: {name!r} would get no gradient, because only selected adapters train: call "
-                f"set_requires_grad({list(rows)}) before, or compute under torch.no_grad()."
+                f"set_requires_grad({list(rows)}) before. To train none, call eval(), or use torch.no_grad()."
             )

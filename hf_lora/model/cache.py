@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
-from ..files.sources import HUB_KWARGS
+from ..files.sources import HUB_KWARGS, place_of
 from ..layers.routes import BASE
 from ..layers.state import AdapterState
 from . import selecting
 from .cached import Cached
-from .hints import refuse_unknown
+from .hints import checked, refuse_unknown
 
 __all__ = ["AdapterCache", "CacheInfo"]
 
@@ -61,6 +61,7 @@ class AdapterCache:
     (1, 0)
     """
 
+    @checked("AdapterCache()")
     def __init__(
         self,
         model: Any,
@@ -99,8 +100,10 @@ class AdapterCache:
         """
         refuse_unknown("register()", kwargs, ("lora_config", "check_base", "ignore_unknown", *HUB_KWARGS))
         with self._changed:
+            if name in self._entries:
+                raise AdapterNameError(f"{name!r} is registered already: unregister() it first, or take another name.")
             selecting.check_name(name, {**self._entries, **self._state.records})
-            self._entries[name] = Cached((path, lora_config, ignore_unknown), kwargs, check_base)
+            self._entries[name] = Cached((place_of(path), lora_config, ignore_unknown), kwargs, check_base)
 
     def unregister(self, name: str) -> None:
         """Forget an adapter, on the model, too. Raises AdapterStateError while it is in use."""
@@ -121,7 +124,7 @@ class AdapterCache:
         All of a batch at once: who holds some and asks for more may wait for somebody who does the same.
         Raises what `acquire` raises.
         """
-        names, outer = _names(adapter_names), _HELD.get()
+        names, outer = self._asked(adapter_names), _HELD.get()
         self.acquire(names)
         token = _HELD.set({**outer, id(self): (*outer.get(id(self), ()), *names)})
         try:
@@ -138,7 +141,7 @@ class AdapterCache:
         AdapterStateError where they are too many or too large to be resident at once, beside what is selected and what
         the blocks around use; and what `load_adapter` raises.
         """
-        names = _names(adapter_names)
+        names = self._asked(adapter_names)
         with self._changed:
             entries = dict(zip(names, self._known(names), strict=True))
         try:
@@ -172,7 +175,7 @@ class AdapterCache:
     def release(self, adapter_names: Asked) -> None:
         """End one use of adapters that `acquire` made resident. They stay until others need their room."""
         with self._changed:
-            entries = self._known(_names(adapter_names))
+            entries = self._known(self._asked(adapter_names))
             if any(not entry.pins for entry in entries):
                 raise AdapterStateError(f"release({adapter_names!r}): not acquired, or released already.")
             for entry in entries:
@@ -188,6 +191,10 @@ class AdapterCache:
             return CacheInfo(len(self._entries), len(there), pinned, bytes=bytes_, host_bytes=host, **self._counts)
 
     # --- who is where; under the lock -------------------------------------------------------------------------------
+
+    def _asked(self, given: Asked) -> tuple[str, ...]:
+        """Return the adapters that are asked for, without those of the model that are not the cache's to bring."""
+        return tuple(n for n in _names(given) if n in self._entries or n not in self._state.records)
 
     def _known(self, names: Sequence[str]) -> list[Cached]:
         if unknown := [name for name in names if name not in self._entries]:

@@ -27,9 +27,14 @@ from ..variants.adapter import Adapter
 from .hints import refuse_unknown
 from .selecting import check_known
 
-__all__ = ["check_dtypes", "copy_in", "load_weights", "missing_weights", "opened"]
+__all__ = ["check_dtypes", "check_options", "copy_in", "load_weights", "missing_weights", "opened"]
 
 _OF_LOADING = ("adapter_name", "is_trainable", "lora_config", "check_base", "ignore_unknown", "hotswap")
+
+
+def check_options(kwargs: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for kwargs of `load_adapter` that do not say where on the Hub a file lies."""
+    refuse_unknown("load_adapter()", kwargs, (*_OF_LOADING, *HUB_KWARGS))
 
 
 def opened(
@@ -39,7 +44,7 @@ def opened(
 
     Raises ArgumentError for other kwargs, AdapterFileError where there is no adapter.
     """
-    refuse_unknown("load_adapter()", kwargs, (*_OF_LOADING, *HUB_KWARGS))
+    check_options(kwargs)
     files = open_adapter(name, kwargs, True, lora_config, ignore_unknown)
     assert files is not None
     return files

@@ -74,7 +74,7 @@ class LoRAModel(Specialised, nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name in hints.METHODS:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, as in PEFT; here {hints.METHODS[name]}.")
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; here {hints.METHODS[name]}.")
         return super().__getattr__(name)
 
     @classmethod
@@ -143,7 +143,7 @@ class LoRAModel(Specialised, nn.Module):
         state = getattr(self, "_lora", None)
         if state is None:
             return super().__call__(*args, **kwargs)
-        by_itself = "adapter_names" not in kwargs and "alora_offsets" not in kwargs
+        by_itself = not any(word in kwargs for word in by_row.WORDS)
         if torch.compiler.is_compiling():  # whether others are in blocks may change while a compiler looks
             return super().__call__(*args, **kwargs) if by_itself else by_row.called(self, args, kwargs, True)
         with state.gate:
@@ -188,6 +188,8 @@ class LoRAModel(Specialised, nn.Module):
         kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
         Raises AdapterFileError, AdapterMismatchError, BaseMismatchError, AdapterNameError, with the model unchanged.
         """
+        loading.check_options(kwargs)  # before anything is read or fetched
+        selecting.check_place(self._lora, adapter_name, hotswap)
         files = loading.opened(peft_model_id, lora_config, ignore_unknown, **kwargs)
         if hotswap:
             swapping.swap(self, files, adapter_name, is_trainable, check_base)

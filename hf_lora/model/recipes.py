@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, get_args
@@ -35,9 +36,11 @@ class Request:
     @classmethod
     def of(cls, adapters: Sequence[str], weights: Sequence[float], *others: Any) -> Request:
         """Return what a caller asks for. Raises ArgumentError where names or weights are no sequences."""
-        wrong = [g for g in (adapters, weights) if isinstance(g, str | bytes) or not isinstance(g, Iterable)]
-        if wrong:
-            raise ArgumentError(f"add_weighted_adapter: {wrong[0]!r}: give a list of names and one of weights.")
+        for given in (adapters, weights):
+            if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+                raise ArgumentError(
+                    f"add_weighted_adapter: {given!r}: give a list of names and one of weights, ['a', 'b'], [0.7, 0.3]."
+                )
         return cls(tuple(adapters), tuple(float(w) if isinstance(w, Real) else w for w in weights), *others)
 
     @property
@@ -57,7 +60,9 @@ def _problems(asked: Request) -> list[str]:
     """Return what is wrong with a request, whatever the model has."""
     method, said = maths.METHODS.get(asked.combination_type), []
     if method is None:
-        return [f"combination_type={asked.combination_type!r} is none of {', '.join(maths.METHODS)}."]
+        near = difflib.get_close_matches(str(asked.combination_type).lower(), maths.METHODS, 1, 0.6)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        return [f"combination_type={asked.combination_type!r} is none of {', '.join(maths.METHODS)}.{meant}"]
     if not asked.adapters or len({*asked.adapters}) != len(asked.adapters):
         said.append(f"adapters={list(asked.adapters)}: name at least one, and none twice (add up its weights).")
     if len(asked.weights) != len(asked.adapters) or not all(map(_is_number, asked.weights)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AdapterNameError, AdapterStateError, ArgumentError
+from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
 from ..layers.layer import LoRALayer, detach
+from ..layers.routes import BASE
 from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Record, Route
 
 __all__ = [
-    "active", "check_known", "check_name", "check_together", "delete", "disable", "enable", "names_of", "recomputing",
-    "remove", "require_grad", "select", "set_requires_grad",
+    "active", "check_known", "check_name", "check_place", "check_together", "delete", "disable", "enable", "names_of",
+    "recomputing", "remove", "require_grad", "select", "set_requires_grad",
 ]  # fmt: skip
 
 
@@ -27,24 +29,43 @@ def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:
     """
     if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise ArgumentError(
-            f"{given!r} is given where adapters are named, by one name or a list; the model has {list(state.records)}. "
+            f"{given!r} is given where adapters are named, by one name or a list; the model has {_held(state)}. "
             "disable_adapters() switches all of them off."
         )
-    names = tuple(dict.fromkeys([given] if isinstance(given, str) else given))
+    if isinstance(given, Mapping):
+        raise ArgumentError(
+            f"{given!r:.200} is given where names alone count, and weights have no place. Rows of a batch take them, "
+            "adapter_names=[{'a': 0.7, 'b': 0.3}, ...], and add_weighted_adapter makes one adapter of several."
+        )
+    names = [given] if isinstance(given, str) else [*given]
     check_known(state, names)
-    return names
+    return tuple(dict.fromkeys(names))
 
 
-def check_known(state: AdapterState, names: Sequence[str]) -> None:
-    """Raise AdapterNameError where the model has no adapter of one of these names."""
-    if unknown := [n for n in names if n not in state.records]:
-        raise AdapterNameError(f"no adapter {', '.join(map(repr, unknown))}; the model has {list(state.records)}.")
+def check_known(state: AdapterState, names: Sequence[str], *others: str) -> None:
+    """Raise AdapterNameError where the model has no adapter of one of these names; others: what may be meant."""
+    if unknown := [n for n in names if not isinstance(n, str) or n not in state.records]:
+        near = [difflib.get_close_matches(str(n), [*state.records, *others], 1, 0.6) for n in unknown]
+        told = (f"{n!r} (did you mean {m[0]!r}?)" if m else repr(n) for n, m in zip(unknown, near, strict=True))
+        base = (
+            f" {BASE!r} is a row of adapter_names= by itself, beside no other name; disable_adapters() and `with "
+            "model.adapters_disabled():` switch off all adapters."
+        )
+        raise AdapterNameError(
+            f"no adapter {', '.join(told)}; the model has {_held(state)}.{base if BASE in unknown else ''}"
+        )
+
+
+def _held(state: AdapterState) -> str:
+    return f"[{some(map(repr, state.records), 8)}]"
 
 
 def check_name(name: object, taken: Collection[str]) -> None:
     """Raise AdapterNameError where a new adapter cannot have a name: it is a key of torch's, and a folder's name."""
     if not isinstance(name, str) or not name or "." in name:
         raise AdapterNameError(f"{name!r} cannot name an adapter: a name is a non-empty string without dots.")
+    if name == BASE:
+        raise AdapterNameError(f"{name!r} cannot name an adapter: it stands for none, in the rows of adapter_names=.")
     if name in taken:
         raise AdapterNameError(f"the model has an adapter {name!r} already; choose another name or delete it first.")
     if name in dir(nn.ModuleDict):
@@ -55,12 +76,23 @@ def check_name(name: object, taken: Collection[str]) -> None:
         raise AdapterNameError(
             f"{name!a:.200} cannot name an adapter: its files lie in a folder of that name where there are several, so "
             "it has at most one slash, between two names, no signs that a system refuses, and at most 100 characters."
+            f"{'' if is_path else ' load_adapter(path, name) and register(name, path) take both, in this order.'}"
         )
     if same := [each for each in taken if each.casefold() == name.casefold()]:
         raise AdapterNameError(
             f"{name!r} cannot stand beside the adapter {same[0]!r}: their folders would be one where a system takes "
             "capital and small letters for the same. Choose another name."
         )
+
+
+def check_place(state: AdapterState, name: str, hotswap: bool) -> None:
+    """Raise ArgumentError or AdapterNameError where a file cannot become an adapter of that name."""
+    if not isinstance(hotswap, bool):
+        raise ArgumentError(f"hotswap={hotswap!r}: True puts a file's numbers into the adapter that has the name.")
+    if hotswap:
+        check_known(state, [name])
+    else:
+        check_name(name, state.records)
 
 
 def select(state: AdapterState, given: str | Sequence[str]) -> None:

@@ -33,7 +33,8 @@ def prepare(model: Any, max_r: int, given: str | Sequence[str] | None) -> None:
         held = {a: _place(module, a) for module, a in carried}
         if problems := [f"{place} {why}" for adapter, place in held.items() if (why := adapter.refuses_room(max_r))]:
             raise AdapterStateError(
-                f"prepare_hotswap(max_r={max_r}): {some(problems, 6, '; ')}. Name a larger rank, or other adapters."
+                f"prepare_hotswap(max_r={max_r}): {some(dict.fromkeys(problems), 6, '; ')}. Name a larger rank, or "
+                "other adapters."
             )
         for adapter in held:
             adapter.make_room(max_r)
