@@ -353,6 +353,19 @@ def test_a_save_tells_of_gradients_that_nobody_used(held: Any, tmp_path: Path) -
         model.save_pretrained(tmp_path, adapter_name=model.active_adapters()[0])
 
 
+def test_an_adapter_that_trains_in_rows_alone_and_in_no_optimizer_is_told_and_not_saved(tmp_path: Path) -> None:
+    model = net([SEEN])
+    model.add_adapter(LoRAConfig(r=2, target_modules=[SEEN]), "other")
+    early = optimizer_of(model)
+    model.set_requires_grad(["default", "other"])
+    with told(SEEN, "no optimizer"):
+        for _ in range(6):
+            model(floats(), adapter_names=["default"] + ["other"] * (len(floats()) - 1)).sum().backward()
+            early.step()
+    with pytest.raises(AdapterStateError, match="'default' is not saved"):
+        model.save_pretrained(tmp_path)
+
+
 def test_a_fresh_adapter_and_one_that_was_only_tried_are_saved_without_a_word(tmp_path: Path) -> None:
     model = net([SEEN])
     with told():

@@ -175,9 +175,9 @@ EVERY = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "e
 
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_killed_at_a_step_all_of_them_resume_and_end_as_if_nothing_had_been(step: int, tmp_path: Path) -> None:
-    def trained(out: Path, callbacks: Any = (), resume: bool = False) -> tuple[Any, Any]:
+    def trained(out: Path, callbacks: Any = (), resume: bool = False, steps: int = 9) -> tuple[Any, Any]:
         runs, model = runs_of("classifier"), of("classifier")
-        runs["a"].settings.update(max_steps=9, callbacks=list(callbacks))
+        runs["a"].settings.update(max_steps=steps, callbacks=list(callbacks))
         args = arguments(out, **EVERY)
         given = {"data_collator": classified, "eval_dataset": texts(6, 7)}
         return model, train_together(model, runs, args, resume_from_checkpoint=resume, **given)
@@ -186,6 +186,8 @@ def test_killed_at_a_step_all_of_them_resume_and_end_as_if_nothing_had_been(step
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "killed", [Raises(step)])
     got, again = trained(tmp_path / "killed", resume=True)
+    with pytest.raises(AdapterFileError, match="a: the run is over, and had max_steps=9, not 11"):
+        trained(tmp_path / "killed", resume=True, steps=11)
     for row, other in zip(rows, again, strict=True):
         assert furthest(got.get_adapter_state_dict(row["name"]), want.get_adapter_state_dict(row["name"])) < 1e-12
         changing = ("path", "train_loss")  # the loss is that of the steps since
@@ -241,6 +243,8 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "a name with a dot": (lambda out: ({"a.b": Run()}, {}, {}), AdapterNameError, "without dots"),
     "names of one folder": (lambda out: ({"a": Run(), "A": Run()}, {}, {}), AdapterNameError, "capital and small"),
     "an unknown setting": (lambda out: ({"a": Run()}, {}, {"learning_rat": 1}), ConfigError, "learning_rat"),
+    "an argument": (lambda out: ({"a": Run()}, {}, {"seed": 1}), ConfigError, r"'seed' \(of the arguments, or of one"),
+    "a Trainer's former word": (lambda out: ({"a": Run()}, {}, {"tokenizer": 1}), ConfigError, "processing_class"),
     "nothing to train on": (lambda out: ({"a": Run(train_dataset=None)}, {}, {}), ConfigError, "no train_dataset"),
     "targets that are nowhere": (
         lambda out: ({"a": Run(), "b": Run(LoRAConfig(target_modules=["nowhere"]))}, {}, {}), ValueError, "nowhere",
@@ -279,6 +283,9 @@ def test_what_cannot_train_is_refused_and_the_model_left_as_it_was(what: str, tm
 def test_settings_that_no_run_has_are_refused_where_they_are_written() -> None:
     with pytest.raises(ConfigError, match="near: learning_rate"):
         Run(learning_rte=1)
+    for given, told in {"lr": "near: learning_rate", "r": r"of the adapter, LoRAConfig\(r="}.items():
+        with pytest.raises(ConfigError, match=told):
+            Run(**{given: 1})
     with pytest.raises(ConfigError, match="folder of its name"):
         Run(output_dir="x")
     with pytest.raises(ArgumentError, match="LoRAConfig"):

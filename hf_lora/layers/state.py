@@ -64,13 +64,15 @@ class Origin:
 class Record:
     """One adapter of a model: its config, where it comes from, and whether it trains when it is selected.
 
-    is_asked: whether a first step has told what of it does not train.
+    is_asked: whether a first step has told what of it does not train. trains_in_rows: whether it was asked to train
+    whatever is selected.
     """
 
     config: LoRAConfig
     origin: Origin = field(default_factory=Origin)
     trainable: bool = False
     is_asked: bool = False
+    trains_in_rows: bool = False
 
 
 @dataclass

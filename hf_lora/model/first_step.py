@@ -36,7 +36,7 @@ _TRAINED: WeakKeyDictionary[Any, Trained] = WeakKeyDictionary()
 
 
 def wait(model: Any) -> None:
-    """Have the next steps of any optimizer tell what of a LoRAModel's selected adapters does not train.
+    """Have the next steps of any optimizer tell what of a LoRAModel's adapters does not train.
 
     Warns then of adapters, saved modules and token rows without a gradient in the first step of an optimizer that
     holds them, and of those that have gradients when no optimizer that steps holds them.
@@ -60,7 +60,9 @@ def _listen() -> None:
 
 
 def _unasked(state: AdapterState) -> list[str]:
-    return [name for name in state.selected if name in state.trainable and not state.records[name].is_asked]
+    """Return the adapters that should train, selected or not, and that no step was asked about."""
+    trained = ((n, r) for n, r in state.records.items() if r.trainable and (r.trains_in_rows or n in state.selected))
+    return [name for name, record in trained if not record.is_asked]
 
 
 def _ask(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -257,6 +257,7 @@ class LoRAModel(Specialised, nn.Module):
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Let adapters train, or not, whichever are selected: for batches whose rows have adapters of their own."""
         selecting.set_requires_grad(self._lora, adapter_names, requires_grad)
+        first_step.wait(self)
 
     def active_adapters(self) -> list[str]:
         """Return the names of the adapters in use (while enabled)."""

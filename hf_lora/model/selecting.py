@@ -131,8 +131,9 @@ def set_requires_grad(state: AdapterState, given: str | Sequence[str], wanted: b
         names = names_of(state, given)
         if wanted and (frozen := [name for name in names if not state.records[name].trainable]):
             raise AdapterStateError(f"{frozen} were loaded for inference: load them with is_trainable=True.")
-        for layer in state.layers.values():
-            for name in names:
+        for name in names:
+            state.records[name].trains_in_rows = wanted
+            for layer in state.layers.values():
                 require_grad(layer, name, wanted)
 
 

@@ -15,21 +15,32 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ConfigError
+from ..errors import AdapterFileError, ConfigError, some
 from ..files.disk import write_atomically
 from ..model.arguments import as_config
+from ..model.hints import SETTINGS
 from ..model.twins import trunks
 from .calls import ALONE, Backward, Call
 from .turns import Training, World
 
-__all__ = ["Row", "Run", "check_settings", "finished", "prepared", "training_of"]
+__all__ = ["Row", "Run", "check_settings", "choices", "finished", "prepared", "training_of"]
 
 Row = dict[str, Any]
 _RESULT = "run_result.json"  # in a run's folder, written last
+_CHOICES = "choices"  # in that file, beside the row
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 # What a Trainer is given besides: the model, and what is made for it, is not a run's to choose.
 _TRAINER = set(inspect.signature(Trainer.__init__).parameters) - {"self", "model", "args", "model_init", "optimizers"}
-
+_MEANT = {
+    "batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs", "lr": "learning_rate",
+    "optimizers": "optimizer_cls_and_kwargs", "steps": "max_steps", "tokenizer": "processing_class",
+}  # fmt: skip
+# Arguments that decide where a training ends.
+_DECISIVE = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "data_seed", "gradient_accumulation_steps", "label_smoothing_factor",
+    "learning_rate", "lr_scheduler_type", "max_grad_norm", "max_steps", "num_train_epochs", "optim",
+    "per_device_train_batch_size", "seed", "warmup_steps", "weight_decay",
+)  # fmt: skip
 
 _TIMES = ("_runtime", "_per_second", "_preparation_time")  # of metrics, which say nothing of a run
 _OF_THE_LOSS = ("num_items_in_batch",)  # which models hand to their trunk as well
@@ -78,11 +89,21 @@ def check_settings(what: str, given: Collection[str], known: Collection[str] = _
         )
     problems = []
     for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 3, 0.5)
-            problems.append(f"{name!r} (near: {', '.join(near)})" if near else repr(name))
+        if name in known:
+            continue
+        if name in SETTINGS:
+            hint = f"of the adapter, LoRAConfig({name}=...)"
+        elif name in _FIELDS:
+            hint = f"of the arguments, or of one run, Run({name}=...)"
+        else:
+            near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, sorted(known), 3, 0.5)
+            hint = f"near: {', '.join(near)}" if near else ""
+        problems.append(f"{name!r} ({hint})" if hint else repr(name))
     if problems:
-        raise ConfigError(f"{what}: {', '.join(problems)} is no setting of a run here.")
+        raise ConfigError(
+            f"{what}: {', '.join(problems)} is no setting of a run here. A run takes the fields of TrainingArguments "
+            "and what a Trainer is given; all runs together take the latter."
+        )
 
 
 def _refuse(name: str, args: TrainingArguments) -> None:
@@ -119,13 +140,24 @@ class _Tells(TrainerCallback):
         print(f"{self.name}: {logs}", flush=True)
 
 
+def _arguments(name: str, run: Run, args: TrainingArguments) -> TrainingArguments:
+    settings = {key: value for key, value in run.settings.items() if key in _FIELDS}
+    return dataclasses.replace(args, output_dir=str(Path(str(args.output_dir), name)), **settings)
+
+
+def choices(name: str, run: Run, args: TrainingArguments) -> Row:
+    """Return what decides where a run ends, as JSON has it, but for its data. args: what all runs are given."""
+    own = _arguments(name, run, args)
+    chosen = {each: getattr(own, each) for each in _DECISIVE}
+    chosen |= {f.name: getattr(run.config, f.name) for f in dataclasses.fields(run.config)}
+    return {key: json.loads(json.dumps(value, default=str)) for key, value in chosen.items()}
+
+
 def prepared(
     name: str, run: Run, twin: Any, args: TrainingArguments, trainer: Mapping[str, Any], cls: type[Trainer]
 ) -> Trainer:
     """Return the Trainer of a run. args, trainer: what all runs are given; cls: the Trainer's class."""
-    chosen = {**trainer, **run.settings}
-    settings = {key: value for key, value in chosen.items() if key in _FIELDS}
-    own = dataclasses.replace(args, output_dir=str(Path(str(args.output_dir), name)), **settings)
+    chosen, own = {**trainer, **run.settings}, _arguments(name, run, args)
     given = {key: value for key, value in chosen.items() if key not in _FIELDS}
     tokenizers = [given.get("processing_class"), getattr(given.get("data_collator"), "tokenizer", None)]
     memo = {id(each): each for each in tokenizers if each is not None}
@@ -144,18 +176,33 @@ def prepared(
     return result
 
 
-def finished(folder: Path) -> Row | None:
-    """Return the row of a run that is over, None of one that is not."""
+def finished(folder: Path, chosen: Row) -> Row | None:
+    """Return the row of a run that is over, None of one that is not; chosen: what `choices` returned for it.
+
+    Raises AdapterFileError where it was trained with other settings.
+    """
     path = folder / _RESULT
-    return {**json.loads(path.read_text(encoding="utf-8")), "path": str(folder)} if path.exists() else None
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text(encoding="utf-8"))
+    then = row.pop(_CHOICES)
+    if others := [f"{key}={then[key]!r}, not {now!r}" for key, now in chosen.items() if then.get(key, now) != now]:
+        raise AdapterFileError(
+            f"{folder}: the run is over, and had {some(others, 6)}. A run that is over is not trained again: give it "
+            "another name, or remove the folder."
+        )
+    return {**row, "path": str(folder)}
 
 
-def training_of(name: str, trainer: Trainer, resumes: bool, rows: dict[str, Row]) -> Training:
-    """Return a run's training: its trunk waits for the others' wherever it computes; `rows` gets its row at the end."""
+def training_of(name: str, trainer: Trainer, resumes: bool, rows: dict[str, Row], chosen: Row) -> Training:
+    """Return a run's training: its trunk waits for the others' wherever it computes; `rows` gets its row at the end.
+
+    chosen: what `choices` returned for it.
+    """
 
     def work() -> None:
         trainer.train(resume_from_checkpoint=resumes)
-        rows[name] = _ended(name, trainer)
+        rows[name] = _ended(name, trainer, chosen)
 
     training = Training(name, World(trainer.args.device), work)
     trainer.training = training  # type: ignore[attr-defined]
@@ -185,7 +232,7 @@ def _intercept(training: Training, trunk: str, module: Any) -> None:
     module.__dict__["forward"] = forward
 
 
-def _ended(name: str, trainer: Trainer) -> Row:
+def _ended(name: str, trainer: Trainer, chosen: Row) -> Row:
     """Save a run's adapter, its card and its state, and return its row, which is written last."""
     args, state = trainer.args, trainer.state
     best = state.best_global_step if args.load_best_model_at_end else None
@@ -201,5 +248,5 @@ def _ended(name: str, trainer: Trainer) -> Row:
     trainer.save_model()
     trainer.create_model_card()
     trainer.save_state()
-    write_atomically(folder / _RESULT, json.dumps(row).encode())
+    write_atomically(folder / _RESULT, json.dumps({**row, _CHOICES: chosen}).encode())
     return {**row, "path": str(folder)}

@@ -21,7 +21,7 @@ from ..model.lora_model import LoRAModel
 from ..model.report import aligned
 from ..model.selecting import check_name, delete, set_requires_grad
 from .joint import Joint
-from .runs import Row, Run, check_settings, finished, prepared, training_of
+from .runs import Row, Run, check_settings, choices, finished, prepared, training_of
 from .turns import Training, in_turns
 
 __all__ = ["Results", "train_together"]
@@ -61,12 +61,14 @@ def train_together(
     model: a Transformers model, or a LoRAModel, whose own adapters are left alone; at the end it has an adapter for
     each run besides, none of them selected. args: what the runs do not set themselves; the run "a" writes into the
     folder "a" of its output_dir: checkpoints, and at the end the adapter. trainer: what all Trainers are given.
-    resume_from_checkpoint: go on from each run's own last checkpoint; a run that was over is not trained again.
+    resume_from_checkpoint: go on from each run's own last checkpoint; a run that was over is not trained again, and
+        refused where its settings changed since.
     Raises ConfigError, AdapterNameError, AdapterFileError and what adding the adapters raises, before anything trains;
     later what a run raises. The model is as it was then.
     """
     folders = _checked(runs, args, trainer, resume_from_checkpoint)
-    rows = {name: row for name, folder in folders.items() if (row := finished(folder)) is not None}
+    chosen = {name: choices(name, run, args) for name, run in runs.items()}
+    rows = {name: row for name, folder in folders.items() if (row := finished(folder, chosen[name])) is not None}
     with _carrier(model, list(runs)) as carrier:
         carrier.to(args.device)
         twin_of: dict[str, Any] = {}
@@ -79,7 +81,7 @@ def train_together(
                 continue
             made = prepared(name, run, twin, args, trainer, trainer_class)
             resumes = resume_from_checkpoint and any(folders[name].glob("checkpoint-*"))
-            trainings.append(training_of(name, made, resumes, rows))
+            trainings.append(training_of(name, made, resumes, rows, chosen[name]))
         for name, twin in twin_of.items():
             twins.share(carrier, twin, name)
         in_turns(trainings, Joint(carrier).serve)
