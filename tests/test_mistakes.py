@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import peft
 import pytest
 import torch
@@ -259,6 +260,30 @@ def test_the_trainer_refuses_before_the_first_step(name: str, late: bool, tmp_pa
         straight = trained_gpt2()
         trainer(straight, tmp_path / "b", max_steps=2).train()
         assert same(snapshot(model), snapshot(straight)), "the cure trains to other bits"
+
+
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])
+def test_a_column_of_adapter_names_is_not_left_out_without_a_word(kind: Callable[[Any], Any], tmp_path: Path) -> None:
+    model = trained_gpt2()
+    model.add_adapter(LORA, "other")
+    model.set_requires_grad(["default", "other"])
+    row = IDS[0].tolist()
+    rows = [{"input_ids": row, "labels": row, "adapter_names": name} for name in ("default", "other") * 2]
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        tensors = {key: torch.tensor([item[key] for item in items]) for key in ("input_ids", "labels")}
+        return {**tensors, "adapter_names": [item["adapter_names"] for item in items]}
+
+    run = trainer(model, tmp_path, max_steps=1)
+    run.train_dataset, run.data_collator, before = kind(rows), collate, snapshot(model)
+    with pytest.raises(AdapterStateError, match="remove_unused_columns=False"):
+        run.train()
+    run.args.remove_unused_columns = False
+    run.train()
+    moved = [
+        key for (key, *_, old), (*_, new) in zip(before, snapshot(model), strict=True) if not torch.equal(old, new)
+    ]
+    assert all(any(f"adapters.{name}.weight.lora_B" in key for key in moved) for name in ("default", "other"))
 
 
 def test_new_heads_biases_and_token_rows_are_no_false_alarm(tmp_path: Path) -> None:

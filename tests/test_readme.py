@@ -13,10 +13,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 
-from hf_lora import LoRAModel
+from hf_lora import LoRAConfig, LoRAModel
 
 from .hub import Hub
 from .peek import cli
+from .tiny import VOCAB, tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -85,6 +86,36 @@ def test_the_python_blocks_run_in_order_as_written(hub: Hub, tmp_path: Path, mon
         logits = trained(input_ids=ids).logits
         assert not torch.equal(logits, base)
         torch.testing.assert_close(by_peft(input_ids=ids).logits, logits)
+
+
+def test_the_blocks_about_many_adapters_run_in_order_as_written(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    base = tiny("gpt2")
+    base.generation_config.update(max_new_tokens=2, pad_token_id=0)
+    base.save_pretrained("base")
+    hub.add("me/base", Path("base"))
+    for name in ("me/summaries", "me/translations", "me/newer", "adapters/de"):
+        torch.manual_seed(len(name))
+        made = LoRAModel.from_pretrained("me/base", LoRAConfig(r=2, init_lora_weights=False))
+        made.save_pretrained(name)
+        hub.add(name, Path(name))
+    words = {f"w{index}": index for index in range(VOCAB)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w1", pad_token="w0", padding_side="left")
+    texts = ["w5 w6", "w7 w8", "w9 w10", "w11 w12"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    names: dict[str, Any] = {"tokenizer": tokenizer, "texts": texts, "batch": batch, "inputs": batch}
+    exec("import hf_lora, torch\nfrom transformers import pipeline\nfrom hf_lora import LoRAConfig, LoRAModel", names)
+    for number, (_, code) in enumerate(BLOCK.findall((ROOT / "docs" / "adapters.md").read_text("utf-8"))):
+        exec(compile(code, f"adapters.md, block {number}", "exec"), names)
+    model, cache = names["model"], names["cache"]
+    assert {*model.peft_config} == {"default", "fr", "a", "b", "both", "de"}
+    assert (model.active_adapters(), cache.info().resident) == (["both"], 1)
+    assert all(torch.count_nonzero(v) for k, v in model.get_adapter_state_dict("a").items() if "lora_B" in k)
 
 
 def small_bert(folder: Path) -> Path:

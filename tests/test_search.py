@@ -298,5 +298,12 @@ def test_trials_of_one_pass_reach_what_they_reach_alone_and_pruned_ones_leave_it
         reached = [row["eval_loss"] for row in alone.state.log_history if "eval_loss" in row]
         want = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
         assert reached[: len(want)] == pytest.approx(want, rel=1e-9)
-    with pytest.raises(LoRAError, match="study of Optuna"):
-        search.train_together(args, None, **given)
+    trials = len(study.trials)
+    for others, told in (
+        ({"study": None}, "study: a NoneType .*study of Optuna"),
+        ({"n_trials": "2", "at_once": 0}, "n_trials='2', at_once=0"),
+        ({"eval_dataset": None}, "eval_dataset"),
+    ):
+        with pytest.raises(LoRAError, match=told):
+            search.train_together(args, **{"study": study, **given, **others})
+    assert len(study.trials) == trials

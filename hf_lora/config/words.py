@@ -10,10 +10,10 @@ from typing import Any
 
 from .keys import INERT, UNSUPPORTED, Fields
 
-__all__ = ["as_json", "unknown_settings"]
+__all__ = ["OTHER_NAMES", "as_json", "unknown_settings"]
 
 # Other names of a setting -> the setting.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "alpha": "lora_alpha",
     "base_model": "base_model_name_or_path",
     "dropout": "lora_dropout",
@@ -39,8 +39,8 @@ def unknown_settings(names: Iterable[str]) -> str:
             told.append(f"{name} asks for something that hf_lora does not build; leave it out.")
         elif name in INERT:
             told.append(f"{name} is only kept, from files that have it; other={{{name!r}: ...}} writes it.")
-        elif name in _OTHER_NAMES or (near := difflib.get_close_matches(name.lower(), known, 1, 0.6)):
-            told.append(f"there is no setting {name!r}; did you mean {_OTHER_NAMES.get(name) or near[0]!r}?")
+        elif name in OTHER_NAMES or (near := difflib.get_close_matches(name.lower(), known, 1, 0.6)):
+            told.append(f"there is no setting {name!r}; did you mean {OTHER_NAMES.get(name) or near[0]!r}?")
         else:
             told.append(f"there is no setting {name!r}; there are {', '.join(known)}.")
     return " ".join(told)

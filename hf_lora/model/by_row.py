@@ -139,7 +139,10 @@ def _in_places(model: Any, rows: Rows, count: int | None) -> Iterator[None]:
     names = tuple(state.records)
     places: dict[Route, int] = {OFF: 0, **{(name,): i for i, name in enumerate(names, 1)}}
     if strange := [route for route in rows.groups if route not in places]:
-        raise AdapterStateError(f"{strange[0]}: in a compiled model a row names one adapter, without a weight.")
+        raise AdapterStateError(
+            f"{strange[0]}: in a compiled model a row names one adapter, without a "
+            "weight. add_weighted_adapter(..., combination_type='cat') makes exactly one of several."
+        )
     of_row = torch.tensor([places[rows.groups[i]] for i in rows.of_row], device=next(model.parameters()).device)
     with _COMPILED:
         for path, layer in state.layers.items():

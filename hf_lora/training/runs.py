@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..config.lora_config import LoRAConfig
+from ..config.words import OTHER_NAMES
 from ..errors import AdapterFileError, ConfigError, some
 from ..files.disk import write_atomically
 from ..model.arguments import as_config
@@ -91,8 +92,8 @@ def check_settings(what: str, given: Collection[str], known: Collection[str] = _
     for name in given:
         if name in known:
             continue
-        if name in SETTINGS:
-            hint = f"of the adapter, LoRAConfig({name}=...)"
+        if name in SETTINGS | OTHER_NAMES.keys():
+            hint = f"of the adapter, LoRAConfig({OTHER_NAMES.get(name, name)}=...)"
         elif name in _FIELDS:
             hint = f"of the arguments, or of one run, Run({name}=...)"
         else:

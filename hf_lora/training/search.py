@@ -17,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import BestRun
 
 from ..config.lora_config import LoRAConfig
+from ..config.words import OTHER_NAMES
 from ..errors import AdapterStateError, ArgumentError, ConfigError, LoRAError, MissingExtraError, ModelError
 from ..layers.layer import base_modules
 from ..model.arguments import as_config
@@ -292,7 +293,8 @@ def _checked(space: Space) -> Space:
     known, problems = sorted(_ADAPTERS | _TRAINERS), [] if space else ["it is empty"]
     for name, where in space.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.5)
+            meant = OTHER_NAMES.get(str(name))
+            near = [meant] if meant else difflib.get_close_matches(str(name), known, 3, 0.5)
             problems.append(f"{name!r} is no setting that can be searched; the nearest are {', '.join(near) or 'none'}")
         if not isinstance(where, Range) and not (isinstance(where, list | tuple) and where):
             problems.append(f"{name}={where!r}, but choices are a list or tuple, and numbers between two a Range")

@@ -63,10 +63,7 @@ def try_together(
     trainer: dict[str, Any],
 ) -> Any:
     """Train n_trials of a LoRASearch, at_once of them in one pass, and return the best one (or all that are)."""
-    if not hasattr(study, "ask") or min(n_trials, at_once) < 1:
-        raise ArgumentError(
-            f"a study of Optuna's and positive numbers of trials are wanted, not {study!r:.100}, {n_trials}, {at_once}."
-        )
+    _check(study, {"n_trials": n_trials, "at_once": at_once}, trainer)
     set_seed(args.seed)
     model = search.model_init().unload()
     callbacks = tuple(trainer.pop("callbacks", None) or ())
@@ -92,6 +89,19 @@ def try_together(
             each.end(row)
         model = model.unload()
     return _best(study)
+
+
+def _check(study: Any, numbers: dict[str, Any], trainer: dict[str, Any]) -> None:
+    """Raise ArgumentError where trials cannot begin, or could not be compared."""
+    if not hasattr(study, "ask"):
+        raise ArgumentError(
+            f"study: a {type(study).__name__} is given; what is wanted is a study of Optuna's, behind the arguments: "
+            "train_together(args, optuna.create_study(), ...)."
+        )
+    if wrong := [f"{name}={n!r}" for name, n in numbers.items() if type(n) is not int or n < 1]:
+        raise ArgumentError(f"{', '.join(wrong)}: a number of trials is a positive integer.")
+    if trainer.get("eval_dataset") is None:
+        raise ArgumentError("no eval_dataset is given, by which trials are compared; eval_dataset= is for all of them.")
 
 
 def _best(study: Any) -> Any:
