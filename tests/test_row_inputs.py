@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -139,6 +140,51 @@ def test_a_model_that_compares_all_rows_is_refused_and_its_parts_are_not(as_tupl
     with model.adapters_active(rows=ROWS):
         got = images()
     assert (got - picked(model, images)).abs().max() < 1e-10
+
+
+def time_major() -> Any:
+    """Return a model around torch's own attention, whose batches have their rows in the second dimension."""
+    base = tiny.tiny("bert", "BertModel").double()
+    base.encoder = torch.nn.Sequential(torch.nn.TransformerEncoderLayer(tiny.HIDDEN, 2, 32, dropout=0.0).double())
+    return base
+
+
+TURNED: dict[str, tuple[Callable[[], Any], Any, Any]] = {
+    "the whole model": (lambda: tiny.tiny("xlnet").double(), "all-linear", None),
+    "one layer's own code": (
+        lambda: transformers.LongformerModel(transformers.LongformerConfig(**TEXT, attention_window=[4, 4])).double(),
+        "attention", "output.dense",
+    ),
+    "an attention of torch's": (time_major, ["linear1"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TURNED)
+@pytest.mark.parametrize("length", [4, 8])
+@torch.no_grad()
+def test_layers_that_get_time_before_rows_are_refused_where_both_sizes_fit(what: str, length: int) -> None:
+    make, targets, straight = TURNED[what]
+    ids = torch.arange(4, 4 + 4 * length).reshape(4, length)
+
+    def called(targets: Any, compute: Callable[[LoRAModel], Any]) -> Any:
+        torch.manual_seed(0)
+        config = LoRAConfig(r=2, init_lora_weights=False, target_modules=targets)
+        model = LoRAModel.from_model(make().eval(), config, "a")
+        model.add_adapter(config, "b")
+        return compute(model)
+
+    def given(model: LoRAModel) -> torch.Tensor:  # to the adapted layers, in the order that they have them
+        x = torch.randn(length, 4, tiny.HIDDEN, dtype=torch.float64)
+        return model.encoder[0](x) if what == "an attention of torch's" else model(ids)[0]
+
+    def by_row(model: LoRAModel) -> Any:
+        with model.adapters_active(rows=ROWS[:1] * 2 + ["b"] * 2):
+            return given(model)
+
+    with pytest.raises(AdapterStateError, match="another dimension than the first"):
+        called(targets, by_row)
+    if straight is not None:
+        assert called([straight], by_row).shape[:2] == (4, length)
 
 
 @torch.no_grad()

@@ -102,6 +102,8 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
         return add_by_row(base(layer, *args, **kwargs), x, a, b, places)
     rows = layer._steps.rows()
     times = times_in(layer, state, len(rows.of_row), x)
+    if state.turned[1]:
+        _refuse_turned(layer, state, len(rows.of_row), x)
     stack = None if base is None else layer._steps.stacked(rows.groups)
     if stack is not None and base is not None:
         return add_by_row(base(layer, *args, **kwargs), x, stack.a, stack.b, rows.place_of_each(x.device))
@@ -126,6 +128,17 @@ def times_in(layer: Any, state: AdapterState, rows: int, x: Any) -> int:
             "`with model.adapters_active(name):`."
         )
     return times
+
+
+def _refuse_turned(layer: Any, state: AdapterState, rows: int, x: Tensor) -> None:
+    """Raise AdapterStateError where a layer below code that turns batches may get (time, rows, ...)."""
+    others = x.shape[1:-1] if x.is_floating_point() else x.shape[1:]
+    if not all(size % rows for size in others) and (name := name_in(state, layer)) in state.turned[1]:
+        raise AdapterStateError(
+            f"{name}: its input {tuple(x.shape)} may have its {rows} rows in another dimension than the first, since "
+            "this model's code turns it: which row is whose cannot be told here. Compute each adapter's rows on their "
+            "own, in `with model.adapters_active(name):`."
+        )
 
 
 def name_in(state: AdapterState, layer: Any) -> str:

@@ -98,6 +98,10 @@ class AdapterState:
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
     told: Told = field(default_factory=Told)
+    turned: tuple[tuple[str, ...], frozenset[str]] = (
+        (),
+        frozenset(),
+    )  # layers that were looked at, and `below_turning`
     gate: Gate = field(default_factory=Gate)  # passed by every call of the model, closed while numbers change in place
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import AdapterStateError, ArgumentError
 from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
+from ..targets.turning import below_turning
 from .row_inputs import check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
@@ -146,7 +147,7 @@ def _in_places(model: Any, rows: Rows, count: int | None) -> Iterator[None]:
     of_row = torch.tensor([places[rows.groups[i]] for i in rows.of_row], device=next(model.parameters()).device)
     with _COMPILED:
         for path, layer in state.layers.items():
-            if not layer._steps.have_factors(names, rows):
+            if path in state.turned[1] or not layer._steps.have_factors(names, rows):
                 raise AdapterStateError(f"{path}: a compiled model answers rows by plain LoRA on linear layers only.")
         with _telling(state, OFF, of_row.repeat_interleave((count or len(of_row)) // len(of_row))):
             yield
@@ -179,6 +180,8 @@ def _taking(
     state: AdapterState = model._lora
     with BLOCKS:
         rows = _rows_of(state, given, what)
+        if len(rows.groups) > 1 and state.turned[0] != (names := tuple(state.layers)):
+            state.turned = names, below_turning(model, names)
     if model.training and torch.is_grad_enabled():
         _check_trains(state, rows, what)
     if kwargs is not None:
