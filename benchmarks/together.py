@@ -1,9 +1,10 @@
 """Eight runs in one pass over one base, against the stock Trainer with one after the other: time, memory, accuracy.
 
-The demo's job (hf_lora/cli/demo.py): a pretrained MiniLM learns the sentiment of words, batches of 32, one epoch of a
-third of the entries (`--full`: of all); four learning rates, two ranks, each with a seed of its own. Every arm is a
-process of its own, in turn (A B B A), its time is from the base in memory to the last accuracy, its peak the process's
-largest resident set. Both arms train the same runs, with dropout; their accuracies are compared one by one.
+The demo's job (hf_lora/cli/demo.py): a pretrained MiniLM learns the sentiment of words; four learning rates, two ranks,
+each with a seed of its own, in batches of 32 (one epoch of a third of the entries) and of 4 (of a twelfth); `--full`
+takes all entries. Every arm is a process of its own, in turn (A B B A), its time is from the base in memory to the last
+accuracy, its peak the process's largest resident set. Both arms train the same runs, with dropout; their accuracies are
+compared one by one.
 """
 
 from __future__ import annotations
@@ -41,44 +42,58 @@ RATES, RANKS = (5e-4, 1e-3, 2e-3, 4e-3), (4, 16)
 
 
 def run(options: Options) -> Findings:
-    """Train with both arms, each in processes of its own, and return a row an arm."""
-    is_smoke = options.scale == "smoke"
-    order = [ALONE, TOGETHER] if is_smoke else [ALONE, TOGETHER, TOGETHER, ALONE]
-    found: dict[str, list[Row]] = {ALONE: [], TOGETHER: []}
-    for arm in order:
-        command = [sys.executable, "-m", "benchmarks.together", arm, options.scale, options.device.type]
-        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **threads})
-        found[arm].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"  {arm:<20}{found[arm][-1]['seconds']:>8.1f} s", flush=True)
-    alone, together = found[ALONE], found[TOGETHER]
-    ratios = [b["seconds"] / a["seconds"] for a, b in zip(alone, together, strict=True)]
-    cpu_ratios = [b["cpu_seconds"] / a["cpu_seconds"] for a, b in zip(alone, together, strict=True)]
-    peaks = {arm: max(row["peak_bytes"] for row in each) for arm, each in found.items()}
-    apart = max(abs(a - b) for a, b in zip(alone[0]["accuracies"], together[0]["accuracies"], strict=True))
-    rows = [
-        {
-            "arm": arm, "cell": "MiniLM-L6, eight runs", "accuracies": each[0]["accuracies"],
-            "seconds": round(statistics.median(row["seconds"] for row in each), 2),
-            "cpu_seconds": round(statistics.median(row["cpu_seconds"] for row in each), 2),
-            "ratio": 1.0 if arm == ALONE else round(statistics.median(ratios), 4),
-            "cpu_ratio": 1.0 if arm == ALONE else round(statistics.median(cpu_ratios), 4),
-            "peak_bytes": peaks[arm], "peak_ratio": round(peaks[arm] / peaks[ALONE], 4),
-        }
-        for arm, each in found.items()
-    ]  # fmt: skip
-    return Findings(rows, [
-        f"Together: time x{statistics.median(ratios):.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)}), processor "
-        f"x{statistics.median(cpu_ratios):.2f} ({', '.join(f'{r:.2f}' for r in cpu_ratios)}), peak "
-        f"{peaks[TOGETHER] / 2**20:.0f} MiB where one after another has {peaks[ALONE] / 2**20:.0f}; accuracies differ "
-        f"by at most {apart:.4f}, and are {alone[0]['accuracies']} alone.",
-    ])  # fmt: skip
+    """Train every cell with both arms, each in processes of its own, and return a row an arm."""
+    rows: list[Row] = []
+    told: list[str] = []
+    for size, every in {"smoke": [(32, 46)], "full": [(32, 1), (4, 1)]}.get(options.scale, [(32, 3), (4, 12)]):
+        cell = f"MiniLM-L6, eight runs, batches of {size}"
+        print(f"\n{cell}, 1 of {every} entries")
+        found: dict[str, list[Row]] = {ALONE: [], TOGETHER: []}
+        for arm in [ALONE, TOGETHER] if options.scale == "smoke" else [ALONE, TOGETHER, TOGETHER, ALONE]:
+            found[arm].append(_in_a_process(arm, size, every, options.device.type))
+        rows += [_row(cell, found, arm) for arm in found]
+        told.append(_told(cell, found))
+    return Findings(rows, told)
 
 
-def measured(arm: str, scale: str, device: str) -> Row:
-    """Train the eight runs in this process; return seconds, the peak's bytes, and each run's accuracy."""
-    entries = ratings()
-    train, held = split(entries[:: {"smoke": len(entries) // 160, "full": 1}.get(scale, 3)], seed=0)
+def _in_a_process(arm: str, *given: object) -> Row:
+    command = [sys.executable, "-m", "benchmarks.together", arm, *map(str, given)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **threads})
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {arm:<20}{row['seconds']:>8.1f} s, of the processor {row['cpu_seconds']:.1f}", flush=True)
+    return row
+
+
+def _ratios(found: dict[str, list[Row]], what: str) -> list[float]:
+    return [b[what] / a[what] for a, b in zip(found[ALONE], found[TOGETHER], strict=True)]
+
+
+def _row(cell: str, found: dict[str, list[Row]], arm: str) -> Row:
+    row: Row = {"arm": arm, "cell": cell, "accuracies": found[arm][0]["accuracies"]}
+    for what in ("seconds", "cpu_seconds", "peak_bytes"):
+        ratios = [1.0] if arm == ALONE else _ratios(found, what)
+        row |= {what: round(statistics.median(each[what] for each in found[arm]), 2)}
+        row["ratio" if what == "seconds" else f"{what}_ratio"] = round(statistics.median(ratios), 4)
+    return row
+
+
+def _told(cell: str, found: dict[str, list[Row]]) -> str:
+    alone, together = found[ALONE][0], found[TOGETHER][0]
+    apart = max(abs(a - b) for a, b in zip(alone["accuracies"], together["accuracies"], strict=True))
+    time, cpu = (", ".join(f"{ratio:.2f}" for ratio in _ratios(found, what)) for what in ("seconds", "cpu_seconds"))
+    return (
+        f"{cell}: time x{time}, of the processor x{cpu}; peak {together['peak_bytes'] / 2**20:.0f} MiB together, "
+        f"{alone['peak_bytes'] / 2**20:.0f} one after another; accuracies differ by {apart:.4f} at most."
+    )
+
+
+def measured(arm: str, size: int, every: int, device: str) -> Row:
+    """Train the eight runs in this process; return seconds, the peak's bytes, and each run's accuracy.
+
+    size: the rows of a batch; every: of how many entries one is taken.
+    """
+    train, held = split(ratings()[::every], seed=0)
     tokenizer = AutoTokenizer.from_pretrained(base())
     data = [[{**tokenizer(text), "labels": label} for text, label in rated] for rated in (train, held)]
     chosen = [(r, rate) for r in RANKS for rate in RATES]
@@ -94,7 +109,7 @@ def measured(arm: str, scale: str, device: str) -> Row:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         settings = {
-            "num_train_epochs": 1, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128,
+            "num_train_epochs": 1, "per_device_train_batch_size": size, "per_device_eval_batch_size": 128,
             "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no",
             "dataloader_pin_memory": False, "use_cpu": device == "cpu",
         }  # fmt: skip
@@ -149,4 +164,4 @@ def _alone(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(*sys.argv[1:])))
+    print(json.dumps(measured(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))

@@ -55,6 +55,11 @@ def classified(rows: Batch) -> dict[str, Tensor]:
     return {**padded(rows), "labels": torch.tensor([row["label"] for row in rows])}
 
 
+def with_types(rows: Batch) -> dict[str, Tensor]:
+    found = classified(rows)
+    return {**found, "token_type_ids": torch.zeros_like(found["input_ids"])}
+
+
 def continued(rows: Batch) -> dict[str, Tensor]:
     found = padded(rows)
     return {**found, "labels": found["input_ids"].masked_fill(found["attention_mask"] == 0, -100)}
@@ -95,7 +100,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
 def arguments(out: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(**{
         **DEFAULTS, "output_dir": str(out), "save_strategy": "no", "remove_unused_columns": False,
-        "dataloader_pin_memory": False, "max_steps": 5, "label_names": ["labels"], **changes,
+        "dataloader_pin_memory": False, "max_steps": 4, "label_names": ["labels"], **changes,
     })  # fmt: skip
 
 
@@ -115,12 +120,12 @@ def runs_of(case: str) -> dict[str, Run]:
     return {
         "a": Run(LoRAConfig(r=2, lora_dropout=p), train_dataset=texts(12, 0), learning_rate=1e-2, seed=1),
         "b": Run(
-            LoRAConfig(r=4), train_dataset=texts(9, 1), max_steps=3, warmup_steps=2, max_grad_norm=0.05,
+            LoRAConfig(r=4), train_dataset=texts(9, 1), max_steps=50 if case == "classifier" else 3, warmup_steps=2, max_grad_norm=0.05,
             weight_decay=0.1, seed=2,
         ),
         "c": Run(
-            LoRAConfig(r=3, target_modules="all-linear", lora_dropout=p, use_dora=True), seed=3,
-            train_dataset=texts(8, 2, 5, 8), per_device_train_batch_size=3, lr_scheduler_type="cosine",
+            LoRAConfig(r=3, target_modules="attention", lora_dropout=p, use_dora=True), seed=3,
+            train_dataset=texts(8, 2, 5, 8), per_device_train_batch_size=3, lr_scheduler_type="cosine", max_steps=4,
         ),
     }  # fmt: skip
 
@@ -128,7 +133,7 @@ def runs_of(case: str) -> dict[str, Run]:
 def alone(model: Any, name: str, run: Run, args: TrainingArguments, **given: Any) -> tuple[LoRAModel, Trainer]:
     """Train a run by the stock Trainer."""
     settings = {**run.settings}
-    given |= {key: settings.pop(key) for key in ("train_dataset", "callbacks") if key in settings}
+    given |= {key: settings.pop(key) for key in ("train_dataset", "callbacks", "data_collator") if key in settings}
     changes = {**args.to_dict(), **settings, "output_dir": f"{args.output_dir}/{name}"}
     own = TrainingArguments(**{key: value for key, value in changes.items() if key in args.__dataclass_fields__})
     set_seed(own.seed)
@@ -173,21 +178,28 @@ class Raises(TrainerCallback):
 EVERY = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 
 
-@pytest.mark.parametrize("step", [1, 4, 7])
-def test_killed_at_a_step_all_of_them_resume_and_end_as_if_nothing_had_been(step: int, tmp_path: Path) -> None:
-    def trained(out: Path, callbacks: Any = (), resume: bool = False, steps: int = 9) -> tuple[Any, Any]:
-        runs, model = runs_of("classifier"), of("classifier")
-        runs["a"].settings.update(max_steps=steps, callbacks=list(callbacks))
-        args = arguments(out, **EVERY)
-        given = {"data_collator": classified, "eval_dataset": texts(6, 7)}
-        return model, train_together(model, runs, args, resume_from_checkpoint=resume, **given)
+def trained(out: Path, callbacks: Any = (), resume: bool = False, steps: int = 6) -> tuple[Any, Any]:
+    runs, model = runs_of("eager attention"), of("classifier")
+    runs["a"].settings.update(max_steps=steps, callbacks=list(callbacks))
+    given = {"data_collator": classified, "eval_dataset": texts(6, 7)}
+    return model, train_together(model, runs, arguments(out, **EVERY), resume_from_checkpoint=resume, **given)
 
-    want, rows = trained(tmp_path / "whole")
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])  # before any checkpoint, between two, after others were over
+def test_killed_at_a_step_all_of_them_resume_and_end_as_if_nothing_had_been(
+    step: int, whole: Any, tmp_path: Path
+) -> None:
+    want, rows = whole
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "killed", [Raises(step)])
-    got, again = trained(tmp_path / "killed", resume=True)
-    with pytest.raises(AdapterFileError, match="a: the run is over, and had max_steps=9, not 11"):
-        trained(tmp_path / "killed", resume=True, steps=11)
+        trained(tmp_path, [Raises(step)])
+    got, again = trained(tmp_path, resume=True)
+    with pytest.raises(AdapterFileError, match="a: the run is over, and had max_steps=6, not 11"):
+        trained(tmp_path, resume=True, steps=11)
     for row, other in zip(rows, again, strict=True):
         assert furthest(got.get_adapter_state_dict(row["name"]), want.get_adapter_state_dict(row["name"])) < 1e-12
         changing = ("path", "train_loss")  # the loss is that of the steps since
@@ -318,4 +330,21 @@ def test_adapters_that_the_model_has_stay_as_they_are(tmp_path: Path) -> None:
     assert model.active_adapters() == ["mine"]
     assert list(model.peft_config) == ["mine", "a", "b"]
     want, _ = alone(of("smoothed labels"), "b", runs["b"], arguments(tmp_path), data_collator=classified)
+    assert furthest(model.get_adapter_state_dict("b"), want.get_adapter_state_dict("b")) < 1e-10
+
+
+def test_draws_that_cannot_be_told_apart_are_told(tmp_path: Path) -> None:
+    config = LoRAConfig(r=2, lora_dropout=0.3)
+    runs = {name: Run(config, train_dataset=texts(8, i), seed=i) for i, name in enumerate("ab")}
+    args = arguments(tmp_path, **{CHECKPOINTING: True})
+    with pytest.warns(UserWarning, match="a, b draw other random numbers.*in distribution only"):
+        train_together(of("checkpointing"), runs, args, data_collator=continued)
+
+
+def test_batches_that_do_not_go_together_are_computed_apart_and_told(tmp_path: Path) -> None:
+    runs = {"a": Run(train_dataset=texts(8, 0)), "b": Run(train_dataset=texts(8, 1), data_collator=with_types)}
+    model = of("smoothed labels")
+    with pytest.warns(UserWarning, match="a, b: their batches differ.*on its own"):
+        train_together(model, runs, arguments(tmp_path / "all"), data_collator=classified)
+    want, _ = alone(of("smoothed labels"), "b", runs["b"], arguments(tmp_path))
     assert furthest(model.get_adapter_state_dict("b"), want.get_adapter_state_dict("b")) < 1e-10

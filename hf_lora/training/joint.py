@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -27,6 +28,9 @@ from .turns import Training, World
 
 __all__ = ["Joint"]
 
+# The batches that are compared with each training's own: the first, and one where fresh adapters have an effect.
+_CHECKED = (1, 4)
+
 
 class Joint:
     """Computes the trunks of several trainings at once, on the model that carries their adapters."""
@@ -36,6 +40,7 @@ class Joint:
         self.carrier, self.is_drawn = carrier, True
         self._tape: list[tuple[Shares, dict[int, tuple[Tensor, dict[int, Tensor]]]]] = []
         self._seen: set[Hashable] = set()
+        self._times: Counter[tuple[str, bool]] = Counter()  # of a trunk, in batches with and without padding
         self._config: Any = getattr(carrier, "config", None)
         settings = {} if self._config is None else vars(self._config)
         heads = {value for name, value in settings.items() if "head" in name and isinstance(value, int)}
@@ -51,7 +56,7 @@ class Joint:
         groups: dict[Hashable, list[Call]] = {}
         for training in trainings:
             groups.setdefault(training.request.kind(), []).append(training.request)
-        if len(groups) == len(trainings) > 1 and "apart" not in self._seen:
+        if len(groups) == len(trainings) > 1 and trainings[0].request.grad and "apart" not in self._seen:
             self._seen.add("apart")
             warnings.warn(
                 f"{some(training.name for training in trainings)}: their batches differ in more than their rows and "
@@ -100,8 +105,9 @@ class Joint:
         answers = [mapped(out, partial(_leaf, leaves, shares, i)) for i in range(len(calls))]
         if first.grad:
             self._tape.append((shares, leaves))
-            if (case := ("rows", first.trunk, bool(wide))) not in self._seen:
-                self._seen.add(case)
+            case = first.trunk, bool(wide)
+            self._times[case] += 1
+            if self._times[case] in _CHECKED:
                 self._check(module, shares, arguments, answers, before)
         return answers
 
@@ -168,7 +174,7 @@ class Joint:
     def _check(
         self, module: nn.Module, shares: Shares, arguments: dict[str, Any], answers: list[Any], before: list[World]
     ) -> None:
-        """Compare what each training gets with what it computes alone, once a trunk, and once where it is padded.
+        """Compare what each training gets with what it computes alone.
 
         Raises AdapterStateError where rows have a say in each other's results. Warns where chance alone is another.
         """
@@ -180,8 +186,8 @@ class Joint:
         out = self._computed(module, shares, arguments, False)
         calm = [mapped(out, partial(_leaf, {}, shares, i)) for i in range(len(calls))]
         others = differing(calls, calm, before)
-        for call in calls:
-            call.module.train(training)
+        for each in (module, *(call.module for call in calls)):
+            each.train(training)  # a backward pass may compute some of it again
         if others:
             raise AdapterStateError(
                 f"{shares.calls[0].trunk}: computed in one batch with others, {some(others)} would get other "

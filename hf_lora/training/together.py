@@ -70,7 +70,8 @@ def train_together(
     chosen = {name: choices(name, run, args) for name, run in runs.items()}
     rows = {name: row for name, folder in folders.items() if (row := finished(folder, chosen[name])) is not None}
     with _carrier(model, list(runs)) as carrier:
-        carrier.to(args.device)
+        if any(p.device != args.device for p in carrier.parameters()):  # a quantised one refuses to be moved
+            carrier.to(args.device)
         twin_of: dict[str, Any] = {}
         trainings: list[Training] = []
         for name, run in runs.items():

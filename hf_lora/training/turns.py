@@ -122,6 +122,8 @@ class Training:
         self._go.release()
         self._back.acquire()
         if self.error is not None:
+            if hasattr(self.error, "add_note"):  # Python 3.11
+                self.error.add_note(f"in the run {self.name!r} of several that train together")
             raise self.error
 
     def stop(self) -> None:
