@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib.util
 import itertools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,8 +14,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import BestRun
 
 from ..config.lora_config import LoRAConfig
-from ..config.words import OTHER_NAMES
-from ..errors import AdapterStateError, ArgumentError, ConfigError, LoRAError, MissingExtraError, ModelError
+from ..errors import AdapterStateError, ConfigError, LoRAError, MissingExtraError, ModelError
 from ..layers.layer import base_modules
 from ..model.arguments import as_config
 from ..model.lora_model import LoRAModel
@@ -26,6 +22,7 @@ from ..model.report import aligned, trainable_counts
 from ..targets.names import settle_layers
 from ..targets.plan import plan
 from ..variants.table import scaling_of
+from .space import ADAPTERS, Range, Space, checked, default_space, meant, suggested
 from .trials import TRAINED, Objective, try_together
 
 __all__ = ["LoRASearch", "Range", "default_space"]
@@ -33,48 +30,6 @@ __all__ = ["LoRASearch", "Range", "default_space"]
 _COMBINATIONS = 10_000  # of choices that are tried as a LoRAConfig each, at about 10 microseconds
 _PLANS = 100  # of targets that are looked for in the first model
 _NUMBERS = {"r", "lora_alpha", "scaling", "lora_dropout"}  # of a config, which say nothing about its targets
-_FIXED = {
-    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "task_type",
-}  # fmt: skip
-_ADAPTERS = {field.name for field in dataclasses.fields(LoRAConfig)} - _FIXED | {"scaling"}
-_TRAINERS = {field.name for field in dataclasses.fields(TrainingArguments)}
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from low to high, both included: whole ones where both ends are `int`. log: drawn on a log scale.
-
-    Raises ConfigError for ends that are no range.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high or (self.log and self.low <= 0):
-            raise ConfigError(f"{self} is no range: low is at most high, and above 0 on a log scale.")
-
-    def suggest(self, trial: Any, name: str) -> float:
-        """Return the value that an Optuna trial draws."""
-        whole = isinstance(self.low, int) and isinstance(self.high, int)
-        drawn: float = (trial.suggest_int if whole else trial.suggest_float)(name, self.low, self.high, log=self.log)
-        return drawn
-
-
-Space = Mapping[str, Sequence[Any] | Range]
-
-
-def default_space(config: LoRAConfig) -> Space:
-    """Return what is worth trying first, given a config.
-
-    r: 4 to 32 in doublings; little is gained above (Hu et al. 2021, section 7.2). scaling: 1 and 2, that is lora_alpha
-    = r and 2r, so that the rank alone does not change the step. target_modules: where the config leaves the default,
-    attention's two projections against every linear layer, which Dettmers et al. 2023 (QLoRA) found to need.
-    learning_rate: 1e-4 to 5e-3; adapters want about ten times what full fine-tuning takes.
-    """
-    targets = {"target_modules": ("auto", "all-linear")} if config.target_modules == "auto" else {}
-    return {"r": (4, 8, 16, 32), "scaling": (1, 2), **targets, "learning_rate": Range(1e-4, 5e-3, log=True)}
 
 
 class LoRASearch:
@@ -115,7 +70,7 @@ class LoRASearch:
         if callable(base) and kwargs:
             raise TypeError(f"{', '.join(sorted(kwargs))}: these load a base, but the given function does that.")
         self.config = as_config(lora_config)
-        self.space = _checked(default_space(self.config) if space is None else space)
+        self.space = checked(default_space(self.config) if space is None else space)
         self.study: Any = None  # Optuna's, from the first trial on
         self._base, self._kwargs, self._thread = base, kwargs, 0
         self._configs = self._try_combinations()
@@ -172,7 +127,7 @@ class LoRASearch:
 
     def arguments_of(self, best: BestRun | Mapping[str, Any]) -> dict[str, Any]:
         """Return what goes into TrainingArguments of the same; the Trainer's own hold the last trial's by then."""
-        return {name: value for name, value in self._values(best).items() if name not in _ADAPTERS}
+        return {name: value for name, value in self._values(best).items() if name not in ADAPTERS}
 
     def check_arguments(self, trial: Any, args: TrainingArguments) -> None:
         """Raise ConfigError where a Trainer's arguments do not hold what a trial drew, or hold what is the adapter's.
@@ -186,7 +141,7 @@ class LoRASearch:
                     "hp_space=search.hp_space to hyperparameter_search(), and give TrainingArguments a "
                     f"{type(value).__name__} there, because each value is cast to the type of what they held."
                 )
-        if strays := [name for name in self.space if name in _ADAPTERS and name in vars(args)]:
+        if strays := [name for name in self.space if name in ADAPTERS and name in vars(args)]:
             raise ConfigError(
                 f"{', '.join(strays)}: set on the Trainer's arguments, these change no adapter. Train the best trial's "
                 "with LoRAModel.from_pretrained(base, search.config_of(best)) in a Trainer(model=...)."
@@ -230,8 +185,8 @@ class LoRASearch:
         values = trial.hyperparameters if isinstance(trial, BestRun) else trial or {}
         if not isinstance(values, Mapping):
             self._take(trial)
-            values = {name: _suggested(trial, name, where) for name, where in self.space.items()}
-        return {name: _meant(values[name], where) for name, where in self.space.items() if name in values}
+            values = {name: suggested(trial, name, where) for name, where in self.space.items()}
+        return {name: meant(values[name], where) for name, where in self.space.items() if name in values}
 
     def _take(self, trial: Any) -> None:
         """Keep a trial's study. Raises ConfigError for trials in several threads, which would share one model."""
@@ -246,7 +201,7 @@ class LoRASearch:
 
     def _config_with(self, values: Mapping[str, Any]) -> LoRAConfig:
         """Return the config with some fields changed; `scaling` sets the lora_alpha that gives it."""
-        fields = {name: value for name, value in values.items() if name in _ADAPTERS and name != "scaling"}
+        fields = {name: value for name, value in values.items() if name in ADAPTERS and name != "scaling"}
         config = self.config.copy(**fields)
         if "scaling" not in values:
             return config
@@ -258,7 +213,7 @@ class LoRASearch:
 
         Raises ConfigError for values of a LoRAConfig that cannot go together.
         """
-        wheres = {name: where for name, where in self.space.items() if name in _ADAPTERS}
+        wheres = {name: where for name, where in self.space.items() if name in ADAPTERS}
         tried = [(w.low, w.high) if isinstance(w, Range) else w for w in wheres.values()]
         found: dict[str, LoRAConfig] = {}
         for values in itertools.islice(itertools.product(*tried), _COMBINATIONS):
@@ -281,42 +236,3 @@ class LoRASearch:
                     f"the search space has target_modules={config.target_modules!r} and more that a trial would "
                     f"adapt, which cannot be: {error}"
                 ) from error
-
-
-def _checked(space: Space) -> Space:
-    """Return a space. Raises ConfigError for every name that cannot be searched, and for what are no choices."""
-    if not isinstance(space, Mapping):
-        raise ArgumentError(
-            f"the search space: {space!r:.200} is no mapping; give names with their choices, {{'r': (4, 8), "
-            "'learning_rate': Range(1e-4, 1e-3, log=True)}."
-        )
-    known, problems = sorted(_ADAPTERS | _TRAINERS), [] if space else ["it is empty"]
-    for name, where in space.items():
-        if name not in known:
-            meant = OTHER_NAMES.get(str(name))
-            near = [meant] if meant else difflib.get_close_matches(str(name), known, 3, 0.5)
-            problems.append(f"{name!r} is no setting that can be searched; the nearest are {', '.join(near) or 'none'}")
-        if not isinstance(where, Range) and not (isinstance(where, list | tuple) and where):
-            problems.append(f"{name}={where!r}, but choices are a list or tuple, and numbers between two a Range")
-    if {"scaling", "lora_alpha"} <= space.keys():
-        problems.append("scaling and lora_alpha say the same thing twice (scaling = lora_alpha / r)")
-    if problems:
-        raise ConfigError(f"the search space: {'; '.join(problems)}.")
-    return space
-
-
-def _suggested(trial: Any, name: str, where: Sequence[Any] | Range) -> Any:
-    if isinstance(where, Range):
-        return where.suggest(trial, name)
-    return trial.suggest_categorical(name, list(dict.fromkeys(map(_stored, where))))
-
-
-def _meant(value: Any, where: Sequence[Any] | Range) -> Any:
-    """Return the choice that a stored value stands for."""
-    choices = () if isinstance(where, Range) else where
-    return next((choice for choice in choices if _stored(choice) == value), value)
-
-
-def _stored(choice: Any) -> Any:
-    """Return what Optuna can store of a choice: itself, or its text where it is a list or a mapping."""
-    return choice if choice is None or isinstance(choice, bool | int | float | str) else str(choice)
