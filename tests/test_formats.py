@@ -260,7 +260,7 @@ def test_a_folder_of_adapters_is_refused_with_their_names_and_each_is_found_as_a
         _peft_folder(tmp_path / "out" / name)
     for call in (LoRAModel.from_pretrained, LoRAModel.from_model(tiny("bert_mlm")).load_adapter):
         with pytest.raises(AdapterFileError, match=f"{', '.join(names)}.*subfolder='{last}'"):
-            call(tmp_path / "out")
+            call(tmp_path / "out", adapter_name="other")
     want = LoRAModel.from_pretrained(tmp_path / "out" / first, base_model=tiny("bert_mlm"))(IDS).logits
     ours = LoRAModel.from_pretrained(tmp_path / "out", subfolder=first, base_model=tiny("bert_mlm"))
     assert torch.equal(ours(IDS).logits, want)

@@ -54,6 +54,7 @@ class AdapterCache:
     None is no limit. Any number of threads may ask; loading disturbs none that computes, and waits only where all that
     is resident is in use.
 
+    >>> import torch
     >>> from hf_lora import LoRAConfig, add_lora
     >>> cache = AdapterCache(add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoRAConfig(target_modules=["0"])))
     >>> cache.register("fr", "adapters/fr")  # nothing is read yet
