@@ -22,7 +22,7 @@ from ..variants.adapter import Adapter, version
 from .routes import Rows
 from .state import AdapterState
 
-__all__ = ["Stack", "compute", "factors_of", "name_in", "stack_of", "times_in"]
+__all__ = ["Stack", "compute", "factors_of", "mapped", "name_in", "stack_of", "times_in"]
 
 
 class Stack(NamedTuple):
@@ -112,8 +112,8 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
     for group, (route, member) in enumerate(zip(rows.groups, members, strict=True)):
         pick = partial(_picked, rows, group, member, len(x))
         with state.inside(route), rows.during(group):
-            y = again(layer, *(_map(each, pick) for each in args), **_map(kwargs, pick))
-        results.append(_map(y, partial(rows.widened, group, x=x)))
+            y = again(layer, *(mapped(each, pick) for each in args), **mapped(kwargs, pick))
+        results.append(mapped(y, partial(rows.widened, group, x=x)))
     return _joined(layer, state, results, back)
 
 
@@ -152,13 +152,14 @@ def _picked(rows: Rows, group: int, member: Tensor, size: int, given: Tensor) ->
     return rows.narrowed(group, given.index_select(0, member)).contiguous() if is_batch else given
 
 
-def _map(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return what a layer is given, or gives, with its tensors changed."""
+def mapped(given: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return what a module is given, or gives, with its tensors changed."""
     if isinstance(given, Tensor):
         return change(given)
     if isinstance(given, dict):
-        return {key: _map(each, change) for key, each in given.items()}
-    return type(given)(_map(each, change) for each in given) if type(given) in (tuple, list) else given
+        changed = {key: mapped(each, change) for key, each in given.items()}
+        return changed if type(given) is dict else type(given)(**changed)
+    return type(given)(mapped(each, change) for each in given) if type(given) in (tuple, list) else given
 
 
 def _joined(layer: Any, state: AdapterState, results: list[Any], back: Tensor) -> Any:

@@ -83,7 +83,8 @@ class AdapterState:
     blocks. instead: the route in its place, None but for adapters that are switched off. merged: what is inside the
     weights, so that no route adds it again.
     thawed: the parameters that required gradients before; commit: the base's on the Hub; place: where else there its
-    checkpoint lies (revision, subfolder, cache_dir); rates: learning rates.
+    checkpoint lies (revision, subfolder, cache_dir); rates: learning rates. turned: the layers that were looked at, and
+    those of them that are `below_turning`.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -98,10 +99,7 @@ class AdapterState:
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
     told: Told = field(default_factory=Told)
-    turned: tuple[tuple[str, ...], frozenset[str]] = (
-        (),
-        frozenset(),
-    )  # layers that were looked at, and `below_turning`
+    turned: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())
     gate: Gate = field(default_factory=Gate)  # passed by every call of the model, closed while numbers change in place
 
     @property

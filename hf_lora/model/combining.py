@@ -55,7 +55,6 @@ class Place(NamedTuple):
 
 def copy_frozen(model: nn.Module, state: AdapterState, name: str, new: str) -> None:
     """Attach a copy of an adapter under a new name, which never trains; what is active stays so."""
-
     with CHANGES:
         record = state.records[name]
         put_on(model, state, new, _copies(state, name), Record(record.config.copy(), record.origin))
@@ -80,7 +79,6 @@ def combine(model: nn.Module, state: AdapterState, asked: Request, new: str) -> 
     It trains when it is selected if all of them do. Raises AdapterNameError, AdapterStateError, ConfigError and
     TargetError with the model unchanged.
     """
-
     with CHANGES:
         check_name(new, state.records)
         check_known(state, asked.adapters)

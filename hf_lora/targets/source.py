@@ -29,7 +29,6 @@ _METADATA = re.compile(
 )
 _ASKING = frozenset({"isinstance", "hasattr", "type", "id", "callable", "len", "bool"})
 _PASSING = frozenset({"list", "tuple", "zip", "enumerate", "reversed", "iter", "next", "sorted", "dict", "filter"})
-_NAMED = frozenset({"items", "named_children", "named_modules"})  # with names
 _ITEMS = frozenset({"items", "values", "children", "named_children", "get", "__iter__", "__getitem__"})
 # Methods that make a model what it is: they fill weights, tie them and hand modules out, and compute nothing.
 _SETTING_UP = re.compile(

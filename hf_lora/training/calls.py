@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..layers.rows import mapped
 from .turns import Training, World
 
-__all__ = ["ALONE", "IDS", "MASKS", "Backward", "Call", "differing", "mapped"]
+__all__ = ["ALONE", "IDS", "MASKS", "Backward", "Call", "differing"]
 
 # What is as wide as a mask, which tells what of it is padding.
 MASKS = {
@@ -53,6 +54,14 @@ class Call:
     grad: bool = field(default_factory=torch.is_grad_enabled)
     autocast: tuple[Any, ...] = field(default_factory=_autocast)
 
+    @contextmanager
+    def in_precision(self) -> Iterator[None]:
+        """Compute in the training's precision inside a `with` block."""
+        with ExitStack() as stack:
+            for device, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype, enabled))
+            yield
+
     @property
     def order(self) -> int:
         """Evaluations come first: who has none waits before its next step."""
@@ -88,22 +97,12 @@ class Call:
         return tuple(found)
 
 
-def mapped(given: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return a model's output with its tensors changed."""
-    if isinstance(given, Tensor):
-        return change(given)
-    if isinstance(given, dict):
-        return type(given)(**{key: mapped(each, change) for key, each in given.items()})
-    return type(given)(mapped(each, change) for each in given) if type(given) in (tuple, list) else given
-
-
 def differing(calls: Sequence[Call], answers: Sequence[Any], before: Sequence[World]) -> list[str]:
     """Return the names of the trainings that compute another result alone; what their masks leave out is not asked."""
     found = []
     for call, answer, world in zip(calls, answers, before, strict=True):
         with ExitStack() as stack:
-            for device, enabled, dtype in call.autocast:
-                stack.enter_context(torch.autocast(device, dtype, enabled))
+            stack.enter_context(call.in_precision())
             stack.enter_context(torch.no_grad())
             stack.enter_context(copy.copy(world).drawing())
             alone = call.compute(**call.arguments)

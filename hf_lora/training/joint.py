@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import AdapterStateError, some
+from ..layers.rows import mapped
 from ..model.twins import mirror_checkpointing
-from .calls import ALONE, IDS, MASKS, Backward, Call, differing, mapped
+from .calls import ALONE, IDS, MASKS, Backward, Call, differing
 from .shares import Draws, Shares
 from .turns import Training, World
 
@@ -116,8 +117,7 @@ class Joint:
         state = self.carrier._lora
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(shares.calls[0].grad))
-            for device, enabled, dtype in shares.calls[0].autocast:
-                stack.enter_context(torch.autocast(device, dtype, enabled))
+            stack.enter_context(shares.calls[0].in_precision())
             stack.enter_context(state.routed(shares, "training together", trains=True))
             if training and shares.is_drawn:
                 stack.enter_context(Draws(shares))

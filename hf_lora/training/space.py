@@ -83,6 +83,7 @@ def checked(space: Space) -> Space:
 
 
 def suggested(trial: Any, name: str, where: Sequence[Any] | Range) -> Any:
+    """Return what an Optuna trial draws for a name, as it is stored."""
     if isinstance(where, Range):
         return where.suggest(trial, name)
     return trial.suggest_categorical(name, list(dict.fromkeys(map(_stored, where))))
