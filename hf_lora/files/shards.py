@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,8 +23,8 @@ def find_weights(source: Source, names: Iterable[str]) -> Path | None:
     return next((path for name in names for file in (name, f"{name}.index.json") if (path := source.find(file))), None)
 
 
-def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, or of all the shards of an index.
+def read_weights(source: Source, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, or of all the shards of an index, and what hf_lora, which writes one, noted there.
 
     Raises AdapterFileError where the index names a file that is no plain name beside it, or where tensors are missing,
     there twice or there without being named.
@@ -36,13 +37,13 @@ def read_weights(source: Source, path: Path) -> dict[str, Tensor]:
         found = source.find(file)
         if found is None:
             raise AdapterFileError(f"{source.name}: {path.name} names a missing file: {file}.")
-        tensors = source.tensors(found)
+        tensors, _ = source.tensors(found)
         if odd := tensors.keys() ^ {key for key, place in places.items() if place == file}:
             raise AdapterFileError(
                 f"{source.name}: {some(sorted(odd))}: either {file} lacks them or {path.name} does not name them there."
             )
         result |= tensors
-    return result
+    return result, {}
 
 
 def _index(path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import AdapterFileError, ArgumentError
 from . import hub_files
 from .privacy import is_repo_id
-from .tensors import read_tensors
+from .tensors import read_noted
 
 __all__ = ["HUB_KWARGS", "Source", "place_of"]
 
@@ -83,9 +83,9 @@ class Source:
             f"{self.name!r} is neither a directory or file of this machine nor the id of a Hub repo (owner/name){hint}"
         )
 
-    def tensors(self, path: Path) -> dict[str, Tensor]:
-        """Return the tensors of a file that `find` found. Raises AdapterFileError."""
-        return read_tensors(path)
+    def tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors of a file that `find` found, and what hf_lora noted in it. Raises AdapterFileError."""
+        return read_noted(path)
 
     def find(self, file: str) -> Path | None:
         """Return where a file lies on this machine, downloaded and verified if need be; None where there is none.

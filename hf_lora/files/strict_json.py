@@ -30,8 +30,9 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """
     try:
         numbers: dict[str, Any] = {"parse_int": _number, "parse_float": _number, "parse_constant": _number}
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, **numbers)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is a string that nobody can write
+        value = json.loads(text := raw.decode("utf-8"), object_pairs_hook=_once, **numbers)
+        if "\\u" in text:  # half a surrogate pair is a string that nobody can write
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError, MemoryError) as error:
         raise AdapterFileError(f"{where} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterFileError, some
-from ..maths.low_rank import is_finite
+from ..maths.low_rank import not_finite
 from .disk import read_regular, write_new
 from .names import NOTES_KEY
 from .pickles import read_pickled
 from .safetensors_header import Header, header_size, read_header
 
-__all__ = ["notes_of", "read_file_header", "read_notes", "read_tensors", "write_tensors"]
+__all__ = ["notes_of", "read_file_header", "read_noted", "read_notes", "read_tensors", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -52,31 +52,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     What happens to the file later changes none of them. Raises AdapterFileError; of a .bin no code is run.
     """
-    raw = read_regular(path)
-    tensors = _unpacked(raw, path) if path.suffix == ".safetensors" else read_pickled(raw, path)
-    wrong = [
-        name for name, tensor in sorted(tensors.items()) if tensor.dtype.is_floating_point and not _in_range(tensor)
-    ]
-    if wrong:
+    return read_noted(path)[0]
+
+
+def read_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `read_tensors` does, and what hf_lora noted in the file."""
+    raw, notes = read_regular(path), dict[str, Any]()
+    if path.suffix == ".safetensors":
+        header = read_header(raw, len(raw), str(path))  # safetensors takes the last one of two of a name
+        tensors, notes = _unpacked(raw, path, header), notes_of(header)
+    else:
+        tensors = read_pickled(raw, path)
+    if wrong := not_finite(tensors):
         raise AdapterFileError(
             f"{path} holds values that are not finite (NaN or infinity) in {some(wrong)}: the training that made it "
             "diverged, or the file is damaged. Take an earlier checkpoint."
         )
-    return tensors
+    return tensors, notes
 
 
-def _unpacked(raw: bytes, path: Path) -> dict[str, Tensor]:
-    names = read_header(raw, len(raw), str(path)).tensors  # safetensors takes the last one of two of a name
+def _unpacked(raw: bytes, path: Path, header: Header) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(raw)
     except Exception as error:  # SafetensorError, KeyError for a dtype of tomorrow, RuntimeError for a shape
         raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
-    return {name: tensors[name] for name in names}  # safetensors returns them in any order
-
-
-def _in_range(values: Tensor) -> bool:
-    """Return whether every number is finite, in float32 as well, which adapters are computed in."""
-    return is_finite(values if values.dtype.itemsize in (2, 4) else values.float())
+    return {name: tensors[name] for name in header.tensors}  # safetensors returns them in any order
 
 
 def read_file_header(path: Path) -> Header:

@@ -65,7 +65,7 @@ def read_adapterhub(candidate: Candidate) -> Contents | None:
     path = find_weights(source, WEIGHTS)
     if path is None or path.suffix == ".json":
         raise AdapterFileError(f"{source.name} holds AdapterHub's config, but neither {' nor '.join(WEIGHTS)}.")
-    tensors = _named(source.tensors(path), str(path))
+    tensors = _named(source.tensors(path)[0], str(path))
     head, head_class, labels = _head(source)
     if head_class:
         config = config.copy(auto_mapping={"base_model_class": head_class, "parent_library": "transformers"})
@@ -142,7 +142,7 @@ def _head(source: Source) -> tuple[dict[str, Tensor], str | None, dict[str, str]
         return {}, None, {}
     labels = values.get("label2id")
     labels = {str(v): str(k) for k, v in labels.items()} if isinstance(labels, Mapping) else {}
-    return {PREFIX + key: tensor for key, tensor in source.tensors(path).items()}, named, labels
+    return {PREFIX + key: tensor for key, tensor in source.tensors(path)[0].items()}, named, labels
 
 
 def _fitting(

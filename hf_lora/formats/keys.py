@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from ..variants.row import Row
-from ..variants.table import ADAPTERS, SAVED, TOKENS
+from ..variants.table import COPIES, FORMULAS, SAVED, TOKENS
 
 __all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "reads_back", "split_key", "unwrapped"]
 
@@ -25,7 +25,7 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 def split_key(key: str) -> tuple[str, str, str]:
     """Return (path, leaf, the adapter's attribute, or its role where it is a copy) of a key, PEFT's prefix aside."""
-    leaves, _ = _spellings(tuple(ADAPTERS.values()))
+    leaves, _ = _spellings((*FORMULAS.values(), *COPIES.values()))
     path, _, last = key.removeprefix(PREFIX).rpartition(".")
     before, _, word = path.rpartition(".")
     pair = f"{word}.{last}"
@@ -59,7 +59,7 @@ def plain_keys(keys: Iterable[str]) -> dict[str, str]:
     {'module.base_model.model.fc.lora_A.default.weight': 'base_model.model.fc.lora_A.weight', \
 'fc.lora_B.default.weight': 'base_model.model.fc.lora_B.weight'}
     """
-    _, named = _spellings(tuple(ADAPTERS.values()))
+    _, named = _spellings((*FORMULAS.values(), *COPIES.values()))
     bare = {key: _unwrapped(key) for key in keys if "original_module" not in key.split(".")}
     adapters = {found["adapter"] for name in bare.values() if (found := named.search(name))} | {"default"}
     saved = re.compile(rf"\.modules_to_save(\.({'|'.join(map(re.escape, adapters))}))?(?=\.)")

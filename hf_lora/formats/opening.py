@@ -20,7 +20,6 @@ from ..files.names import CONFIG_NAME, WEIGHTS_NAMES
 from ..files.shards import find_weights, read_weights
 from ..files.sources import Source
 from ..files.strict_json import read_json
-from ..files.tensors import read_notes
 from ..files.transaction import find_config, folders_of_adapters
 from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
@@ -52,14 +51,14 @@ def read_folder(candidate: Candidate) -> Contents | None:
         raise AdapterFileError(
             f"{source.name} holds {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}, whole or sharded."
         )
-    tensors = read_weights(source, path)
+    tensors, notes = read_weights(source, path)
 
     def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
         pairs = fit_pairs(config, tensors, modules, enabled)
         pairs.check_ranks(config, where)
         return pairs.config, pairs.tensors
 
-    return Contents(source, config, tensors, read_notes(path), fit if is_merged else None)
+    return Contents(source, config, tensors, notes, fit if is_merged else None)
 
 
 # What other files of adapters are called -> what they are, and what to do.

@@ -136,6 +136,7 @@ def _group(
     """Sort a file's tensors by (module, parameter, role); name those without a place, and pairs of one place."""
     parts: dict[tuple[str, str, str], dict[str, Tensor]] = {}
     keys: dict[tuple[str, str, str], str] = {}
+    formula = config.formula
     unexpected, problems = [], []
     for key, tensor in tensors.items():
         place = places[key]
@@ -150,7 +151,7 @@ def _group(
             continue
         if keys.setdefault(place, key) != key:
             problems.append(f"{keys[place]} and {key} are two tensors for one place")
-        role = attribute if attribute in COPIES else config.formula
+        role = attribute if attribute in COPIES else formula
         own = ADAPTERS[role].tensors[0].attribute if role == attribute else attribute
         parts.setdefault((module, parameter, role), {})[own] = tensor
     return parts, unexpected, problems
@@ -195,9 +196,10 @@ def _parameter(layer: nn.Module, module: str, depth: int, config: LoRAConfig) ->
     """Return which parameter of a layer a low-rank pair belongs to, from how deep PEFT nested it."""
     if isinstance(layer, nn.MultiheadAttention):
         return "in_proj_weight" if depth == 0 else None
-    raw = [n.rpartition(".")[2] for n in match_names(config.target_parameters or (), parameter_names({module: layer}))]
-    if raw:
-        return raw[len(raw) - 1 - depth] if depth < len(raw) else None
+    if wanted := config.target_parameters:
+        raw = [n.rpartition(".")[2] for n in match_names(wanted, parameter_names({module: layer}))]
+        if raw:
+            return raw[len(raw) - 1 - depth] if depth < len(raw) else None
     return "weight" if depth == 0 and kind_of(layer) is not None else None
 
 

@@ -154,6 +154,8 @@ def is_packed(weight: Tensor) -> bool:
     """
     if not weight.is_floating_point() or weight.element_size() < 2:
         return True
+    if type(weight) is nn.Parameter:
+        return False
     return is_traceable_wrapper_subclass(weight) and not type(weight).__module__.startswith("torch.")
 
 

@@ -62,7 +62,7 @@ def refuse_spread(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """
     kind = type(model).__name__
     for module in modules.values():
-        if (getattr(module, "_tp_size", None) or 1) > 1:
+        if (module.__dict__.get("_tp_size") or 1) > 1:
             raise ModelError(
                 f"{kind} was loaded with a tensor parallel plan: its layers are pieces, one a process, which cannot "
                 "carry adapters. Load it without tp_plan or distributed_config, add the adapter, and spread it with "

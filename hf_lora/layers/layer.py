@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import AdapterStateError, full_name
+from ..errors import AdapterStateError
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
 from ..variants.adapter import Adapter, own_tensor
@@ -157,7 +157,7 @@ def attach(
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is
     group.train(layer.training)
-    layer._steps = layer._steps.having(name, adapters, behind, shown or layer._steps.shown)
+    layer.__dict__["_steps"] = layer._steps.having(name, adapters, behind, shown or layer._steps.shown)
     try:
         _specialise(layer)
     except BaseException:
@@ -197,17 +197,16 @@ def detach(layer: LoRALayer, name: str) -> None:
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (full name, module) as `named_modules` does, leaving out what adapters added."""
     seen: set[int] = set()
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-        if id(module) in seen:
-            return
+    waiting: list[tuple[str, nn.Module | None]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if module is None or id(module) in seen:
+            continue
         seen.add(id(module))
         yield name, module
-        for child_name, child in module._modules.items():
-            if child is not None and not (child_name == "adapters" and isinstance(module, LoRALayer)):
-                yield from walk(child, full_name(name, child_name))
-
-    return walk(model, "")
+        for child, below in reversed(module._modules.items()):
+            if child != "adapters" or not isinstance(module, LoRALayer):
+                waiting.append((f"{name}.{child}" if name else child, below))
 
 
 def _specialise(layer: nn.Module) -> None:

@@ -18,6 +18,7 @@ import base64
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -60,10 +61,10 @@ def fingerprint(weights: Sequence[Tensor | None]) -> Fingerprint:
         if weight is not None and weight.ndim:
             rows = _rows(weight.detach())
             sample[: rows.shape[0], : rows.shape[1]] = rows
-    projections = torch.einsum("nkl,kl->nk", block.double(), _signs())
+    projections = (block * _signs()).sum(2, dtype=torch.float64)
     squares = torch.linalg.vector_norm(block, dim=(1, 2), dtype=torch.float64).square()
     rounded = {letter: block.to(dtype).float() for letter, dtype in (("b", torch.bfloat16), ("h", torch.float16))}
-    on = {letter: (values == block).flatten(1).all(1).tolist() for letter, values in rounded.items()}
+    on = {letter: ((values - block).abs().amax((1, 2)) == 0).tolist() for letter, values in rounded.items()}
     grids = ["b" if b else "h" if h else "f" for b, h in zip(on["b"], on["h"], strict=True)]
     for i, (weight, square) in enumerate(zip(weights, squares.tolist(), strict=True)):
         if weight is None or not weight.ndim or not weight.numel() or not square < _LARGEST:  # too large, or NaN
@@ -123,9 +124,10 @@ def _rows(weight: Tensor) -> Tensor:
     return rows[:, :: max(-(-rows.shape[1] // LENGTH), 1)]
 
 
+@cache
 def _signs() -> Tensor:
-    """Return (ROWS, LENGTH) signs, float64: a hash of the place, so the same on every machine and in every version."""
+    """Return (ROWS, LENGTH) signs, float32: a hash of the place, so the same on every machine and in every version."""
     h = torch.arange(ROWS * LENGTH, device="cpu").view(ROWS, LENGTH)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF  # the product wraps beyond 64 bits, its low half is right
-    return (1 - 2 * ((h ^ (h >> 16)) & 1)).double()
+    return (1 - 2 * ((h ^ (h >> 16)) & 1)).float()

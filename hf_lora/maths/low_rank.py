@@ -8,6 +8,8 @@ output is in `linear.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,15 @@ def is_finite(values: Tensor) -> bool:
     """
     total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
     return bool(total.isfinite()) or bool(values.isfinite().all())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that are not finite, in float32 as well. tensors: all on one device."""
+    floats = {n: t if t.dtype.itemsize in (2, 4) else t.float() for n, t in tensors.items() if t.is_floating_point()}
+    sums = [values.sum(dtype=torch.float32) for values in floats.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return []
+    return sorted(name for name, values in floats.items() if not is_finite(values))
 
 
 def stays_finite(values: Tensor, change: float) -> bool:

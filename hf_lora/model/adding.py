@@ -35,7 +35,7 @@ from ..variants.initial import INITS
 from ..variants.table import SAVED
 from . import provenance
 from .loading import check_dtypes
-from .selecting import check_name, remove, require_grad
+from .selecting import check_name, remove
 from .settings import SETTINGS_NOTE
 
 __all__ = ["Groups", "add", "extend", "load", "origin_of", "own_modules", "put_on", "read"]
@@ -241,14 +241,13 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
         for module, group in groups.items():
             for _, adapter in group.values():
                 adapter.begin()
+                adapter.requires_grad_(False)
             behind = {key for key, (site, _) in group.items() if site.behind}
             adapters, shown = (
                 {key: adapter for key, (_, adapter) in group.items()},
                 any(s.shown for s, _ in group.values()),
             )
-            layer = attach(modules[module], state, name, adapters, behind, shown)
-            layers[module] = layer
-            require_grad(layer, name, False)
+            layers[module] = attach(modules[module], state, name, adapters, behind, shown)
     except BaseException:
         with BLOCKS:
             state.layers = layers

@@ -22,6 +22,7 @@ __all__ = ["Use", "Uses", "is_named_in_a_call", "weight_is_rescaled"]
 
 
 _MANY = 1000  # ways to a layer that are looked at
+_TORCHS = frozenset(vars(nn.Module()))  # attributes of every module, which hold no other one but as its children
 
 
 class Use(NamedTuple):
@@ -87,6 +88,8 @@ def _held(module: nn.Module) -> Iterator[tuple[Path, nn.Module, bool]]:
         if child is not None:
             yield ("0" if name.isdecimal() else name,), child, False
     for name, value in vars(module).items():
+        if name in _TORCHS:
+            continue
         for each in value if type(value) in (list, tuple) else (value,):
             if isinstance(each, nn.Module):
                 yield (name, "*"), each, True

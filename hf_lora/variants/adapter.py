@@ -85,6 +85,10 @@ class Adapter(nn.Module):
     moves_base: bool = False
     settings: ClassVar[tuple[str, ...]] = ()
     transposed: bool = False
+    parameter: str
+    _sizes: dict[str, tuple[int, ...]]
+    _written: dict[str, int]
+    _steps: int
 
     def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
         """Make an empty adapter, for `initialise` or a file to fill.
@@ -92,10 +96,8 @@ class Adapter(nn.Module):
         own: the parameter itself, None where the layer shows none; buffer: whether it is a buffer.
         """
         super().__init__()
-        self.parameter = spec.parameter
-        self._sizes: dict[str, tuple[int, ...]] = {}
-        self._written: dict[str, int] = {}
-        self._steps = 0
+        # A module's own __setattr__ takes microseconds, and a model may have a thousand adapters of one name.
+        self.__dict__.update(parameter=spec.parameter, _sizes={}, _written={}, _steps=0)
 
     def forward(self, step: Callable[[], Result]) -> Result:
         """Return what a step gives that computes with this adapter's tensors; see `run`."""
@@ -270,13 +272,12 @@ class Adapter(nn.Module):
 
     def begin(self) -> None:
         """Note the tensors' shapes, before anything can shard them, and that no training has written them yet."""
-        self._sizes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        self.__dict__["_sizes"] = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
         self.restart()
 
     def restart(self) -> None:
         """Take the tensors' present values for the start: what was written so far was no training."""
-        self._written = {name: version(tensor) for name, tensor in self.tensors().items()}
-        self._steps = 0
+        self.__dict__.update(_written={n: version(tensor) for n, tensor in self.tensors().items()}, _steps=0)
 
     def note_steps(self, steps: int) -> None:
         """Note how many steps an optimizer that holds the tensors has taken, where somebody knows."""

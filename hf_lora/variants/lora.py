@@ -22,7 +22,7 @@ from ..kinds.table import KINDS, kind_of, name_of
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
 from .adapter import Adapter, Product, Spec, base_tensor, put
-from .initial import INITS
+from .initial import INITS, InitName
 from .row import Part
 from .table import LORA as PLAIN
 
@@ -30,6 +30,7 @@ __all__ = ["LoRA"]
 
 _FACTORS = ("lora_A", "lora_B")
 _SCALED = ("lora_B", "lora_bias", "initial_B")  # what the scaling multiplies
+_SPECIFIED = ("kind", "shape", "r", "scaling", "dropout", "factor", "init")
 
 
 class LoRA(Adapter):
@@ -47,6 +48,13 @@ class LoRA(Adapter):
     # Of a product the factor that starts at zero is written first: A is what users initialise anew.
     vanishing: ClassVar[tuple[str, ...]] = ("lora_B", "lora_A")
     settings: ClassVar[tuple[str, ...]] = ("r", "scaling", "dropout", "init", "room", "folded")
+    kind: str
+    shape: Shape
+    r: int
+    scaling: float
+    dropout: float
+    factor: float
+    init: InitName
     room: int = 0
     folded: float = 1.0
     lora_A: nn.Parameter
@@ -56,11 +64,8 @@ class LoRA(Adapter):
     def __init__(self, spec: Spec, own: Tensor | None, *, buffer: bool, device: torch.device | None) -> None:
         super().__init__(spec, own, buffer=buffer, device=device)
         dtype = torch.float64 if own is not None and own.dtype == torch.float64 else torch.float32
-        self.kind, self.shape, self.r, self.scaling = spec.kind, spec.shape, spec.r, spec.scaling
-        self.dropout, self.factor, self.init = spec.dropout, spec.factor, spec.init
-        self.moves_base = INITS[spec.init].moves_base
-        self.transposed = KINDS[spec.kind].transposed
-        self.lora_bias = None
+        self.__dict__.update({name: getattr(spec, name) for name in _SPECIFIED}, lora_bias=None)
+        self.__dict__.update(moves_base=INITS[spec.init].moves_base, transposed=KINDS[spec.kind].transposed)
         for name, size in self.shapes(spec, None).items():
             setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         if self.moves_base:

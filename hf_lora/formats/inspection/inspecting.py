@@ -79,13 +79,13 @@ class _Heads(Source):
             os.truncate(path, size)
         return path
 
-    def tensors(self, path: Path) -> dict[str, Tensor]:
+    def tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if path.suffix != ".safetensors":
             return super().tensors(path)
-        names = read_file_header(path).tensors
+        header = read_file_header(path)
         try:
             with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name).to("meta") for name in names}
+                return {name: file.get_tensor(name).to("meta") for name in header.tensors}, notes_of(header)
         except Exception as error:  # as in `read_tensors`
             raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
 
