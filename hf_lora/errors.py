@@ -13,6 +13,7 @@
     │   ├── HubNotFoundError                 no such repo (or a private one), revision or file
     │   └── HubAccessError                   a repo that is gated, or a token that may not do this
     ├── MissingExtraError (ImportError)  a package that is not installed, or not in a version that fits
+    ├── DataError (ValueError)           rows, or files of rows, that cannot be trained on or predicted
     ├── MergeError (RuntimeError, ValueError) weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
         └── BaseLoadError (OSError)          one that is not where it is looked for, or cannot be loaded
@@ -34,6 +35,7 @@ __all__ = [
     "BaseLoadError",
     "BaseMismatchError",
     "ConfigError",
+    "DataError",
     "HubAccessError",
     "HubError",
     "HubNotFoundError",
@@ -93,6 +95,10 @@ class HubNotFoundError(HubError):
 
 class HubAccessError(HubError):
     """A gated repo, or a token that is missing, wrong or not allowed to do this."""
+
+
+class DataError(LoRAError, ValueError):
+    """Rows, or files of rows, that cannot be used; the message names the file, the row and the cure."""
 
 
 class MergeError(LoRAError, RuntimeError, ValueError):

@@ -7,44 +7,42 @@ rule-based model for sentiment analysis of social media text.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Exit, Option
 
 from ..errors import AdapterFileError, ConfigError, MissingExtraError
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from ..files.strict_json import read_json
 
-__all__ = ["RESULTS", "add", "base", "check", "ratings", "run", "split"]
+__all__ = ["RESULTS", "base", "check", "demo", "ratings", "run", "split"]
 
 RESULTS = "demo_results.json"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 Rated = list[tuple[str, int]]  # a lower-cased text, and 1 where people rated it above zero, else 0
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    text = "tune a real BERT on real sentiment ratings, save the adapter, and reload it in a fresh process"
-    demo = commands.add_parser("demo", help=text, description=text[0].upper() + text[1:] + ".")
-    demo.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default: 1)")
-    demo.add_argument("--seed", type=int, default=0, help="of the split and the training (default: 0)")
-    demo.add_argument("--r", type=int, default=8, help="the adapter's rank (default: 8)")
-    demo.add_argument("--output", type=Path, default=Path("outputs/demo"), help="where to save (default: %(default)s)")
-    demo.add_argument("--check", type=Path, metavar="DIR", help="only reload the demo saved there and compare scores")
-    demo.set_defaults(run=_run)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.check is not None:
-        return 0 if check(arguments.check) else 1
-    run(arguments.output, arguments.epochs, arguments.seed, arguments.r)
-    command = [sys.executable, "-m", "hf_lora", "demo", "--check", str(arguments.output)]
-    return subprocess.run(command, check=False).returncode
+def demo(
+    epochs: Annotated[float, Option(help="passes over the data")] = 1.0,
+    seed: Annotated[int, Option(help="of the split and the training")] = 0,
+    r: Annotated[int, Option(help="the adapter's rank")] = 8,
+    output: Annotated[Path, Option(help="where to save")] = Path("outputs/demo"),
+    reload: Annotated[
+        Path | None, Option("--check", metavar="DIR", help="only reload the demo saved there and compare scores")
+    ] = None,
+) -> None:
+    """Tune a real BERT on real sentiment ratings, save the adapter, and reload it in a fresh process."""
+    if reload is not None:
+        raise Exit(0 if check(reload) else 1)
+    run(output, epochs, seed, r)
+    done = subprocess.run([sys.executable, "-m", "hf_lora", "demo", "--check", str(output)], check=False)
+    raise Exit(done.returncode)
 
 
 def run(output: Path, epochs: float = 1.0, seed: int = 0, r: int = 8) -> dict[str, Any]:

@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from .._version import __version__
 from ..errors import LoRAError, printable
-from . import demo, inspect, push
+from . import demo, inspect, predict, push, train
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="hf-lora", help="LoRA as a property of a Transformers model.", no_args_is_help=True,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+for command in (train.train, predict.predict, demo.demo, push.push, inspect.inspect):
+    app.command()(command)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf-lora {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say it")] = False,
+) -> None:
+    """LoRA as a property of a Transformers model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own unless given) and return its exit status.
 
-    0: done; 1: the demo's check found other scores, or `inspect` an adapter that cannot be used; 2: a LoRAError, in one
-    line on stderr, or bad arguments (then it raises SystemExit, as argparse does); 141: nobody reads the output any
-    more (`| head`), as a shell says it of what SIGPIPE ended.
+    0: done; 1: what was asked is not so (an adapter that cannot be used), or nobody reads the output any more
+    (`| head`); 2: bad arguments, or a LoRAError, in one line on stderr; 130: interrupted.
     """
     try:
         try:
-            return _done(argv)
+            app(argv, prog_name="hf-lora")
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
-        return 141
-
-
-def _done(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
+    except SystemExit as done:  # how typer ends a command
+        return int(done.code or 0)
     except LoRAError as error:
         print("hf-lora:", printable(" ".join(str(error).split())), file=sys.stderr)
         return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-lora", description="LoRA as a property of a Transformers model.")
-    parser.add_argument("--version", action="version", version=f"hf-lora {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
-    for command in (demo, push, inspect):
-        command.add(commands)
-    return parser
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 1
+    return 0

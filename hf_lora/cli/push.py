@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
-__all__ = ["add"]
+from typer import Argument, Option
 
-
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    text = "upload a saved adapter to the Hub, in one commit, and print its URL"
-    more = " The token is the one of `hf auth login` or HF_TOKEN: on a command line, others could see it."
-    push = commands.add_parser("push", help=text, description=text[0].upper() + text[1:] + "." + more)
-    push.add_argument("directory", type=Path, metavar="DIR", help="what save_pretrained wrote")
-    push.add_argument("repo", metavar="REPO", help="name, or owner/name; made where it is missing")
-    push.add_argument("--private", action="store_true", help="make the repo private")
-    push.add_argument("--revision", metavar="BRANCH", help="made from main where it is missing (default: main)")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    push.add_argument("--commit-message", metavar="TEXT", help="default: Upload adapter")
-    push.add_argument("--base-model", metavar="REPO", help="the base's Hub id, where it was loaded from a local path")
-    push.set_defaults(run=_run)
+__all__ = ["push"]
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def push(
+    directory: Annotated[Path, Argument(metavar="DIR", help="what save_pretrained wrote")],
+    repo: Annotated[str, Argument(metavar="REPO", help="name, or owner/name; made where it is missing")],
+    private: Annotated[bool, Option("--private", help="make the repo private")] = False,
+    revision: Annotated[str | None, Option(metavar="BRANCH", help="made from main where it is missing")] = None,
+    create_pr: Annotated[bool, Option("--create-pr", help="open a pull request instead")] = False,
+    commit_message: Annotated[str | None, Option(metavar="TEXT", help="default: Upload adapter")] = None,
+    base_model: Annotated[
+        str | None, Option(metavar="REPO", help="the base's Hub id, where it was loaded from a local path")
+    ] = None,
+) -> None:
+    """Upload a saved adapter to the Hub, in one commit, and print its URL.
+
+    The token is the one of `hf auth login` or HF_TOKEN: on a command line, others could see it.
+    """
     from ..model.publishing import push_folder  # not above: it imports torch
 
     url = push_folder(
-        arguments.directory, arguments.repo, private=arguments.private or None, revision=arguments.revision,
-        create_pr=arguments.create_pr, commit_message=arguments.commit_message, base_model=arguments.base_model,
+        directory, repo, private=private or None, revision=revision, create_pr=create_pr,
+        commit_message=commit_message, base_model=base_model,
     )  # fmt: skip
     print(url)
-    return 0

@@ -1,0 +1,1 @@
+"""People's rows, as they come: read, understood, checked and split."""

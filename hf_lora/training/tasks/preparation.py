@@ -1,0 +1,132 @@
+"""What a task does with rows: how it reads them, what the model gets, what is measured, and what a prediction says.
+
+A family of tasks is a subclass. The same code prepares rows for training, evaluation and prediction, so that a reloaded
+adapter sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import DataError, some
+from ..data.columns import is_empty, place_of
+from .task import TrainingTask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Preparation", "PreparedRows"]
+
+
+class Preparation:
+    """What one training, or one saved adapter, does with rows. Subclasses fill in the methods that raise.
+
+    task: the row of the table. columns: the column of each role. options: what the user set that a family reads
+    (`OPTIONS`), None for what is to be found out by `learn`. `record()` gives all of it as JSON, and
+    `Preparation(**record)` is the same again.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("max_length",)
+    processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers
+    trainer_class: ClassVar[str] = "transformers.Trainer"
+    arguments_class: ClassVar[str] = "transformers.TrainingArguments"
+
+    def __init__(self, task: TrainingTask, columns: Mapping[str, str], **options: Any) -> None:
+        self.task, self.columns, self.options = task, dict(columns), options
+
+    def record(self) -> dict[str, Any]:
+        """Return what makes the same preparation again, as JSON takes it."""
+        return {"task": self.task.name, "columns": self.columns, **self.options}
+
+    def learn(self, rows: Dataset, processor: Any) -> None:
+        """Find out what only all the rows to train on tell: classes, lengths. Sets `options`. Raises DataError."""
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return what the base is loaded with, such as its labels."""
+        return {}
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the Trainer's that this task sets by itself."""
+        return {}
+
+    def fit_model(self, model: Any, processor: Any) -> None:
+        """Set on a loaded model, before it trains, what the task needs beside the arguments (a pad token)."""
+
+    def value(self, row: Mapping[str, Any], role: str) -> Any:
+        """Return what a row has for a role; None where it is empty, or where it has no such column."""
+        found = row.get(self.columns.get(role, ""))
+        return None if is_empty(found) else found
+
+    def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
+        """Return what is wrong with a row, and what to do; None where it can be used."""
+        roles = (role for role in self.task.roles if role.is_required and (labelled or not role.is_label))
+        empty = next((role.name for role in roles if self.value(row, role.name) is None), None)
+        return empty and f"its {empty} (column {self.columns[empty]!r}) is empty"
+
+    def check(self, rows: Iterable[Mapping[str, Any]], labelled: bool = True) -> None:
+        """Raise DataError with the rows that cannot be used, at most the first hundred looked at."""
+        found = [f"{place_of(row)}: {problem}" for row in rows if (problem := self.problem(row, labelled))]
+        if found:
+            raise DataError(
+                f"{some(found, between='; ')}. Mend or remove these rows, or leave them out with --skip-bad-rows."
+            )
+
+    def features(
+        self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
+    ) -> list[dict[str, Any]]:
+        """Return what the collator takes, one a row. labelled: with what is to be learnt."""
+        raise NotImplementedError
+
+    def dataset(self, rows: Dataset, processor: Any, labelled: bool = True) -> Any:
+        """Return the rows as the Trainer reads them: prepared when they are asked for, never all at once."""
+        return PreparedRows(rows, lambda some: self.features(some, processor, labelled))
+
+    def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Return what makes a batch of features."""
+        module, _, name = self.task.collator.rpartition(".")
+        return getattr(importlib.import_module(module), name)(processor)
+
+    def compute_metrics(self, names: Sequence[str], processor: Any) -> Any:
+        """Return the Trainer's compute_metrics for these metrics."""
+        from ..metrics import metrics
+
+        return metrics(*names)
+
+    def outputs(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """Return a model's outputs for a batch of rows without labels. The model is in eval mode."""
+        import torch
+
+        batch = self.collator(processor, model)(self.features(rows, processor, labelled=False))
+        with torch.inference_mode():
+            return model(**{key: value.to(model.device) for key, value in batch.items()})
+
+    def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what the model says of each row of a batch, as JSON takes it. The rows need no labels."""
+        raise NotImplementedError
+
+    def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
+        """Return what a model sees of a feature, in words, for `--dry-run`."""
+        return {key: _short(processor.decode(value) if key == "input_ids" else value) for key, value in feature.items()}
+
+
+def _short(value: Any, most: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+class PreparedRows:
+    """A torch Dataset (map-style) of rows that are prepared a batch at a time."""
+
+    def __init__(self, rows: Dataset, prepare: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        self._rows, self._prepare = rows, prepare
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._prepare([self._rows[index]])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return self._prepare(self._rows.select(indices).to_list())

@@ -1,0 +1,48 @@
+"""The tasks of `hf-lora train`: a row each, which the command line, the card and the docs read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..data.columns import Role
+from .classes import Classes
+from .task import TrainingTask
+
+__all__ = ["TASKS"]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str | int | bool)
+
+
+def _mean_length(values: Any) -> float:
+    return sum(map(len, values)) / max(len(values), 1)
+
+
+def _repetition(values: Any) -> float:
+    return -len(set(values)) / max(len(values), 1)
+
+
+TEXT = Role(
+    "text",
+    ("text", "sentence", "review", "comment", "content", "message", "body", "texto", "texte", "testo", "文本", "内容"),
+    _is_text, preference=_mean_length,
+)  # fmt: skip
+LABEL = Role(
+    "label",
+    ("label", "labels", "class", "category", "target", "sentiment", "etikett", "klasse", "categoria", "标签", "类别"),
+    _is_label, is_label=True, preference=_repetition,
+)  # fmt: skip
+PAIR = Role("text_pair", ("text pair", "sentence2", "text2", "hypothesis"), _is_text, is_required=False)
+
+ROWS = (
+    TrainingTask(
+        "text-classification", ("AutoModelForSequenceClassification",), (TEXT, PAIR, LABEL),
+        "transformers.DataCollatorWithPadding", ("accuracy", "f1"), "one label for a text, or for two", Classes,
+    ),
+)  # fmt: skip
+TASKS = {row.name: row for row in ROWS}

@@ -1,0 +1,39 @@
+"""A task of `hf-lora train`: what its row in the table says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...config.tasks import TASKS as MODEL_TASKS
+from ...config.tasks import Task
+from ..data.columns import Role
+
+__all__ = ["TrainingTask"]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A task of the command line.
+
+    models: the Auto classes whose models it trains (rows of `config.tasks`, which know heads, tag and task type).
+    roles: the columns it needs. collator: the dotted name of a class that is made with the processor. metrics: what is
+    measured, the first chooses the best checkpoint; names beginning with "-" are better when lower. learning_rate,
+    epochs, batch_size: the defaults. says: one line for the help. preparation: the Preparation that does it.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    roles: tuple[Role, ...]
+    collator: str
+    metrics: tuple[str, ...]
+    says: str
+    preparation: type[Any]
+    learning_rate: float = 1e-3
+    epochs: float = 3.0
+    batch_size: int = 16
+
+    @property
+    def model_tasks(self) -> list[Task]:
+        """The rows of the table of models."""
+        return [task for task in MODEL_TASKS if task.auto_class in self.models]

@@ -1,0 +1,49 @@
+"""Every task by the command: from a file of raw rows to a saved adapter that predicts the same when it is reloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .jobs import JOBS, Job
+from .peek import TRAINING_TASKS, cli, load_run, read_rows
+
+IDS = [job.task for job in JOBS]
+
+
+@pytest.fixture(scope="module", params=JOBS, ids=IDS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, Path]:
+    """Return a job, its rows, and the folder that the command made of them."""
+    job: Job = request.param
+    place = tmp_path_factory.mktemp(job.task)
+    base, rows = job.base(place / "base"), job.rows(place)
+    command = ["train", "--model", str(base), "--task", job.task, "--train", str(rows), "--output", str(place / "run")]
+    assert cli.main([*command, *job.flags]) == 0
+    return job, rows, place / "run"
+
+
+def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Path, Path]) -> None:
+    job, _, run = trained
+    files = ("adapter_config.json", "adapter_model.safetensors", "README.md", "run.yaml", "task.json", "metrics.json")
+    assert [name for name in files if not (run / name).is_file()] == []
+    assert not (run / "model.safetensors").exists()
+    measured = json.loads((run / "metrics.json").read_text())
+    if job.learns:
+        name, least = job.learns
+        assert measured["test"][name] >= least
+
+
+def test_predictions_of_the_reloaded_adapter_are_those_of_the_trained_model(
+    trained: tuple[Job, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, rows, run = trained
+    assert cli.main(["predict", str(run), str(rows), "--output", str(tmp_path / "said.jsonl")]) == 0
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "scratch").mkdir()
+    assert said == list(load_run(run).predict(read_rows(str(rows), tmp_path / "scratch"), 16))
+
+
+def test_every_task_of_the_table_is_tried() -> None:
+    assert set(IDS) == set(TRAINING_TASKS)
