@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 
@@ -62,7 +62,7 @@ def test_every_command_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = re.findall(r"(?m)(?:^|`)make ([a-z]+)", "\n".join(page.read_text("utf-8") for page in PAGES))
     assert {"demo", "test"} <= set(named) <= targets
-    commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     used = re.findall(r"(?m)(?:^|`)hf-lora ([a-z]+)", "\n".join(page.read_text("utf-8") for page in PAGES))
     assert {"push", "inspect"} <= set(used) <= set(commands)
 
