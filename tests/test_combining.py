@@ -328,7 +328,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a rank of nothing": ({"svd_rank": 0}, ArgumentError, "positive integer"),
     "a clamp that is none": ({"svd_clamp": 2}, ArgumentError, "quantile"),
     "other ranks": ({"combination_type": "linear"}, ConfigError, "have the ranks 2, 4 at layer. Use 'svd' or 'cat'"),
-    "DoRA": ({"adapters": ["wide", "long"]}, AdapterStateError, "'long' is DoRA: it is no sum"),
+    "DoRA": ({"adapters": ["wide", "long"]}, AdapterStateError, "'long' is DoRA, which is no sum"),
 }  # fmt: skip
 
 

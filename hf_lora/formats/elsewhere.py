@@ -6,7 +6,7 @@ what it takes first and then cannot do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -33,40 +33,37 @@ _FUSED = frozenset({
 
 def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
     """Return why PEFT cannot open the file of an adapter, "" where it can."""
-    layers = model._lora.layers
-    model_type, adapted = getattr(getattr(model, "config", None), "model_type", None), list(_adapters(layers, name))
+    model_type, adapted = getattr(getattr(model, "config", None), "model_type", None), [*model._lora.carried(name)]
     for (types, words), reason in (
         (_MAMBA, "a layer of a Mamba model's that it takes no adapters on"),
         (_FUSED, "a layer whose name it takes for the experts' parameters, which this type of model has fused"),
     ):
-        found = [m for m, _, a in adapted if a.low_rank and a.parameter == "weight" and m.rpartition(".")[2] in words]
+        weights = [m for m, _, _, a in adapted if a.low_rank and a.parameter == "weight"]
+        found = [m for m in weights if m.rpartition(".")[2] in words]
         if model_type in types and found:
             return f"{found[0]} is {reason}"
     parts = [ending for ending in config.modules_to_save or () if is_part_of_peft(ending)]
-    if parts and any(a.low_rank for _, _, a in _adapters(layers, name)):
+    if parts and any(each.adapter.low_rank for each in adapted):
         return f"modules_to_save={parts[0]!r} also ends the name of a module in PEFT's own layers; rename the module"
     table, rows, names = input_table(model), config.trainable_token_indices or (), dict(base_modules(model))
     for ending in config.modules_to_save or ():
         found = [n for n in saved_modules([ending], names) if any(True for _ in names[n].parameters())]
         if inner := [n for n in found if any(n != outer and is_inside(n, outer) for outer in found)]:
             return f"modules_to_save={ending!r} also names {inner[0]} inside of another; rename one of them"
-    tables = [m for m, _, a in _adapters(layers, name) if a.row.of_rows]
+    tables = [m for m, _, _, a in adapted if a.row.of_rows]
     for ending in rows if isinstance(rows, Mapping) else [n for n in tables if names[n] is table]:
         if more := [m for m in saved_modules([ending], names) if m not in tables]:
             return f"trainable_token_indices={ending!r} also ends {more[0]} there; rename one of them"
     if isinstance(table, LoRALayer) and any(a.row.of_rows for a in table.carried(name).values()):
         weight = own_tensor(table, "weight")
-        tied = [
-            m for m, layer, a in _adapters(layers, name) if a.row.whole and own_tensor(layer, a.parameter) is weight
-        ]
-        if tied:
+        if tied := [m for m, layer, _, a in adapted if a.row.whole and own_tensor(layer, a.parameter) is weight]:
             return f"{tied[0]} is saved whole and tied to a table of which rows train, which PEFT ties again"
     return ""
 
 
 def differs_in_peft(model: Any, name: str) -> str:
     """Return why PEFT computes something else with an adapter, "" where it computes the same."""
-    found = list(_adapters(model._lora.layers, name))
+    found = [(m, layer, a) for m, layer, _, a in model._lora.carried(name)]
     tables = [(m, layer) for m, layer, a in found if a.row.of_rows]
     owners = {id(a) for _, _, a in found if a.row.of_rows}
     if len(owners) < len(tables) and input_table(model) not in [layer for _, layer in tables]:
@@ -86,7 +83,3 @@ def _difference(model: Any, module: str, layer: LoRALayer, adapter: Adapter) -> 
     if adapter.row.of_rows:
         scales = issubclass(own, nn.Embedding) and own.forward is not nn.Embedding.forward
     return f"{module} computes in a way of its own" if scales and not hasattr(layer, "embed_scale") else ""
-
-
-def _adapters(layers: Mapping[str, LoRALayer], name: str) -> Iterator[tuple[str, LoRALayer, Adapter]]:
-    return ((module, layer, a) for module, layer in layers.items() for a in layer.carried(name).values())

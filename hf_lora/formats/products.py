@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterMismatchError, AdapterStateError
-from ..variants.adapter import Product
+from ..variants.adapter import NO_SUM, Product
 from ..variants.initial import INITS
 from ..variants.table import formula_of
 from .contents import Contents
@@ -24,7 +24,7 @@ def products_of(contents: Contents) -> dict[str, Product]:
     """
     config, where = contents.config, contents.source.name
     if formula_of(config).adapter.exclusive:
-        raise AdapterStateError(f"{where} is {formula_of(config).title}, which is no sum of a weight and a product.")
+        raise AdapterStateError(f"{where} is {formula_of(config).title}, {NO_SUM}.")
     if contents.fit is not None or INITS[config.init_lora_weights].moves_base or config.has_old_experts:
         raise AdapterStateError(
             f"{where}: what it adds depends on the model (its start, {config.init_lora_weights!r}, or its layout). "

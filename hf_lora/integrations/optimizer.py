@@ -137,11 +137,9 @@ def note_steps(trainer: Any, model: Any) -> None:
     Fused optimizers, the Trainer's default, leave no other trace: they do not count as writing to a parameter.
     """
     held = held_by(trainer.optimizer) if trainer.optimizer is not None else set()
-    for layer in model._lora.layers.values():
-        for name in model._lora.configs:
-            for adapter in layer.carried(name).values():
-                if any(id(p) in held for p in adapter.parameters()):
-                    adapter.note_steps(trainer.state.global_step)
+    for each in model._lora.carried(*model._lora.configs):
+        if any(id(p) in held for p in each.adapter.parameters()):
+            each.adapter.note_steps(trainer.state.global_step)
 
 
 def _is_out_of_sight(trainer: Any, model: Any, optimizer: Any) -> bool:

@@ -102,7 +102,7 @@ def compute(layer: Any, again: Callable[..., Any], base: Callable[..., Any] | No
         return add_by_row(base(layer, *args, **kwargs), x, a, b, places)
     rows = layer._steps.rows()
     times = times_in(layer, state, len(rows.of_row), x)
-    if state.turned[1]:
+    if state.turned:
         _refuse_turned(layer, state, len(rows.of_row), x)
     stack = None if base is None else layer._steps.stacked(rows.groups)
     if stack is not None and base is not None:
@@ -133,7 +133,7 @@ def times_in(layer: Any, state: AdapterState, rows: int, x: Any) -> int:
 def _refuse_turned(layer: Any, state: AdapterState, rows: int, x: Tensor) -> None:
     """Raise AdapterStateError where a layer below code that turns batches may get (time, rows, ...)."""
     others = x.shape[1:-1] if x.is_floating_point() else x.shape[1:]
-    if not all(size % rows for size in others) and (name := name_in(state, layer)) in state.turned[1]:
+    if not all(size % rows for size in others) and (name := name_in(state, layer)) in state.turned:
         raise AdapterStateError(
             f"{name}: its input {tuple(x.shape)} may have its {rows} rows in another dimension than the first, since "
             "this model's code turns it: which row is whose cannot be told here. Compute each adapter's rows on their "

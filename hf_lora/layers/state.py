@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterNameError, AdapterStateError
 from ..maths.fingerprint import Fingerprint
+from ..variants.adapter import Adapter
 from .gate import Gate
 from .rates import LearningRates
 from .routes import OFF, Route, Told
@@ -75,6 +76,15 @@ class Record:
     trains_in_rows: bool = False
 
 
+class Carried(NamedTuple):
+    """One adapter on its layer: the layer's full name, the layer, the adapter's key there."""
+
+    module: str
+    layer: Any
+    key: str
+    adapter: Adapter
+
+
 @dataclass
 class AdapterState:
     """The adapters of a model, and which of them act.
@@ -83,8 +93,8 @@ class AdapterState:
     blocks. instead: the route in its place, None but for adapters that are switched off. merged: what is inside the
     weights, so that no route adds it again.
     thawed: the parameters that required gradients before; commit: the base's on the Hub; place: where else there its
-    checkpoint lies (revision, subfolder, cache_dir); rates: learning rates. turned: the layers that were looked at, and
-    those of them that are `below_turning`.
+    checkpoint lies (revision, subfolder, cache_dir); rates: learning rates. looked_at: the layers of which it was seen
+    which cannot tell whose a row is: turned: those `below_turning`, singles: those of a single expert.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -99,13 +109,22 @@ class AdapterState:
     blocks: list[Block] = field(default_factory=list)  # of every thread and task, while they run
     is_routed: bool = False  # some block runs: only then a forward looks for one of its own
     told: Told = field(default_factory=Told)
-    turned: tuple[tuple[str, ...], frozenset[str]] = ((), frozenset())
+    looked_at: Mapping[str, Any] | None = None
+    turned: frozenset[str] = frozenset()
+    singles: tuple[str, ...] = ()
     gate: Gate = field(default_factory=Gate)  # passed by every call of the model, closed while numbers change in place
 
     @property
     def configs(self) -> dict[str, LoRAConfig]:
         """The adapters' configs by name."""
         return {name: record.config.attached() for name, record in self.records.items()}
+
+    def carried(self, *names: str) -> Iterator[Carried]:
+        """Yield every adapter of some names where it is; one that tied layers share comes in each of them."""
+        for module, layer in self.layers.items():
+            for name in names:
+                for key, adapter in layer.carried(name).items():
+                    yield Carried(module, layer, key, adapter)
 
     @property
     def trainable(self) -> set[str]:

@@ -44,7 +44,7 @@ def block(model: Any, names: object, rows: Given, whole: bool = False) -> Abstra
 def check(model: Any, rows: Given, what: str) -> None:
     """Raise AdapterNameError or ArgumentError where routes of rows cannot be what is asked for; what: who asks."""
     with BLOCKS:
-        _rows_of(model._lora, rows, what)
+        _rows_of(model, rows, what)
 
 
 @torch.compiler.disable(recursive=False)  # the forward may be compiled; whose the rows are is no code
@@ -147,7 +147,7 @@ def _in_places(model: Any, rows: Rows, count: int | None) -> Iterator[None]:
     of_row = torch.tensor([places[rows.groups[i]] for i in rows.of_row], device=next(model.parameters()).device)
     with _COMPILED:
         for path, layer in state.layers.items():
-            if path in state.turned[1] or not layer._steps.have_factors(names, rows):
+            if path in state.turned or not layer._steps.have_factors(names, rows):
                 raise AdapterStateError(f"{path}: a compiled model answers rows by plain LoRA on linear layers only.")
         with _telling(state, OFF, of_row.repeat_interleave((count or len(of_row)) // len(of_row))):
             yield
@@ -179,9 +179,7 @@ def _taking(
     """
     state: AdapterState = model._lora
     with BLOCKS:
-        rows = _rows_of(state, given, what)
-        if len(rows.groups) > 1 and state.turned[0] != (names := tuple(state.layers)):
-            state.turned = names, below_turning(model, names)
+        rows = _rows_of(model, given, what)
     if model.training and torch.is_grad_enabled():
         _check_trains(state, rows, what)
     if kwargs is not None:
@@ -192,7 +190,8 @@ def _taking(
         yield
 
 
-def _rows_of(state: AdapterState, given: Given, what: str) -> Rows:
+def _rows_of(model: Any, given: Given, what: str) -> Rows:
+    state: AdapterState = model._lora
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence) or not given:
         raise ArgumentError(
             f"{what}: {given!r:.200} is given; what is wanted is a list with an entry a row: a name, {BASE!r}, a "
@@ -201,7 +200,10 @@ def _rows_of(state: AdapterState, given: Given, what: str) -> Rows:
     rows = Rows([_route_of(state, each, what) for each in given])
     for route in rows.groups:
         check_together(state, route)
-    singles = (name for name in state.layers if len(rows.groups) > 1 and _SINGLE.search(name))
+    if len(rows.groups) > 1 and state.looked_at is not state.layers:
+        state.turned, state.singles = below_turning(model, state.layers), tuple(filter(_SINGLE.search, state.layers))
+        state.looked_at = state.layers
+    singles = state.singles if len(rows.groups) > 1 else ()
     if found := next((name for name in singles if any(map(state.layers[name].carried, rows))), None):
         raise AdapterStateError(
             f"{what}: {found} belongs to one expert, which gets tokens of any row: whose they are cannot be told. "
@@ -235,8 +237,8 @@ def _route_of(state: AdapterState, entry: Any, what: str) -> Route:
 def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
     """Raise AdapterStateError where an adapter of a training batch would get no gradient."""
     for name in rows:
-        held = (adapter for layer in state.layers.values() for adapter in layer.carried(name).values())
-        first = next((p for adapter in held for p in adapter.parameters() if p.is_floating_point()), None)
+        held = (p for each in state.carried(name) for p in each.adapter.parameters())
+        first = next((p for p in held if p.is_floating_point()), None)
         if name in state.trainable and first is not None and not first.requires_grad:
             raise AdapterStateError(
                 f"{what}: {name!r} would get no gradient, because only selected adapters train: call "

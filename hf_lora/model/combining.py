@@ -25,7 +25,7 @@ from ..maths.low_rank import product
 from ..maths.subspaces import Decomposed
 from ..targets.names import as_endings, match_names, parameter_names
 from ..targets.site import Site
-from ..variants.adapter import Adapter, Product
+from ..variants.adapter import NO_SUM, Adapter, Product
 from ..variants.table import switches
 from .adding import Groups, origin_of, own_modules, put_on
 from .recipes import Request
@@ -64,12 +64,10 @@ def _copies(state: AdapterState, name: str, low_rank: bool = True) -> Groups:
     """Return copies of an adapter's parts, of all or of those that are no products."""
     memo: dict[int, Any] = {}  # an adapter that two tied layers share is one in the copy as well
     groups: Groups = {}
-    for module, layer in state.layers.items():
-        behind = layer.behind(name)
-        for key, adapter in layer.carried(name).items():
-            if low_rank or not adapter.low_rank:
-                site = Site(adapter.parameter, adapter.role, module=module, behind=key in behind)
-                groups.setdefault(module, {})[key] = (site, copy.deepcopy(adapter, memo))
+    for module, layer, key, adapter in state.carried(name):
+        if low_rank or not adapter.low_rank:
+            site = Site(adapter.parameter, adapter.role, module=module, behind=key in layer.behind(name))
+            groups.setdefault(module, {})[key] = (site, copy.deepcopy(adapter, memo))
     return groups
 
 
@@ -104,15 +102,13 @@ def _check(state: AdapterState, asked: Request) -> str | None:
 
     Raises AdapterStateError, ConfigError where the adapters have no combination.
     """
-    held = {
-        name: [a for layer in state.layers.values() for a in layer.carried(name).values()] for name in asked.adapters
-    }
+    held = {name: [each.adapter for each in state.carried(name)] for name in asked.adapters}
     others = {name: a.row.title for name, each in held.items() for a in each if a.low_rank and a.pairs() is None}
     if others:
         raise AdapterStateError(
-            f"{', '.join(f'{name!r} is {title}' for name, title in others.items())}: it is no sum of a weight and a "
-            "product, so it has no weighted combination. Name other adapters, or merge it (merge_and_unload) and train "
-            "or load the others on the result."
+            f"{', '.join(f'{name!r} is {title}' for name, title in others.items())}, {NO_SUM}, so it has no weighted "
+            "combination. Name other adapters, or merge it (merge_and_unload) and train or load the others on the "
+            "result."
         )
     keepers = {name: each for name, each in held.items() if not all(a.low_rank for a in each)}
     if len(keepers) > 1:

@@ -22,6 +22,7 @@ from ..formats.products import products_of
 from ..layers.offload import brought_in
 from ..layers.state import AdapterState
 from ..maths.subspaces import Decomposed, inner, overlap
+from ..variants.adapter import NO_SUM
 from .loading import opened
 from .report import aligned
 from .selecting import check_known
@@ -113,17 +114,14 @@ def _on(state: AdapterState, name: str) -> dict[str, Decomposed]:
     """Return the updates of an adapter of a model, by the full names of what they are added to."""
     check_known(state, [name])
     found = {}
-    for module, layer in sorted(state.layers.items()):
-        for adapter in layer.carried(name).values():
-            if adapter.low_rank:
-                with brought_in(adapter):
-                    pairs = adapter.pairs()
-                    if pairs is None:
-                        raise AdapterStateError(
-                            f"{name!r} is {adapter.row.title}, which is no sum of a weight and a product."
-                        )
-                    found[full_name(module, adapter.parameter).removesuffix(".weight")] = Decomposed.of(*pairs)
-    return found
+    for module, _, _, adapter in state.carried(name):
+        if adapter.low_rank:
+            with brought_in(adapter):
+                pairs = adapter.pairs()
+                if pairs is None:
+                    raise AdapterStateError(f"{name!r} is {adapter.row.title}, {NO_SUM}.")
+                found[full_name(module, adapter.parameter).removesuffix(".weight")] = Decomposed.of(*pairs)
+    return dict(sorted(found.items()))
 
 
 def _in_files(*names: str | os.PathLike[str]) -> list[dict[str, Decomposed]]:

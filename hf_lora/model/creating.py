@@ -124,8 +124,8 @@ def add_saved(
         adding.load(model, model._lora, files, adapter_name, is_trainable, check_base)
         select(model._lora, adapter_name)
         first_step.wait(model)
-    adapters = ((n, a) for n, layer in model._lora.layers.items() for a in layer.carried(adapter_name).values())
-    held = {full_name(module, adapter.parameter) for module, adapter in adapters if adapter.row.whole}
+    carried = model._lora.carried(adapter_name)
+    held = {full_name(module, adapter.parameter) for module, _, _, adapter in carried if adapter.row.whole}
     if left := left_at_random(model, held):
         warnings.warn(
             f"{len(left)} parameters are neither in the checkpoint of the base nor in the adapter {files.source.name} "

@@ -115,17 +115,12 @@ def _ids(optimizers: Iterable[Optimizer]) -> set[int]:
 
 def _trained(state: AdapterState) -> Iterator[tuple[int, tuple[str, Adapter, nn.Parameter]]]:
     """Yield the parameters that a step should move, with what each adapts; a shard without entries has no gradient."""
-    for module, layer in state.layers.items():
-        for name in _unasked(state):
-            for adapter in layer.carried(name).values():
-                place = (
-                    module
-                    if adapter.low_rank and adapter.parameter == "weight"
-                    else full_name(module, adapter.parameter)
-                )
-                for p in adapter.parameters():
-                    if p.requires_grad and p.numel() and not p.is_meta:
-                        yield id(p), (place, adapter, p)
+    for module, _, _, adapter in state.carried(*_unasked(state)):
+        is_weight = adapter.low_rank and adapter.parameter == "weight"
+        place = module if is_weight else full_name(module, adapter.parameter)
+        for p in adapter.parameters():
+            if p.requires_grad and p.numel() and not p.is_meta:
+                yield id(p), (place, adapter, p)
 
 
 def _tell_dead(model: nn.Module, trained: Trained) -> None:

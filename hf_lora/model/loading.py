@@ -145,8 +145,7 @@ def check_same(state: AdapterState, name: str, targets: Sequence[tuple[Site, Ada
     held = {id(adapter) for _, adapter, _ in targets}
     problems += [
         f"the file lacks {full_name(module, adapter.parameter)}"
-        for module, layer in state.layers.items()
-        for adapter in layer.carried(name).values()
+        for module, _, _, adapter in state.carried(name)
         if id(adapter) not in held
     ]
     if problems:

@@ -22,7 +22,7 @@ from ..errors import BaseMismatchError
 from ..files.privacy import hub_id
 from ..formats.notes import FLOATS, FORMAT, read_base_note
 from ..kinds.table import kind_of
-from ..layers.layer import LoRALayer, base_modules, own_tensor
+from ..layers.layer import base_modules, own_tensor
 from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
@@ -133,13 +133,13 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     origin = state.records[name].origin
     if origin.note is not None:
         return dict(origin.note)
-    weights = adapted(state.layers, name)
+    weights = adapted(state, name)
     found = observe(state.layers, weights)
     if origin.seen is not None and origin.seen.read > found.read and len(origin.seen.grids) == len(found.grids):
         found = origin.seen
     note: dict[str, Any] = {"format": FORMAT, "hf_lora": __version__, **_identity(model)}
     written = config or state.configs[name]
-    if any(a.moves_base for layer in state.layers.values() for a in layer.carried(name).values()):
+    if any(each.adapter.moves_base for each in state.carried(name)):
         note[_START] = _SEEDED
         if origin.seen is not None and fp.differ(found, origin.seen):
             raise BaseMismatchError(
@@ -151,21 +151,16 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     if found.read:
         note |= {"fingerprint": fp.encode(found), "names": _names(weights)}
     if origin.floats is not None:
-        copied = {module for module, layer in state.layers.items() if _is_copied(layer, name)}
+        copied = {module for module, _, _, adapter in state.carried(name) if adapter.role == SAVED.name}
         now, then = observe_floats(model, copied), origin.floats
         floats, names = now if now[1] == then[1] and now[0].read >= then[0].read else then
         note[FLOATS] = {**fp.encode(floats), "names": names}
     return {key: value for key, value in note.items() if value is not None}
 
 
-def adapted(layers: Mapping[str, LoRALayer], name: str) -> list[tuple[str, str]]:
+def adapted(state: AdapterState, name: str) -> list[tuple[str, str]]:
     """Return (module, parameter) of every weight that the adapter of a name adds a product to."""
-    carried = [(module, a) for module, layer in layers.items() for a in layer.carried(name).values()]
-    return sorted({(module, a.parameter) for module, a in carried if a.low_rank})
-
-
-def _is_copied(layer: LoRALayer, name: str) -> bool:
-    return any(adapter.role == SAVED.name for adapter in layer.carried(name).values())
+    return sorted({(module, adapter.parameter) for module, _, _, adapter in state.carried(name) if adapter.low_rank})
 
 
 def commit_of(name: str, kwargs: Mapping[str, Any]) -> str | None:

@@ -116,8 +116,8 @@ def _changed(state: AdapterState) -> Iterator[str]:
 def _parted(model: nn.Module, state: AdapterState) -> Iterator[str]:
     """Yield where a table whose rows train is tied to others than it was."""
     tables: dict[int, dict[str, Any]] = {}
-    for path, layer in state.layers.items():
-        for adapter in (a for name in state.records for a in layer.carried(name).values() if a.row.of_rows):
+    for path, layer, _, adapter in state.carried(*state.records):
+        if adapter.row.of_rows:
             tables.setdefault(id(adapter), {})[path] = _own(layer)
     modules = dict(base_modules(model)) if tables else {}
     for held in tables.values():

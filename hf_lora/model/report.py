@@ -34,12 +34,11 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
             if value is not None:
                 there[numberless(full_name(module, parameter))] += 1
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for module, layer in state.layers.items():
-        for adapter in layer.carried(name).values():
-            kind, shape = adapter.described()
-            row = rows[numberless(full_name(module, adapter.parameter)), kind, shape]
-            row[0] += 1
-            row[1] += sum(p.numel() for p in adapter.parameters())
+    for module, _, _, adapter in state.carried(name):
+        what, shape = adapter.described()
+        row = rows[numberless(full_name(module, adapter.parameter)), what, shape]
+        row[0] += 1
+        row[1] += sum(p.numel() for p in adapter.parameters())
     lines = [("target", "kind", "shape", "layers", "parameters")]
     for (pattern, kind, shape), (count, size) in rows.items():
         uneven = " uneven" if count < there[pattern] else ""

@@ -132,6 +132,5 @@ def _writes(adapter: Adapter, prefix: str, tensors: Mapping[str, Tensor]) -> int
 
 def _held(model: Any, name: str) -> Iterator[tuple[str, Adapter]]:
     """Yield every adapter of a name with its path in the model; one that two layers share (tied) comes twice."""
-    for module, layer in model._lora.layers.items():
-        for key, adapter in layer.carried(name).items():
-            yield full_name(module, "adapters", name, key), adapter
+    for module, _, key, adapter in model._lora.carried(name):
+        yield full_name(module, "adapters", name, key), adapter

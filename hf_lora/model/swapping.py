@@ -29,8 +29,7 @@ def prepare(model: Any, max_r: int, given: str | Sequence[str] | None) -> None:
     with state.gate.closed("prepare_hotswap"), CHANGES:
         names = tuple(state.records) if given is None else names_of(state, given)
         _check_now(model, names, "prepare_hotswap")
-        carried = [(m, a) for m, layer in state.layers.items() for n in names for a in layer.carried(n).values()]
-        held = {a: _place(module, a) for module, a in carried}
+        held = {a: _place(module, a) for module, _, _, a in state.carried(*names)}
         if problems := [f"{place} {why}" for adapter, place in held.items() if (why := adapter.refuses_room(max_r))]:
             raise AdapterStateError(
                 f"prepare_hotswap(max_r={max_r}): {some(dict.fromkeys(problems), 6, '; ')}. Name a larger rank, or "
@@ -97,7 +96,7 @@ def _check_now(model: Any, names: Sequence[str], what: str) -> None:
 
 def _paired(state: AdapterState, name: str, groups: adding.Groups) -> Pairs:
     """Return (an adapter of a name, the file's in its place) for all of them. Raises AdapterMismatchError."""
-    own = {(m, key): a for m, layer in state.layers.items() for key, a in layer.carried(name).items()}
+    own = {(m, key): a for m, _, key, a in state.carried(name)}
     new = {(m, key): a for m, group in groups.items() for key, (_, a) in group.items()}
     problems = [f"{_place(m, own[m, key])} has no tensors in the file" for m, key in own if (m, key) not in new]
     problems += [f"{_place(m, new[m, key])} is in the file alone" for m, key in new if (m, key) not in own]

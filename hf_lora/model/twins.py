@@ -67,7 +67,7 @@ def share(carrier: Any, other: Any, name: str) -> None:
     """Attach a twin's adapter to the model that it stands on: modules of its own, the tensors are the twin's."""
     state: AdapterState = carrier._lora
     modules = dict(base_modules(carrier))
-    tensors = (t for layer in other._lora.layers.values() for a in layer.carried(name).values() for t in _tensors(a))
+    tensors = (t for held in other._lora.carried(name) for t in held.adapter.held().values())
     memo: dict[int, Any] = {id(t): t for t in tensors}  # an adapter that two tied layers share is one here as well
     with CHANGES:
         layers = dict(state.layers)
@@ -92,7 +92,3 @@ def mirror_checkpointing(module: nn.Module, mirrored: nn.Module, carrier: Any) -
         keeps_routes(carrier)
         carrier.enable_input_require_grads()
     return bool(found)
-
-
-def _tensors(adapter: nn.Module) -> list[Any]:
-    return [*adapter.parameters(), *adapter.buffers()]

@@ -192,11 +192,9 @@ def roles_of(model: nn.Module) -> dict[int, Role]:
     """Return the role of each parameter by its id (Python's), found by what holds it and never by its name."""
     found: dict[int, Role] = {}
     for state in states_of(model):
-        for place, layer in state.layers.items():
-            for name, config in state.configs.items():
-                head = is_saved(config, place)
-                for adapter in layer.carried(name).values():
-                    found |= {id(p): role for p, role in _roles(layer, adapter, head)}
+        for name, config in state.configs.items():
+            for place, layer, _, adapter in state.carried(name):
+                found |= {id(p): role for p, role in _roles(layer, adapter, is_saved(config, place))}
     for module in model.modules():
         for key, p in module._parameters.items():
             if p is not None:

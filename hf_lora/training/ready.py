@@ -107,8 +107,7 @@ def _idle(state: AdapterState) -> Iterator[str]:
 
 
 def _requires_gradients(state: AdapterState, name: str) -> bool:
-    carried = (adapter for layer in state.layers.values() for adapter in layer.carried(name).values())
-    return any(p.requires_grad for adapter in carried for p in adapter.parameters())
+    return any(p.requires_grad for each in state.carried(name) for p in each.adapter.parameters())
 
 
 def _offloaded(model: nn.Module) -> Iterator[str]:

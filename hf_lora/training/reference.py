@@ -87,17 +87,12 @@ def _route(model: Any) -> Route:
 
 def _trains(model: Any, name: str) -> bool:
     """Return whether anything of an adapter is trained."""
-    adapters = (adapter for layer in model._lora.layers.values() for adapter in layer.carried(name).values())
-    return any(parameter.requires_grad for adapter in adapters for parameter in adapter.parameters())
+    return any(p.requires_grad for each in model._lora.carried(name) for p in each.adapter.parameters())
 
 
 def _changes(model: Any, name: str) -> bool:
     """Return whether an adapter makes other weights of its base's, by more than rounding."""
-    return any(
-        _moves(adapter, own_tensor(layer, adapter.parameter))
-        for layer in model._lora.layers.values()
-        for adapter in layer.carried(name).values()
-    )
+    return any(_moves(a, own_tensor(layer, a.parameter)) for _, layer, _, a in model._lora.carried(name))
 
 
 def _moves(adapter: Adapter, own: Tensor | None) -> bool:

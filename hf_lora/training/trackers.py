@@ -65,13 +65,11 @@ def lora_scalars(model: Any) -> dict[str, float]:
 
 def _places(state: Any) -> Iterator[_Place]:
     """Yield where LoRA factors are that train now and lie whole in this process."""
-    names = [name for name in state.route if name in state.trainable]
-    for module, layer in state.layers.items():
-        for name in names:
-            for adapter in layer.carried(name).values():
-                if adapter.low_rank and _is_whole(adapter) and (product := adapter.product_of_factors()):
-                    group = numberless(full_name(module, adapter.parameter)).removesuffix(".weight").replace("*", "N")
-                    yield name, group, layer, adapter, product
+    for name in [name for name in state.route if name in state.trainable]:
+        for module, layer, _, adapter in state.carried(name):
+            if adapter.low_rank and _is_whole(adapter) and (product := adapter.product_of_factors()):
+                group = numberless(full_name(module, adapter.parameter)).removesuffix(".weight").replace("*", "N")
+                yield name, group, layer, adapter, product
 
 
 def _is_whole(adapter: Adapter) -> bool:
