@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from ...config.lora_config import LoRAConfig
-from ...errors import ConfigError, DataError
+from ...config.tasks import Task
+from ...errors import ConfigError, DataError, ModelError
 from ...model.lora_model import LoRAModel
 from ..data.columns import choose_columns
 from ..data.reading import read_rows
 from ..data.splitting import split_rows
 from ..tasks.preparation import Preparation
 from ..tasks.table import TASKS
+from ..tasks.task import TrainingTask
 from .record import CHECKPOINTS
 from .settings import RunSettings
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "plan_run"]
 
 _LOOKED_AT = 100  # rows whose values tell what a column is
-_LONGEST = 512  # tokens of a row, where nobody says it and the model allows more
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Plan:
         """Return the Trainer of the task."""
         module, _, name = self.preparation.trainer_class.rpartition(".")
         train, held = self.rows["train"], self.rows.get("eval")
+        metrics = self.preparation.compute_metrics(self.settings.metric, self.processor)
         return getattr(importlib.import_module(module), name)(
             model=self.model,
             args=_arguments(self, folder),
@@ -50,7 +52,8 @@ class Plan:
             eval_dataset=None if held is None else self.preparation.dataset(held, self.processor),
             data_collator=self.preparation.collator(self.processor, self.model),
             processing_class=self.processor,
-            compute_metrics=self.preparation.compute_metrics(self.settings.metric, self.processor),
+            compute_metrics=metrics,
+            preprocess_logits_for_metrics=getattr(metrics, "preprocess_logits_for_metrics", None),
         )
 
 
@@ -75,8 +78,8 @@ def plan_run(settings: RunSettings, scratch: Path) -> Plan:
     columns = choose_columns(first, task.roles, settings.column, str(settings.train))
     transformers.set_seed(settings.seed)  # the adapter and new heads start at random
     processor = getattr(transformers, task.preparation.processor_class).from_pretrained(settings.model)
-    longest = settings.max_length or min(_LONGEST, processor.model_max_length)
-    preparation = task.preparation(task, columns, max_length=longest)
+    options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
+    preparation = task.preparation(task, columns, **options)
     preparation.learn(rows["train"], processor)
     for each in rows.values():
         preparation.check(each)
@@ -97,14 +100,27 @@ def _split(rows: dict[str, Dataset], settings: RunSettings, preparation: Prepara
 
 
 def _model(settings: RunSettings, preparation: Preparation) -> Any:
-    targets = settings.target_modules
+    targets, kind = settings.target_modules, _model_task(str(settings.model), preparation.task)
     config = LoRAConfig(
         r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
         target_modules=targets.split(",") if "," in targets else targets,
-        task_type=preparation.task.model_tasks[0].task_type, **settings.lora,
+        task_type=kind.task_type, **settings.lora,
     )  # fmt: skip
     given: dict[str, Any] = {"dtype": settings.dtype} if settings.dtype else {}
+    given |= {} if kind.task_type else {"auto_class": kind.auto_class}
     return LoRAModel.from_pretrained(str(settings.model), config, **given, **preparation.model_arguments())
+
+
+def _model_task(name: str, task: TrainingTask) -> Task:
+    """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
+    config = transformers.AutoConfig.from_pretrained(name)
+    for row in task.model_tasks:
+        if type(config) in getattr(transformers, row.auto_class)._model_mapping:
+            return row
+    raise ModelError(
+        f"--model {name}: it is a {config.model_type}, which {' and '.join(task.models)} do not know; --task "
+        f"{task.name} needs another base."
+    )
 
 
 def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:

@@ -21,6 +21,7 @@ class Classes(Preparation):
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels")
 
     def learn(self, rows: Dataset, processor: Any) -> None:
+        super().learn(rows, processor)
         if self.options.get("labels") is None:
             column = self.columns["label"]
             found = {str(value).strip() for value in rows.unique(column) if not is_empty(value)}
@@ -43,14 +44,18 @@ class Classes(Preparation):
     def features(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
     ) -> list[dict[str, Any]]:
-        texts = [str(self.value(row, "text")) for row in rows]
-        pairs = [str(self.value(row, "text_pair") or "") for row in rows] if "text_pair" in self.columns else None
-        encoded = processor(texts, pairs, truncation=True, max_length=self.options["max_length"])
-        features = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
+        features = self.inputs(rows, processor)
         if labelled:
             for feature, row in zip(features, rows, strict=True):
                 feature["labels"] = self.options["labels"].index(str(self.value(row, "label")).strip())
         return features
+
+    def inputs(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[dict[str, Any]]:
+        """Return what the model gets of each row, without the label."""
+        texts = [str(self.value(row, "text")) for row in rows]
+        pairs = [str(self.value(row, "text_pair") or "") for row in rows] if "text_pair" in self.columns else None
+        encoded = processor(texts, pairs, truncation=True, max_length=self.options["max_length"])
+        return [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
 
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         logits = self.outputs(model, processor, rows).logits.float()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Preparation", "PreparedRows"]
 
+LONGEST = 512  # tokens of a row, where nobody says it and the model allows more
+
 
 class Preparation:
     """What one training, or one saved adapter, does with rows. Subclasses fill in the methods that raise.
@@ -42,6 +44,8 @@ class Preparation:
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         """Find out what only all the rows to train on tell: classes, lengths. Sets `options`. Raises DataError."""
+        if "max_length" in self.OPTIONS and self.options.get("max_length") is None:
+            self.options["max_length"] = min(LONGEST, processor.model_max_length)
 
     def model_arguments(self) -> dict[str, Any]:
         """Return what the base is loaded with, such as its labels."""
