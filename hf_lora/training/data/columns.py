@@ -21,6 +21,7 @@ class Role:
     names: what people call such a column, as `plain_name` gives them, the most telling first. holds: whether a value
     can be one; empty values are not asked about. is_required: whether the task cannot do without. is_label: it is what
     is learnt, which rows to predict lack. preference: of several columns that could be it, the one with the largest.
+    unless: roles that replace this one where a file has columns for all of them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Role:
     is_required: bool = True
     is_label: bool = False
     preference: Callable[[Sequence[Any]], float] | None = None
+    unless: tuple[str, ...] = ()
 
 
 def choose_columns(
@@ -47,26 +49,60 @@ def choose_columns(
     wanted = [role for role in roles if labelled or not role.is_label]
     values = {name: [row[name] for row in rows if not is_empty(row[name])] for name in columns}
     chosen = _given(columns, roles, given, source)
+    for matches in (_is_called, _is_called_like):
+        for role in wanted:
+            called = [c for c in columns if c not in chosen.values() and matches(c, role)]
+            called.sort(key=lambda c, role=role: _rank(c, role))  # type: ignore[misc]
+            fitting = [c for c in called if all(map(role.holds, values[c]))]
+            if role.name not in chosen and fitting:
+                chosen[role.name] = fitting[0]
     for role in wanted:
-        named = (c for n in role.names for c in columns if plain_name(c) == n and c not in chosen.values())
-        fitting = next((c for c in named if all(map(role.holds, values[c]))), None)
-        if role.name not in chosen and fitting is not None:
-            chosen[role.name] = fitting
-    for role in wanted:
-        if role.name in chosen or not role.is_required:
+        if role.name in chosen or not role.is_required or _is_replaced(role, wanted, chosen):
             continue
         left = [c for c in columns if c not in chosen.values() and values[c] and all(map(role.holds, values[c]))]
-        if role.preference is not None:
-            left.sort(key=lambda c, prefer=role.preference: -prefer(values[c]))  # type: ignore[misc]
-            left = left[:1]
+        if role.preference is not None and left:
+            liking = {c: role.preference(values[c]) for c in left}
+            left = [c for c in left if liking[c] == max(liking.values())]
         if len(left) != 1:
-            among = f"{', '.join(map(repr, left))} could each be it" if left else "none can be it"
-            raise DataError(
-                f"{source}: no column for {role.name!r}: it has the columns {', '.join(map(repr, columns))}, and "
-                f"{among}. Say which one with --column {role.name}=NAME."
-            )
+            raise DataError(_missing(role, roles, source, columns, left, values))
         chosen[role.name] = left[0]
     return chosen
+
+
+def _is_called(column: str, role: Role) -> bool:
+    return plain_name(column) in role.names
+
+
+def _is_called_like(column: str, role: Role) -> bool:
+    """Return whether one of the words of a column's name is the role's, as in "customer_review"."""
+    return not set(plain_name(column).split()).isdisjoint(role.names)
+
+
+def _rank(column: str, role: Role) -> int:
+    words = {plain_name(column), *plain_name(column).split()}
+    return next((number for number, name in enumerate(role.names) if name in words), len(role.names))
+
+
+def _is_replaced(role: Role, wanted: Sequence[Role], chosen: Mapping[str, str]) -> bool:
+    instead = [other.name for other in wanted if other.name in role.unless]
+    return bool(instead) and all(name in chosen for name in instead)
+
+
+def _missing(
+    role: Role, roles: Sequence[Role], source: str, columns: Sequence[str], left: Sequence[str],
+    values: Mapping[str, Sequence[Any]],
+) -> str:  # fmt: skip
+    """Say that a role has no column, or several that could be it."""
+    among = f"{', '.join(map(repr, left))} could each be it" if left else "none of them can be it"
+    for column in columns:
+        wrong = [value for value in values[column] if not role.holds(value)]
+        if _is_called(column, role) and wrong:
+            among = f"{column!r} holds {str(wrong[0])[:60]!r}, which is none"
+    other = " and ".join(f"--column {each.name}=NAME" for each in roles if each.name in role.unless)
+    return (
+        f"{source}: no column for {role.name!r}: it has the columns {', '.join(map(repr, columns))}, and {among}. "
+        f"Say which one with --column {role.name}=NAME{f', or {other}' if other else ''}."
+    )
 
 
 def _given(columns: Sequence[str], roles: Sequence[Role], given: Mapping[str, str], source: str) -> dict[str, str]:
