@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -14,12 +16,22 @@ from transformers.utils import logging
 
 from .hub import hub  # noqa: F401 (a fixture)
 
+_frozen: dict[str, int] = {}
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty times what it brings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=200, metavar="N", help="try so many damaged adapter folders")
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Spare what is imported the collections of garbage: a training does some, half a second each with all of that."""
+    if len(sys.modules) != _frozen.get("modules"):
+        gc.collect()
+        gc.freeze()
+        _frozen["modules"] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

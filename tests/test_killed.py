@@ -5,12 +5,10 @@ A child kills itself before a certain one of its steps on the disk, so no test d
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the processes that it kills"),
-    pytest.mark.usefixtures("_frozen"),
 ]
 
 KILLS, CHAIN = 14, 3  # of each limit; of one training
@@ -84,14 +81,6 @@ def killed(run: Trainer, last: int, resume: bool | None = None) -> bool:
     _, status = os.waitpid(child, 0)
     assert status in (0, signal.SIGKILL), "the training failed"
     return status != 0
-
-
-@pytest.fixture
-def _frozen() -> Iterator[None]:
-    """Spare the collections of garbage, of which each training does some, everything that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])

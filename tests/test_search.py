@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quiet() -> Iterator[None]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    gc.freeze()  # the search collects garbage three times a trial, a third of a second each with all that tests import
     yield
-    gc.unfreeze()
     optuna.logging.set_verbosity(before)
 
 

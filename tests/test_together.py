@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ from .trainings import CHECKPOINTING, DEFAULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 Batch = list[dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_old_is_collected() -> Iterator[None]:
-    """Every training begins with `gc.collect()`, which takes half a second where a test run has come this far."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def texts(count: int, seed: int, least: int = 3, most: int = 10) -> Batch:
