@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["may_hang"]
-
 _LONGEST = 10_000  # characters
 _ATOM = re.compile(r"\\(.)|\[(\^?)(\]?(?:\\.|[^\]\\])*)\]", re.DOTALL)  # an escaped character, or a class
 _GROUP = re.compile(r"\((?:\?[:=!]|\?P<\w+>)?([^()]*)\)([*+]|\{\d*,\})?")  # without groups inside

@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = [
-    "ALWAYS", "FORMULA_WORDS", "FREE", "INERT", "NO_TARGETS", "PEFT", "PRESETS", "UNSUPPORTED", "Fields", "Preset",
-]  # fmt: skip
-
 Preset = Literal["auto", "attention", "all-linear"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 

@@ -26,8 +26,6 @@ from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, NO_TARGETS, PEFT, PRESETS,
 from .rules import is_layers, is_names, problems_of
 from .words import as_json, unknown_settings
 
-__all__ = ["LoRAConfig", "key_for"]
-
 
 @dataclass
 class LoRAConfig(Fields):

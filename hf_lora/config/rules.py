@@ -12,8 +12,6 @@ from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
 from .keys import PRESETS, UNSUPPORTED, Fields
 from .tasks import TASK_TYPES
 
-__all__ = ["is_layers", "is_names", "problems_of"]
-
 _FLAGS = ("use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode", "ensure_weight_tying")
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from .keys import INERT, UNSUPPORTED, Fields
 
-__all__ = ["OTHER_NAMES", "as_json", "unknown_settings"]
-
 # Other names of a setting -> the setting.
 OTHER_NAMES = {
     "alpha": "lora_alpha",

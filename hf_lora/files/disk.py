@@ -16,17 +16,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "locked",
-    "read_regular",
-    "sweep",
-    "sync_directory",
-    "sync_tree",
-    "temporary",
-    "write_atomically",
-    "write_new",
-]
-
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 

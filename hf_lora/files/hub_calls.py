@@ -26,8 +26,6 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from ..errors import HubAccessError, HubError, HubNotFoundError
 from .privacy import redacted
 
-__all__ = ["FAILURES", "Request", "call"]
-
 # What huggingface_hub lets through from the connection: httpx's errors in version 1, httpx2's in version 2.
 _CONNECTION: type[Exception] = HfHubHTTPError.__bases__[0]
 FAILURES: tuple[type[Exception], ...] = (_CONNECTION, OSError, ValueError, RuntimeError)

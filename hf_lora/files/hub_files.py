@@ -23,8 +23,6 @@ from .hub_calls import FAILURES, Request, call
 from .names import CONFIG_NAME
 from .privacy import is_repo_id
 
-__all__ = ["fetch", "fetch_range", "list_files"]
-
 _PIECE = 1 << 20  # bytes read at a time
 
 

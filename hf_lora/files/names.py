@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["CARD_NAME", "CONFIG_NAME", "NOTES_KEY", "PENDING_NAME", "WEIGHTS_NAME", "WEIGHTS_NAMES", "places_of"]
-
 CARD_NAME = "README.md"
 CONFIG_NAME = "adapter_config.json"
 PENDING_NAME = f".{CONFIG_NAME}.pending"

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ..errors import AdapterFileError
 
-__all__ = ["read_pickled"]
-
 _HOW = (
     "Where you trust it, convert it: safetensors.torch.save_file(torch.load(old, weights_only=True), "
     "'adapter_model.safetensors')."

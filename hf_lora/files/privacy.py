@@ -17,21 +17,6 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ModelError
 
-__all__ = [
-    "holds_token",
-    "hub_id",
-    "is_local_base",
-    "is_path",
-    "is_private",
-    "is_repo_id",
-    "named_path",
-    "public_base",
-    "public_name",
-    "public_setting",
-    "redacted",
-    "scrubbed",
-]
-
 # What a token looks like: too long to be a word. Large files are searched for these, which is fast where a pattern
 # begins with letters.
 _TOKENS = (

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from ..errors import AdapterFileError
 from .strict_json import parse_object
 
-__all__ = ["Header", "TensorEntry", "header_size", "read_header"]
-
 _MOST = 100_000_000  # bytes; the format's own limit
 
 

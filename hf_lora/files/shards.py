@@ -13,8 +13,6 @@ from ..errors import AdapterFileError, some
 from .sources import Source
 from .strict_json import read_json
 
-__all__ = ["find_weights", "read_weights"]
-
 _PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
 
 

@@ -15,8 +15,6 @@ from . import hub_files
 from .privacy import is_repo_id
 from .tensors import read_noted
 
-__all__ = ["HUB_KWARGS", "Source", "place_of"]
-
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 

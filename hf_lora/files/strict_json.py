@@ -9,8 +9,6 @@ from typing import Any
 from ..errors import AdapterFileError
 from .disk import read_regular
 
-__all__ = ["parse_object", "read_json"]
-
 _MOST = 16 * 2**20  # bytes; the largest config seen holds 40 kB, an index of a thousand shards 10 MB
 
 

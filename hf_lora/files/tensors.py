@@ -18,8 +18,6 @@ from .names import NOTES_KEY
 from .pickles import read_pickled
 from .safetensors_header import Header, header_size, read_header
 
-__all__ = ["notes_of", "read_file_header", "read_noted", "read_notes", "read_tensors", "write_tensors"]
-
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a new safetensors file and read every byte again; the caller deletes one that failed.

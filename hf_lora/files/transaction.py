@@ -27,8 +27,6 @@ from .names import CARD_NAME, CONFIG_NAME, NOTES_KEY, PENDING_NAME, WEIGHTS_NAME
 from .sources import Source
 from .tensors import read_notes, write_tensors
 
-__all__ = ["commit", "find_config", "folders_of_adapters", "lacks_config", "settled", "withdraw"]
-
 _CONFIG_NOTE = "config_sha256"
 # What other formats and versions leave in a folder; beside new weights it would be another adapter's.
 _OLDER = re.compile(r"adapter_model(-\d+-of-\d+\.(safetensors|bin)|\.safetensors\.index\.json|\.bin(\.index\.json)?)")

@@ -24,13 +24,11 @@ from ..errors import AdapterFileError, ConfigError, some
 from ..files.shards import find_weights
 from ..files.sources import Source
 from ..files.strict_json import read_json
-from ..layers.layer import own_tensor
+from ..variants.adapter import own_tensor
 from ..variants.table import FORMULAS
 from .contents import Candidate, Contents
+from .keys import PREFIX
 from .pairs import fit_pairs, fit_targets
-from .peft import PREFIX
-
-__all__ = ["read_adapterhub"]
 
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
 HEAD_CONFIG = "head_config.json"

@@ -13,8 +13,6 @@ from ..config.lora_config import LoRAConfig
 from ..files.sources import Source
 from ..layers.layer import base_modules
 
-__all__ = ["Candidate", "Contents", "Fit"]
-
 Fit = Callable[[Mapping[str, nn.Module]], tuple[LoRAConfig, dict[str, Tensor]]]
 
 

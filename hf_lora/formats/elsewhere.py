@@ -12,13 +12,11 @@ from typing import Any
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
-from ..layers.layer import LoRALayer, base_modules, own_tensor
+from ..layers.layer import LoRALayer, base_modules
 from ..layers.specialising import base_of
 from ..targets.misfits import is_part_of_peft
 from ..targets.names import input_table, is_inside, saved_modules
-from ..variants.adapter import Adapter
-
-__all__ = ["differs_in_peft", "no_peft"]
+from ..variants.adapter import Adapter, own_tensor
 
 # Types of models, and the layers in them that PEFT takes no low-rank adapters on.
 _MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}), frozenset({"conv1d", "out_proj"})

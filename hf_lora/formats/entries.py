@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import full_name
 from ..kinds.table import kind_of
-from ..layers.layer import own_tensor
+from ..variants.adapter import own_tensor
 from ..variants.table import SAVED
 from .keys import PREFIX, WRAP, split_key, unwrapped
 from .peft import place_of
 from .renames import Today
-
-__all__ = ["Entry", "entry_of", "fits", "has_place", "key_at", "parameter_at", "raw_owner"]
 
 FACTORS = ("lora_A", "lora_B")
 

@@ -15,8 +15,6 @@ from functools import cache
 from ..variants.row import Row
 from ..variants.table import COPIES, FORMULAS, SAVED, TOKENS
 
-__all__ = ["PREFIX", "ROWS_KEY", "WRAP", "plain_keys", "reads_back", "split_key", "unwrapped"]
-
 PREFIX = "base_model.model."
 WRAP = "base_layer"
 ROWS_KEY = TOKENS.tensors[0].key

@@ -20,10 +20,8 @@ from ..errors import AdapterFileError, ConfigError, some
 from ..files.tensors import read_tensors
 from ..targets.names import listed_modules
 from .contents import Candidate, Contents
+from .keys import PREFIX
 from .pairs import checked_flags, fit_pairs, fit_targets, split_pairs
-from .peft import PREFIX
-
-__all__ = ["read_loralib"]
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 

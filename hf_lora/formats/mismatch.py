@@ -20,8 +20,6 @@ from ..targets.names import input_table, is_inside, listed_modules, match_names,
 from ..variants.table import ADAPTERS, SAVED
 from .keys import split_key, unwrapped
 
-__all__ = ["Held", "lopsided", "mismatch", "missing_names", "other_size"]
-
 _MOST = 6  # problems that an error tells
 Held = Collection[tuple[str, str, str]]  # (module, parameter, role) of what a file holds
 

@@ -18,8 +18,6 @@ from .keys import PREFIX, WRAP
 from .pairs import Pair, alpha_for, beside, stacked, with_sizes
 from .peft import place_of
 
-__all__ = ["rebuilt"]
-
 Factors = dict[str, Tensor]  # an adapter's tensors by attribute
 # How weights were put together, where their pairs can follow.
 _STACKED, _STACKED_PARTS, _BELOW = ("stack",), ("stack", "beside in 1"), ("beside in 0",)

@@ -29,8 +29,6 @@ from .moved import rebuilt
 from .peft import Places, place_of
 from .renames import Today, todays_names
 
-__all__ = ["fit_names"]
-
 Rewrite = tuple[str, str]  # (old prefix, new prefix), whole dotted words; either may be empty
 _SAME_CLASS = (("module", ""), ("", "module"), ("", "_orig_mod"))  # DistributedDataParallel's, torch.compile's
 

@@ -8,8 +8,6 @@ from typing import Any
 from ..errors import AdapterFileError
 from ..maths import fingerprint as fp
 
-__all__ = ["BASE_NOTE", "FLOATS", "FORMAT", "RECIPE_NOTE", "described_recipe", "read_base_note"]
-
 BASE_NOTE = "base"  # its key in the notes of the file
 RECIPE_NOTE = "recipe"  # of which adapters it was made
 FLOATS = "floats"  # in it: what stays in float where the adapted weights are packed

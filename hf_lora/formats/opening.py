@@ -26,8 +26,6 @@ from .contents import Candidate, Contents
 from .loralib import read_loralib
 from .pairs import checked_flags, fit_pairs
 
-__all__ = ["MERGED_KEYS", "READERS", "adapters_below", "open_adapter"]
-
 MERGED_KEYS = ("enable_lora", "merge_weights")  # of PEFT 0.1 and 0.2, which had loralib's MergedLinear
 
 

@@ -29,19 +29,6 @@ from ..targets.names import as_endings
 from ..variants.table import LORA, scaling_of
 from .keys import PREFIX
 
-__all__ = [
-    "Pair",
-    "Pairs",
-    "alpha_for",
-    "beside",
-    "checked_flags",
-    "fit_pairs",
-    "fit_targets",
-    "split_pairs",
-    "stacked",
-    "with_sizes",
-]
-
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 MOST_BLOCKS = 16  # query, key and value are three; without a limit a small file could ask for a huge B
 

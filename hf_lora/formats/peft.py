@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from ..config.lora_config import LoRAConfig
 from ..errors import full_name, some
 from ..kinds.table import KINDS, kind_of
-from ..layers.layer import LoRALayer, own_tensor
+from ..layers.layer import LoRALayer
 from ..targets.names import match_names, parameter_names
-from ..targets.plan import Site, low_rank_sites, rows_of, tied_sites
+from ..targets.plan import low_rank_sites, rows_of, tied_sites
 from ..targets.reads import Uses
+from ..targets.site import Site
 from ..targets.ties import tied_names
+from ..variants.adapter import own_tensor
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
 from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
-
-__all__ = ["PREFIX", "Places", "adapter_tensors", "place_of", "read_sites", "trained_rows"]
 
 _TABLE = f".{ROWS_KEY.partition('.')[0]}.{WRAP}."
 

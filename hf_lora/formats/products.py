@@ -13,8 +13,6 @@ from ..variants.table import formula_of
 from .contents import Contents
 from .keys import plain_keys, split_key
 
-__all__ = ["products_of"]
-
 
 def products_of(contents: Contents) -> dict[str, Product]:
     """Return what an adapter adds to each layer's matrix, or stack of matrices, by the layer's name in the file.

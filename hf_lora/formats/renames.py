@@ -13,8 +13,6 @@ from typing import Any
 
 from ..layers.specialising import is_pretrained
 
-__all__ = ["Today", "todays_names"]
-
 
 @dataclass(frozen=True)
 class Today:

@@ -11,8 +11,6 @@ from ..errors import HubError, ModelError
 from ..files.hub_calls import Request, call
 from ..files.privacy import holds_token, named_path
 
-__all__ = ["commit"]
-
 
 def commit(
     folder: Path,

@@ -21,8 +21,6 @@ from ..files.disk import write_atomically
 from ..files.names import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, places_of
 from ..files.privacy import holds_token, is_path, named_path
 
-__all__ = ["private_names", "refuse_paths", "scrub_configs", "stage_adapters", "stage_checkpoint", "stage_logs"]
-
 STATE_NAME = "trainer_state.json"
 # What resuming reads besides the adapter. Never training_args.bin: a pickle that holds the token and local paths.
 RESUMING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")

@@ -14,8 +14,6 @@ from ..hub.card.metadata import listed
 from ..hub.card.writing import write_card
 from .trained_model import measures
 
-__all__ = ["facts_of", "measured", "write_cards"]
-
 
 def facts_of(
     trainer: Any,

@@ -21,8 +21,6 @@ from pathlib import Path
 
 from ..files import disk
 
-__all__ = ["COMPLETE", "STATE", "by_step", "clear", "is_half", "rotate", "whole"]
-
 COMPLETE, INCOMPLETE, STATE = "_COMPLETE", "_INCOMPLETE", "trainer_state.json"
 _ASIDE, _REPLACED = "_saving", ".replaced"  # what begins with "_" Transformers never uploads
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -15,8 +15,6 @@ from ..errors import AdapterFileError
 from ..files.names import CONFIG_NAME
 from .trained_model import inner_models
 
-__all__ = ["reading"]
-
 
 def reading(cls: type) -> dict[str, Any]:
     """Return the methods that read a checkpoint for a Trainer's class, around those that it has."""

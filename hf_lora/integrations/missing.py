@@ -12,8 +12,6 @@ from typing import Any
 
 from ..errors import MissingExtraError
 
-__all__ = ["MARK", "Seam", "tell"]
-
 MARK = "_hf_lora_original"  # how a function of ours remembers the one that it replaces
 _SUPPORTED = {"transformers": ">=5.0,<6", "accelerate": ">=1.3", "peft": ">=0.18"}  # as in pyproject.toml
 

@@ -14,16 +14,6 @@ from ..errors import ArgumentError, BaseMismatchError, ModelError
 from ..layers.specialising import is_a
 from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft, note_new
 
-__all__ = [
-    "finds_none",
-    "load_adapter",
-    "notes_new_rows",
-    "owner_of",
-    "refuses_lora_models",
-    "refuses_our_configs",
-    "takes_adapters",
-]
-
 _NO_PLACE = {
     "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
     "output_loading_info": "every tensor of an adapter finds its place, or loading fails",

@@ -17,8 +17,6 @@ from ..training.groups import check_optimizer, check_rates, held_by, regroup
 from ..training.ready import check_ready, states_of, widen_masters
 from .trained_model import lora_model
 
-__all__ = ["OptimizerCheck", "check_start", "decays_by_name", "note_steps", "settle", "widen"]
-
 
 class OptimizerCheck(TrainerCallback):
     """Checks a Trainer's optimizer before the first step, when a checkpoint is in it, and after adapters were switched.

@@ -16,8 +16,6 @@ from ..layers.specialising import Specialised, plain, refine
 from ..model.by_row import Given, block, check
 from .trained_model import is_lora
 
-__all__ = ["specialise"]
-
 _KEY = "adapter_names"
 _WHAT = "pipe(adapter_names=)"
 

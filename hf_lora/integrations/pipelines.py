@@ -14,8 +14,6 @@ from ..model.hooks import Owner, decided
 from .models import load_adapter, owner_of
 from .trained_model import is_lora
 
-__all__ = ["answers_by_row", "takes_adapters"]
-
 # What a pipeline class may ask for -> the class that loads it, and the file that says that a repo holds one.
 _COMPONENTS = {
     "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),

@@ -11,8 +11,6 @@ from typing import Any
 from ..errors import AdapterFileError
 from .checkpoints import COMPLETE, STATE, by_step, clear, is_half, rotate
 
-__all__ = ["choose", "find_best", "step_of"]
-
 _CLEARED = f"{COMPLETE} (its save was interrupted, so it is removed)"
 # What a Trainer reads besides weights and state, by how its names begin (FSDP's optimizer is a folder); all or nothing.
 _STARTS_ANEW = {"optimizer": "the optimizer", "scheduler": "the learning-rate schedule", "rng_state": "random numbers"}

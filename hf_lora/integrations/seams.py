@@ -17,8 +17,6 @@ from ..model.hooks import LISTENERS
 from . import missing, models, pipelines, sharded, specialising, trl, trl_making
 from .missing import Seam
 
-__all__ = ["SEAMS", "install"]
-
 
 def _resumes_deepspeed(trainer: Any, resumes: bool) -> bool:
     return bool(trainer.is_deepspeed_enabled) and (resumes or bool(trainer.args.load_best_model_at_end))

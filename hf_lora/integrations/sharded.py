@@ -15,8 +15,6 @@ from typing import Any
 
 from .trained_model import is_lora
 
-__all__ = ["gathered", "is_fsdp2", "is_sharded", "load_whole", "loads_partitions", "prepares", "save_whole", "unfrozen"]
-
 
 def is_fsdp2(trainer: Any) -> bool:
     """Return whether a Trainer shards its model with FSDP2."""

@@ -10,8 +10,6 @@ from ..layers.specialising import is_a
 from . import missing, trl, trl_making
 from .trained_model import contains_lora, measures
 
-__all__ = ["specialises", "specialises_late"]
-
 
 def specialises(original: Callable[..., None]) -> Callable[..., None]:
     """Wrap Trainer.__init__: the Trainer of a LoRAModel is specialised, before its first line where that is known."""

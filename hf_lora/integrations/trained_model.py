@@ -8,8 +8,6 @@ from typing import Any
 
 from ..layers.specialising import is_a
 
-__all__ = ["contains_lora", "inner_models", "is_lora", "lora_model", "measures"]
-
 _HOME = "hf_lora.model.lora_model"  # where nobody has imported it (it imports torch), there is no LoRAModel
 
 

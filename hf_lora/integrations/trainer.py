@@ -27,8 +27,6 @@ from .missing import Seam
 from .optimizer import OptimizerCheck
 from .trained_model import lora_model, measures
 
-__all__ = ["METHODS", "LoRATrainer", "specialise"]
-
 METHODS: list[Seam] = []
 _Stock: Any = Trainer  # whose methods need not have these very signatures
 

@@ -15,8 +15,6 @@ from typing import Any
 from ..errors import ModelError
 from .trained_model import contains_lora
 
-__all__ = ["check", "disable_dropout", "is_trl"]
-
 _READS = ("add_fused_lm_head", "get_output_embeddings", "lm_head.weight")  # in the source of what reads the head
 
 

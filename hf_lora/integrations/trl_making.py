@@ -20,8 +20,6 @@ from ..errors import ModelError
 from ..layers.specialising import is_a
 from .trained_model import contains_lora
 
-__all__ = ["adapted", "prepares_classes"]
-
 _MAKERS = ("create_model_from_path", "create_reference_model")  # what TRL's modules get a second model from
 _SECOND = ("ref_model", "teacher_model")  # where their Trainers keep it
 

@@ -21,8 +21,6 @@ from ..hub.card.metadata import joined
 from ..model.publishing import refuse_base_repo
 from .cards import facts_of, write_cards
 
-__all__ = ["Job", "Pushes", "check_bases", "check_repo", "offer", "push", "settle"]
-
 _STAGED = "_push-"  # the beginning of a staged folder's name; what begins with "_" Transformers never uploads
 
 

@@ -12,8 +12,6 @@ from ..errors import TargetError
 from ..maths import linear, low_rank
 from .kind import Kind, Shape, random_weight
 
-__all__ = ["ConvKind", "GroupedConvKind"]
-
 
 class ConvKind(Kind):
     """A convolution: A has the base's kernel, B is 1x1. Flattened, (out, in * kernel)."""

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from .kind import Kind, Shape
 
-__all__ = ["ExpertsKind", "TransposedExpertsKind"]
-
 
 class ExpertsKind(Kind):
     """A stack of matrices in one parameter of v5 mixtures, stored as (experts, out, in)."""

@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..maths import linear, low_rank
 
-__all__ = ["Kind", "Shape", "computed", "is_packed", "random_weight"]
-
 Shape = tuple[int, ...]
 
 

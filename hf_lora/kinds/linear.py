@@ -10,8 +10,6 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import TargetError
 from .kind import Kind
 
-__all__ = ["Conv1DKind", "EmbeddingKind", "LinearKind"]
-
 
 class LinearKind(Kind):
     """PyTorch's own linear layer, whose weight is the matrix, and raw parameters of two dimensions."""

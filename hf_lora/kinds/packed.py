@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from ..errors import TargetError
 from .kind import Kind, Shape, is_packed
 
-__all__ = ["PackedKind"]
-
 
 class PackedKind(Kind):
     """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .kind import Kind, random_weight
 
-__all__ = ["forward_factor"]
-
 
 def forward_factor(kind: Kind, module: nn.Module, cls: type[nn.Module]) -> float | None:
     """Return c where a layer's forward is c times what its kind believes, or None where it is something else.

@@ -14,8 +14,6 @@ from .kind import Kind, is_packed
 from .linear import Conv1DKind, EmbeddingKind, LinearKind
 from .packed import PackedKind
 
-__all__ = ["KINDS", "kind_of", "name_of", "parameter_kind"]
-
 # In the order in which they are asked whether a layer is theirs: a quantised layer may be a linear one by its class.
 KINDS: dict[str, Kind] = {
     "packed": PackedKind(),

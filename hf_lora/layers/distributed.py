@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError, ModelError
 
-__all__ = ["fill", "is_spread", "refuse_partitions", "refuse_spread", "spread_like", "whole"]
-
 
 def is_spread(tensor: object) -> bool:
     """Return whether a tensor's values lie in several processes, which must gather them together."""

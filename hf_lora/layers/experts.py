@@ -25,8 +25,6 @@ from . import rows
 from .routes import Rows
 from .tying import is_plain
 
-__all__ = ["by_row", "experts_of", "has_stack", "is_understood", "with_products"]
-
 # Transformers' ways to compute experts in plain operations; the others' kernels take tensors and nothing else.
 _PLAIN = ("eager", "grouped_mm", "batched_mm")
 _TRACES = torch.__version__ >= "2.13"  # its compiler takes objects in the place of tensors; of earlier ones unknown

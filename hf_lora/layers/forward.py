@@ -16,8 +16,6 @@ from ..variants.adapter import Adapter, base_tensor
 from . import experts, rows
 from .offload import is_elsewhere
 
-__all__ = ["Watch", "adapted", "effective", "followed", "read_property", "reading_its_own", "unwatch", "watch"]
-
 
 class Watch(threading.local):
     """Whether the forward of a layer's class ran in this thread since it was last asked for."""

@@ -13,8 +13,6 @@ from typing import Any
 
 from ..errors import AdapterStateError
 
-__all__ = ["Gate"]
-
 
 class Gate:
     """`with gate:` is a call, which may hold others of its thread; `with gate.closed(what):` a change."""

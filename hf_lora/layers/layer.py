@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import AdapterStateError
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
-from ..variants.adapter import Adapter, own_tensor
+from ..variants.adapter import Adapter
 from ..variants.initial import taken_anew
 from .forward import Watch, adapted, followed, read_property, reading_its_own, unwatch, watch
 from .offload import keep_flags
@@ -27,8 +27,6 @@ from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
 from .steps import Steps, StepsOfReplica
 from .tying import is_plain
-
-__all__ = ["TAKEN", "LoRALayer", "attach", "base_modules", "detach", "own_tensor", "put_in_read", "watch"]
 
 TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
 _MERGED = "hf_lora_merged"  # of a layer's entry in a state dict's metadata: parameters with adapters inside

@@ -14,11 +14,9 @@ from ..maths import low_rank
 from ..variants.adapter import Adapter, own_tensor
 from .layer import LoRALayer
 from .offload import is_elsewhere
-from .state import Route
+from .routes import Route
 from .steps import in_order
 from .tying import is_plain
-
-__all__ = ["check_merge", "check_swap_back", "merge_losses", "merged_values", "originals", "swap_back", "swap_in"]
 
 
 def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

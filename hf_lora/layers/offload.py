@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from .specialising import Specialised, refine, restore
 
-__all__ = ["KeepsFlags", "brought_in", "compute_device", "is_elsewhere", "keep_flags"]
-
 
 class KeepsFlags(Specialised):
     """A dispatch hook that keeps the requires_grad of a module's own parameters when it moves them.

@@ -14,8 +14,6 @@ from dataclasses import dataclass, fields
 
 from ..errors import ConfigError
 
-__all__ = ["LearningRates", "check_rate"]
-
 
 @dataclass(frozen=True)
 class LearningRates:

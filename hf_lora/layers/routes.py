@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BASE", "OFF", "Mix", "Route", "Rows", "Told", "mix_of"]
-
 Route = tuple[str, ...]
 OFF: Route = ()
 BASE = "__base__"  # PEFT's word for a row that no adapter answers

@@ -22,8 +22,6 @@ from ..variants.adapter import Adapter, version
 from .routes import Rows
 from .state import AdapterState
 
-__all__ = ["Stack", "compute", "factors_of", "mapped", "name_in", "stack_of", "times_in"]
-
 
 class Stack(NamedTuple):
     """The factors of several routes side by side: a (routes, r, in), b (routes, out, r), scaled; narrower ones padded.

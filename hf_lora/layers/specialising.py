@@ -13,8 +13,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-__all__ = ["Specialised", "base_of", "is_a", "is_pretrained", "name_of", "plain", "refine", "refined", "restore"]
-
 
 class Made(NamedTuple):
     """What a specialised class was made of: the mixin, the class it refines, and what the mixin was told besides."""

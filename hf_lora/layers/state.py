@@ -23,8 +23,6 @@ from .gate import Gate
 from .rates import LearningRates
 from .routes import OFF, Route, Told
 
-__all__ = ["BLOCKS", "CHANGES", "OFF", "AdapterState", "Origin", "Record", "Route"]
-
 CHANGES = threading.RLock()  # held while a model's layers and records change, which may take seconds
 BLOCKS = threading.Lock()  # held while a block begins or ends, or what blocks must not see changes; within CHANGES
 

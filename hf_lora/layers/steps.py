@@ -19,8 +19,6 @@ from .routes import OFF, Mix, Route, Rows
 from .rows import Stack, name_in, stack_of
 from .state import AdapterState
 
-__all__ = ["Steps", "StepsOfReplica", "in_order"]
-
 Adapters = tuple[Adapter, ...]
 Behind = tuple[Adapter | None, Adapters]  # the one that computes with the base's product; those added to it
 NOTHING: Behind = (None, ())

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_plain", "tied_groups", "untie"]
-
 
 def tied_groups(model: nn.Module, originals: Mapping[int, Tensor]) -> list[tuple[str, ...]]:
     """Return the groups of parameter names that share one parameter.

@@ -8,8 +8,6 @@ from functools import partial
 
 import torch
 
-__all__ = ["Ambient", "ambient"]
-
 Ambient = Callable[[], AbstractContextManager[object]]
 
 

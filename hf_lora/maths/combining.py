@@ -18,8 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["METHODS", "Method", "Sign", "combined", "truncated"]
-
 Sign = Literal["total", "frequency"]
 
 

@@ -20,8 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CHUNK", "chunked_cross_entropy"]
-
 CHUNK = 2**24  # logits: 64 MiB in float32, of which a few copies live at once
 
 Score = Callable[[Tensor], Tensor]  # rows of hidden states (n, in) to rows of logits (n, vocabulary)

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Draw", "Drawn", "MaskDraw", "draw"]
-
 _CHUNK = 1 << 20  # elements; what stays in a processor's cache
 
 

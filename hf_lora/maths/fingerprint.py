@@ -23,8 +23,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["Fingerprint", "decode", "differ", "encode", "fingerprint"]
-
 ROWS, LENGTH = 4, 1024
 ROUNDING = {"b": 2.0**-8, "h": 2.0**-11, "f": 0.0}  # by grid: bfloat16's, float16's, a finer one
 UNREAD = "."

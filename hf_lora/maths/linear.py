@@ -28,8 +28,6 @@ from .autocast import ambient
 from .dropout import Drawn, draw
 from .tracing import is_traced
 
-__all__ = ["add", "add_up", "down", "lora_linear"]
-
 Down = Callable[[Tensor, Tensor], Tensor]
 _PLAIN = (Tensor, nn.Parameter)
 

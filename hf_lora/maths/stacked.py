@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["add_by_row"]
-
 
 def add_by_row(y: Tensor, x: Tensor, a: Tensor, b: Tensor, index: Tensor | None) -> Tensor:
     """Return y with x_i A_k^T B_k^T added to row i, k = index[i].

@@ -23,8 +23,6 @@ from torch.utils._pytree import tree_map_only
 from .linear import add, lora_linear
 from .tracing import is_traced
 
-__all__ = ["LowRankSum"]
-
 _LINEAR, _GROUPED = "linear", ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")  # the last one is Transformers'
 _PRODUCTS = ("matmul", "__matmul__", "mm", "bmm", *_GROUPED)
 _OWN = ("dtype", "device", "is_cuda", "is_cpu", "is_meta", "layout", "data_ptr")  # asked for before a product

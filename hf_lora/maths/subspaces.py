@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Decomposed", "inner", "overlap"]
-
 
 class Decomposed(NamedTuple):
     """A (..., out, in) matrix of low rank: left (..., out, k) and right (..., in, k) orthonormal, values (..., k).

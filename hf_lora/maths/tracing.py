@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["is_traced"]
-
 
 def is_traced() -> bool:
     """Return whether torch.compile, torch.export, functorch or torch.jit.trace runs the code that asks."""

@@ -28,7 +28,8 @@ from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
 from ..targets.idle import idle_keys
 from ..targets.misfits import settle_saved
 from ..targets.names import as_endings, is_left_out, match_names, parameter_names, saved_modules, settle_layers
-from ..targets.plan import Site, plan, token_sites
+from ..targets.plan import plan, token_sites
+from ..targets.site import Site
 from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
@@ -37,8 +38,6 @@ from . import provenance
 from .loading import check_dtypes
 from .selecting import check_name, remove
 from .settings import SETTINGS_NOTE
-
-__all__ = ["Groups", "add", "extend", "load", "origin_of", "own_modules", "put_on", "read"]
 
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 

@@ -18,8 +18,6 @@ from ..errors import ArgumentError, ModelError
 from ..layers.layer import LoRALayer
 from ..layers.specialising import Specialised, is_pretrained, name_of
 
-__all__ = ["as_card_data", "as_config", "as_dtype", "as_share", "check_plain", "uncompiled", "warn_of_task"]
-
 # The child in which a wrapper keeps what it wraps -> whose wrapper that is, and what to do instead.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", "compile layers in place (layer.compile()), which keeps their names"),

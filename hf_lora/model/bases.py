@@ -21,13 +21,10 @@ from ..files.disk import read_regular
 from ..files.privacy import is_repo_id
 from ..files.sources import HUB_KWARGS, Source
 from ..formats.contents import Contents
-from ..formats.keys import plain_keys
+from ..formats.keys import PREFIX, plain_keys
 from ..formats.notes import BASE_NOTE
-from ..formats.peft import PREFIX
 from .hooks import note_new, plainly, quietly
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
-
-__all__ = ["load_base", "load_base_of", "may_be_base"]
 
 logger = logging.get_logger(__name__)
 

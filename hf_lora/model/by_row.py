@@ -21,8 +21,6 @@ from ..targets.turning import below_turning
 from .row_inputs import check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
-__all__ = ["WORDS", "Given", "block", "called", "check", "taking_names", "telling_compiled"]
-
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]
 _BY_NAMES = "adapter_names=[...] names one for each row of the batch; model.set_adapter(name) one for all"
 # Arguments of a call that others have, or that are nearly ours -> what to write here.

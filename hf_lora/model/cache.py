@@ -18,8 +18,6 @@ from . import selecting
 from .cached import Cached
 from .hints import checked, refuse_unknown
 
-__all__ = ["AdapterCache", "CacheInfo"]
-
 _LOOK = 0.05  # seconds: the model's own methods end their use of an adapter without a word
 _HELD: ContextVar[Mapping[int, tuple[str, ...]]] = ContextVar("hf_lora_cached", default={})  # noqa: B039 (never written)
 

@@ -22,8 +22,6 @@ from .loading import opened
 from .settings import warn_of_others
 from .swapping import wait_for_devices
 
-__all__ = ["Cached"]
-
 
 @dataclass(eq=False)
 class Cached:

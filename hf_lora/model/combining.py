@@ -31,8 +31,6 @@ from .adding import Groups, origin_of, own_modules, put_on
 from .recipes import Request
 from .selecting import check_known, check_name, check_together
 
-__all__ = ["combine", "copy_frozen"]
-
 
 class Term(NamedTuple):
     """One adapter's share of a parameter: its weight, its pairs of factors, and what it adds to the bias."""

@@ -27,8 +27,6 @@ from .loading import opened
 from .report import aligned
 from .selecting import check_known
 
-__all__ = ["Compared", "Comparison", "compare"]
-
 
 class Compared(NamedTuple):
     """Two updates of one layer. first, second: their Frobenius norms; the rest is NaN where one of them is zero."""

@@ -28,8 +28,6 @@ from .selecting import remove, select
 from .settings import rows_of_table, warn_of_others
 from .vocabulary import make_room, with_new_rows
 
-__all__ = ["add_fresh", "add_saved", "enter", "from_model", "from_pretrained", "leave"]
-
 
 def from_pretrained(
     mixin: type[Specialised],

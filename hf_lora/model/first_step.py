@@ -21,8 +21,6 @@ from ..errors import full_name, numberless, some
 from ..layers.state import AdapterState
 from ..variants.adapter import Adapter
 
-__all__ = ["steps_went_by", "wait"]
-
 # LoRAModels whose adapters have taken no step yet, and whether another optimizer stepped while they had gradients.
 _WAITING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 # How many each optimizer took since somebody waits; below zero where none of its parameters had a gradient so far.

@@ -27,8 +27,6 @@ from ..targets.names import (
 )
 from .hooks import NEW
 
-__all__ = ["left_at_random", "with_heads"]
-
 
 def with_heads(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     """Return a config whose modules_to_save have the model's new parts and the heads of its task.

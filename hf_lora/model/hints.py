@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 from ..config.keys import Fields
 from ..errors import ArgumentError
 
-__all__ = ["ARGUMENTS", "METHODS", "NAMES", "checked", "checks_arguments", "refuse_misplaced", "refuse_unknown"]
-
 # Names that others' libraries have -> what to write here.
 NAMES = {
     **dict.fromkeys(

@@ -10,20 +10,6 @@ from contextvars import ContextVar
 from typing import Any, Literal
 from weakref import WeakSet
 
-__all__ = [
-    "LISTENERS",
-    "MERGED",
-    "NEW",
-    "OWNER",
-    "Owner",
-    "decided",
-    "leave_adapters_to_peft",
-    "leaves_adapters_to_peft",
-    "note_new",
-    "plainly",
-    "quietly",
-]
-
 # Called when a model becomes a LoRAModel: `integrations/missing.py` then tells what installed packages lack.
 LISTENERS: list[Callable[[], None]] = []
 MERGED: WeakSet[Any] = WeakSet()  # models that adapters were merged into for good: no checkpoint has their weights

@@ -22,12 +22,10 @@ from ..formats.peft import read_sites
 from ..layers.distributed import fill, refuse_partitions
 from ..layers.layer import base_modules
 from ..layers.state import AdapterState
-from ..targets.plan import Site
+from ..targets.site import Site
 from ..variants.adapter import Adapter
 from .hints import refuse_unknown
 from .selecting import check_known
-
-__all__ = ["check_dtypes", "check_options", "copy_in", "load_weights", "missing_weights", "opened"]
 
 _OF_LOADING = ("adapter_name", "is_trainable", "lora_config", "check_base", "ignore_unknown", "hotswap")
 

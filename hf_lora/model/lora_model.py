@@ -20,8 +20,9 @@ from ..errors import ArgumentError
 from ..files.sources import place_of
 from ..layers.memory import head, mlp
 from ..layers.rates import LearningRates
+from ..layers.routes import OFF
 from ..layers.specialising import Specialised, base_of
-from ..layers.state import OFF, AdapterState
+from ..layers.state import AdapterState
 from . import (
     by_row,
     combining,
@@ -41,8 +42,6 @@ from . import (
 )
 from .merging import MergeReport
 from .recipes import Request
-
-__all__ = ["LoRAModel", "add_lora"]
 
 
 @hints.checks_arguments

@@ -19,15 +19,14 @@ from transformers.utils import logging
 from ..errors import AdapterStateError, MergeError, full_name
 from ..layers import merging as layers
 from ..layers.distributed import is_spread
-from ..layers.state import BLOCKS, CHANGES, AdapterState, Route
+from ..layers.routes import Route
+from ..layers.state import BLOCKS, CHANGES, AdapterState
 from ..layers.tying import tied_groups, untie
 from . import hooks
 from .arguments import as_dtype, as_share
 from .creating import leave
 from .replacing import check_in_place
 from .selecting import check_together, names_of
-
-__all__ = ["MergeReport", "merge", "merge_and_unload", "merge_report", "unload", "unmerge"]
 
 _TOLD_ABOVE = 0.05  # of the effect
 logger = logging.get_logger(__name__)

@@ -15,8 +15,6 @@ from . import by_row, vocabulary
 from .hooks import quietly
 from .selecting import recomputing
 
-__all__ = ["forgets_routes", "keeps_routes", "overridden", "takes_gradients"]
-
 _SWITCHES = frozenset({"enable_adapters", "disable_adapters", "set_adapter"})
 
 

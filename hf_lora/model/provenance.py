@@ -22,14 +22,13 @@ from ..errors import BaseMismatchError
 from ..files.privacy import hub_id
 from ..formats.notes import FLOATS, FORMAT, read_base_note
 from ..kinds.table import kind_of
-from ..layers.layer import base_modules, own_tensor
+from ..layers.layer import base_modules
 from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
+from ..variants.adapter import own_tensor
 from ..variants.table import SAVED
-
-__all__ = ["adapted", "check", "check_start", "commit_of", "knows_start", "note_of", "observe"]
 
 logger = logging.get_logger(__name__)
 _START, _SEEDED = "start", "seeded"

@@ -35,8 +35,6 @@ from .hints import checked, refuse_unknown
 from .loading import opened
 from .saving import save_adapters
 
-__all__ = ["push_adapter", "push_folder", "refuse_base_repo", "save_pretrained"]
-
 # What tokenizers and processors are made of; a folder's other files stay where they are.
 TOKENIZER_FILES = (
     "added_tokens.json", "bpe.codes", "chat_template.jinja", "chat_template.json", "emoji.json", "merges.txt",

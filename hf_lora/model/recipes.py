@@ -12,8 +12,6 @@ from typing import Any, get_args
 from ..errors import ArgumentError
 from ..maths import combining as maths
 
-__all__ = ["Request"]
-
 
 @dataclass(frozen=True)
 class Request:

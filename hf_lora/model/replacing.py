@@ -13,12 +13,12 @@ from ..errors import AdapterStateError, TargetError, some
 from ..kinds.kind import is_packed
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS
-from ..layers.layer import LoRALayer, attach, base_modules, detach, own_tensor, watch
+from ..layers.forward import watch
+from ..layers.layer import LoRALayer, attach, base_modules, detach
 from ..layers.specialising import base_of
 from ..layers.state import BLOCKS, CHANGES, AdapterState
 from ..layers.tying import is_plain
-
-__all__ = ["check_in_place", "moving_over"]
+from ..variants.adapter import own_tensor
 
 _ROUNDING = 0.01  # by how much a dtype's rounding may change what a forward multiplies by
 

@@ -10,8 +10,6 @@ from ..errors import full_name, numberless
 from ..layers.layer import base_modules
 from .selecting import check_known
 
-__all__ = ["aligned", "targets_table", "trainable_counts"]
-
 
 def trainable_counts(model: Any) -> tuple[int, int]:
     """Return (trainable, all) parameter counts; shared parameters once."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from ..errors import AdapterStateError, some
 from ..layers.routes import Rows
 
-__all__ = ["check_inputs", "check_uncrossed"]
-
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "decoder_input_ids")
 _OTHERS = ("encoder_outputs", "labels", "attention_mask")  # in a call that has none of the inputs
 _OF_TEXT = ("_embeds", "_mask", "labels")  # float inputs that are a text's

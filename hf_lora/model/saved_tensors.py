@@ -15,8 +15,6 @@ from ..maths.low_rank import is_finite
 from ..variants.adapter import Adapter
 from .first_step import steps_went_by
 
-__all__ = ["check", "count", "gather", "is_sharded"]
-
 # An optimizer writes a parameter once or twice a step, and the first step of a warm-up has a learning rate of zero.
 _WRITES = 3
 _SHARDS = (

@@ -19,8 +19,9 @@ from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
 from ..formats.elsewhere import no_peft
+from ..formats.keys import PREFIX
 from ..formats.notes import BASE_NOTE, RECIPE_NOTE
-from ..formats.peft import PREFIX, adapter_tensors
+from ..formats.peft import adapter_tensors
 from ..hub.card.writing import write_card
 from ..layers.specialising import base_of
 from ..layers.state import CHANGES
@@ -29,8 +30,6 @@ from .replacing import check_in_place
 from .saved_tensors import check, count, gather, is_sharded
 from .selecting import check_known
 from .settings import SETTINGS_NOTE, Checkpoint, checkpoint_of, differs_in_labels, own_numbers, settings_of
-
-__all__ = ["adapter_state_dict", "refuse_base_folder", "save_adapters"]
 
 
 def adapter_state_dict(

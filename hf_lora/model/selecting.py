@@ -13,13 +13,8 @@ from torch import nn
 
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
 from ..layers.layer import LoRALayer, detach
-from ..layers.routes import BASE
-from ..layers.state import BLOCKS, CHANGES, OFF, AdapterState, Record, Route
-
-__all__ = [
-    "active", "check_known", "check_name", "check_place", "check_together", "delete", "disable", "enable", "names_of",
-    "recomputing", "remove", "require_grad", "select", "set_requires_grad",
-]  # fmt: skip
+from ..layers.routes import BASE, OFF, Route
+from ..layers.state import BLOCKS, CHANGES, AdapterState, Record
 
 
 def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:

@@ -26,19 +26,6 @@ from ..files.privacy import holds_token, is_path, is_private
 from ..targets.names import input_table
 from .hooks import plainly, quietly
 
-__all__ = [
-    "SETTINGS_NOTE",
-    "Checkpoint",
-    "apply_to_generation",
-    "checkpoint_of",
-    "differs_in_labels",
-    "own_numbers",
-    "rows_of_table",
-    "settings_for",
-    "settings_of",
-    "warn_of_others",
-]
-
 logger = logging.get_logger(__name__)
 SETTINGS_NOTE = "settings"  # the key of what is noted here, in the notes of the file
 CONFIG, GENERATION, QUANTISATION = "config", "generation_config", "quantization_config"

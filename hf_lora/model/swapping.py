@@ -16,8 +16,6 @@ from . import adding
 from .selecting import check_known, names_of
 from .settings import warn_of_others
 
-__all__ = ["prepare", "swap", "wait_for_devices"]
-
 Pairs = list[tuple[Adapter, Adapter]]
 
 

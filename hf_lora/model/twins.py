@@ -22,8 +22,6 @@ from .lora_model import LoRAModel
 from .overrides import keeps_routes
 from .selecting import check_name, delete, require_grad
 
-__all__ = ["carrier_of", "mirror_checkpointing", "share", "trunks", "twin"]
-
 
 def carrier_of(model: nn.Module) -> Any:
     """Return a model as a LoRAModel, in place: a plain one has no adapter yet. Raises ModelError, AdapterStateError."""

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError, ConfigError
-from ..formats.peft import PREFIX, trained_rows
-from ..layers.layer import base_modules, own_tensor
+from ..formats.keys import PREFIX
+from ..formats.peft import trained_rows
+from ..layers.layer import base_modules
 from ..layers.memory.head import own_head
-from ..layers.state import CHANGES, OFF, AdapterState
+from ..layers.routes import OFF
+from ..layers.state import CHANGES, AdapterState
 from ..targets.names import input_table, listed_modules, saved_modules
+from ..variants.adapter import own_tensor
 from .adding import extend
 from .selecting import select
-
-__all__ = ["make_room", "new_rows_noted", "overridden", "warn_of_tokens", "with_new_rows"]
 
 _MOST_NEW = 1_000_000  # rows: no file can make us ask for any amount of memory
 _FIRST_NEW = "_lora_first_new_row"  # of a table: its rows from here on were added by resizing

@@ -15,8 +15,6 @@ from ..errors import full_name
 from ..layers.merging import merged_values
 from ..layers.state import AdapterState
 
-__all__ = ["merge_into", "whole_that_saves"]
-
 
 def whole_that_saves() -> Any:
     """Return the Transformers model whose `save_pretrained` runs, above in this thread; None where none does.

@@ -18,8 +18,6 @@ from ..errors import numberless, some
 from .names import find_targets, is_saved, match_names, meant, parameter_names
 from .reads import is_named_in_a_call
 
-__all__ = ["idle_keys", "idle_settings", "idle_tables", "warn_of_saved_targets"]
-
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 

@@ -19,8 +19,6 @@ from ..variants.table import FORMULAS, LORA
 from .names import is_inside, listed_modules, match_names, saved_modules
 from .site import Site
 
-__all__ = ["is_part_of_peft", "misfits", "settle_saved"]
-
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # The modules inside PEFT's low-rank layers, which its modules_to_save matches as well: by any ending of a name.
 _INSIDE = ("base_layer", "default", "lora_dropout")

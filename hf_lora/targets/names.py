@@ -22,25 +22,6 @@ from .presets import preset_targets
 from .tree import is_linear
 from .words import letters
 
-__all__ = [
-    "as_endings",
-    "find_targets",
-    "input_table",
-    "is_excluded",
-    "is_inside",
-    "is_left_out",
-    "is_saved",
-    "layer_of",
-    "listed_modules",
-    "match_names",
-    "meant",
-    "nearest",
-    "parameter_names",
-    "resolve_targets",
-    "saved_modules",
-    "settle_layers",
-]
-
 
 def resolve_targets(model: nn.Module, spec: str | Sequence[str]) -> tuple[str, ...]:
     """Return the full names of what a `target_modules` value names on a model, in model order.

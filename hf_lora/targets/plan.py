@@ -13,8 +13,9 @@ from ..errors import ConfigError, TargetError, full_name, some
 from ..kinds.kind import Kind
 from ..kinds.probe import forward_factor
 from ..kinds.table import KINDS, kind_of, name_of, parameter_kind
-from ..layers.layer import base_modules, own_tensor
+from ..layers.layer import base_modules
 from ..layers.specialising import base_of
+from ..variants.adapter import own_tensor
 from ..variants.initial import INITS, InitName
 from ..variants.table import SAVED, TOKENS
 from .idle import idle_settings, idle_tables, warn_of_no_biases, warn_of_saved_targets
@@ -22,8 +23,6 @@ from .misfits import misfits
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import Use, Uses, weight_is_rescaled
 from .site import Site
-
-__all__ = ["Site", "low_rank_sites", "plan", "rows_of", "saved_sites", "tied_sites", "token_sites"]
 
 
 def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], list[str]]:

@@ -18,9 +18,6 @@ from torch import nn
 
 from .source import Path, flags_in, flags_of
 
-__all__ = ["Use", "Uses", "is_named_in_a_call", "weight_is_rescaled"]
-
-
 _MANY = 1000  # ways to a layer that are looked at
 _TORCHS = frozenset(vars(nn.Module()))  # attributes of every module, which hold no other one but as its children
 

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from ..layers.layer import own_tensor
 from ..layers.offload import compute_device
-from ..variants.adapter import Adapter, Spec, base_tensor
-
-__all__ = ["Site"]
+from ..variants.adapter import Adapter, Spec, base_tensor, own_tensor
 
 
 @dataclass(frozen=True)

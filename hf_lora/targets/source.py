@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-__all__ = ["Path", "flags_of", "methods_of"]
-
 # A path is what stands behind `self`, the names of children: "*" is any child or none, "**" any number of them.
 Path = tuple[str, ...]
 Found = dict[Path, set[str]]  # of each path: whether it is "read", "called", "handed" on, or "asked" about

@@ -10,9 +10,8 @@ from torch import nn
 from ..config.lora_config import LoRAConfig
 from ..errors import ConfigError
 from .names import saved_modules
-from .plan import Site, saved_sites
-
-__all__ = ["check_products", "named_copies", "tied_copies", "tied_names"]
+from .plan import saved_sites
+from .site import Site
 
 
 def tied_names(modules: Mapping[str, nn.Module], site: Site) -> list[str]:

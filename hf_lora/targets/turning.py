@@ -14,8 +14,6 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["below_turning"]
-
 _TURNS = re.compile(
     r"(?m)^[^#\n]*\b(\w+) = \1\.(?:(?:transpose|swapaxes|swapdims)\((?:0, 1|1, 0)\)|permute\(\(?1, 0(?:, 2)?\)?\))"
     r"(?:\.contiguous\(\))?(?!\.)"

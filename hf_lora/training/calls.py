@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from ..layers.rows import mapped
 from .turns import Training, World
 
-__all__ = ["ALONE", "IDS", "MASKS", "Backward", "Call", "differing"]
-
 # What is as wide as a mask, which tells what of it is padding.
 MASKS = {
     **dict.fromkeys(("input_ids", "inputs_embeds", "token_type_ids", "attention_mask"), "attention_mask"),

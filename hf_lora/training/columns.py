@@ -24,8 +24,6 @@ from ..config.tasks import classes_of
 from ..errors import ConfigError
 from ..layers.specialising import name_of
 
-__all__ = ["IGNORED", "Batch", "Columns", "EvaluatedModel", "are_logits_of_tokens", "first", "joined", "reduced"]
-
 _REDUCED = {"ids", "nll"}
 IGNORED = -100  # Transformers' label of what does not count, and what its Trainer pads with
 # Their losses compare each position with the label at the same one (users shift labels), which no mapping tells.

@@ -24,8 +24,6 @@ from ..variants.adapter import Adapter
 from ..variants.row import Part
 from .ready import check_trains, states_of
 
-__all__ = ["check_optimizer", "check_rates", "held_by", "parameter_groups", "regroup"]
-
 _SETTINGS: dict[Part, str] = {
     "B": "loraplus_lr_ratio",
     "embedding": "loraplus_lr_embedding",

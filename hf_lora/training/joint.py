@@ -27,8 +27,6 @@ from .calls import ALONE, IDS, MASKS, Backward, Call, differing
 from .shares import Draws, Shares
 from .turns import Training, World
 
-__all__ = ["Joint"]
-
 # The batches that are compared with each training's own: the first, and one where fresh adapters have an effect.
 _CHECKED = (1, 4)
 

@@ -14,8 +14,6 @@ from ..layers.state import AdapterState
 from ..model.replacing import check_in_place
 from ..variants.table import SAVED
 
-__all__ = ["check_ready", "check_trains", "states_of", "why_nothing_trains", "widen_masters"]
-
 
 def states_of(model: nn.Module) -> list[AdapterState]:
     """Return the states of the LoRAModels that a module is or contains, whatever is wrapped around them."""

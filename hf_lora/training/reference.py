@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TargetError
-from ..layers.layer import own_tensor
-from ..layers.state import OFF, Route
+from ..layers.routes import OFF, Route
 from ..model.combining import copy_frozen
-from ..variants.adapter import Adapter
-
-__all__ = ["REFERENCE", "Reference"]
+from ..variants.adapter import Adapter, own_tensor
 
 REFERENCE = "ref"  # TRL's name for it
 

@@ -24,8 +24,6 @@ from ..model.twins import trunks
 from .calls import ALONE, Backward, Call
 from .turns import Training, World
 
-__all__ = ["Row", "Run", "check_settings", "choices", "finished", "prepared", "training_of"]
-
 Row = dict[str, Any]
 _RESULT = "run_result.json"  # in a run's folder, written last
 _CHOICES = "choices"  # in that file, beside the row

@@ -25,8 +25,6 @@ from ..variants.table import scaling_of
 from .space import ADAPTERS, Range, Space, checked, default_space, meant, suggested
 from .trials import TRAINED, Objective, try_together
 
-__all__ = ["LoRASearch", "Range", "default_space"]
-
 _COMBINATIONS = 10_000  # of choices that are tried as a LoRAConfig each, at about 10 microseconds
 _PLANS = 100  # of targets that are looked for in the first model
 _NUMBERS = {"r", "lora_alpha", "scaling", "lora_dropout"}  # of a config, which say nothing about its targets

@@ -16,8 +16,6 @@ from ..errors import AdapterStateError
 from ..layers.routes import Rows
 from .calls import Call
 
-__all__ = ["Draws", "Shares"]
-
 _attention: Any = F.scaled_dot_product_attention
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 

@@ -14,8 +14,6 @@ from ..config.lora_config import LoRAConfig
 from ..config.words import OTHER_NAMES
 from ..errors import ArgumentError, ConfigError
 
-__all__ = ["ADAPTERS", "Range", "Space", "checked", "default_space", "meant", "suggested"]
-
 _FIXED = {
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "task_type",
 }  # fmt: skip

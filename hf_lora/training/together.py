@@ -24,8 +24,6 @@ from .joint import Joint
 from .runs import Row, Run, check_settings, choices, finished, prepared, training_of
 from .turns import Training, in_turns
 
-__all__ = ["Results", "train_together"]
-
 
 class Results(list[Row]):
     """A row a run: name, steps, train_loss, its metrics, best_step (None unless one was chosen) and path.

@@ -23,12 +23,10 @@ import torch
 from torch import Tensor
 
 from ..errors import full_name, numberless
-from ..layers.layer import LoRALayer, own_tensor
+from ..layers.layer import LoRALayer
 from ..layers.tying import is_plain
 from ..maths import low_rank
-from ..variants.adapter import Adapter, Product
-
-__all__ = ["lora_scalars"]
+from ..variants.adapter import Adapter, Product, own_tensor
 
 _Place = tuple[str, str, LoRALayer, Adapter, Product]  # adapter name, group, the layer, its adapter, what it adds
 # adapter -> the shape of the weight it adapts, and the length of each of its rows, (..., out); the base stays as it is

@@ -12,8 +12,6 @@ from ..errors import ArgumentError
 from .runs import Row, Run
 from .together import train_together
 
-__all__ = ["TRAINED", "Objective", "try_together"]
-
 TRAINED = "trained_parameters"  # a trial's user attribute: how many, as text
 Objective = Callable[[dict[str, float]], Any]
 

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from accelerate.state import GradientState
 
-__all__ = ["Request", "Stopped", "Training", "World", "in_turns"]
-
 
 class Stopped(BaseException):
     """Another training has failed, so this one ends; no `except Exception` is to keep it."""

@@ -21,8 +21,6 @@ from .initial import InitName
 from .row import Part, Row
 from .table import ADAPTERS
 
-__all__ = ["NO_SUM", "Adapter", "Product", "Spec", "base_tensor", "own_tensor", "put", "version"]
-
 Result = TypeVar("Result")
 NO_SUM = "which is no sum of a weight and a product"  # said of an adapter without `pairs`
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ..kinds.kind import Shape
 from .adapter import Adapter, Spec, own_tensor
 
-__all__ = ["Saved", "Tokens"]
-
 
 class _Copy(Adapter):
     """Values of its own, in one tensor."""

@@ -20,8 +20,6 @@ from ..maths import low_rank
 from .adapter import Spec
 from .lora import LoRA
 
-__all__ = ["DoRA"]
-
 
 class DoRA(LoRA):
     """LoRA's factors and a magnitude, (out,): the length of each row, starting at the weight's own."""

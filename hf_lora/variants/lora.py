@@ -26,8 +26,6 @@ from .initial import INITS, InitName
 from .row import Part
 from .table import LORA as PLAIN
 
-__all__ = ["LoRA"]
-
 _FACTORS = ("lora_A", "lora_B")
 _SCALED = ("lora_B", "lora_bias", "initial_B")  # what the scaling multiplies
 _SPECIFIED = ("kind", "shape", "r", "scaling", "dropout", "factor", "init")

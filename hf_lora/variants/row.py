@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 from .papers import Paper
 
-__all__ = ["Part", "Row", "Stored"]
-
 Part = Literal["A", "B", "embedding", "head", "other"]
 
 

@@ -15,11 +15,6 @@ from typing import Any, TypeVar
 from .papers import PAPERS, Paper
 from .row import Row, Stored
 
-__all__ = [
-    "ADAPTERS", "COPIES", "FORMULAS", "LORA", "SAVED", "SCALINGS", "TOKENS", "Scaling", "formula_of", "is_on",
-    "scaling_of", "switches",
-]  # fmt: skip
-
 _PRODUCT = (
     Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1),
     Stored("lora_B", "lora_B.weight", "lora_embedding_B", part="B", decays=True, outputs=0),

@@ -21,8 +21,6 @@ from ...variants.table import FORMULAS, is_on
 from ..keys import unwrapped
 from .layout import Layout, Parts, Target, ranks_of
 
-__all__ = ["Finding", "of_base", "of_coverage", "of_tensors"]
-
 _MOST_COMPARED = 10_000_000  # layers of targets with those of others; models have less than a hundredth
 
 

@@ -34,8 +34,6 @@ from .findings import Finding, of_base, of_coverage, of_tensors
 from .layout import Layout, layout_of, ranks_of
 from .report import Inspection
 
-__all__ = ["inspect_adapter"]
-
 _FIRST = 1 << 16  # bytes of a file on the Hub, which hold the head of nearly every adapter
 
 

@@ -15,8 +15,6 @@ from ...variants.row import Row
 from ...variants.table import COPIES, FORMULAS, LORA, formula_of
 from ..keys import plain_keys, split_key, unwrapped
 
-__all__ = ["Layout", "Parts", "Target", "layout_of", "ranks_of"]
-
 _NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])")
 
 

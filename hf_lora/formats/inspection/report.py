@@ -12,8 +12,6 @@ from ...errors import printable, some
 from .findings import Finding
 from .layout import Target
 
-__all__ = ["Inspection"]
-
 _MOST_ROWS, _WIDEST = 12, 240  # lines of the table, characters of a line; to_dict() has all
 
 

@@ -19,8 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ...maths.autocast import ambient
 
-__all__ = ["gated"]
-
 Activation = Callable[[Tensor], Tensor]
 
 

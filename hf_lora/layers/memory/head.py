@@ -15,8 +15,6 @@ from ..layer import LoRALayer
 from ..specialising import Specialised, refine, restore
 from .lazy import promise
 
-__all__ = ["LazyHead", "disable_linear_cross_entropy", "enable_linear_cross_entropy", "own_head"]
-
 
 class LazyHead(Specialised, nn.Module):
     """An output layer that gives `LazyLogits` in a training step; everywhere else it is what it was."""

@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_map_only
 from ...maths.autocast import Ambient, ambient
 from ...maths.cross_entropy import chunked_cross_entropy
 
-__all__ = ["LazyLogits", "promise"]
-
 Step = Callable[[Tensor], Tensor]
 _INDICES = (int, slice, Tensor, type(None), type(...))
 

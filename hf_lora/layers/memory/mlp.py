@@ -22,8 +22,6 @@ from ..layer import base_modules
 from ..specialising import Specialised, refine, restore
 from .gated import gated
 
-__all__ = ["disable_mlp_recompute", "enable_mlp_recompute", "gated_form"]
-
 
 @dataclass(frozen=True)
 class GatedForm:
