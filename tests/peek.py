@@ -24,6 +24,7 @@ PLACES = {
     "amend_card": "hf_lora.hub.card.writing:amend_card",
     "write_card": "hf_lora.hub.card.writing:write_card",
     "cli": "hf_lora.cli.main",
+    "COMMANDS": "hf_lora.cli.main:COMMANDS",
     "demo": "hf_lora.cli.demo",
     "TRAINING_TASKS": "hf_lora.training.tasks.table:TASKS",
     "RunSettings": "hf_lora.training.run.settings:RunSettings",

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from .._version import __version__
-from ..errors import LoRAError, printable
-from . import demo, inspect, predict, push, train
+from ..errors import LoRAError
+from . import demo, evaluate, inspect, predict, push, train
+from .showing import remark
 
 __all__ = ["app", "main"]
 
+# Heading of the help -> its commands, in the order of use.
+COMMANDS = {
+    "From rows to an adapter": (train.train, evaluate.evaluate, predict.predict),
+    "Adapters": (inspect.inspect, push.push),
+    "About": (demo.demo,),
+}
 app = typer.Typer(
     name="hf-lora", help="LoRA as a property of a Transformers model.", no_args_is_help=True,
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
 )  # fmt: skip
-for command in (train.train, predict.predict, demo.demo, push.push, inspect.inspect):
-    app.command()(command)
+for heading, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=heading)(command)
+_EXTRAS = {
+    "train": ("PIL", "datasets", "evaluate", "jiwer", "matplotlib", "pandas", "pyarrow", "pycocotools", "sacrebleu",
+              "scipy", "seqeval", "sklearn", "soundfile", "trl", "yaml"),
+    "demo": ("vaderSentiment",),
+}  # fmt: skip
+BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 def _say_version(wanted: bool) -> None:
@@ -33,15 +49,22 @@ def _say_version(wanted: bool) -> None:
 def _common(
     version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say it")] = False,
 ) -> None:
-    """LoRA as a property of a Transformers model."""
+    """LoRA as a property of a Transformers model.
+
+    Each command tells more: `hf-lora train --help`.
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own unless given) and return its exit status.
 
     0: done; 1: what was asked is not so (an adapter that cannot be used), or nobody reads the output any more
-    (`| head`); 2: bad arguments, or a LoRAError, in one line on stderr; 130: interrupted.
+    (`| head`); 2: bad arguments, files or rows, in one line on stderr; 70: a bug of hf_lora, with its traceback; 130:
+    interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # a letter that a terminal has not is no reason to stop
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             app(argv, prog_name="hf-lora")
@@ -49,10 +72,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except SystemExit as done:  # how typer ends a command
         return int(done.code or 0)
-    except LoRAError as error:
-        print("hf-lora:", printable(" ".join(str(error).split())), file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
         return 1
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            traceback.print_exc()
+            remark("this is a bug of hf_lora, not a mistake of yours: please report it with the lines above.")
+            return BUG
+        remark(told)
+        return 2
     return 0
+
+
+def _told(error: Exception) -> str | None:
+    """Return what to tell of an error that the user can mend; None for a bug of ours."""
+    if isinstance(error, LoRAError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("hf_lora"):
+        package = (error.name or "").partition(".")[0]
+        extra = next((f"hf-lora[{name}]" for name, brings in _EXTRAS.items() if package in brings), package)
+        return f"the package {package} is not installed: pip install '{extra}' brings it."
+    if isinstance(error, UnicodeDecodeError):
+        return f"what is read is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; nothing is imported to find out
+        return f"{error} A smaller --batch-size, a shorter --max-length or a quantised base takes less memory."
+    return None

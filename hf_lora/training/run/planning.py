@@ -25,7 +25,7 @@ from .settings import RunSettings
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Plan", "plan_run"]
+__all__ = ["Plan", "part_rows", "plan_run", "read_files"]
 
 _LOOKED_AT = 100  # rows whose values tell what a column is
 
@@ -43,12 +43,12 @@ class Plan:
     def trainer(self, folder: Path) -> Any:
         """Return the Trainer of the task."""
         module, _, name = self.preparation.trainer_class.rpartition(".")
-        train, held = self.rows["train"], self.rows.get("eval")
+        train, held = self.rows.get("train"), self.rows.get("eval")
         metrics = self.preparation.compute_metrics(self.settings.metric, self.processor)
         return getattr(importlib.import_module(module), name)(
             model=self.model,
             args=_arguments(self, folder),
-            train_dataset=self.preparation.dataset(train, self.processor),
+            train_dataset=None if train is None else self.preparation.dataset(train, self.processor),
             eval_dataset=None if held is None else self.preparation.dataset(held, self.processor),
             data_collator=self.preparation.collator(self.processor, self.model),
             processing_class=self.processor,
@@ -66,11 +66,7 @@ def plan_run(settings: RunSettings, scratch: Path) -> Plan:
     for name in ("model", "train"):
         if getattr(settings, name) is None:
             raise ConfigError(f"--{name} is missing: there is nothing to train{' on' if name == 'train' else ''}.")
-    rows = {
-        name: read_rows(source, scratch, settings.limit)
-        for name in ("train", "eval", "test")
-        if (source := getattr(settings, name))
-    }
+    rows = read_files(settings, scratch)
     task = TASKS.get(settings.task or "text-classification")
     if task is None:
         raise ConfigError(f"task={settings.task!r}: there are {', '.join(TASKS)}.")
@@ -81,15 +77,28 @@ def plan_run(settings: RunSettings, scratch: Path) -> Plan:
     options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
     preparation = task.preparation(task, columns, **options)
     preparation.learn(rows["train"], processor)
-    for each in rows.values():
-        preparation.check(each)
-    _split(rows, settings, preparation)
+    part_rows(rows, settings, preparation)
     model = _model(settings, preparation)
     preparation.fit_model(model, processor)
     return Plan(_decided(settings, preparation), preparation, processor, rows, model)
 
 
-def _split(rows: dict[str, Dataset], settings: RunSettings, preparation: Preparation) -> None:
+def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
+    """Return the rows of each file that the settings name, by split. Raises DataError."""
+    return {
+        name: read_rows(source, scratch, settings.limit)
+        for name in ("train", "eval", "test")
+        if (source := getattr(settings, name))
+    }
+
+
+def part_rows(rows: dict[str, Dataset], settings: RunSettings, preparation: Preparation) -> None:
+    """Check each file's rows, and hold back shares of those to train on, in place; the same every time.
+
+    Raises DataError.
+    """
+    for each in rows.values():
+        preparation.check(each)
     for name, share in (("test", settings.test_share), ("eval", settings.eval_share)):
         if name not in rows and share:
             column = preparation.columns.get("label")

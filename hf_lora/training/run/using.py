@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -33,8 +34,9 @@ class TrainedRun:
             yield from self.preparation.predictions(self.model, self.processor, batch)
 
 
-def load_run(folder: Path) -> TrainedRun:
+def load_run(name: str | os.PathLike[str]) -> TrainedRun:
     """Load a run's adapter onto its base. Raises AdapterFileError, and what LoRAModel.from_pretrained raises."""
+    folder = Path(name)
     preparation = load_preparation(folder)
     model = LoRAModel.from_pretrained(str(folder)).eval()
     processor = getattr(transformers, preparation.processor_class).from_pretrained(folder)

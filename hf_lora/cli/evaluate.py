@@ -1,0 +1,52 @@
+"""`hf-lora evaluate`: how good a run's adapter is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .completing import metrics as metric_names
+from .showing import hush, remark, show_json, show_table
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: Annotated[Path, Argument(metavar="DIR", help="a run's folder")],
+    rows: Annotated[
+        str | None,
+        Argument(metavar="[ROWS]", help="rows with labels (default: the run's test rows)"),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, Option(help="what to measure (default: the run's metrics)", autocompletion=metric_names)
+    ] = None,
+    base: Annotated[bool, Option("--base", help="measure the base without the adapter beside it")] = False,
+    batch_size: Annotated[int | None, Option(min=1, help="rows at once (default: the run's)")] = None,
+    as_json: Annotated[bool, Option("--json", help="print the numbers as JSON, with all their digits")] = False,
+) -> None:
+    """Measure an adapter on the test rows of its run, or on others.
+
+    The same rows give the same numbers as in the run's metrics.json, to the last digit.
+
+    Examples:
+
+        hf-lora evaluate outputs/reviews
+
+        hf-lora evaluate outputs/reviews new.csv --metric accuracy --base --json
+    """
+    from ..training.run.measuring import measure  # not above: it imports torch
+
+    hush()
+    found = measure(run, rows, metric or [], base, batch_size)
+    if found.differs:
+        remark(f"{found.differs} The rows, the base or the software changed since.")
+    if as_json:
+        show_json(found.to_dict())
+        return
+    columns = ["metric", "adapter", *(["base"] if found.base is not None else [])]
+    parts = [found.adapter, *([found.base] if found.base is not None else [])]
+    show_table(columns, [[name, *(part.get(name) for part in parts)] for name in found.adapter], title=found.rows)
+    if found.untrained:
+        remark(f"of the base, {found.untrained} is untrained, so its numbers are those of chance.")

@@ -1,0 +1,124 @@
+"""Measuring a saved adapter as its run did: the same rows, the same batches, hence the same digits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.trainer_callback import PrinterCallback
+
+from ...errors import DataError, some
+from ...files.strict_json import read_json
+from ...model.heads import left_at_random
+from ..data.reading import read_rows
+from .planning import Plan, part_rows, read_files
+from .record import METRICS, SETTINGS
+from .settings import RunSettings
+from .using import TrainedRun, load_run
+
+__all__ = ["Measured", "figures", "measure", "settings_of"]
+
+_OF_THE_CLOCK = ("epoch", "model_preparation_time", "runtime", "samples_per_second", "steps_per_second")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured: `adapter`, and `base` where it was asked for, numbers by metric.
+
+    rows: which, in words. untrained: the parts of the base that start at random, so that its numbers mean nothing.
+    differs: in which number the run's own metrics.json differs; empty where it does not, or says nothing of these rows.
+    """
+
+    rows: str
+    count: int
+    adapter: dict[str, float]
+    base: dict[str, float] | None
+    untrained: str
+    differs: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, "")}
+
+
+def measure(
+    folder: Path, source: str | None, metrics: Sequence[str], with_base: bool = False, batch_size: int | None = None
+) -> Measured:
+    """Return what an adapter of a run is worth on rows that have labels.
+
+    source: a file of rows; None for the run's own test rows, or those it chose the best checkpoint by where it has no
+    others. metrics: their names; the run's where none are given. Raises DataError, ConfigError, AdapterFileError.
+    """
+    settings = settings_of(folder)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    transformers.set_seed(settings.seed)  # a head that the base lacks starts at random
+    run = load_run(str(folder))
+    settings = replace(settings, metric=list(metrics) or settings.metric or list(run.preparation.task.metrics))
+    settings = replace(settings, batch_size=batch_size or settings.batch_size or run.preparation.task.batch_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        name, rows = _rows(folder, source, settings, run, Path(scratch))
+        plan = Plan(settings, run.preparation, run.processor, {"eval": rows}, run.model)
+        trainer = plan.trainer(Path(scratch))
+        trainer.remove_callback(PrinterCallback)  # stdout is for the result
+        found = [figures(trainer.evaluate())]
+        if with_base:
+            with run.model.adapters_disabled():
+                found.append(figures(trainer.evaluate()))
+    own = {} if source or metrics else _recorded(folder, name)
+    where = f"{source or f'{name} rows of the run'} ({len(rows):,} rows)"
+    heads = some(left_at_random(run.model, ())) if with_base else ""
+    return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, _difference(found[0], own))
+
+
+def settings_of(folder: Path) -> RunSettings:
+    """Return a run's settings; those that nothing was said of where it has no run.yaml, as what came from the Hub."""
+    path = folder / SETTINGS
+    return RunSettings.load(path if path.is_file() else None, {})
+
+
+def figures(evaluated: dict[str, Any], prefix: str = "eval_") -> dict[str, float]:
+    """Return what a Trainer measured by the metric's name, without what the clock says.
+
+    >>> figures({"eval_loss": 0.5, "eval_runtime": 1.0, "epoch": 2.0})
+    {'loss': 0.5}
+    """
+    named = {key.removeprefix(prefix): value for key, value in evaluated.items()}
+    return {key: value for key, value in named.items() if key not in _OF_THE_CLOCK}
+
+
+def _rows(folder: Path, source: str | None, settings: RunSettings, run: TrainedRun, scratch: Path) -> tuple[str, Any]:
+    """Return the rows to measure on, and which of the run they are."""
+    rows = scratch / "rows"
+    rows.mkdir()
+    if source is not None:
+        found = {"test": read_rows(source, rows)}
+        run.preparation.check(found["test"])
+        return "test", found["test"]
+    if settings.train is None:
+        raise DataError(f"{folder} has no {SETTINGS} that says which rows it was tested on; name a file of rows.")
+    found = read_files(settings, rows)
+    part_rows(found, settings, run.preparation)
+    name = "test" if "test" in found else "eval"
+    return name, found[name]
+
+
+def _recorded(folder: Path, name: str) -> dict[str, float]:
+    """Return what the run's metrics.json says of these rows."""
+    path = folder / METRICS
+    found = read_json(path).get(name, {}) if path.is_file() else {}
+    return figures(found) if isinstance(found, dict) else {}
+
+
+def _difference(now: dict[str, float], recorded: dict[str, float]) -> str:
+    other = [
+        f"{key} is {now[key]!r}, {METRICS} says {recorded[key]!r}"
+        for key in now
+        if recorded.get(key, now[key]) != now[key]
+    ]
+    return f"{'; '.join(other)}." if other else ""
