@@ -24,7 +24,7 @@ WORDS = (*GOOD, *BAD, "a", "film", "story", "and", "very", "the", "was")
 class Job:
     """A job: base and rows write into a folder and return what --model and --train get. flags: further ones.
 
-    learns: what the test metric has to reach, by its name in metrics.json.
+    learns: what the test metric has to reach, by its name in metrics.json; behind a "-" it may not be more.
     """
 
     task: str

@@ -85,6 +85,9 @@ class RunSettings:
     threads: int | None = _set("CPU threads; the same number gives the same bits again", "Training")
     trainer: dict[str, Any] = _set("any other argument of TrainingArguments, as max_grad_norm=0.5", "Training", {})
 
+    packing: bool = _set("causal-lm: lay texts end to end in blocks of max_length", "Task", False)
+    max_new_tokens: int | None = _set("tokens that the model may write in a prediction (default: 128)", "Task")
+
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):
             raise ConfigError(" ".join(problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.columns import Role
+from .causal import CausalText
 from .classes import Classes
 from .task import TrainingTask
 
@@ -40,10 +41,19 @@ LABEL = Role(
 )  # fmt: skip
 PAIR = Role("text_pair", ("text pair", "sentence2", "text2", "hypothesis"), _is_text, is_required=False)
 
+WRITTEN = Role(TEXT.name, TEXT.names, TEXT.holds, preference=_mean_length, unless=("prompt", "completion"))
+PROMPT = Role("prompt", ("prompt",), _is_text, is_required=False)
+COMPLETION = Role("completion", ("completion",), _is_text, is_required=False, is_label=True)
+
 ROWS = (
     TrainingTask(
         "text-classification", ("AutoModelForSequenceClassification",), (TEXT, PAIR, LABEL),
         "transformers.DataCollatorWithPadding", ("accuracy", "f1"), "one label for a text, or for two", Classes,
+    ),
+    TrainingTask(
+        "causal-lm", ("AutoModelForCausalLM",), (WRITTEN, PROMPT, COMPLETION),
+        "transformers.DataCollatorForSeq2Seq", ("perplexity",), "a text to go on with, or a completion of a prompt",
+        CausalText, learning_rate=3e-4, batch_size=8,
     ),
 )  # fmt: skip
 TASKS = {row.name: row for row in ROWS}
