@@ -27,11 +27,11 @@ def is_names(value: Any) -> bool:
 
 def _value_problems(c: Fields) -> list[str]:
     found = []
-    if not _is_int(c.r, 1):
+    if not is_int(c.r, 1):
         found.append(f"r={c.r!r}, but the rank must be a positive integer; 8 is the usual start.")
-    if not _is_number(c.lora_alpha):
+    if not is_positive(c.lora_alpha):
         found.append(f"lora_alpha={c.lora_alpha!r}, but it must be a positive number; r or 2r is usual.")
-    if not (c.lora_dropout == 0 or _is_number(c.lora_dropout)) or c.lora_dropout >= 1:
+    if not (c.lora_dropout == 0 or is_positive(c.lora_dropout)) or c.lora_dropout >= 1:
         found.append(f"lora_dropout={c.lora_dropout!r}, but it is a probability in [0, 1).")
     if c.bias not in ("none", "all", "lora_only"):
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
@@ -81,7 +81,7 @@ def _name_problems(c: Fields) -> list[str]:
 
 def _pattern_problems(c: Fields) -> list[str]:
     found = []
-    for name, fits, what in (("rank_pattern", _is_int, "integer"), ("alpha_pattern", _is_number, "number")):
+    for name, fits, what in (("rank_pattern", is_int, "integer"), ("alpha_pattern", is_positive, "number")):
         patterns = getattr(c, name)
         if not isinstance(patterns, dict) or not all(isinstance(k, str) for k in patterns):
             found.append(f"{name}={patterns!r}, but it maps regular expressions to values, {{'q_proj': 4}}.")
@@ -142,19 +142,25 @@ def _regex_problem(name: str, pattern: str) -> list[str]:
     return []
 
 
-def _is_int(value: Any, least: float = 1) -> bool:
+def is_int(value: Any, least: float = 1) -> bool:
+    """Return whether a value is an integer, no less than `least`, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_positive(value: Any) -> bool:
     """Return whether a value is a positive, finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value > 0
 
 
 def _is_indices(value: Any, least: float = 0) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v, least) for v in value)
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(is_int(v, least) for v in value)
 
 
 def is_layers(value: Any, least: float = -math.inf) -> bool:
     """Return whether a value is a layer's number, or several, none below `least`."""
-    return _is_int(value, least) or _is_indices(value, least)
+    return is_int(value, least) or _is_indices(value, least)

@@ -7,8 +7,6 @@ by their names. How the Trainers are made is in `trl_making.py`.
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,11 +49,10 @@ def disable_dropout(model: Any, args: Any) -> None:
 @functools.cache
 def _reads_head(cls: type) -> bool:
     """Return whether a Trainer of TRL's computes with the weight of the output head; true where its source is gone."""
-    modules = {each.__module__ for each in cls.__mro__ if each.__module__.startswith("trl.")}
-    try:
-        return any(name in inspect.getsource(sys.modules[each]) for each in modules for name in _READS)
-    except (OSError, TypeError, KeyError):
-        return True
+    from ..targets.source import text_of
+
+    texts = [text_of(each.__module__) for each in cls.__mro__ if each.__module__.startswith("trl.")]
+    return any(text is None or name in text for text in texts for name in _READS)
 
 
 def _put_head_in_read(model: Any, args: Any) -> None:

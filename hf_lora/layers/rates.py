@@ -8,10 +8,10 @@ at different sizes and see inputs of different sizes; a ratio well above 1 (the 
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, fields
 
+from ..config.rules import is_positive
 from ..errors import ConfigError
 
 
@@ -46,7 +46,6 @@ class LearningRates:
 
 def check_rate(name: str, value: object, optional: bool = False) -> list[str]:
     """Return what is wrong with a rate or a ratio: nothing where it is a positive, finite number, or None if it may."""
-    positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    if positive or (optional and value is None):
+    if is_positive(value) or (optional and value is None):
         return []
     return [f"{name}={value!r}, but it must be a positive, finite number."]

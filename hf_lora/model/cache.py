@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from ..config.lora_config import LoRAConfig
+from ..config.rules import is_int
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
 from ..files.sources import HUB_KWARGS, place_of
 from ..layers.routes import BASE
@@ -73,7 +74,7 @@ class AdapterCache:
             raise ArgumentError(f"AdapterCache takes a LoRAModel, not a {type(model).__name__}.")
         limits = (("max_adapters", max_adapters, 1), ("max_bytes", max_bytes, 1), ("max_host_bytes", max_host_bytes, 0))
         for what, limit, least in limits:
-            if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < least):
+            if limit is not None and not is_int(limit, least):
                 raise ArgumentError(f"{what}={limit!r}: it is an integer from {least} on, or None for no limit.")
         self.model, self._state = model, model._lora
         self.max_adapters, self.max_bytes, self.max_host_bytes = max_adapters, max_bytes, max_host_bytes

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, get_args
 
+from ..config.rules import is_int, is_number
 from ..errors import ArgumentError
 from ..maths import combining as maths
 
@@ -63,10 +63,10 @@ def _problems(asked: Request) -> list[str]:
         return [f"combination_type={asked.combination_type!r} is none of {', '.join(maths.METHODS)}.{meant}"]
     if not asked.adapters or len({*asked.adapters}) != len(asked.adapters):
         said.append(f"adapters={list(asked.adapters)}: name at least one, and none twice (add up its weights).")
-    if len(asked.weights) != len(asked.adapters) or not all(map(_is_number, asked.weights)):
+    if len(asked.weights) != len(asked.adapters) or not all(map(is_number, asked.weights)):
         said.append(f"weights={list(asked.weights)}: give a finite number for each of {list(asked.adapters)}.")
     density, used = asked.density, f"combination_type={asked.combination_type!r} does not use it"
-    if method.prune and not (density is not None and _is_number(density) and 0 < density <= 1):
+    if method.prune and not (density is not None and is_number(density) and 0 < density <= 1):
         said.append(f"density={density!r}: {asked.combination_type} keeps this share of the values, in (0, 1].")
     if not method.prune and density is not None:
         said.append(f"density={density!r}: {used}; leave it out.")
@@ -81,12 +81,8 @@ def _problems(asked: Request) -> list[str]:
     for name in ("svd_rank", "svd_clamp", "svd_driver") if method.acts_on != "update" else ():
         if getattr(asked, name) is not None:
             said.append(f"{name}={getattr(asked, name)!r}: {used}; leave it out.")
-    if asked.svd_rank is not None and (type(asked.svd_rank) is not int or asked.svd_rank < 1):
+    if asked.svd_rank is not None and not is_int(asked.svd_rank):
         said.append(f"svd_rank={asked.svd_rank!r}: a rank is a positive integer.")
-    if asked.svd_clamp is not None and not (_is_number(asked.svd_clamp) and 0 <= asked.svd_clamp <= 1):
+    if asked.svd_clamp is not None and not (is_number(asked.svd_clamp) and 0 <= asked.svd_clamp <= 1):
         said.append(f"svd_clamp={asked.svd_clamp!r}: it is a quantile, between 0 and 1.")
     return said
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,11 +8,8 @@ name a file or a repo are neither written nor taken.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-import re
-import sys
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +21,7 @@ from transformers.utils import logging
 from ..errors import some
 from ..files.privacy import holds_token, is_path, is_private
 from ..targets.names import input_table
+from ..targets.source import modules_of, text_of
 from .hooks import plainly, quietly
 
 logger = logging.get_logger(__name__)
@@ -203,12 +201,7 @@ def _is_looked_for(model: Any, token: str) -> bool:
     """Tell whether a forward looks for a token's number: a classifier for the one that pads, BART's for the end."""
     if not hasattr(model, "num_labels"):
         return False
-    serving = re.compile(r"builtins|torch\.|hf_lora\.|transformers\.(?!models\.|modeling_layers)")
-    modules = {base.__module__ for base in type(model).__mro__ if not serving.match(base.__module__)}
-    try:
-        return any(token in inspect.getsource(sys.modules[name]) for name in modules)
-    except (OSError, TypeError, KeyError):
-        return True
+    return any((text := text_of(module)) is None or token in text for module in modules_of(type(model)))
 
 
 def _skipped(model: Any) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..config.rules import is_int
 from ..errors import AdapterMismatchError, AdapterStateError, ArgumentError, full_name, some
 from ..formats.contents import Contents
 from ..layers.memory.head import own_head
@@ -22,7 +23,7 @@ Pairs = list[tuple[Adapter, Adapter]]
 def prepare(model: Any, max_r: int, given: str | Sequence[str] | None) -> None:
     """Make room in adapters for any rank up to max_r (`LoRAModel.prepare_hotswap`)."""
     state: AdapterState = model._lora
-    if not isinstance(max_r, int) or isinstance(max_r, bool) or max_r < 1:
+    if not is_int(max_r):
         raise ArgumentError(f"max_r={max_r!r}; it is the largest rank that comes, a positive integer.")
     with state.gate.closed("prepare_hotswap"), CHANGES:
         names = tuple(state.records) if given is None else names_of(state, given)

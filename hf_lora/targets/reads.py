@@ -7,16 +7,14 @@ The code of every module above a layer is looked at, never run. Where it may rea
 
 from __future__ import annotations
 
-import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
 from torch import nn
 
-from .source import Path, flags_in, flags_of
+from .source import Path, flags_in, flags_of, modules_of, text_of
 
 _MANY = 1000  # ways to a layer that are looked at
 _TORCHS = frozenset(vars(nn.Module()))  # attributes of every module, which hold no other one but as its children
@@ -105,9 +103,8 @@ def is_named_in_a_call(parent: nn.Module, child: str) -> bool:
 
     True where the source cannot be had.
     """
-    modules = {base.__module__ for base in type(parent).__mro__}
-    sources = [_source(module) for module in modules if module.startswith("transformers.models")]
-    return not sources or any(re.search(rf"\.{re.escape(child)}\(", source) for source in sources)
+    sources = [text_of(module) for module in modules_of(type(parent)) if module.startswith("transformers.models")]
+    return not sources or any(re.search(rf"\.{re.escape(child)}\(", source or "") for source in sources)
 
 
 @cache
@@ -115,12 +112,5 @@ def _rescaled(module: str) -> frozenset[str]:
     """Return the two-word endings of layers whose weights a Python module's code rescales in place."""
     if not module.startswith("transformers"):
         return frozenset()
-    found = re.findall(r"\b(\w+\.\w+)\.weight(?:\.data)?\.(?:mul|div)_\(", _source(module))
+    found = re.findall(r"\b(\w+\.\w+)\.weight(?:\.data)?\.(?:mul|div)_\(", text_of(module) or "")
     return frozenset(f for f in found if not f.startswith(("self.", "module.")))
-
-
-def _source(module: str) -> str:
-    try:
-        return inspect.getsource(sys.modules[module])
-    except (KeyError, OSError, TypeError):
-        return ""

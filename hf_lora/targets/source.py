@@ -40,6 +40,19 @@ _SERVING = re.compile(
 )
 
 
+def text_of(module: str) -> str | None:
+    """Return the source of a Python module, None where it cannot be had."""
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return None
+
+
+def modules_of(cls: type) -> set[str]:
+    """Return the Python modules that a class and its bases are written in, but those that serve every model."""
+    return {base.__module__ for base in cls.__mro__ if base is not object and not _SERVING.fullmatch(base.__module__)}
+
+
 @cache
 def flags_of(cls: type, path: Path) -> frozenset[str]:
     """Return how the code of a class uses what stands at a path below `self`; "0" stands for every number.

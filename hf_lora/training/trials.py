@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import BestRun, default_compute_objective
 
+from ..config.rules import is_int
 from ..errors import ArgumentError
 from .runs import Row, Run
 from .together import train_together
@@ -96,7 +97,7 @@ def _check(study: Any, numbers: dict[str, Any], trainer: dict[str, Any]) -> None
             f"study: a {type(study).__name__} is given; what is wanted is a study of Optuna's, behind the arguments: "
             "train_together(args, optuna.create_study(), ...)."
         )
-    if wrong := [f"{name}={n!r}" for name, n in numbers.items() if type(n) is not int or n < 1]:
+    if wrong := [f"{name}={n!r}" for name, n in numbers.items() if not is_int(n)]:
         raise ArgumentError(f"{', '.join(wrong)}: a number of trials is a positive integer.")
     if trainer.get("eval_dataset") is None:
         raise ArgumentError("no eval_dataset is given, by which trials are compared; eval_dataset= is for all of them.")
