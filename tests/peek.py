@@ -37,6 +37,8 @@ PLACES = {
     "choose_columns": "hf_lora.training.data.columns:choose_columns",
     "preference_of": "hf_lora.training.data.layouts:preference_of",
     "read_rows": "hf_lora.training.data.reading:read_rows",
+    "read_splits": "hf_lora.training.data.reading:read_splits",
+    "rows_wanted": "hf_lora.training.data.written:Wanted",
     "dropout": "hf_lora.maths.dropout",
     "Draw": "hf_lora.maths.dropout:Draw",
     "MaskDraw": "hf_lora.maths.dropout:MaskDraw",

@@ -9,8 +9,6 @@ from typing import Any
 
 from ...errors import DataError
 
-__all__ = ["PLACE", "Role", "choose_columns", "is_empty", "place_of", "plain_name"]
-
 PLACE = "__place__"  # the column that every reader adds: "ratings.csv, line 17"
 
 

@@ -18,8 +18,6 @@ from typing import Any
 from ...errors import DataError
 from .columns import Role, is_empty
 
-__all__ = ["CHAT_ROLES", "PREFERENCE_ROLES", "Message", "chat_of", "preference_of"]
-
 Message = dict[str, Any]  # role and content, and what a tool call needs
 
 # What people call a role -> what chat templates call it.

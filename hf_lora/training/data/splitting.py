@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["split_rows"]
-
 
 def split_rows(rows: Dataset, share: float, seed: int, classes: list[Any] | None = None) -> tuple[Dataset, Dataset]:
     """Return (the rest, a share) of rows, drawn by scikit-learn; with the same share of each class where that can be.

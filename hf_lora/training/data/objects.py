@@ -1,0 +1,185 @@
+"""JSON as rows: an object a line, or a list of objects; every fault with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ...errors import DataError
+from .columns import PLACE
+from .opening import encoding_of, open_text
+from .written import BATCH, Found, Wanted, write_batches
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, RecordBatch
+
+_CHUNK = 1 << 20  # letters read at once
+_KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_Placed = tuple[int, dict[str, Any]]  # the line where a row begins, and its values
+
+
+def read_json(path: Path, table: Path, wanted: Wanted) -> Found:
+    """Return the rows of a file of JSON objects, a line each or in a list, written to `table` as Arrow.
+
+    It is read again where later rows have columns, or types, that the first 10,000 did not tell. What a row lacks is
+    None.
+    Raises DataError with the line of what is no JSON, no object, or of another type than in the rows before.
+    """
+    import pyarrow as pa
+
+    encoding = encoding_of(path, wanted.encoding)
+    left_out: list[str] = []
+
+    def batches() -> Iterator[list[_Placed]]:
+        left_out.clear()
+        with open_text(path, encoding) as file:
+            rows = _checked(path, _listed(path, file), wanted, left_out)
+            rows = islice(rows, wanted.limit)
+            while batch := list(islice(rows, BATCH)):
+                yield batch
+
+    with open_text(path, encoding) as file:
+        is_list = file.read(_CHUNK).lstrip("\ufeff \t\r\n")[:1] == "["
+    kind = assumed = _joined(path, pa.struct([]), next(batches(), []))[0]
+
+    def written(names: Any) -> Iterator[RecordBatch]:
+        nonlocal kind
+        for batch in batches():
+            kind, values = _joined(path, kind, batch)
+            if kind == assumed:
+                values = values if values.type == kind else pa.array([row for _, row in batch], kind)
+                places = pa.array([f"{path}, line {line}" for line, _ in batch], pa.string())
+                yield pa.record_batch([*values.flatten(), places], schema=names)
+
+    for name in (table, table.with_suffix(".again.arrow")):
+        schema = pa.schema([*assumed, pa.field(PLACE, pa.string())])
+        found = write_batches(written(schema), schema, name, None)
+        if kind == assumed:
+            break
+        assumed = kind
+    return Found(found, {"format": "JSON list" if is_list else "JSON lines", "encoding": encoding}, left_out)
+
+
+def _listed(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
+    """Yield (the line, the value or an error) for what stands in a list, or a line each."""
+    first, second = (*islice((line for line in file if line.strip("\ufeff \t\r\n")), 2), "", "")[:2]
+    file.seek(0)
+    if first.lstrip("\ufeff \t").startswith("["):
+        yield from _list(path, file)
+        return
+    if ".json" in path.suffixes and (not second or not _is_json(first)):  # one object, as {"data": [...]}
+        yield from ((1, row) for row in _inside(path, file.read()))
+        return
+    for number, line in enumerate(file, start=1):
+        if line.strip("\ufeff \t\r\n"):
+            try:
+                yield number, json.loads(line.lstrip("\ufeff"))
+            except ValueError as error:
+                yield number, error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _inside(path: Path, text: str) -> Iterator[Any]:
+    """Yield the objects of the one list in an object; of SQuAD's, a row for each question."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: it is no JSON: {error}. Write an object a line, or a list of objects.") from error
+    lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) != 1:
+        raise DataError(
+            f"{path}: it holds one object ({', '.join(map(repr, list(found)[:4]))}), and has to hold a list of "
+            'objects, a row each, or one a line; pandas writes them by to_json(orient="records", lines=True).'
+        )
+    for row in lists[0]:
+        if isinstance(row, dict) and isinstance(row.get("paragraphs"), list):
+            for part in row["paragraphs"]:
+                yield from ({"context": part["context"], **asked} for asked in part["qas"])
+        else:
+            yield row
+
+
+def _list(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) for each value of a JSON list, without reading all of it at once."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    buffer, line, at = file.read(_CHUNK).lstrip("\ufeff").replace("[", " ", 1), 1, 0
+    while True:
+        start = between.match(buffer, at).end()  # type: ignore[union-attr]
+        line += buffer.count("\n", at, start)
+        at = start
+        try:
+            if buffer[at : at + 1] == "]":
+                return
+            value, end = decoder.raw_decode(buffer, at)
+            if end == len(buffer) and (more := file.read(_CHUNK)):  # a number could go on
+                buffer, at = buffer[at:] + more, 0
+                continue
+        except ValueError as error:
+            if more := file.read(_CHUNK):
+                buffer, at = buffer[at:] + more, 0
+                continue
+            raise DataError(
+                f"{path}, line {line}: {error.msg if isinstance(error, json.JSONDecodeError) else error}. The list of "
+                "objects is not closed, or this row is no JSON: mend it."
+            ) from error
+        yield line, value
+        line += buffer.count("\n", at, end)
+        at = end
+
+
+def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left_out: list[str]) -> Iterator[_Placed]:
+    for line, value in values:
+        if isinstance(value, dict) and PLACE not in value:
+            yield line, value
+            continue
+        if isinstance(value, json.JSONDecodeError):
+            problem = f"{path}, line {line}: it is no JSON: {value.msg} (column {value.colno})"
+        else:
+            problem = f"{path}, line {line}: it is {_KINDS.get(type(value), 'null')}, and has to be an object"
+        if not wanted.skip_bad_rows:
+            raise DataError(f'{problem}, as {{"text": "...", "label": "..."}}; --skip-bad-rows leaves such rows out.')
+        left_out.append(problem)
+
+
+def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType, Any]:
+    """Return the type that fits the rows before (kind) and those of a batch, and these as an Arrow array.
+
+    Raises DataError with the first row that is of another type.
+    """
+    import pyarrow as pa
+
+    try:
+        values = pa.array([row for _, row in batch], None if batch else kind)
+        return _both(kind, values.type), values
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        whole = error
+    for line, row in batch:
+        for name, value in row.items():
+            before = kind.field(name).type if kind.get_field_index(name) >= 0 else pa.null()
+            try:
+                kind = _both(kind, pa.array([{name: value}]).type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+                raise DataError(
+                    f"{path}, line {line}: {name!r} is {_KINDS.get(type(value), 'null')}, {str(value)[:60]!r}, and in "
+                    f"the rows before it is {before}; write it alike in all rows."
+                ) from error
+    raise DataError(f"{path}, line {batch[0][0]} onward: {whole}")
+
+
+def _both(one: DataType, other: DataType) -> DataType:
+    """Return the type of a struct that holds both: whole numbers become decimal ones, columns are joined."""
+    import pyarrow as pa
+
+    schemas = [pa.schema(list(each)) for each in (one, other)]
+    return pa.struct(list(pa.unify_schemas(schemas, promote_options="permissive")))
