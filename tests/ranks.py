@@ -6,6 +6,7 @@ that decision is accelerate's, Transformers' and torch's own code.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -24,7 +25,7 @@ from transformers import BertForSequenceClassification, Trainer
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from . import trainings
+from . import forks, trainings
 from .peek import whole
 from .tiny import tiny
 
@@ -152,7 +153,9 @@ def launch(folder: Path, module: str, names: Collection[str]) -> dict[str, list[
     Raises RuntimeError where one of them fails, or does not end in time; both are killed.
     """
     (folder / "results").mkdir(parents=True)
-    context = torch.multiprocessing.spawn(_rank, (folder, module, tuple(names)), nprocs=2, join=False)
+    context = torch.multiprocessing.start_processes(
+        _rank, (folder, module, tuple(names)), nprocs=2, join=False, start_method=forks.METHOD
+    )
     end = time.monotonic() + SECONDS
     try:
         while not context.join(timeout=max(0.0, end - time.monotonic())):
@@ -184,6 +187,7 @@ def _rank(rank: int, folder: Path, module: str, names: tuple[str, ...]) -> None:
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     _offer_fsdp_on_cpu()
     scenarios: dict[str, Scenario] = importlib.import_module(module).SCENARIOS
+    gc.freeze()  # each training collects garbage, a third of a second with all that is imported
     for name in names:
         _forget_accelerate()
         try:

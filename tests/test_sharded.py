@@ -17,6 +17,7 @@ from torch import nn
 from hf_lora import LoRAConfig, add_lora
 from hf_lora.errors import AdapterStateError, MergeError, ModelError
 
+from . import forks
 from .cases import move
 from .peek import EvaluatedModel, task_of
 from .ranks import gpt2
@@ -62,7 +63,7 @@ def _rank(rank: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_shards_are_gathered_in_every_process_and_written_by_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method=forks.METHOD)
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"whole", "gathered", "from_state_dict"}
     for name in ("gathered", "from_state_dict"):
         for file in FILES:
