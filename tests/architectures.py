@@ -29,7 +29,7 @@ from transformers.models.auto import modeling_auto
 from hf_lora import LoRAConfig
 from hf_lora.errors import TargetError
 
-from .peek import PRESETS, plan, preset_targets
+from .peek import PRESETS, plan
 
 try:
     from transformers.initialization import no_init_weights
@@ -192,10 +192,11 @@ def patterns(names: Iterable[str]) -> list[str]:
 
 
 def targets(model: nn.Module, preset: Any) -> tuple[str, ...]:
-    """Return what a preset targets on a model, after planning every adapter there: a layer may refuse to carry one."""
-    names = preset_targets(model, preset)
-    plan(model, LoRAConfig(target_modules=preset))
-    return names
+    """Return what a preset targets on a model, in its order, as the plan has it: a layer may refuse an adapter."""
+    _, layers, parameters = plan(model, LoRAConfig(target_modules=preset))
+    found = {*layers, *parameters}
+    walk = ((name, *(f"{name}.{p}".lstrip(".") for p in m._parameters)) for name, m in model.named_modules())
+    return tuple(name for names in walk for name in names if name in found)
 
 
 def row(model: nn.Module) -> dict[str, Any]:

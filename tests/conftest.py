@@ -17,6 +17,7 @@ from transformers.utils import logging
 from .hub import hub  # noqa: F401 (a fixture)
 
 _frozen: dict[str, int] = {}
+gc.set_threshold(20_000, 20, 20)  # a model is thousands of objects
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: a second thread costs up to twenty times what it brings
 

@@ -109,10 +109,12 @@ class Tree:
         """Return the module itself or the only linear map below it; None where there is an attention of PyTorch's."""
         if is_map(module):
             return module
-        inside = list(self.below(module))
-        if any(isinstance(inner, nn.MultiheadAttention) for inner in inside):
-            return None
-        maps = [inner for inner in inside if is_map(inner)]
-        if len(maps) > 1:  # timm's attention samples down before it projects, a channel at a time
-            maps = [inner for inner in maps if getattr(inner, "groups", 1) == 1]
+        maps, whole = list[nn.Module](), list[nn.Module]()
+        for inner in self.below(module):
+            maps += [inner] if is_map(inner) else []
+            whole += [inner] if is_map(inner) and getattr(inner, "groups", 1) == 1 else []
+            if isinstance(inner, nn.MultiheadAttention) or len(whole) > 1:
+                return None
+        # timm's attention samples down before it projects, a channel at a time
+        maps = whole if len(maps) > 1 else maps
         return maps[0] if len(maps) == 1 else None
