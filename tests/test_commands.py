@@ -69,7 +69,7 @@ def test_evaluate_gives_the_digits_of_the_run_s_own_record(capsys: Capture) -> N
 def test_evaluate_says_where_the_record_differs(capsys: Capture) -> None:
     path = Path("run", "metrics.json")
     kept = path.read_text(encoding="utf-8")
-    path.write_text(kept.replace('"eval_loss": ', '"eval_loss": 9'), encoding="utf-8")
+    path.write_text(kept.replace('"loss": ', '"loss": 9'), encoding="utf-8")
     try:
         assert cli.main(["evaluate", "run"]) == 0
     finally:

@@ -31,7 +31,7 @@ def _train(config: Path | None, dry_run: bool, resume: bool, **flags: Any) -> No
         plan = plan_run(RunSettings.load(config, given), Path(scratch))
         if dry_run:
             return
-        print(train_plan(plan))
+        print(train_plan(plan, resume=resume))
 
 
 def _pairs(flag: str, given: list[str]) -> dict[str, Any]:

@@ -64,12 +64,12 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch:
         name, rows = _rows(folder, source, settings, run, Path(scratch))
         plan = Plan(settings, run.preparation, run.processor, {"eval": rows}, run.model)
-        trainer = plan.trainer(Path(scratch))
+        trainer = plan.trainer()
         trainer.remove_callback(PrinterCallback)  # stdout is for the result
-        found = [figures(trainer.evaluate())]
+        found = [figures(trainer.evaluate(trainer.eval_dataset["eval"]))]
         if with_base:
             with run.model.adapters_disabled():
-                found.append(figures(trainer.evaluate()))
+                found.append(figures(trainer.evaluate(trainer.eval_dataset["eval"])))
     own = {} if source or metrics else _recorded(folder, name)
     where = f"{source or f'{name} rows of the run'} ({len(rows):,} rows)"
     heads = some(left_at_random(run.model, ())) if with_base else ""

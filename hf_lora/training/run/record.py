@@ -3,25 +3,52 @@
 adapter_config.json, adapter_model.safetensors, README.md, the tokenizer   what `from_pretrained` and the Hub read
 run.yaml       every setting as it was decided; `hf-lora train --config run.yaml` repeats the run
 task.json      how rows are prepared: task, columns, labels, lengths; `evaluate` and `predict` read it
-metrics.json   what was measured, and of which data
-curves.csv, curves.png   losses and metrics by step
+metrics.json   what was measured, of which data, by which versions; "finished" is true once all else is written
+curves.csv, curves.png   losses, metrics and learning rate by step
+train.log      what was said while it ran
 checkpoints/   while the run is unfinished
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
+
+from ..._version import __version__
 from ...errors import AdapterFileError
 from ...files.strict_json import read_json
 from ..tasks.preparation import Preparation
 from ..tasks.table import TASKS
+from .settings import RunSettings
 
-__all__ = ["CHECKPOINTS", "METRICS", "SETTINGS", "TASK", "load_preparation", "save_preparation", "write_json"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "CHECKPOINTS",
+    "CURVES",
+    "LOG",
+    "METRICS",
+    "SETTINGS",
+    "TASK",
+    "changed_data",
+    "data_facts",
+    "load_preparation",
+    "save_preparation",
+    "versions",
+    "write_json",
+]
 
 SETTINGS, TASK, METRICS, CHECKPOINTS = "run.yaml", "task.json", "metrics.json", "checkpoints"
+CURVES, LOG = "curves", "train.log"
 
 
 def save_preparation(preparation: Preparation, folder: Path) -> None:
@@ -39,6 +66,57 @@ def load_preparation(folder: Path) -> Preparation:
     return task.preparation(task, **found)
 
 
+def data_facts(settings: RunSettings, rows: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
+    """Return for each split how many rows it has, and the file that it came from with its SHA-256.
+
+    A folder's is that of its files' names and contents; a data set of the Hub has none.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for split, found in rows.items():
+        source = getattr(settings, split)
+        facts[split] = {"rows": len(found)} | ({"source": source, "sha256": _sha256(source)} if source else {})
+    return facts
+
+
+def changed_data(folder: Path, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the files of rows that are other than when a run in a folder read them."""
+    path = folder / METRICS
+    before = read_json(path).get("data", {}) if path.is_file() else {}
+    return [
+        str(fact["source"])
+        for split, fact in facts.items()
+        if (was := before.get(split, {})).get("source") == fact.get("source")
+        and was.get("sha256") != fact.get("sha256")
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's bits depend on."""
+    found = {"hf_lora": __version__, "transformers": transformers.__version__, "torch": str(torch.__version__)}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Write values as indented JSON in UTF-8."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write values as indented JSON in UTF-8, and null for numbers that are not finite."""
+    path.write_text(json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sha256(source: str) -> str | None:
+    path, found = Path(source), hashlib.sha256()
+    if not path.exists():
+        return None
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        if file != path:
+            found.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as opened:
+            while piece := opened.read(2**20):
+                found.update(piece)
+    return found.hexdigest()

@@ -2,34 +2,130 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from huggingface_hub import ModelCardData
+from transformers import EarlyStoppingCallback, PrinterCallback
 
+from ...errors import DataError
+from ...files.names import CARD_NAME
+from ...files.privacy import hub_id
+from ...hub.card.writing import amend_card
+from ...model.publishing import push_folder
+from . import record
+from .arguments import chosen_metric
+from .callbacks import BestBy
+from .curves import write_curves
+from .folder import clear_output
+from .measuring import figures
 from .planning import Plan
-from .record import CHECKPOINTS, METRICS, SETTINGS, save_preparation, write_json
 
-__all__ = ["train_plan"]
+__all__ = ["prepared_trainer", "train_plan"]
+
+_OFTEN = 1000  # steps between evaluations, at most, where nobody says it
+_SPLITS = {"eval": "validation", "test": "test"}  # what the card calls them
 
 
-def train_plan(plan: Plan) -> dict[str, Any]:
-    """Train, write the run's folder, and return what was measured. Raises what the Trainer raises."""
-    settings, folder = plan.settings, Path(str(plan.settings.output))
-    torch.set_num_threads(settings.threads or 1)
+def train_plan(
+    plan: Plan, *, resume: bool = False, callbacks: Sequence[Any] = (), say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Train, write the run's folder, and return its record, as metrics.json has it.
+
+    resume: go on from the last whole checkpoint in the folder, or from the start where there is none. callbacks: more
+    of the Trainer's. say: is told what happens. Raises DataError where the data of a resumed run has changed, and what
+    the Trainer raises; the folder then holds an unfinished run.
+    """
+    began, folder = time.monotonic(), Path(str(plan.settings.output))
+    trainer, settings = prepared_trainer(plan, callbacks)
+    found: dict[str, Any] = {
+        "finished": False,
+        "data": record.data_facts(settings, plan.rows),
+        "versions": record.versions(),
+    }
+    if not resume:
+        clear_output(folder)
+    elif changed := record.changed_data(folder, found["data"]):
+        raise DataError(f"{', '.join(changed)}: it has changed since the run in {folder} began; start a new run.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings.save(folder / SETTINGS)
-    save_preparation(plan.preparation, folder)
-    trainer = plan.trainer(folder)
-    trainer.train()
-    measured: dict[str, Any] = {}
-    for name in ("eval", "test"):
-        if name in plan.rows:
-            measured[name] = trainer.evaluate(plan.preparation.dataset(plan.rows[name], plan.processor))
-    trainer.args.output_dir = str(folder)
+    settings.save(folder / record.SETTINGS)
+    record.save_preparation(plan.preparation, folder)
+    record.write_json(folder / record.METRICS, found)
+    held, trainer.eval_dataset = trainer.eval_dataset, trainer.eval_dataset["eval"]
+    whole = any((folder / record.CHECKPOINTS).glob("checkpoint-*/_COMPLETE"))
+    trained = trainer.train(resume_from_checkpoint=True if resume and whole else None)
+    found |= _measured(trainer, held)
+    found |= _facts(trainer) | {"seconds": {"training": trained.metrics["train_runtime"]}}
+    _save(trainer, plan, folder)
+    write_curves(trainer.state.log_history, folder)
+    found["seconds"]["all"] = time.monotonic() - began
+    record.write_json(folder / record.METRICS, {**found, "finished": True})
+    shutil.rmtree(folder / record.CHECKPOINTS, ignore_errors=True)
+    if settings.push:
+        found["pushed"] = push_folder(
+            folder, settings.push, private=settings.private or None, base_model=settings.base_id
+        )
+        say(f"pushed to {found['pushed']}")
+    return {**found, "finished": True}
+
+
+def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, Any]:
+    """Return the Trainer of a plan, ready to train, and the settings with how often it evaluates."""
+    chooses: list[Any] = [BestBy(chosen_metric(plan.settings)[0])]
+    if plan.settings.patience:
+        chooses.append(EarlyStoppingCallback(plan.settings.patience))
+    trainer = plan.trainer([*chooses, *callbacks])
+    trainer.remove_callback(PrinterCallback)
+    args = trainer.args
+    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    every = plan.settings.eval_steps or math.ceil(epoch / math.ceil(epoch / _OFTEN))
+    args.eval_steps = args.save_steps = min(every, steps)
+    args.logging_steps = max(steps // 100, 1)
+    return trainer, replace(plan.settings, eval_steps=args.eval_steps)
+
+
+def _measured(trainer: Any, held: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Evaluate the best weights on each split; return the results by split, without "eval_"."""
+    for callback in (BestBy, EarlyStoppingCallback):  # they look at what training measures
+        trainer.remove_callback(callback)
+    trainer.eval_dataset = {_SPLITS[split]: rows for split, rows in held.items()}
+    found = {}
+    for split, rows in held.items():
+        prefix = f"eval_{_SPLITS[split]}"
+        found[split] = figures(trainer.evaluate(rows, metric_key_prefix=prefix), f"{prefix}_")
+    return found
+
+
+def _facts(trainer: Any) -> dict[str, Any]:
+    state = trainer.state
+    trained, total = trainer.model.get_nb_trainable_parameters()
+    return {
+        "best": {"step": state.best_global_step, trainer.args.metric_for_best_model: state.best_metric},
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "parameters": {"trained": trained, "total": total},
+    }
+
+
+def _save(trainer: Any, plan: Plan, folder: Path) -> None:
+    """Write the adapter with its tokenizer and its card."""
+    settings = plan.settings
+    trainer.args.output_dir = str(folder)  # where the card goes
     trainer.save_model()
-    write_json(folder / METRICS, measured)
-    trainer.create_model_card()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return measured
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    source = str(settings.train)
+    dataset = hub_id(source) or Path(source).name
+    takes = inspect.signature(trainer.create_model_card).parameters
+    trainer.create_model_card(**{"dataset_name" if "dataset_name" in takes else "dataset": dataset})
+    about: dict[str, Any] = {"language": settings.language, "license": settings.license, "base_model": settings.base_id}
+    if hub_id(source):
+        about["datasets"] = [source]
+    amend_card(folder / CARD_NAME, ModelCardData(**{name: value for name, value in about.items() if value}))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ...errors import ConfigError
 
-__all__ = ["RunSettings"]
+__all__ = ["RunSettings", "read_yaml", "unknown_names"]
 
 
-def _set(says: str, panel: str, default: Any = None) -> Any:
-    """Return a field. says: the help of its flag. panel: under which heading the help lists it."""
-    about = {"says": says, "panel": panel}
+def _set(says: str, panel: str, default: Any = None, above: float | None = None, choices: Sequence[str] = ()) -> Any:
+    """Return a field. says: the help of its flag. panel: under which heading the help lists it. above: what a number
+    has to be larger than. choices: what a text can be."""
+    about = {"says": says, "panel": panel, "above": above, "choices": choices}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -28,7 +33,7 @@ class RunSettings:
     """The settings of a run. None stands for what the task, the model or the data decide; a finished run has no None
     where something was decided.
 
-    `load` reads a YAML file, `save` writes one that `load` takes. Raises ConfigError for a value that cannot be.
+    Raises ConfigError for values that cannot be.
     """
 
     model: str | None = _set("the base: an id of the Hub or a folder", "Model and data")
@@ -46,123 +51,166 @@ class RunSettings:
     column: dict[str, str] = _set(
         "which column is what, as text=review; guessed where it is left out", "Model and data", {}
     )
-    eval_share: float = _set("share of the rows to choose by, where --eval is not given", "Model and data", 0.1)
-    test_share: float = _set("share of the rows to measure on, where --test is not given", "Model and data", 0.1)
-    limit: int | None = _set("use at most so many rows of each file", "Model and data")
-    max_length: int | None = _set("tokens of a row; what is longer is cut", "Model and data")
+    eval_share: float | None = _set(
+        "share of the rows to choose by, where --eval is not given (default: a tenth, 5,000 rows at most)",
+        "Model and data",
+        above=0,
+    )
+    test_share: float | None = _set(
+        "share of the rows to measure on, where --test is not given; 0 for none (default: a tenth, 5,000 rows at most)",
+        "Model and data",
+    )
+    limit: int | None = _set("use at most so many rows of each file", "Model and data", above=0)
+    max_length: int | None = _set("tokens of a row; what is longer is cut", "Model and data", above=0)
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
     output: str | None = _set("folder for the adapter and all that belongs to the run", "Output")
     push: str | None = _set("push the adapter to this repo of the Hub at the end", "Output")
     private: bool = _set("make that repo private", "Output", False)
     base_id: str | None = _set("the base's id on the Hub, where --model is a folder", "Output")
-    language: str | None = _set("of the data, for the card", "Output")
-    license: str | None = _set("of the adapter, for the card", "Output")
+    language: str | None = _set("of the data, for the card, as en", "Output")
+    license: str | None = _set("of the adapter, for the card, as apache-2.0", "Output")
 
-    r: int = _set("rank", "LoRA", 16)
+    r: int = _set("rank", "LoRA", 16, above=0)
     lora_alpha: float = _set("the update is scaled by alpha / r", "LoRA", 32)
     lora_dropout: float = _set("dropout before the adapters", "LoRA", 0.0)
     target_modules: str = _set(
         "auto, attention, all-linear, names with commas between, or a regular expression", "LoRA", "all-linear"
     )
     lora: dict[str, Any] = _set("any other setting of LoRAConfig, as use_dora=true", "LoRA", {})
-    quantize: str | None = _set("load the base in 4bit or 8bit (bitsandbytes)", "LoRA")
-    dtype: str | None = _set("of the base: float32, bfloat16, float16 (default: the checkpoint's)", "LoRA")
+    quantize: str | None = _set("load the base in 4bit or 8bit (bitsandbytes)", "LoRA", choices=("4bit", "8bit"))
+    dtype: str | None = _set(
+        "of the base (default: the checkpoint's)", "LoRA", choices=("float32", "bfloat16", "float16")
+    )
 
-    epochs: float | None = _set("passes over the rows", "Training")
-    max_steps: int | None = _set("stop after so many optimizer steps", "Training")
-    batch_size: int | None = _set("rows a step on each device", "Training")
-    accumulate: int = _set("batches that make a step", "Training", 1)
-    learning_rate: float | None = _set("peak learning rate (default: the task's)", "Training")
+    epochs: float | None = _set("passes over the rows (default: the task's)", "Training", above=0)
+    max_steps: int | None = _set("stop after so many optimizer steps", "Training", above=0)
+    batch_size: int | None = _set("rows a step on each device (default: the task's)", "Training", above=0)
+    accumulate: int = _set("batches that make a step", "Training", 1, above=0)
+    learning_rate: float | None = _set("peak learning rate (default: the task's)", "Training", above=0)
     scheduler: str = _set("course of the learning rate", "Training", "cosine")
     warmup: float = _set("share of the steps in which the learning rate rises", "Training", 0.05)
     weight_decay: float = _set("AdamW's", "Training", 0.0)
-    patience: int | None = _set("stop after so many evaluations without a better one", "Training")
+    precision: str | None = _set(
+        "of the arithmetic (default: bf16 on a GPU that has it)", "Training", choices=("float32", "bf16", "fp16")
+    )
+    gradient_checkpointing: bool = _set("compute activations twice, and keep fewer", "Training", False)
+    eval_steps: int | None = _set(
+        "steps between evaluations, with a checkpoint each (default: once an epoch, and every 1,000 steps)",
+        "Training",
+        above=0,
+    )
+    patience: int | None = _set("stop after so many evaluations without a better one", "Training", above=0)
     metric: list[str] = _set(
         "what to measure; the first chooses the best checkpoint (default: the task's)", "Training", []
     )
     seed: int = _set("of the split, the start and the order", "Training", 0)
-    threads: int | None = _set("CPU threads; the same number gives the same bits again", "Training")
+    threads: int | None = _set(
+        "CPU threads; the same number gives the same bits again (default: what is fastest here)", "Training", above=0
+    )
     trainer: dict[str, Any] = _set("any other argument of TrainingArguments, as max_grad_norm=0.5", "Training", {})
 
     packing: bool = _set("causal-lm: lay texts end to end in blocks of max_length", "Task", False)
     max_new_tokens: int | None = _set("tokens that the model may write in a prediction (default: 128)", "Task")
 
     def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
+        if problems := list(_problems(self)) or list(_ranges(self)):
             raise ConfigError(" ".join(problems))
 
     @classmethod
     def load(cls, path: Path | None, given: Mapping[str, Any]) -> RunSettings:
         """Return the settings of a YAML file (None for no file), with what was given instead of what it says."""
-        return cls(**{**(_read(path) if path else {}), **given})
+        found = _read(path) if path else {}
+        both = {name: {**found[name], **value} for name, value in given.items() if isinstance(found.get(name), dict)}
+        return cls(**{**found, **given, **both})
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, each with its help."""
-        import yaml
-
         lines = []
         for each in fields(self):
-            lines.append(f"# {each.metadata['says']}")
-            lines.append(
-                yaml.safe_dump({each.name: getattr(self, each.name)}, allow_unicode=True, sort_keys=False).strip()
-            )
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            said = yaml.safe_dump({each.name: getattr(self, each.name)}, allow_unicode=True, sort_keys=False)
+            lines.append(f"# {each.metadata['says']}\n{said}")
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers, so that 3e-4 is one, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text says. Raises yaml.YAMLError.
+
+    >>> read_yaml("3e-4"), read_yaml("true"), read_yaml("query,value")
+    (0.0003, True, 'query,value')
+    """
+    return yaml.load(text, _Loader)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
-    names = [each.name for each in fields(RunSettings)]
     if not isinstance(found, dict):
         raise ConfigError(f"--config {path}: it holds no settings, such as `model: gpt2`.")
-    for name in found:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
-            raise ConfigError(f"--config {path}: there is no setting {name!r}; {hint}")
+    if unknown := unknown_names(found, [each.name for each in fields(RunSettings)]):
+        raise ConfigError(f"--config {path}: {unknown}")
     return found
 
 
-def _problems(settings: RunSettings) -> typing.Iterator[str]:
+def unknown_names(given: Iterable[Any], known: Sequence[str]) -> str:
+    """Return what to tell of settings that are not among those known, with the nearest one; nothing if all are."""
+    told = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+            told.append(f"there is no setting {name!r}; {hint}")
+    return " ".join(told)
+
+
+def _problems(settings: RunSettings) -> Iterator[str]:
     """Yield what is of another type than its setting, or out of its range."""
     hints = typing.get_type_hints(RunSettings)
     for each in fields(settings):
         value, kind = getattr(settings, each.name), hints[each.name]
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         plain = tuple(typing.get_origin(k) or k for k in kinds)
-        if float in plain and type(value) is int:
-            continue
-        if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
-            raise ConfigError(f"{each.name}={value!r}: it is a {type(value).__name__}, and has to be {_words(plain)}.")
-    if (
-        not 0 < settings.eval_share < 1
-        or not 0 <= settings.test_share < 1
-        or settings.eval_share + settings.test_share >= 1
-    ):
-        yield f"eval_share={settings.eval_share}, test_share={settings.test_share}: they are shares, together below 1."
-    for name in (
-        "r",
-        "limit",
-        "max_length",
-        "batch_size",
-        "accumulate",
-        "max_steps",
-        "patience",
-        "threads",
-        "epochs",
-        "learning_rate",
-    ):
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < float("inf"):
-            yield f"{name}={value}: it has to be above 0."
-    if settings.quantize not in (None, "4bit", "8bit"):
-        yield f"quantize={settings.quantize!r}: it is 4bit or 8bit."
+        is_number = type(value) in (int, float)
+        if not (is_number and float in plain) and (
+            not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain)
+        ):
+            yield f"{each.name}={value!r}: it is a {type(value).__name__}, and has to be {_words(plain)}."
+        elif is_number and not math.isfinite(value):
+            yield f"{each.name}={value}: it is not a finite number."
+        elif is_number and (least := each.metadata["above"]) is not None and value <= least:
+            yield f"{each.name}={value}: it has to be above {least}."
+        elif value is not None and (choices := each.metadata["choices"]) and value not in choices:
+            yield f"{each.name}={value!r}: it is one of {', '.join(choices)}."
+
+
+def _ranges(settings: RunSettings) -> Iterator[str]:
+    """Yield what is out of the range that it has beside others."""
+    shares = settings.eval_share or 0, settings.test_share or 0
+    if min(shares) < 0 or sum(shares) >= 1:
+        yield f"eval_share={shares[0]}, test_share={shares[1]}: they are shares, together below 1."
+    if not 0 <= settings.warmup < 1:
+        yield f"warmup={settings.warmup}: it is a share of the steps, from 0 to below 1."
+    if not 0 <= settings.seed < 2**32:
+        yield f"seed={settings.seed}: it is a whole number from 0 to 2^32 - 1."
 
 
 def _words(kinds: tuple[Any, ...]) -> str:
-    return " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+    names = {type(None): "nothing", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return " or ".join(names.get(kind) or f"a {kind.__name__}" for kind in kinds)

@@ -1,0 +1,41 @@
+"""What listens to a run's Trainer: the choice of the best checkpoint."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ...errors import ConfigError
+
+__all__ = ["BestBy"]
+
+
+class BestBy(TrainerCallback):
+    """Chooses the best checkpoint by a metric, and among equals by the loss: few rows have few different accuracies.
+
+    The result may have another name than its metric (rouge: rougeL).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Name the result in the Trainer's arguments. Raises ConfigError where there is none."""
+        metrics = kwargs["metrics"]
+        names = [key.removeprefix("eval_") for key in metrics]
+        found = [name for name in names if name == self.name] or [n for n in names if n.startswith(self.name)]
+        if not found:
+            raise ConfigError(f"--metric {self.name}: what is measured has no such result, but {', '.join(names)}.")
+        args.metric_for_best_model = f"eval_{found[-1]}"
+        value, loss = metrics[args.metric_for_best_model], metrics.get("eval_loss", math.inf)
+        if value == state.best_metric and loss < self._loss_of(state):
+            # The Trainer takes what is better than this: the same value is, by the last bit.
+            state.best_metric = math.nextafter(value, -math.inf if args.greater_is_better else math.inf)
+
+    @staticmethod
+    def _loss_of(state: Any) -> float:
+        """Return the loss of the best evaluation so far."""
+        logs = (log for log in state.log_history if log.get("step") == state.best_global_step and "eval_loss" in log)
+        return next((log["eval_loss"] for log in logs), -math.inf)
