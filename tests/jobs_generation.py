@@ -45,4 +45,8 @@ JOBS = [
         "causal-lm", llama, lambda at: write_csv(at / "colours.csv", ["prompt", "completion"], asked()),
         LEARNS, ("-eval_perplexity", 2.0),
     ),
+    Job(
+        "chat", llama, lambda at: write_csv(at / "chats.csv", ["instruction", "output"], asked()),
+        (*LEARNS, "--chat-template", "simple"), ("-eval_perplexity", 2.0),
+    ),
 ]  # fmt: skip

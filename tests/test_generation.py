@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from hf_lora.errors import ConfigError, DataError
+
 from .peek import TRAINING_TASKS
 from .trainings import tokenizer
 
@@ -67,3 +69,73 @@ def test_a_cut_keeps_something_to_train_on() -> None:
     assert first == ("e f g [EOS]", "g [EOS]")
     assert second == ("a b c d", "b c d")
     assert words.decode(made.features(rows, words, labelled=False)[0]["input_ids"]) == "c d e f"
+
+
+START, ASK = "{% for m in messages %}{{ m.role[0] | upper }} ", "{% endfor %}{{ 'A ' if add_generation_prompt }}"
+PLAIN = START + "{{ m.content }} [EOS] " + ASK
+MARKED = (
+    START + "{% if m.role == 'assistant' %}{% generation %}{{ m.content }} [EOS] {% endgeneration %}"
+    "{% else %}{{ m.content }} [EOS] {% endif %}" + ASK
+)  # fmt: skip
+REWRITING = START + "{{ 'g ' if loop.last and m.role == 'assistant' }}{{ m.content }} [EOS] " + ASK
+CHAT = [
+    {"role": "system", "content": "a"},
+    *({"role": role, "content": said} for role, said in zip(["user", "assistant"] * 2, "bcde", strict=True)),
+]  # fmt: skip
+
+
+def talker(template: str | None) -> Any:
+    words = tokenizer(*WORDS, "S", "U", "A", "System", "User", "Assistant", ":")
+    words.chat_template = template
+    return words
+
+
+@pytest.mark.parametrize("answers", ["all", "last"])
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["told by what an answer adds", "marked by the template"])
+def test_answers_and_their_ends_are_trained_and_nothing_else_of_a_chat(template: str, answers: str) -> None:
+    words, rows = talker(template), [{"messages": CHAT}]
+    made = preparation("chat", rows, words, answers=answers)
+    whole, trained = words_of(words, made.features(rows, words)[0])
+    assert whole == "S a [EOS] U b [EOS] A c [EOS] U d [EOS] A e [EOS]"
+    assert trained == ("c [EOS] e [EOS]" if answers == "all" else "e [EOS]")
+    asked = made.features(rows, words, labelled=False)[0]["input_ids"]
+    assert words.decode(asked) == "S a [EOS] U b [EOS] A c [EOS] U d [EOS] A"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_and_its_last_answers_can_be_learnt() -> None:
+    words, rows = talker(REWRITING), [{"messages": CHAT, "__place__": "chats.jsonl, line 7"}]
+    with pytest.raises(DataError, match=r"chats.jsonl, line 7: .* turn 3 .* --answers last"):
+        preparation("chat", rows, words)
+    made = preparation("chat", rows, words, answers="last")
+    assert words_of(words, made.features(rows, words)[0])[1] == "g e [EOS]"
+
+
+def test_a_tokenizer_without_template_asks_for_one_and_keeps_the_one_that_is_named(tmp_path: Any) -> None:
+    rows = [{"messages": CHAT}]
+    with pytest.raises(ConfigError, match="--chat-template simple"):
+        preparation("chat", rows, talker(None))
+    words = talker(None)
+    made = preparation("chat", rows, words, chat_template="simple")
+    whole, trained = words_of(words, made.features(rows, words)[0])
+    assert whole == "System : a User : b Assistant : c [EOS] User : d Assistant : e [EOS]"
+    assert trained == "c [EOS] e [EOS]"
+    words.save_pretrained(tmp_path)
+    assert type(words).from_pretrained(tmp_path).chat_template == words.chat_template
+    (tmp_path / "mine.jinja").write_text(MARKED)
+    words = talker(None)
+    preparation("chat", rows, words, chat_template=str(tmp_path / "mine.jinja"))
+    assert words.chat_template == MARKED
+
+
+def test_a_chat_that_the_template_refuses_is_told_with_its_row_and_the_reason() -> None:
+    words = talker("{{ raise_exception('no system here') }}")
+    rows = [{"messages": CHAT, "__place__": "chats.jsonl, line 2"}]
+    with pytest.raises(DataError, match="chats.jsonl, line 2: .*no system here"):
+        preparation("chat", rows, words)
+
+
+def test_a_long_chat_is_cut_around_what_is_trained() -> None:
+    words = talker(PLAIN)
+    rows = [{"messages": [{"role": "user", "content": "a b c d e f a b c d"}, {"role": "assistant", "content": "g"}]}]
+    made = preparation("chat", rows, words, max_length=6)
+    assert words_of(words, made.features(rows, words)[0]) == ("c d [EOS] A g [EOS]", "g [EOS]")

@@ -112,6 +112,8 @@ class RunSettings:
 
     packing: bool = _set("causal-lm: lay texts end to end in blocks of max_length", "Task", False)
     max_new_tokens: int | None = _set("tokens that the model may write in a prediction (default: 128)", "Task")
+    chat_template: str | None = _set("chat: simple, trl, or a file with a template, instead of the tokenizer's", "Task")
+    answers: str = _set("chat: learn all answers of a conversation, or the last", "Task", "all")
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)) or list(_ranges(self)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.columns import Role
+from ..data.layouts import CHAT_ROLES
 from .causal import CausalText
+from .chat import Chat
 from .classes import Classes
 from .task import TrainingTask
 
@@ -44,6 +46,7 @@ PAIR = Role("text_pair", ("text pair", "sentence2", "text2", "hypothesis"), _is_
 WRITTEN = Role(TEXT.name, TEXT.names, TEXT.holds, preference=_mean_length, unless=("prompt", "completion"))
 PROMPT = Role("prompt", ("prompt",), _is_text, is_required=False)
 COMPLETION = Role("completion", ("completion",), _is_text, is_required=False, is_label=True)
+TOOLS = Role("tools", ("tools", "functions"), lambda value: isinstance(value, str | list), is_required=False)
 
 ROWS = (
     TrainingTask(
@@ -54,6 +57,11 @@ ROWS = (
         "causal-lm", ("AutoModelForCausalLM",), (WRITTEN, PROMPT, COMPLETION),
         "transformers.DataCollatorForSeq2Seq", ("perplexity",), "a text to go on with, or a completion of a prompt",
         CausalText, learning_rate=3e-4, batch_size=8,
+    ),
+    TrainingTask(
+        "chat", ("AutoModelForCausalLM",), (*CHAT_ROLES, TOOLS), "transformers.DataCollatorForSeq2Seq",
+        ("perplexity",), "conversations, or questions and answers; the answers are learnt", Chat,
+        learning_rate=3e-4, batch_size=8,
     ),
 )  # fmt: skip
 TASKS = {row.name: row for row in ROWS}
