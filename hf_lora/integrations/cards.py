@@ -86,12 +86,15 @@ def measured(trainer: Any) -> dict[str, float]:
 
 def _results(trainer: Any, about: dict[str, Any]) -> Iterator[EvalResult]:
     splits = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()
-    settings = trainer.compute_metrics.settings if measures(trainer) else {}
+    settings, names = (
+        getattr(trainer.compute_metrics, key) if measures(trainer) else {} for key in ("settings", "names")
+    )
     for whole, value in measured(trainer).items():
         split = max((s for s in splits if whole.startswith(f"{s}_")), key=len, default=None)
         key = whole if split is None else whole[len(split) + 1 :]
         # The Hub knows a metric by its module's name, and one of several results of it by a name beside.
-        kind, name = ("rouge", key.replace("rouge", "ROUGE-")) if key.startswith("rouge") else (key, None)
+        kind = "rouge" if key.startswith("rouge") else names.get(key, key)
+        name = None if kind == key else key.replace("rouge", "ROUGE-")
         yield EvalResult(
             metric_type=kind, metric_name=name, metric_value=value, metric_args=settings.get(key), dataset_split=split,
             **about,

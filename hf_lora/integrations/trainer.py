@@ -127,7 +127,8 @@ class LoRATrainer(_Stock):
         metrics, reduces = self.compute_metrics, False
         if measures(self):
             generates = bool(getattr(self.args, "predict_with_generate", False))
-            metrics.begin(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), generates)
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            metrics.begin(model, generates, getattr(dataloader, "dataset", None))
             reduces = description == "Evaluation" and self.preprocess_logits_for_metrics is None
         if reduces:
             self.preprocess_logits_for_metrics = metrics.preprocess_logits_for_metrics

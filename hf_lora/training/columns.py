@@ -38,11 +38,13 @@ _ALIGNED = {
 class EvaluatedModel:
     """What the metrics have to know of the model whose outputs they see; None where that is not known.
 
-    shifted: its logits at a position are about the next token. classes: how many it tells apart.
+    shifted: its logits at a position are about the next token. classes: how many it tells apart. labels: their names,
+    by number.
     """
 
     shifted: bool | None = None
     classes: int | None = None
+    labels: Mapping[int, str] | None = None
 
     @classmethod
     def of(cls, model: Any) -> EvaluatedModel:
@@ -51,7 +53,9 @@ class EvaluatedModel:
         if config is None:
             return cls()
         name = name_of(model)
-        return cls(_shifted(name, config), getattr(config, "num_labels", None) if "Classification" in name else None)
+        if "Classification" not in name:
+            return cls(_shifted(name, config))
+        return cls(_shifted(name, config), getattr(config, "num_labels", None), getattr(config, "id2label", None))
 
 
 def _shifted(name: str, config: Any) -> bool | None:
@@ -78,7 +82,7 @@ def are_logits_of_tokens(scores: Any, labels: Any) -> bool:
     """Return whether scores are (rows, tokens, vocabulary) and labels (rows, tokens); both are tensors or arrays."""
     if getattr(scores, "ndim", 0) != 3 or getattr(labels, "ndim", 0) != 2:
         return False
-    return _is_float(scores) and not _is_float(labels)
+    return is_float(scores) and not is_float(labels)
 
 
 def reduced(logits: Tensor, labels: Tensor, shifted: bool) -> dict[str, Tensor]:
@@ -92,7 +96,7 @@ def reduced(logits: Tensor, labels: Tensor, shifted: bool) -> dict[str, Tensor]:
             f"the logits are of shape {tuple(logits.shape)} and the labels of {tuple(labels.shape)}: there has to be a "
             "label for each token."
         )
-    _check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape[-1])
     start = int(shifted)
     ids = torch.full(labels.shape, IGNORED, dtype=torch.int64, device=logits.device)
     nll = torch.full(labels.shape, float(IGNORED), dtype=torch.float32, device=logits.device)
@@ -157,91 +161,12 @@ class Batch:
             )
         return self.model.shifted
 
-    def columns(self, kind: str) -> Columns:
-        """Return what a metric of a kind compares. Raises ConfigError where this is something else."""
-        read, needs = READERS[kind]
-        if (found := read(self)) is None:
-            p, y = self.predictions, self.labels
-            raise ConfigError(
-                f"predictions of shape {p.shape} ({p.dtype}) and labels of shape {y.shape} ({y.dtype}) do not fit: "
-                f"{needs}"
-            )
-        return found
 
-
-def _classes(batch: Batch) -> Columns | None:
-    """Return class ids, the likeliest of logits; of several labels a row, those with a probability above a half."""
-    p, y, classes = batch.predictions, batch.labels, batch.model.classes
-    undefined = np.isnan(p).any(-1) if _is_float(p) else np.zeros((), bool)
-    if _are_several(y):
-        _check_defined(undefined)
-        chosen = (p > 0) if _is_float(p) else p  # sigmoid(x) > 0.5 where x > 0
-        return Columns(chosen.astype(np.int64), y.astype(np.int64), y.shape[1]) if p.shape == y.shape else None
-    if batch.tokens is not None:
-        p, undefined = batch.tokens["ids"], np.isnan(batch.tokens["nll"])
-    elif _is_float(p) and p.ndim == y.ndim + 1 and p.shape[-1] > 1:
-        p, classes = p.argmax(-1), p.shape[-1]
-    elif y.ndim == 2 and p.shape == y.shape and not _is_float(p) and batch.shifted():
-        p, y = p[:, :-1], y[:, 1:]
-    if p.shape != y.shape or _is_float(p) or _is_float(y):
-        return None
-    if classes is not None:
-        _check_labels(y, classes)
-    counts = (y != IGNORED) & (p != IGNORED)
-    _check_defined(undefined & counts)
-    return Columns(p[counts].astype(np.int64), y[counts].astype(np.int64), classes)
-
-
-def _numbers(batch: Batch) -> Columns | None:
-    """Return numbers: a regression's outputs."""
-    p, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (batch.predictions, batch.labels))
-    fits = p.shape == y.shape and p.ndim <= 2 and _is_float(p)
-    if fits:
-        _check_defined(np.isnan(p))
-    return Columns(p.astype(np.float64), y.astype(np.float64)) if fits else None
-
-
-def _texts(batch: Batch) -> Columns | None:
-    """Return the generated texts and the labels' texts."""
-    p, y = batch.predictions, batch.labels
-    if batch.texts is None or batch.reduced or p.ndim != 2 or y.ndim != 2 or _is_float(p) or _is_float(y):
-        return None
-    return Columns(batch.texts(p), batch.texts(y))
-
-
-def _token_losses(batch: Batch) -> Columns | None:
-    """Return the loss of each token that counts."""
-    if batch.tokens is None:
-        return None
-    counts = (batch.labels != IGNORED) & (batch.tokens["ids"] != IGNORED)
-    _check_defined(np.isnan(batch.tokens["nll"]) & counts)
-    return Columns(batch.tokens["nll"][counts].astype(np.float64), batch.labels[counts])
-
-
-def _fitting(batch: Batch) -> Columns | None:
-    """Return what predictions and labels look like: for functions, which do not say what they compare."""
-    of_numbers = _is_float(batch.labels) and not _are_several(batch.labels)
-    return _texts(batch) or (_numbers(batch) if of_numbers else _classes(batch))
-
-
-_CLASSES = (
-    "classes are logits (rows, classes), of two at least, or ids, with whole numbers as labels; several labels a row "
-    "are zeros and ones, as many as the model has outputs. A regression (num_labels=1) is measured by 'mse', 'mae', "
-    "'pearsonr' or 'spearmanr'; two classes need num_labels=2."
-)
-_NUMBERS = "numbers are compared of a regression (num_labels=1): one output, no class and no token, for each label."
-# kind -> how a batch becomes what is compared (None where it cannot), and what it needs for that.
-READERS: dict[str, tuple[Callable[[Batch], Columns | None], str]] = {
-    "classes": (_classes, _CLASSES),
-    "numbers": (_numbers, _NUMBERS),
-    "texts": (_texts, "texts are compared of generated tokens: take Seq2SeqTrainer with predict_with_generate=True."),
-    "tokens": (
-        _token_losses,
-        "perplexity needs a language model's logits (rows, tokens, vocabulary), and predict_with_generate=True leaves "
-        "them out.",
-    ),
-    "fitting": (_fitting, f"{_CLASSES} {_NUMBERS}"),
-}
+def as_objects(values: Sequence[Any]) -> np.ndarray:
+    """Return an array of (rows,) whose elements are what they are: texts, lists."""
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def _array(values: Any) -> np.ndarray:
@@ -255,16 +180,16 @@ def _array(values: Any) -> np.ndarray:
         raise ConfigError("predictions or labels are rows of different lengths; pad them with -100.") from error
 
 
-def _is_float(values: Any) -> bool:
+def is_float(values: Any) -> bool:
     return bool(values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating))
 
 
-def _are_several(labels: np.ndarray) -> bool:
+def are_several(labels: np.ndarray) -> bool:
     """Return whether labels are zeros and ones, several a row, as floats."""
-    return _is_float(labels) and labels.ndim == 2 and bool(np.isin(labels, (0.0, 1.0)).all())
+    return is_float(labels) and labels.ndim == 2 and bool(np.isin(labels, (0.0, 1.0)).all())
 
 
-def _check_defined(undefined: np.ndarray) -> None:
+def check_defined(undefined: np.ndarray) -> None:
     """Raise ConfigError where predictions are NaN, which an argmax would take for the likeliest class."""
     if undefined.any():
         raise ConfigError(
@@ -273,7 +198,7 @@ def _check_defined(undefined: np.ndarray) -> None:
         )
 
 
-def _check_labels(labels: Any, classes: int) -> None:
+def check_labels(labels: Any, classes: int) -> None:
     """Raise ConfigError for a label that is none of the classes, nor IGNORED."""
     wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if len(wrong):

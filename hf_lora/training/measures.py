@@ -95,12 +95,17 @@ NAMES = {
     "mae": ("numbers", "sklearn.metrics.mean_absolute_error"),
     "matthews_correlation": ("classes", "sklearn.metrics.matthews_corrcoef"),
     "mse": ("numbers", "sklearn.metrics.mean_squared_error"),
+    "ndcg": ("lists", "hf_lora.training.scores.ndcg"),
     "pearsonr": ("numbers", "scipy.stats.pearsonr"),
     "perplexity": ("tokens", f"{__name__}.perplexity"),
     "precision": ("classes", "sklearn.metrics.precision_score"),
     "recall": ("classes", "sklearn.metrics.recall_score"),
+    "roc_auc": ("scores", "hf_lora.training.scores.roc_auc"),
     "rouge": ("texts", f"{__name__}.rouge"),
+    "seqeval": ("tags", "hf_lora.training.scores.seqeval"),
     "spearmanr": ("numbers", "scipy.stats.spearmanr"),
+    "squad": ("answers", "hf_lora.training.scores.squad"),
+    "squad_v2": ("answers", "hf_lora.training.scores.squad_v2"),
 }
 
 
@@ -146,8 +151,12 @@ class Measure:
         if self.kind == "classes":
             self.check_average(classes or 1 + int(max(p.max(), y.max())), several_labels=y.ndim == 2)
         try:
-            found = self.run(*((y.tolist(), p.tolist()) if p.dtype == object else (y, p)), **self.options)  # texts
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's, of what is NaN and told of below
+                found = self.run(*((y.tolist(), p.tolist()) if p.dtype == object else (y, p)), **self.options)  # texts
         except (ValueError, TypeError) as error:
+            if self.kind == "numbers" and len(y) == 1:
+                return self._defined({self.name: math.nan})
             told = " ".join(str(error).split())[:300]
             raise ConfigError(f"{self.name!r} ({self.source}) refuses these predictions and labels: {told}") from error
         found = getattr(found, "statistic", found)  # SciPy gives a p-value beside it
@@ -159,7 +168,13 @@ class Measure:
             warnings.warn(
                 f"{self.name!r} ({self.source}): what is no number is left out: {some(dropped)}.", stacklevel=3
             )
-        return numbers
+        return self._defined(numbers)
+
+    def _defined(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the results but for NaN, with a warning: a correlation of equal numbers, a curve of one class."""
+        if undefined := [key for key, value in numbers.items() if math.isnan(value)]:
+            warnings.warn(f"{some(undefined)}: not defined for these rows, too few or too alike.", stacklevel=4)
+        return {key: value for key, value in numbers.items() if not math.isnan(value)}
 
 
 def _number(value: Any) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError
 from .columns import IGNORED, Batch, Columns, EvaluatedModel, are_logits_of_tokens, first, joined, reduced
 from .measures import AVERAGES, NAMES, Measure, measures_of
+from .readers import columns_of
 
 if TYPE_CHECKING:
     from evaluate import CombinedEvaluations, EvaluationModule
@@ -30,10 +32,11 @@ def metrics(
 
     names: "accuracy", "f1", "precision", "recall", "matthews_correlation" (of classes; of several labels a row but for
     the last); "mse", "mae", "pearsonr", "spearmanr" (of a regression); "exact_match", "rouge" (of generated texts);
-    "perplexity" (of a language model: exp of the mean loss of the tokens whose label is not -100). scikit-learn and
-    SciPy compute these without a network. Any other name, or a path, goes to `evaluate.load`. What `evaluate.load` and
-    `evaluate.combine` return can be handed in as well, and a function: it is called with predictions= and references=
-    and returns a number, or numbers by name. A list of these is the same as each by itself.
+    "perplexity" (of a language model: exp of the mean loss of the tokens whose label is not -100); "roc_auc" (of
+    classes, by their scores); "seqeval" (of a token classification). scikit-learn, SciPy and seqeval compute these
+    without a network. Any other name, or a path, goes to `evaluate.load`. What `evaluate.load` and `evaluate.combine`
+    return can be handed in as well, and a function: it is called with predictions= and references= and returns a
+    number, or numbers by name. A list of these is the same as each by itself.
     average: of f1, precision and recall where there are more than two classes. processing_class: the tokenizer, for
     texts. options: further ones, by the metric's name, as the computing function takes them. shift_labels: whether
     logits at a position are about the next token; the Trainer's model says so by itself. source: "hub" loads all names
@@ -65,8 +68,8 @@ def metrics(
 class Metrics:
     """What `metrics()` returns, for Trainer(compute_metrics=...).
 
-    sources: by the metric's name, who computes it. settings: by the name of a result, the options that it was computed
-    with.
+    sources: by the metric's name, who computes it. names: by the name of a result, its metric's, of those in NAMES.
+    settings: by the name of a result, the options that it was computed with.
 
     Inside a Trainer it learns from the model whether its logits are about the next token, and `evaluate()` keeps at
     most 12 bytes a token instead of the logits over the vocabulary. `predict()` keeps its predictions as they are;
@@ -77,21 +80,26 @@ class Metrics:
         self, measures: list[Measure], texts: Callable[[Any], np.ndarray] | None, shift_labels: bool | None
     ) -> None:
         self.sources = {measure.name: measure.source for measure in measures}
+        self.names: dict[str, str] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         self._measures, self._texts, self._shift_labels = measures, texts, shift_labels
         self._model = EvaluatedModel(shift_labels)
         self._read: list[dict[str, Columns]] = []
+        self._data: Any = None
 
     def __repr__(self) -> str:
         return f"Metrics({', '.join(f'{name} ({source})' for name, source in self.sources.items())})"
 
-    def begin(self, model: Any, generates: bool = False) -> None:
+    def begin(self, model: Any, generates: bool = False, data: Any = None) -> None:
         """Forget the batches so far, and take to a model whose outputs come next.
 
-        generates: these are the tokens that it generates, not its logits. A Trainer's evaluation does it by itself.
-        Raises ConfigError where a metric cannot be that model's.
+        generates: these are the tokens that it generates, not its logits. data: the data set that is evaluated; where
+        it has a method `compared(predictions, labels)`, that gives Columns by kind, which come before what predictions
+        and labels alone tell. A Trainer's evaluation does all this by itself. Raises ConfigError where a metric cannot
+        be that model's.
         """
         self._read.clear()
+        self._data = data
         of_classes = [measure for measure in self._measures if measure.kind == "classes"]
         if generates and of_classes:  # generated tokens begin with the decoder's start token, labels do not
             raise ConfigError(
@@ -100,7 +108,7 @@ class Metrics:
                 "to False."
             )
         found = EvaluatedModel.of(model)
-        self._model = EvaluatedModel(found.shifted if self._shift_labels is None else self._shift_labels, found.classes)
+        self._model = found if self._shift_labels is None else replace(found, shifted=self._shift_labels)
         for measure in of_classes:
             measure.check_average(found.classes or 2)
 
@@ -110,6 +118,8 @@ class Metrics:
         logits: the model's outputs (a tuple's first is looked at), on any device; left unchanged. Where nobody knows
         whether the model's logits are about the next token they stay, and measuring them is an error.
         """
+        if isinstance(labels, tuple):  # starts and ends of answers
+            return logits
         scores, shifted = first(logits), self._model.shifted
         if shifted is None or not are_logits_of_tokens(scores, labels):
             return scores
@@ -126,8 +136,7 @@ class Metrics:
             self._read.clear()
         kinds = dict.fromkeys(measure.kind for measure in self._measures)
         for predictions, labels in _batches(evaluated):
-            batch = Batch(predictions, labels, self._model, self._texts)
-            self._read.append({kind: batch.columns(kind) for kind in kinds})
+            self._read.append(self._columns(predictions, labels, kinds))
         if compute_result is False:
             return {}
         read, self._read = self._read, []
@@ -140,8 +149,17 @@ class Metrics:
                     f"{measure.name!r} gives {', '.join(twice)}, as another metric does; name one of them."
                 )
             results |= found
+            self.names |= dict.fromkeys(found, measure.name) if measure.name in NAMES else {}
             self.settings |= {key: dict(measure.options) for key in found if measure.options}
         return results
+
+    def _columns(self, predictions: Any, labels: Any, kinds: Iterable[str]) -> dict[str, Columns]:
+        """Return what each kind of metric compares, from the rows where they tell it."""
+        compared = getattr(self._data, "compared", None)
+        own = {} if compared is None else compared(predictions, labels)
+        left = [kind for kind in kinds if kind not in own]
+        batch = Batch(predictions, labels, self._model, self._texts) if left else None
+        return {**own, **{kind: columns_of(batch, kind) for kind in left if batch}}
 
 
 def _check(measures: list[Measure], options: Mapping[str, Any], average: str | None, processing_class: Any) -> None:

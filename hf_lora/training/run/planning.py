@@ -181,7 +181,7 @@ def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:
         learning_rate=settings.learning_rate or task.learning_rate,
         epochs=settings.epochs or task.epochs,
         batch_size=settings.batch_size or task.batch_size,
-        metric=settings.metric or list(task.metrics),
+        metric=settings.metric or list(preparation.metrics()),
         precision=settings.precision or arguments.precision(),
         threads=settings.threads or torch.get_num_threads(),
     )

@@ -5,68 +5,89 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import DataError
-from ..data.columns import is_empty
-from .preparation import Preparation
+from ...errors import DataError, some
+from ..data.columns import Role, is_empty
+from .texts import PAIR, TEXT, Texts, in_order, label_names, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Classes"]
+_MANY = 20  # so many classes may be more than half as many as there are rows
 
 
-class Classes(Preparation):
-    """One label a row, a word or a number; the classes are what stands there in training, sorted."""
+def is_label(value: Any) -> bool:
+    """Return whether a cell can be a label."""
+    return isinstance(value, str | int | bool) or (isinstance(value, float) and value.is_integer())
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels")
+
+def repetition(values: Sequence[Any]) -> float:
+    """Labels come again, names, dates and texts do not."""
+    return float(len(set(values)) <= len(values) / 2)
+
+
+LABEL = Role(
+    "label",
+    ("label", "labels", "class", "category", "target", "sentiment", "etikett", "klasse", "categoria", "标签", "类别"),
+    is_label, is_label=True, preference=repetition,
+)  # fmt: skip
+ROLES = (TEXT, PAIR, LABEL)
+
+
+class Classes(Texts):
+    """One label a row, a word or a number; the classes are what stands there in training, sorted.
+
+    options: labels, in the order of the model's outputs; ids, whether whole numbers in the rows are places in it.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids")
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         if self.options.get("labels") is None:
             column = self.columns["label"]
-            found = {str(value).strip() for value in rows.unique(column) if not is_empty(value)}
-            if len(found) < 2:
-                raise DataError(
-                    f"column {column!r}: every row has the label {', '.join(found)!r}; there is nothing to tell apart."
-                )
-            self.options["labels"] = sorted(found, key=_order)
+            names = label_names(rows.features[column])
+            found = {label_text(value, names) for value in rows.unique(column) if not is_empty(value)}
+            _check_classes(found, len(rows), column)
+            self.options |= {"labels": names or in_order(found), "ids": bool(names)}
 
     def model_arguments(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.options["labels"]))}
 
+    def label(self, row: Mapping[str, Any]) -> str:
+        """Return a row's label as a word."""
+        return label_text(self.value(row, "label"), self.options["labels"] if self.options.get("ids") else ())
+
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         found = super().problem(row, labelled)
-        if found or not labelled:
+        if found or not labelled or (label := self.label(row)) in self.options["labels"]:
             return found
-        label = str(self.value(row, "label")).strip()
-        return None if label in self.options["labels"] else f"its label {label!r} is none of those in training"
+        return f"its label {label!r} is none of those in training, {some(self.options['labels'])}"
 
-    def features(
-        self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
-    ) -> list[dict[str, Any]]:
-        features = self.inputs(rows, processor)
-        if labelled:
-            for feature, row in zip(features, rows, strict=True):
-                feature["labels"] = self.options["labels"].index(str(self.value(row, "label")).strip())
-        return features
+    def target(self, row: Mapping[str, Any]) -> int:
+        return self.options["labels"].index(self.label(row))
 
-    def inputs(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[dict[str, Any]]:
-        """Return what the model gets of each row, without the label."""
-        texts = [str(self.value(row, "text")) for row in rows]
-        pairs = [str(self.value(row, "text_pair") or "") for row in rows] if "text_pair" in self.columns else None
-        encoded = processor(texts, pairs, truncation=True, max_length=self.options["max_length"])
-        return [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        return averaged("macro" if len(self.options["labels"]) > 2 else "binary")
 
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        logits = self.outputs(model, processor, rows).logits.float()
-        scores = logits.softmax(-1)
+        scores = self.outputs(model, processor, rows).logits.float().softmax(-1)
         best = scores.argmax(-1).tolist()
         return [{"label": self.options["labels"][i], "score": scores[row, i].item()} for row, i in enumerate(best)]
 
 
-def _order(label: str) -> tuple[bool, float, str]:
-    """Numbers by their size, before words by the alphabet."""
-    try:
-        return False, float(label), label
-    except ValueError:
-        return True, 0.0, label
+def averaged(average: str) -> dict[str, dict[str, Any]]:
+    """Return the options of metrics that are a mean over classes; a class that no row has, or is given, counts 0."""
+    return {name: {"average": average, "zero_division": 0} for name in ("f1", "precision", "recall")}
+
+
+def _check_classes(found: set[str], rows: int, column: str) -> None:
+    """Raise DataError where labels tell no classes apart."""
+    if len(found) < 2:
+        raise DataError(
+            f"column {column!r}: every row has the label {', '.join(found)!r}; there is nothing to tell apart."
+        )
+    if len(found) > _MANY and 2 * len(found) > rows:
+        raise DataError(
+            f"column {column!r}: {len(found):,} labels in {rows:,} rows, as {some(in_order(found))}, are no classes. "
+            "Name the column of the labels with --column label=NAME, or learn numbers with --task regression."
+        )

@@ -17,6 +17,8 @@ from .task import TrainingTask
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..columns import Columns
+
 __all__ = ["Preparation", "PreparedRows"]
 
 LONGEST = 512  # tokens of a row, where nobody says it and the model allows more
@@ -85,7 +87,18 @@ class Preparation:
 
     def dataset(self, rows: Dataset, processor: Any, labelled: bool = True) -> Any:
         """Return the rows as the Trainer reads them: prepared when they are asked for, never all at once."""
-        return PreparedRows(rows, lambda some: self.features(some, processor, labelled))
+        return PreparedRows(
+            rows,
+            lambda some: self.features(some, processor, labelled),
+            lambda predictions, labels: self.compared(rows, processor, predictions, labels),
+        )
+
+    def compared(self, rows: Dataset, processor: Any, predictions: Any, labels: Any) -> dict[str, Columns]:
+        """Return what metrics compare where only the rows tell it, by its kind (`readers.READERS`).
+
+        predictions, labels: what a Trainer gathered of the model for these rows, in their order.
+        """
+        return {}
 
     def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return what makes a batch of features."""
@@ -96,7 +109,15 @@ class Preparation:
         """Return the Trainer's compute_metrics for these metrics."""
         from ..metrics import metrics
 
-        return metrics(*names)
+        return metrics(*names, options={k: v for k, v in self.metric_options().items() if k in names})
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return what is measured where nobody says it."""
+        return self.task.metrics
+
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        """Return the options of metrics by their names."""
+        return {}
 
     def outputs(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
         """Return a model's outputs for a batch of rows without labels. The model is in eval mode."""
@@ -123,8 +144,13 @@ def _short(value: Any, most: int = 200) -> str:
 class PreparedRows:
     """A torch Dataset (map-style) of rows that are prepared a batch at a time."""
 
-    def __init__(self, rows: Dataset, prepare: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        self._rows, self._prepare = rows, prepare
+    def __init__(
+        self,
+        rows: Dataset,
+        prepare: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        compared: Callable[[Any, Any], dict[str, Columns]],
+    ) -> None:
+        self._rows, self._prepare, self.compared = rows, prepare, compared
 
     def __len__(self) -> int:
         return len(self._rows)

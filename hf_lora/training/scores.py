@@ -1,0 +1,106 @@
+"""The formulas of metrics about entities, answers and rankings, as `evaluate`'s modules of these names compute them."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def seqeval(
+    references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], suffix: bool = False
+) -> dict[str, float]:
+    """Return F1, precision and recall of whole entities, and accuracy of tags. A list of tags a row ("B-PER", "O").
+
+    An entity counts where its kind, its first and its last tag are right. Ramshaw and Marcus 1995, cmp-lg/9505040; the
+    package seqeval computes it as conlleval does.
+    """
+    from seqeval import metrics  # an extra, which no other metric needs
+
+    common = {"suffix": suffix, "zero_division": 0}
+    return {
+        "overall_f1": float(metrics.f1_score(references, predictions, **common)),
+        "overall_precision": float(metrics.precision_score(references, predictions, **common)),
+        "overall_recall": float(metrics.recall_score(references, predictions, **common)),
+        "overall_accuracy": float(metrics.accuracy_score(references, predictions)),
+    }
+
+
+def squad(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+    """Return exact match and F1 in percent, each the mean over the questions of the best of their right answers.
+
+    references: the right answers of each question, at least one. F1 is of the words that answer and truth share, after
+    case, punctuation and English articles are taken out. Rajpurkar et al. 2016, arXiv:1606.05250.
+    """
+    if not all(references):
+        raise ValueError("there are questions without an answer, which squad_v2 measures")
+    pairs = list(zip(references, predictions, strict=True))
+    return {"f1": _best(_f1, pairs), "exact_match": _best(_exact, pairs)}
+
+
+def squad_v2(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+    """Return exact match and F1 in percent, also by questions with an answer and without.
+
+    references: as `squad` takes them, empty where a question has no answer; its right prediction is "". Rajpurkar et
+    al. 2018, arXiv:1806.03822.
+    """
+    pairs = [
+        ([truth for truth in truths if _words(truth)] or [""], said)
+        for truths, said in zip(references, predictions, strict=True)
+    ]
+    found = {"f1": _best(_f1, pairs), "exact": _best(_exact, pairs)}
+    for name, which in (("HasAns", True), ("NoAns", False)):
+        if some := [pair for pair in pairs if (pair[0] != [""]) is which]:
+            found |= {f"{name}_f1": _best(_f1, some), f"{name}_exact": _best(_exact, some)}
+    return found
+
+
+def _best(score: Any, pairs: Sequence[tuple[Sequence[str], str]]) -> float:
+    return 100.0 * sum(max(score(said, truth) for truth in truths) for truths, said in pairs) / len(pairs)
+
+
+def _words(text: str) -> list[str]:
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _exact(said: str, truth: str) -> float:
+    return float(_words(said) == _words(truth))
+
+
+def _f1(said: str, truth: str) -> float:
+    mine, theirs = _words(said), _words(truth)
+    if not mine or not theirs:
+        return float(mine == theirs)
+    return 2 * (Counter(mine) & Counter(theirs)).total() / (len(mine) + len(theirs))
+
+
+def roc_auc(references: np.ndarray, scores: np.ndarray) -> float:
+    """Return how often a row of a class has a higher score for it than a row that is not; the mean over the classes.
+
+    references: zeros and ones, scores: numbers, both (rows, classes). A class that all the rows have, or none, has no
+    curve and is left out; NaN where there is no other.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    areas = [roc_auc_score(y, s) for y, s in zip(references.T, scores.T, strict=True) if 0 < y.mean() < 1]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def ndcg(references: Sequence[Sequence[float]], scores: Sequence[Sequence[float]], k: int = 10) -> float:
+    """Return the mean of NDCG@k over lists of candidates: their gains in the order of the scores, over the best order.
+
+        DCG@k = sum over ranks i = 1 .. k of gain_i / log2(i + 1)
+
+    A list whose gains are all the same has no order, and is left out; NaN where there is no other. Järvelin and
+    Kekäläinen 2002. scikit-learn computes it, with ties averaged.
+    """
+    from sklearn.metrics import ndcg_score
+
+    lists = [(y, s) for y, s in zip(references, scores, strict=True) if min(y) < max(y)]
+    found = [ndcg_score([np.subtract(y, min(0.0, *y))], [s], k=k) for y, s in lists]
+    return float(np.mean(found)) if found else float("nan")
