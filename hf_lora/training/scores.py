@@ -23,10 +23,10 @@ def seqeval(
 
     common = {"suffix": suffix, "zero_division": 0}
     return {
-        "overall_f1": float(metrics.f1_score(references, predictions, **common)),
         "overall_precision": float(metrics.precision_score(references, predictions, **common)),
         "overall_recall": float(metrics.recall_score(references, predictions, **common)),
         "overall_accuracy": float(metrics.accuracy_score(references, predictions)),
+        "overall_f1": float(metrics.f1_score(references, predictions, **common)),
     }
 
 
@@ -39,7 +39,7 @@ def squad(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> di
     if not all(references):
         raise ValueError("there are questions without an answer, which squad_v2 measures")
     pairs = list(zip(references, predictions, strict=True))
-    return {"f1": _best(_f1, pairs), "exact_match": _best(_exact, pairs)}
+    return {"exact_match": _best(_exact, pairs), "f1": _best(_f1, pairs)}
 
 
 def squad_v2(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
@@ -52,11 +52,11 @@ def squad_v2(references: Sequence[Sequence[str]], predictions: Sequence[str]) ->
         ([truth for truth in truths if _words(truth)] or [""], said)
         for truths, said in zip(references, predictions, strict=True)
     ]
-    found = {"f1": _best(_f1, pairs), "exact": _best(_exact, pairs)}
+    found = {}
     for name, which in (("HasAns", True), ("NoAns", False)):
         if some := [pair for pair in pairs if (pair[0] != [""]) is which]:
             found |= {f"{name}_f1": _best(_f1, some), f"{name}_exact": _best(_exact, some)}
-    return found
+    return {**found, "exact": _best(_exact, pairs), "f1": _best(_f1, pairs)}
 
 
 def _best(score: Any, pairs: Sequence[tuple[Sequence[str], str]]) -> float:

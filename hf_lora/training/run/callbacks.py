@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -15,17 +16,18 @@ __all__ = ["BestBy"]
 class BestBy(TrainerCallback):
     """Chooses the best checkpoint by a metric, and among equals by the loss: few rows have few different accuracies.
 
-    The result may have another name than its metric (rouge: rougeL).
+    results: the metric of each result, by name, as `Metrics.names` knows them once something is measured. A metric's
+    last result chooses: rouge's rougeL, seqeval's overall_f1.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, results: Mapping[str, str]) -> None:
+        self.name, self.results = name, results
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Name the result in the Trainer's arguments. Raises ConfigError where there is none."""
         metrics = kwargs["metrics"]
         names = [key.removeprefix("eval_") for key in metrics]
-        found = [name for name in names if name == self.name] or [n for n in names if n.startswith(self.name)]
+        found = [n for n in names if n == self.name] or [n for n in names if self.results.get(n) == self.name]
         if not found:
             raise ConfigError(f"--metric {self.name}: what is measured has no such result, but {', '.join(names)}.")
         args.metric_for_best_model = f"eval_{found[-1]}"

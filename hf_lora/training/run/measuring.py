@@ -59,7 +59,7 @@ def measure(
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)  # a head that the base lacks starts at random
     run = load_run(str(folder))
-    settings = replace(settings, metric=list(metrics) or settings.metric or list(run.preparation.task.metrics))
+    settings = replace(settings, metric=list(metrics) or settings.metric or list(run.preparation.metrics()))
     settings = replace(settings, batch_size=batch_size or settings.batch_size or run.preparation.task.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         name, rows = _rows(folder, source, settings, run, Path(scratch))

@@ -77,7 +77,7 @@ def train_plan(
 
 def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, Any]:
     """Return the Trainer of a plan, ready to train, and the settings with how often it evaluates."""
-    chooses: list[Any] = [BestBy(chosen_metric(plan.settings)[0])]
+    chooses: list[Any] = [BestBy(chosen_metric(plan.settings)[0], getattr(plan.compute_metrics, "names", {}))]
     if plan.settings.patience:
         chooses.append(EarlyStoppingCallback(plan.settings.patience))
     trainer = plan.trainer([*chooses, *callbacks])
