@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from . import jobs, jobs_generation
+from . import jobs, jobs_generation, jobs_media
 from .jobs import Job
-from .peek import TRAINING_TASKS, cli, load_run, read_rows
+from .peek import TRAINING_TASKS, TrainedRun, cli, read_rows, running, train_plan
 
-JOBS = jobs.JOBS + jobs_generation.JOBS
+JOBS = jobs.JOBS + jobs_generation.JOBS + jobs_media.JOBS
 IDS = [job.task for job in JOBS]
 
 
 @pytest.fixture(scope="module", params=JOBS, ids=IDS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, Path]:
-    """Return a job, its rows, and the folder that the command made of them."""
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, Path, Any]:
+    """Return a job, its rows, the folder that the command made of them, and the trained model as it is in memory."""
     job: Job = request.param
     place = tmp_path_factory.mktemp(job.task)
     base, rows = job.base(place / "base"), job.rows(place)
     command = ["train", "--model", str(base), "--task", job.task, "--train", str(rows), "--output", str(place / "run")]
-    assert cli.main([*command, *job.flags]) == 0
-    return job, rows, place / "run"
+    plans: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "train_plan", lambda plan, **how: (plans.append(plan), train_plan(plan, **how))[1])
+        assert cli.main([*command, *job.flags]) == 0
+    plan = plans[0]
+    return job, rows, place / "run", TrainedRun(plan.model.eval(), plan.processor, plan.preparation)
 
 
-def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Path, Path]) -> None:
-    job, _, run = trained
+def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Path, Path, Any]) -> None:
+    job, _, run, _ = trained
     files = ("adapter_config.json", "adapter_model.safetensors", "README.md", "run.yaml", "task.json", "metrics.json")
     assert [name for name in files if not (run / name).is_file()] == []
     assert not (run / "model.safetensors").exists()
@@ -39,13 +44,13 @@ def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Pat
 
 
 def test_predictions_of_the_reloaded_adapter_are_those_of_the_trained_model(
-    trained: tuple[Job, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Job, Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, rows, run = trained
+    _, rows, run, model = trained
     assert cli.main(["predict", str(run), str(rows), "--output", str(tmp_path / "said.jsonl")]) == 0
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
     (tmp_path / "scratch").mkdir()
-    assert said == list(load_run(run).predict(read_rows(str(rows), tmp_path / "scratch"), 16))
+    assert said == list(model.predict(read_rows(str(rows), tmp_path / "scratch"), 16))
 
 
 def test_every_task_of_the_table_is_tried() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
 from .columns import PLACE
+from .media import as_stored
 from .written import BATCH, Found, Wanted, write_batches
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _with_names(rows: Dataset, place: str) -> Dataset:
     import pyarrow as pa
     from datasets import Dataset, concatenate_datasets
 
+    rows = as_stored(rows)
     beside = {PLACE: pa.array(f"{place} {number}" for number in range(1, len(rows) + 1))}
     for name, feature in rows.features.items():
         if (names := _names(feature)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
@@ -137,3 +138,12 @@ def plain_name(column: str) -> str:
 def place_of(row: Mapping[str, Any]) -> str:
     """Return where a row stands, as "ratings.csv, line 17"."""
     return str(row.get(PLACE, "a row"))
+
+
+def folder_of(row: Mapping[str, Any]) -> Path:
+    """Return the folder of the file that a row stands in, where the paths in it begin.
+
+    >>> folder_of({PLACE: "birds/table.csv, line 17"}).name
+    'birds'
+    """
+    return Path(place_of(row).rpartition(", ")[0]).parent

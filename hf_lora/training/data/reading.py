@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, some
-from . import columnar, lines, objects, tables
+from . import columnar, folders, lines, objects, tables
 from .written import Found, Wanted
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ READERS = {
     ".ndjson": objects.read_json, ".json": objects.read_json, ".parquet": columnar.read_parquet,
     ".txt": lines.read_text, ".text": lines.read_text,
 }  # fmt: skip
+_TEXTS = (".txt", ".text")  # beside pictures and sounds they are notes
 _ELSEWHERE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV UTF-8"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "unpack it and name a file in it"),
@@ -103,10 +104,15 @@ def _file(path: Path, scratch: Path, wanted: Wanted) -> Found:
         raise DataError(f"{path}: rows are read from {', '.join(READERS)} files; {cure}.")
     if not path.stat().st_size:
         raise DataError(f"{path}: it is empty.")
-    found = READERS[ending](path, scratch / f"{len(list(scratch.iterdir()))}.arrow", wanted)
+    reader = folders.read_coco if ending == ".json" and folders.is_coco(path) else READERS[ending]
+    found = reader(path, _table(scratch), wanted)
     if not len(found.rows):
         raise DataError(f"{path}: it has no rows.{f' Left out: {some(found.left_out)}.' if found.left_out else ''}")
     return found
+
+
+def _table(scratch: Path) -> Path:
+    return scratch / f"{len(list(scratch.iterdir()))}.arrow"
 
 
 def _joined(paths: list[Path], scratch: Path, wanted: Wanted) -> Found:
@@ -135,10 +141,18 @@ def _folder(path: Path, scratch: Path, wanted: Wanted) -> dict[str, Found]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = columnar.read_saved(path, wanted)
         return _by_split(found, str(path)) if len(found) > 1 else found
-    files = [each for each in sorted(path.iterdir()) if each.is_file() and not each.name.startswith(".")]
-    files = [each for each in files if _reader_of(each) and not each.stem.lower().startswith("readme")]
+    there = [each for each in sorted(path.iterdir()) if not each.name.startswith(".")]
+    splits = {_split_of(each.name): each for each in there if each.is_dir()}
+    files = [each for each in there if each.is_file() and _reader_of(each)]
+    files = [each for each in files if not each.stem.lower().startswith("readme")]
+    if "train" in splits and None not in splits and not files:
+        return {str(split): _folder(each, scratch, wanted)["train"] for split, each in splits.items()}
+    if all(_reader_of(each) in _TEXTS for each in files) and folders.media_below(path):
+        return {"train": folders.read_media(path, _table(scratch), wanted)}
     if not files:
-        raise DataError(f"{path}: the folder has no file of rows; they end in {', '.join(READERS)}.")
+        raise DataError(
+            f"{path}: the folder has no pictures or sounds, and no file of rows; they end in {', '.join(READERS)}."
+        )
     names: dict[str, list[Path]] = {}
     for each in files:
         names.setdefault(_split_of(each.name) or "", []).append(each)

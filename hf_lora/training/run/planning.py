@@ -16,8 +16,9 @@ from ...errors import ConfigError, DataError, ModelError
 from ...files.privacy import is_repo_id, public_base
 from ...model.lora_model import LoRAModel
 from ..data.columns import choose_columns
-from ..data.reading import read_rows
+from ..data.reading import read_splits
 from ..data.splitting import split_rows
+from ..data.written import Wanted
 from ..tasks.preparation import Preparation
 from ..tasks.table import TASKS
 from ..tasks.task import TrainingTask
@@ -53,7 +54,8 @@ class Plan:
     def trainer(self, callbacks: Sequence[Any] = ()) -> Any:
         """Return the Trainer of the task. Its eval_dataset is a dict of the other splits."""
         module, _, name = self.preparation.trainer_class.rpartition(".")
-        rows = {split: self.preparation.dataset(found, self.processor) for split, found in self.rows.items()}
+        ways = {"train": self.preparation.training_dataset}
+        rows = {s: ways.get(s, self.preparation.dataset)(found, self.processor) for s, found in self.rows.items()}
         return getattr(importlib.import_module(module), name)(
             model=self.model,
             args=self.arguments,
@@ -124,9 +126,10 @@ def _processor(settings: RunSettings, name: str) -> Any:
 
 
 def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
-    """Return the rows of each file that the settings name, by split. Raises DataError."""
+    """Return the rows of each file that the settings name, or a folder of splits has. Raises DataError."""
     given = {name: getattr(settings, name) for name in ("train", "eval", "test")}
-    return {name: read_rows(source, scratch, settings.limit) for name, source in given.items() if source}
+    found = read_splits(given, scratch, Wanted(limit=settings.limit))
+    return {name: each.rows for name, each in found.items()}
 
 
 def part_rows(rows: dict[str, Dataset], settings: RunSettings, preparation: Preparation) -> None:

@@ -64,6 +64,8 @@ class RunSettings:
     max_length: int | None = _set("tokens of a row; what is longer is cut", "Model and data", above=0)
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
+    augment: bool = _set("pictures: cut and mirror those to train on at random", "Task", False)
+
     output: str | None = _set("folder for the adapter and all that belongs to the run", "Output")
     push: str | None = _set("push the adapter to this repo of the Hub at the end", "Output")
     private: bool = _set("make that repo private", "Output", False)

@@ -100,6 +100,10 @@ class Preparation:
         """
         return {}
 
+    def training_dataset(self, rows: Dataset, processor: Any) -> Any:
+        """Return the rows to train on as the Trainer reads them; a family may vary them at random."""
+        return self.dataset(rows, processor)
+
     def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return what makes a batch of features."""
         module, _, name = self.task.collator.rpartition(".")

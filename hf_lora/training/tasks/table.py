@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data.columns import Role
 from ..data.layouts import CHAT_ROLES
-from . import classes
+from . import classes, pictures
 from .causal import CausalText
 from .chat import Chat
 from .task import TrainingTask
@@ -19,6 +19,10 @@ ROWS = (
     TrainingTask(
         "text-classification", ("AutoModelForSequenceClassification",), classes.ROLES,
         "transformers.DataCollatorWithPadding", ("accuracy", "f1"), "one label for a text, or for two", classes.Classes,
+    ),
+    TrainingTask(
+        "image-classification", ("AutoModelForImageClassification",), (pictures.IMAGE, classes.LABEL),
+        "transformers.default_data_collator", ("accuracy",), "one label for a picture", pictures.PictureClasses,
     ),
     TrainingTask(
         "causal-lm", ("AutoModelForCausalLM",), (WRITTEN, PROMPT, COMPLETION),
