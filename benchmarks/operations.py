@@ -104,7 +104,7 @@ def _load_up_to(models: Models, folder: str, numbers: range) -> None:
 
 
 def _fingerprint(model: Any) -> Arms:
-    layers, weights = model._lora.layers, provenance.adapted(model._lora.layers, "a0")
+    layers, weights = model._lora.layers, provenance.adapted(model._lora, "a0")
     whole = [layers[module]._parameters[parameter] for module, parameter in weights]
     return {
         "floor: sum up every adapted weight": Arm(lambda: whole, lambda whole: [w.sum() for w in whole]),
