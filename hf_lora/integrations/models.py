@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ArgumentError, BaseMismatchError, ModelError
 from ..layers.specialising import is_a
-from ..model.hooks import OWNER, Owner, decided, leaves_adapters_to_peft, note_new
+from ..model.hooks import OWNER, Owner, around, decided, leaves_adapters_to_peft, note_new
 
 _NO_PLACE = {
     "adapter_kwargs": "revision, subfolder and token are the adapter's, and are given by themselves",
@@ -111,14 +111,10 @@ def _is_built(config: Path) -> bool:
     return values.get("peft_type", "LORA") == "LORA" and not asked
 
 
-def finds_none(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def finds_none(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wrap Transformers' find_adapter_config_file: it finds nothing where a model is wanted without any adapter."""
-
-    @functools.wraps(original)
-    def find_adapter_config_file(*args: Any, **kwargs: Any) -> Any:
-        return None if OWNER.get() == "nobody" else original(*args, **kwargs)
-
-    return find_adapter_config_file
+    return None if OWNER.get() == "nobody" else original(*args, **kwargs)
 
 
 def load_adapter(cls: type | None, name: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -159,48 +155,36 @@ def _warn_of_unknown_base(model: Any, name: str) -> None:
             )
 
 
-def notes_new_rows(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def notes_new_rows(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap PreTrainedModel.resize_token_embeddings: an adapter added later trains and saves the rows that are new."""
+    from ..model.vocabulary import new_rows_noted
 
-    @functools.wraps(original)
-    def resize_token_embeddings(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from ..model.vocabulary import new_rows_noted
-
-        with new_rows_noted(self):
-            return original(self, *args, **kwargs)
-
-    return resize_token_embeddings
-
-
-def refuses_our_configs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Transformers' add_adapter of a plain model, which takes PEFT's configs, and not before it needs PEFT."""
-
-    @functools.wraps(original)
-    def add_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(is_a(each, "hf_lora.config.lora_config", "LoRAConfig") for each in (*args, *kwargs.values())):
-            raise ArgumentError(
-                f"add_adapter of a plain {type(self).__name__} is Transformers', for PEFT's configs. "
-                "LoRAModel.from_model(model, config) adds the adapter of a LoRAConfig, in place; so does add_lora."
-            )
+    with new_rows_noted(self):
         return original(self, *args, **kwargs)
 
-    return add_adapter
+
+@around
+def refuses_our_configs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap Transformers' add_adapter of a plain model, which takes PEFT's configs, and not before it needs PEFT."""
+    if any(is_a(each, "hf_lora.config.lora_config", "LoRAConfig") for each in (*args, *kwargs.values())):
+        raise ArgumentError(
+            f"add_adapter of a plain {type(self).__name__} is Transformers', for PEFT's configs. "
+            "LoRAModel.from_model(model, config) adds the adapter of a LoRAConfig, in place; so does add_lora."
+        )
+    return original(self, *args, **kwargs)
 
 
-def refuses_lora_models(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def refuses_lora_models(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap PEFT's BaseTuner.inject_adapter: a model with our adapters is refused while it is still whole.
 
     PEFT would put its layers around ours, freeze what is inside them, and fail or save half of it.
     """
-
-    @functools.wraps(original)
-    def inject_adapter(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(is_a(module, "hf_lora.layers.layer", "LoRALayer") for module in model.modules()):
-            raise ModelError(
-                f"this {type(model).__name__} carries hf_lora's adapters, so PEFT cannot adapt it as well. Add another "
-                "adapter with model.add_adapter(config, 'name') and leave get_peft_model, or TRL's peft_config=, out; "
-                "or give PEFT the plain model: model.unload() or merge_and_unload()."
-            )
-        return original(self, model, *args, **kwargs)
-
-    return inject_adapter
+    if any(is_a(module, "hf_lora.layers.layer", "LoRALayer") for module in model.modules()):
+        raise ModelError(
+            f"this {type(model).__name__} carries hf_lora's adapters, so PEFT cannot adapt it as well. Add another "
+            "adapter with model.add_adapter(config, 'name') and leave get_peft_model, or TRL's peft_config=, out; "
+            "or give PEFT the plain model: model.unload() or merge_and_unload()."
+        )
+    return original(self, model, *args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import os
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ArgumentError, ModelError
-from ..model.hooks import Owner, decided
+from ..model.hooks import Owner, around, decided
 from .models import load_adapter, owner_of
 from .trained_model import is_lora
 
@@ -25,24 +24,20 @@ _COMPONENTS = {
 _HUB = ("token", "local_files_only", "cache_dir", "force_download", "trust_remote_code")  # for adapter and base alike
 
 
-def takes_adapters(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def takes_adapters(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wrap Transformers' pipeline: where `model` is the name of an adapter, it gets the model and all it needs."""
     signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def pipeline(*args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(*args, **kwargs).arguments)
-        extra = given.pop("kwargs", {})
-        options = _options(given, extra)
-        owner: Owner = "peft" if given.get("config") is not None else owner_of(given.get("model"), options)
-        if owner != "hf_lora":
-            with decided(owner):
-                return _by_row(original(*args, **kwargs), extra)
-        kinds = _COMPONENTS.keys() & signature.parameters.keys()
-        given |= _parts(given, os.fspath(given["model"]), options, kinds)
-        return _by_row(original(**given, **extra), extra)
-
-    return pipeline
+    given = dict(signature.bind(*args, **kwargs).arguments)
+    extra = given.pop("kwargs", {})
+    options = _options(given, extra)
+    owner: Owner = "peft" if given.get("config") is not None else owner_of(given.get("model"), options)
+    if owner != "hf_lora":
+        with decided(owner):
+            return _by_row(original(*args, **kwargs), extra)
+    kinds = _COMPONENTS.keys() & signature.parameters.keys()
+    given |= _parts(given, os.fspath(given["model"]), options, kinds)
+    return _by_row(original(**given, **extra), extra)
 
 
 def _by_row(pipe: Any, extra: Mapping[str, Any]) -> Any:
@@ -52,18 +47,14 @@ def _by_row(pipe: Any, extra: Mapping[str, Any]) -> Any:
     return pipe
 
 
-def answers_by_row(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def answers_by_row(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap Pipeline.__call__: where it gets `adapter_names`, the pipeline of a LoRAModel is specialised first."""
+    if kwargs.get("adapter_names") is not None and is_lora(self.model):
+        from . import pipeline_rows  # not above: it imports torch
 
-    @functools.wraps(original)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("adapter_names") is not None and is_lora(self.model):
-            from . import pipeline_rows  # not above: it imports torch
-
-            pipeline_rows.specialise(self)
-        return original(self, *args, **kwargs)
-
-    return call
+        pipeline_rows.specialise(self)
+    return original(self, *args, **kwargs)
 
 
 def _options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..model.hooks import around
 from .trained_model import is_lora
 
 
@@ -33,23 +34,19 @@ def gathered(model: Any) -> dict[str, Any]:
     return {key: tensor for name in model.peft_config for key, tensor in gather(model, name).items()}
 
 
-def prepares(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def prepares(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap accelerate's Accelerator.prepare: under FSDP2 it looks at a LoRAModel's own weights.
 
     It tells tied embeddings by their weights being one object, which they are not where an adapter lives in the read;
     and an optimizer's parameters by their addresses, which empty ones (a new head, loaded lean) have not.
     """
-
-    @functools.wraps(original)
-    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            for model in args if getattr(self, "is_fsdp2", False) else ():
-                if is_lora(model):
-                    stack.enter_context(model._lora.routed(()))
-                    _make_distinct(model)
-            return original(self, *args, **kwargs)
-
-    return prepare
+    with ExitStack() as stack:
+        for model in args if getattr(self, "is_fsdp2", False) else ():
+            if is_lora(model):
+                stack.enter_context(model._lora.routed(()))
+                _make_distinct(model)
+        return original(self, *args, **kwargs)
 
 
 def _make_distinct(model: Any) -> None:
@@ -61,15 +58,13 @@ def _make_distinct(model: Any) -> None:
             torch.utils.swap_tensors(parameter, torch.nn.Parameter(torch.zeros_like(parameter, device="cpu")))
 
 
-def loads_partitions(original: Callable[..., None]) -> Callable[..., None]:
+@around
+def loads_partitions(
+    original: Callable[..., Any], deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True
+) -> None:
     """Wrap Transformers' deepspeed_load_checkpoint: a LoRAModel's checkpoint need not hold its base."""
-
-    @functools.wraps(original)
-    def load(deepspeed_engine: Any, checkpoint_path: str, load_module_strict: bool = True) -> None:
-        strict = load_module_strict and not is_lora(deepspeed_engine.module)
-        original(deepspeed_engine, checkpoint_path, load_module_strict=strict)
-
-    return load
+    strict = load_module_strict and not is_lora(deepspeed_engine.module)
+    original(deepspeed_engine, checkpoint_path, load_module_strict=strict)
 
 
 @contextmanager

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from ..layers.specialising import is_a
+from ..model.hooks import around
 from . import missing, trl, trl_making
 from .trained_model import contains_lora, measures
 
 
-def specialises(original: Callable[..., None]) -> Callable[..., None]:
+@around
+def specialises(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap Trainer.__init__: the Trainer of a LoRAModel is specialised, before its first line where that is known."""
-
-    @functools.wraps(original)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        model = trl_making.adapted(kwargs.get("model", args[0] if args else None))
-        trl.check(type(self), model, kwargs.get("args", args[1] if len(args) > 1 else None))
-        _specialise(self, model)
-        original(self, *args, **kwargs)
-        if _specialise(self, self.model):
-            missing.tell(self)
-            trl.disable_dropout(self.model, self.args)
-
-    return init
+    model = trl_making.adapted(kwargs.get("model", args[0] if args else None))
+    trl.check(type(self), model, kwargs.get("args", args[1] if len(args) > 1 else None))
+    _specialise(self, model)
+    original(self, *args, **kwargs)
+    if _specialise(self, self.model):
+        missing.tell(self)
+        trl.disable_dropout(self.model, self.args)
 
 
-def specialises_late(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def specialises_late(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap a public method of Trainer: one whose model was given adapters since it was made is specialised first."""
-
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_ours(self) and (ours := _specialise(self, self.model)):
-            return getattr(ours, original.__name__)(self, *args, **kwargs)
-        return original(self, *args, **kwargs)
-
-    return method
+    if not _is_ours(self) and (ours := _specialise(self, self.model)):
+        return getattr(ours, original.__name__)(self, *args, **kwargs)
+    return original(self, *args, **kwargs)
 
 
 def _specialise(trainer: Any, model: Any) -> type | None:

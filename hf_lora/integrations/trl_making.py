@@ -7,7 +7,6 @@ or with a copy of them (`training/reference.py`). A model that the user names, s
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..layers.specialising import is_a
+from ..model.hooks import around
 from .trained_model import contains_lora
 
 _MAKERS = ("create_model_from_path", "create_reference_model")  # what TRL's modules get a second model from
@@ -88,33 +88,29 @@ def _prepare(cls: type) -> None:
             setattr(module, name, _refers(maker))
 
 
-def _makes(original: Callable[..., None]) -> Callable[..., None]:
+@around
+def _makes(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap the constructor of a Trainer: what makes a second model meanwhile knows what it is for."""
     signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
-        outer = _MAKING.get()
-        making = outer if outer is not None and outer.trainer is self else _Making(self)
-        making.given |= {key: value for key, value in bound.arguments.items() if value is not None}
-        wants = is_a(bound.arguments.get("peft_config"), "hf_lora.config.lora_config", "LoRAConfig")
-        if "weight_transfer" in signature.parameters and (wants or contains_lora(bound.arguments.get("model"))):
-            raise ModelError(
-                f"{type(self).__name__} generates in a server of vLLM's, which TRL gives the base's weights, without "
-                "hf_lora's adapters. Use GRPOTrainer or DistillationTrainer."
-            )
-        if wants:
-            _take_config(making, bound.arguments)
-        token = _MAKING.set(making)
-        try:
-            original(*bound.args, **bound.kwargs)
-        finally:
-            _MAKING.reset(token)
-        if making is not outer:
-            _check_made(making)
-
-    return __init__
+    bound = signature.bind(self, *args, **kwargs)
+    outer = _MAKING.get()
+    making = outer if outer is not None and outer.trainer is self else _Making(self)
+    making.given |= {key: value for key, value in bound.arguments.items() if value is not None}
+    wants = is_a(bound.arguments.get("peft_config"), "hf_lora.config.lora_config", "LoRAConfig")
+    if "weight_transfer" in signature.parameters and (wants or contains_lora(bound.arguments.get("model"))):
+        raise ModelError(
+            f"{type(self).__name__} generates in a server of vLLM's, which TRL gives the base's weights, without "
+            "hf_lora's adapters. Use GRPOTrainer or DistillationTrainer."
+        )
+    if wants:
+        _take_config(making, bound.arguments)
+    token = _MAKING.set(making)
+    try:
+        original(*bound.args, **bound.kwargs)
+    finally:
+        _MAKING.reset(token)
+    if making is not outer:
+        _check_made(making)
 
 
 def _take_config(making: _Making, arguments: dict[str, Any]) -> None:
@@ -131,20 +127,16 @@ def _take_config(making: _Making, arguments: dict[str, Any]) -> None:
         making.add_adapter(model)
 
 
-def _refers(original: Callable[..., Any]) -> Callable[..., Any]:
+@around
+def _refers(original: Callable[..., Any], given: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap what makes a model of a name or of another model: a second one of a LoRAModel is its reference."""
-
-    @functools.wraps(original)
-    def make(given: Any, *args: Any, **kwargs: Any) -> Any:
-        making = _MAKING.get()
-        if making is None or making.is_named(given):
-            return original(given, *args, **kwargs)
-        policy = vars(making.trainer).get("model") if isinstance(given, str) else adapted(given)
-        if not contains_lora(policy):  # not there yet, or without adapters
-            return original(given, *args, **kwargs)
-        return _reference(policy, making.given.get("args") or getattr(making.trainer, "args", None))
-
-    return make
+    making = _MAKING.get()
+    if making is None or making.is_named(given):
+        return original(given, *args, **kwargs)
+    policy = vars(making.trainer).get("model") if isinstance(given, str) else adapted(given)
+    if not contains_lora(policy):  # not there yet, or without adapters
+        return original(given, *args, **kwargs)
+    return _reference(policy, making.given.get("args") or getattr(making.trainer, "args", None))
 
 
 def _reference(model: Any, args: Any) -> Any:

@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import wraps
 from numbers import Real
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..errors import AdapterStateError, ArgumentError
 from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
 from ..targets.turning import below_turning
+from .hooks import around
 from .row_inputs import check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
@@ -91,41 +91,35 @@ def _refuse_words(kwargs: Mapping[str, Any], own: Container[str]) -> None:
 _left = torch.compiler.disable(ExitStack.close)
 
 
-def telling_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a model's `get_compiled_call`, with which `generate` compiles its steps, that tells them their routes."""
+@around
+def telling_compiled(method: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """Wrap a model's `get_compiled_call`, with which `generate` compiles its steps, that tells them their routes."""
+    compiled = method(self, *args, **kwargs)
 
-    @wraps(method)
-    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        compiled = method(self, *args, **kwargs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _entered(self, args, kwargs, compiled=True):
+            return compiled(*args, **kwargs)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with _entered(self, args, kwargs, compiled=True):
-                return compiled(*args, **kwargs)
-
-        return call
-
-    return get_compiled_call
+    return call
 
 
-def taking_names(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a model's `generate` that takes `adapter_names`, one a row; what it repeats rows for stays with them."""
-
-    @wraps(generate)
-    def generate_by_row(self: Any, *args: Any, adapter_names: Given | None = None, **kwargs: Any) -> Any:
-        state: AdapterState = self._lora
-        _refuse_words(kwargs, ())
-        with state.gate:  # one answer, one adapter: nothing is swapped in between
-            route = state.route if state.is_routed else OFF
-            if adapter_names is not None:
-                with _taking(self, adapter_names, "generate(adapter_names=)", args, kwargs, repeats=True):
-                    return generate(self, *args, **kwargs)
-            if isinstance(route, Rows) and not route.repeats:
-                check_inputs(self, route, args, kwargs)
-                with state.routed(route.repeated()):
-                    return generate(self, *args, **kwargs)
-            return generate(self, *args, **kwargs)
-
-    return generate_by_row
+@around
+def taking_names(
+    generate: Callable[..., Any], self: Any, *args: Any, adapter_names: Given | None = None, **kwargs: Any
+) -> Any:
+    """Wrap a model's `generate`, to take `adapter_names`, one a row; what it repeats rows for stays with them."""
+    state: AdapterState = self._lora
+    _refuse_words(kwargs, ())
+    with state.gate:  # one answer, one adapter: nothing is swapped in between
+        route = state.route if state.is_routed else OFF
+        if adapter_names is not None:
+            with _taking(self, adapter_names, "generate(adapter_names=)", args, kwargs, repeats=True):
+                return generate(self, *args, **kwargs)
+        if isinstance(route, Rows) and not route.repeats:
+            check_inputs(self, route, args, kwargs)
+            with state.routed(route.repeated()):
+                return generate(self, *args, **kwargs)
+        return generate(self, *args, **kwargs)
 
 
 _COMPILED = threading.RLock()  # held while a compiled call by row runs: its layers have factors for one at a time

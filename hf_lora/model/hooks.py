@@ -4,6 +4,7 @@ new in a model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,19 @@ MERGED: WeakSet[Any] = WeakSet()  # models that adapters were merged into for go
 NEW = "_lora_new_parameters"  # of a model: the names of its parameters that its checkpoint did not fill
 Owner = Literal["hf_lora", "peft", "nobody"]  # who is to load the adapter that a model's name stands for
 OWNER: ContextVar[Owner | None] = ContextVar("hf_lora_owner", default=None)  # None: nobody has looked yet
+
+
+def around(ours: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what wraps a function: ours is called in its place, with it before the arguments."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return ours(original, *args, **kwargs)
+
+        return wrapped
+
+    return wrap
 
 
 _to_peft = False

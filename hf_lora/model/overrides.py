@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..layers.state import AdapterState
 from . import by_row, vocabulary
-from .hooks import quietly
+from .hooks import around, quietly
 from .selecting import recomputing
 
 _SWITCHES = frozenset({"enable_adapters", "disable_adapters", "set_adapter"})
@@ -84,25 +83,19 @@ class _KeepsRoute:
         return self.checkpoint(run, *args, **kwargs)
 
 
-def _checkpointing(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def _set_gradient_checkpointing(self: Any, *args: Any, **kwargs: Any) -> Any:
+@around
+def _checkpointing(method: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    result = method(self, *args, **kwargs)
+    keeps_routes(self)
+    return result
+
+
+@around
+def _enabling(method: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    with quietly():  # a model without embeddings (Wav2Vec2) trains all the same: no need to warn
         result = method(self, *args, **kwargs)
-        keeps_routes(self)
-        return result
-
-    return _set_gradient_checkpointing
-
-
-def _enabling(method: Callable[..., Any]) -> Callable[..., Any]:
-    def enable_input_require_grads(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Have the embeddings' outputs take gradients, as the model's class does, whatever they are."""
-        with quietly():  # a model without embeddings (Wav2Vec2) trains all the same: no need to warn
-            result = method(self, *args, **kwargs)
-        takes_gradients(self)
-        return result
-
-    return enable_input_require_grads
+    takes_gradients(self)
+    return result
 
 
 def _take_gradients(_: Any, __: Any, output: Any) -> Any:
@@ -126,12 +119,8 @@ def _switching(base: type) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def _unswitched(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method in which the adapters stay as the user chose them, whatever the model's own code switches."""
-
-    def unswitched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._lora.routed(self._lora.route, is_fixed=True):
-            return method(self, *args, **kwargs)
-
-    unswitched.__name__, unswitched.__doc__ = method.__name__, method.__doc__
-    return unswitched
+@around
+def _unswitched(method: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrap a method: the adapters stay as the user chose them, whatever the model's own code switches."""
+    with self._lora.routed(self._lora.route, is_fixed=True):
+        return method(self, *args, **kwargs)
