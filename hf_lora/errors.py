@@ -145,6 +145,16 @@ def full_name(*parts: str) -> str:
     return ".".join(filter(None, parts))
 
 
+def beginnings(name: str) -> list[str]:
+    """Return the names that a dotted name begins with: of what it lies in, the outermost first, and itself.
+
+    >>> beginnings("encoder.layer.0")
+    ['encoder', 'encoder.layer', 'encoder.layer.0']
+    """
+    words = name.split(".")
+    return [".".join(words[: i + 1]) for i in range(len(words))]
+
+
 def printable(line: str) -> str:
     """Return a line without what a terminal would obey: names come from strangers.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..config.tasks import TASK_TYPES
-from ..errors import full_name, some
+from ..errors import beginnings, full_name, some
 from ..layers.layer import base_modules
 from ..layers.specialising import is_pretrained
 from ..targets.names import (
@@ -90,15 +90,10 @@ def _pretrained(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 def _covering(modules: Mapping[str, nn.Module], new: Iterable[str]) -> list[str]:
     """Return the modules that cover new parameters, each the largest that is new as a whole."""
     wanted = set(new)
-    others = {above for name in parameter_names(modules) if name not in wanted for above in _above(name)}
-    largest = [next((n for n in _above(name) if n not in others), name.rpartition(".")[0]) for name in sorted(wanted)]
+    others = {above for name in parameter_names(modules) if name not in wanted for above in beginnings(name)}
+    owned = ((name.rpartition(".")[0], beginnings(name)[:-1]) for name in sorted(wanted))
+    largest = [next((each for each in above if each not in others), owner) for owner, above in owned]
     return [name for name in dict.fromkeys(largest) if name]
-
-
-def _above(name: str) -> list[str]:
-    """Return the names of the modules that a parameter is in, the outermost below the model first."""
-    words = name.split(".")
-    return [".".join(words[:i]) for i in range(1, len(words))]
 
 
 def _outside(model: nn.Module, modules: Mapping[str, nn.Module], config: LoRAConfig, beside: list[str]) -> list[str]:

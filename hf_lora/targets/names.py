@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import TargetError, full_name, some
+from ..errors import TargetError, beginnings, full_name, some
 from ..layers.layer import base_modules
 from .presets import preset_targets
 from .tree import is_linear
@@ -152,9 +152,7 @@ def _is_out(config: LoRAConfig, name: str) -> bool:
 
 def is_saved(config: LoRAConfig, name: str) -> bool:
     """Return whether a module of that full name is one of modules_to_save, or lies in one."""
-    words = name.split(".")
-    inside = [".".join(words[: i + 1]) for i in range(len(words))]
-    return bool(saved_modules(config.modules_to_save or (), inside))
+    return bool(saved_modules(config.modules_to_save or (), beginnings(name)))
 
 
 def _in_layers(config: LoRAConfig, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .source import methods_of
+from .source import methods_of, parents_in
 from .tree import Tree
 from .words import QUANTIZER, is_head, says
 
@@ -118,7 +118,7 @@ def _taken(cls: type) -> dict[str, _Taken]:
     found: dict[str, _Taken] = {}
     handed_on = _handed_on(cls)
     for method in methods_of(cls):
-        parents = {child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
+        parents = parents_in(method)
         names: dict[str, str] = {}
         for node in ast.walk(method):
             match node:

@@ -75,6 +75,11 @@ def methods_of(cls: type) -> tuple[ast.FunctionDef, ...]:
     return tuple(node for node in found if isinstance(node, ast.FunctionDef))
 
 
+def parents_in(tree: ast.AST) -> dict[ast.AST, ast.AST]:
+    """Return the node above each node of a tree."""
+    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+
 def _functions_of(cls: type) -> tuple[tuple[types.FunctionType, bool], ...]:
     bases = [base for base in cls.__mro__ if base is not object and not _SERVING.fullmatch(base.__module__)]
     found = dict.fromkeys(each for base in bases for each in _functions(vars(base).values()))
@@ -188,13 +193,7 @@ class _Scan:
     """What one function does with what is below `self`, added to `found`."""
 
     def __init__(self, function: ast.AST, itself: tuple[str, ...], found: Found) -> None:
-        self._found = found
-        self._parents: dict[ast.AST, ast.AST] = {}
-        self.nodes = [function]
-        for node in self.nodes:
-            for child in ast.iter_child_nodes(node):
-                self._parents[child] = node
-                self.nodes.append(child)
+        self._found, self.nodes, self._parents = found, [*ast.walk(function)], parents_in(function)
         self._names: dict[str, set[Path]] = {name: {()} for name in itself}
         for _ in range(2):  # an alias may be made of one that stands further down
             for node in self.nodes:

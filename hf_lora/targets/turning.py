@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import beginnings
+
 _TURNS = re.compile(
     r"(?m)^[^#\n]*\b(\w+) = \1\.(?:(?:transpose|swapaxes|swapdims)\((?:0, 1|1, 0)\)|permute\(\(?1, 0(?:, 2)?\)?\))"
     r"(?:\.contiguous\(\))?(?!\.)"
@@ -32,13 +34,8 @@ def below_turning(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
     }  # fmt: skip
     return frozenset(
         name for name in names if turning and not isinstance(model.get_submodule(name), _ConvNd)
-        and any(above in turning for above in _above(name))
+        and not turning.isdisjoint(["", *beginnings(name)[:-1]])
     )  # fmt: skip
-
-
-def _above(name: str) -> Iterable[str]:
-    parts = name.split(".")
-    return (".".join(parts[:i]) for i in range(len(parts)))
 
 
 @cache

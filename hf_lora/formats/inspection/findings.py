@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
 from ...config.tasks import TASKS
-from ...errors import some
+from ...errors import beginnings, some
 from ...files.privacy import hub_id
 from ...targets.names import saved_modules
 from ...variants.table import FORMULAS, is_on
@@ -109,8 +109,7 @@ def _without_tensors(config: LoRAConfig, held: Sequence[str]) -> list[str]:
 
 def _unsaved(config: LoRAConfig, layout: Layout) -> list[str]:
     """Return the entries of modules_to_save without a tensor; of the heads that PEFT adds for a task one is enough."""
-    parts = [name.split(".") for name in layout.saved]
-    names = list({".".join(words[: i + 1]): None for words in parts for i in range(len(words))})
+    names = list(dict.fromkeys(name for saved in layout.saved for name in beginnings(saved)))
     named = config.modules_to_save or []
     saved = {entry for entry in named if saved_modules([entry], names)}
     saved |= {head for task in TASKS for head in task.heads if saved & {*task.heads}}
