@@ -44,19 +44,12 @@ def choose_columns(
     rows: the first ones of a file, whose columns are looked at. labelled: whether the rows have to have what is learnt.
     Raises DataError that names the file, its columns and how to say which is which.
     """
-    columns = [name for name in rows[0] if name != PLACE]
+    values = values_of(rows)
+    columns = list(values)
     wanted = [role for role in roles if labelled or not role.is_label]
-    values = {name: [row[name] for row in rows if not is_empty(row[name])] for name in columns}
-    chosen = _given(columns, roles, given, source)
-    for matches in (_is_called, _is_called_like):
-        for role in wanted:
-            called = [c for c in columns if c not in chosen.values() and matches(c, role)]
-            called.sort(key=lambda c, role=role: _rank(c, role))  # type: ignore[misc]
-            fitting = [c for c in called if all(map(role.holds, values[c]))]
-            if role.name not in chosen and fitting:
-                chosen[role.name] = fitting[0]
+    chosen = columns_by_name(values, wanted, _given(columns, roles, given, source))
     for role in wanted:
-        if role.name in chosen or not role.is_required or _is_replaced(role, wanted, chosen):
+        if role.name in chosen or not role.is_required or is_replaced(role, wanted, chosen):
             continue
         left = [c for c in columns if c not in chosen.values() and values[c] and all(map(role.holds, values[c]))]
         if role.preference is not None and left:
@@ -68,13 +61,33 @@ def choose_columns(
     return chosen
 
 
+def values_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return what stands in each column of some rows, without what is empty."""
+    return {name: [row[name] for row in rows if not is_empty(row[name])] for name in rows[0] if name != PLACE}
+
+
+def columns_by_name(
+    values: Mapping[str, Sequence[Any]], roles: Sequence[Role], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the given columns, and those that are called after a role and hold what it needs."""
+    chosen = dict(given)
+    for matches in (_is_called, _is_called_like):
+        for role in roles:
+            called = [c for c in values if c not in chosen.values() and matches(c, role)]
+            called.sort(key=lambda c, role=role: _rank(c, role))  # type: ignore[misc]
+            fitting = [c for c in called if all(map(role.holds, values[c]))]
+            if role.name not in chosen and fitting:
+                chosen[role.name] = fitting[0]
+    return chosen
+
+
 def _is_called(column: str, role: Role) -> bool:
     return plain_name(column) in role.names
 
 
 def _is_called_like(column: str, role: Role) -> bool:
     """Return whether one of the words of a column's name is the role's, as in "customer_review"."""
-    return not set(plain_name(column).split()).isdisjoint(role.names)
+    return not is_key(column) and not set(plain_name(column).split()).isdisjoint(role.names)
 
 
 def _rank(column: str, role: Role) -> int:
@@ -82,7 +95,8 @@ def _rank(column: str, role: Role) -> int:
     return next((number for number, name in enumerate(role.names) if name in words), len(role.names))
 
 
-def _is_replaced(role: Role, wanted: Sequence[Role], chosen: Mapping[str, str]) -> bool:
+def is_replaced(role: Role, wanted: Sequence[Role], chosen: Mapping[str, str]) -> bool:
+    """Return whether a file has columns for all the roles that stand for this one."""
     instead = [other.name for other in wanted if other.name in role.unless]
     return bool(instead) and all(name in chosen for name in instead)
 
@@ -133,6 +147,24 @@ def plain_name(column: str) -> str:
     """
     spaced = "".join(f" {c}" if c.isupper() and before.islower() else c for before, c in zip(" " + column, column))  # noqa: B905
     return " ".join(spaced.replace("_", " ").replace("-", " ").replace(".", " ").split()).casefold()
+
+
+def is_key(column: str) -> bool:
+    """Return whether a column's name says that it only counts or names rows.
+
+    >>> is_key("id"), is_key("text_id"), is_key("reviewId"), is_key("idea")
+    (True, True, True, False)
+    """
+    return plain_name(column).split()[-1:] in (
+        ["id"],
+        ["ids"],
+        ["idx"],
+        ["index"],
+        ["uuid"],
+        ["nr"],
+        ["number"],
+        ["no"],
+    )
 
 
 def place_of(row: Mapping[str, Any]) -> str:

@@ -37,3 +37,10 @@ class TrainingTask:
     def model_tasks(self) -> list[Task]:
         """The rows of the table of models."""
         return [task for task in MODEL_TASKS if task.auto_class in self.models]
+
+    def model_task(self, config: Any) -> Task | None:
+        """Return the first row of the table of models that the task trains and a base's config is of."""
+        import transformers
+
+        rows = (row for row in self.model_tasks if type(config) in getattr(transformers, row.auto_class)._model_mapping)
+        return next(rows, None)

@@ -1,0 +1,113 @@
+"""Which task a file of rows is for: told from its columns, what stands in them, and what the base can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import DataError
+from ..data.columns import Role, choose_columns, columns_by_name, is_key, values_of
+from .table import TASKS
+from .task import TrainingTask
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A task that rows could be for: its columns, those told by their name or by values that nothing else has.
+
+    score: how many columns it explains; those that only their values tell count half.
+    """
+
+    task: TrainingTask
+    columns: dict[str, str]
+    told: frozenset[str]
+
+    @property
+    def score(self) -> float:
+        return (len(self.columns) + len(self.told)) / 2
+
+    @property
+    def has_label(self) -> bool:
+        """Whether something beside the text is learnt."""
+        return any(role.is_label and role.name in self.columns for role in self.task.roles)
+
+    def left(self, values: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Return the columns that the task does not use, without keys and empty ones."""
+        return [name for name in values if name not in self.columns.values() and not is_key(name) and values[name]]
+
+    def is_likely(self, values: Mapping[str, Sequence[Any]]) -> bool:
+        """Return whether what is learnt looks like it."""
+        labels = [role for role in self.task.roles if role.is_label and role.name in self.columns]
+        return all(_likes(role, values[self.columns[role.name]]) for role in labels if role.preference is not None)
+
+    def why(self) -> str:
+        """Say what told the task."""
+        return ", ".join(f"{column!r} is the {name}" for name, column in self.columns.items())
+
+
+def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], source: str, config: Any = None) -> Guess:
+    """Return the task that explains the most columns.
+
+    rows: the first ones of a file. given: columns of roles that the user names. config: the base's, where there is one;
+    a task whose models it does not know is none. Raises DataError that lists the tasks where several fit as well.
+    """
+    values = values_of(rows)
+    tasks = [task for task in TASKS.values() if config is None or task.model_task(config) is not None]
+    found = [guess for task in tasks if (guess := _fit(task, rows, values, given, source)) is not None]
+    best = [guess for guess in found if guess.score == max(each.score for each in found)]
+    best = [guess for guess in best if guess.is_likely(values)] or best
+    names = [guess.task.name for guess in best]
+    others: list[str] = []
+    if len(best) == 1 and not (others := _doubts(best[0], tasks, found, values)):
+        return best[0]
+    has = f"{source}: it has the columns {', '.join(map(repr, values))}"
+    if not best:
+        raise DataError(f"{has}, which fit no task. Say which it is for with --task, and which column is what.")
+    could = " or ".join([*names, *others])
+    raise DataError(f"{has}, which could be for {could}. Say which with --task, as --task {names[0]}.")
+
+
+def _fit(
+    task: TrainingTask, rows: Sequence[Mapping[str, Any]], values: Mapping[str, Sequence[Any]],
+    given: Mapping[str, str], source: str,
+) -> Guess | None:  # fmt: skip
+    """Return what a task makes of rows; None where it has a column too few, or takes one that nothing speaks for."""
+    roles = {role.name: role for role in task.roles}
+    if not given.keys() <= roles.keys():
+        return None
+    try:
+        columns = choose_columns(rows, task.roles, given, source)
+    except DataError:
+        return None
+    named = columns_by_name(values, task.roles, given)
+    told = {name for name, column in columns.items() if named.get(name) == column or not roles[name].holds("words")}
+    guess = Guess(task, columns, frozenset(told))
+    guessed = [name for name in columns if name not in told]
+    liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
+    return guess if not guessed or (liked and not guess.left(values)) else None
+
+
+def _likes(role: Role, values: Sequence[Any]) -> bool:
+    return role.preference is not None and role.preference(values) > 0
+
+
+def _doubts(
+    guess: Guess, tasks: Sequence[TrainingTask], found: Sequence[Guess], values: Mapping[str, Sequence[Any]]
+) -> list[str]:
+    """Return the other tasks that a file could as well be for.
+
+    Writing texts, where a guess has its label by its values only; and those that learn a label, where a guess learns
+    the text alone, and there are columns whose values come again.
+    """
+    labels = {role.name for role in guess.task.roles if role.is_label}
+    if guess.has_label:
+        return [each.task.name for each in found if each.task.name == "causal-lm" and not labels & guess.told]
+    if all(len(set(map(repr, values[name]))) > len(values[name]) / 2 for name in guess.left(values)):
+        return []
+    return [
+        task.name
+        for task in tasks
+        if any(role.is_label and role.is_required for role in task.roles)
+        and {role.name for role in task.roles if role.is_required and not role.is_label} <= guess.columns.keys()
+    ]

@@ -1,0 +1,55 @@
+"""Which task, and which column: told from the columns of a file, in any order and language, or asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import BertConfig, GPT2Config
+
+from hf_lora.errors import DataError
+
+from .peek import guess_task
+
+TEXTS = ["the film was lovely", "a dull story", "very fine indeed", "it was poor", "so warm", "cold, all of it"]
+
+
+def _rows(**columns: Any) -> list[dict[str, Any]]:
+    """Return six rows: of a text for each of TEXTS, and of what a column repeats."""
+    return [{name: values[n % len(values)] for name, values in columns.items()} for n in range(len(TEXTS))]
+
+
+GUESSES: list[tuple[list[dict[str, Any]], Any, str, dict[str, str]]] = [
+    (_rows(label=["a", "b"], text=TEXTS), None, "text-classification", {"text": "text", "label": "label"}),
+    (_rows(id="123456", 评论=TEXTS, 标签=["好", "坏"]), None, "text-classification", {"text": "评论", "label": "标签"}),
+    (_rows(Klasse=["1", "2"], Rezension=TEXTS), None, "text-classification", {"text": "Rezension", "label": "Klasse"}),
+    (_rows(verdict=["so", "so", "la"], what=TEXTS), BertConfig(), "text-classification", {"text": "what", "label": "verdict"}),
+    (_rows(text=TEXTS), GPT2Config(), "causal-lm", {"text": "text"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "config", "task", "columns"), GUESSES, ids=[guess[2] for guess in GUESSES])
+def test_columns_tell_the_task(rows: list[dict[str, Any]], config: Any, task: str, columns: dict[str, str]) -> None:
+    guess = guess_task(rows, {}, "rows.csv", config)
+    assert (guess.task.name, guess.columns) == (task, columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "said"),
+    [
+        (_rows(a="123456", b="123456"), None, "'a', 'b', which fit no task"),
+        (_rows(text=TEXTS, source=["web", "book"]), GPT2Config(), "could be for text-classification or causal-lm"),
+        (_rows(text=TEXTS, source=["web", "book"], lang=["en", "de"]), GPT2Config(), "could be for causal-lm or text-classification"),
+    ],
+)  # fmt: skip
+def test_columns_that_could_be_for_several_tasks_are_asked_about(
+    rows: list[dict[str, Any]], config: Any, said: str
+) -> None:
+    with pytest.raises(DataError, match="rows.csv: .*--task") as caught:
+        guess_task(rows, {}, "rows.csv", config)
+    assert said in str(caught.value)
+
+
+def test_a_column_that_is_said_decides() -> None:
+    rows = _rows(a=TEXTS, b=["x", "y"], c=["1", "2"])
+    assert guess_task(rows, {"label": "c", "text": "a"}, "rows.csv").columns == {"label": "c", "text": "a"}
