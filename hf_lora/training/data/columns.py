@@ -155,16 +155,7 @@ def is_key(column: str) -> bool:
     >>> is_key("id"), is_key("text_id"), is_key("reviewId"), is_key("idea")
     (True, True, True, False)
     """
-    return plain_name(column).split()[-1:] in (
-        ["id"],
-        ["ids"],
-        ["idx"],
-        ["index"],
-        ["uuid"],
-        ["nr"],
-        ["number"],
-        ["no"],
-    )
+    return plain_name(column).split()[-1:] in ([word] for word in ("id", "ids", "idx", "index", "uuid", "nr", "number"))
 
 
 def place_of(row: Mapping[str, Any]) -> str:

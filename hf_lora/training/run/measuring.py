@@ -16,8 +16,9 @@ from ...errors import DataError, some
 from ...files.strict_json import read_json
 from ...model.heads import left_at_random
 from ..data.reading import read_rows
-from .planning import Plan, part_rows, read_files
+from .planning import Plan
 from .record import METRICS, SETTINGS
+from .rows import part_rows, read_files
 from .settings import RunSettings
 from .using import TrainedRun, load_run
 
@@ -103,7 +104,7 @@ def _rows(folder: Path, source: str | None, settings: RunSettings, run: TrainedR
     if settings.train is None:
         raise DataError(f"{folder} has no {SETTINGS} that says which rows it was tested on; name a file of rows.")
     found = read_files(settings, rows)
-    part_rows(found, settings, run.preparation)
+    part_rows(found, settings, run.preparation, run.processor)
     name = "test" if "test" in found else "eval"
     return name, found[name]
 

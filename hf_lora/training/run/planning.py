@@ -12,27 +12,19 @@ import torch
 import transformers
 
 from ...config.tasks import Task
-from ...errors import ConfigError, DataError, ModelError
+from ...errors import ConfigError, ModelError
 from ...files.privacy import is_repo_id, public_base
 from ...model.lora_model import LoRAModel
-from ..data.columns import choose_columns
-from ..data.reading import read_splits
-from ..data.splitting import split_rows
-from ..data.written import Wanted
+from ..tasks.lengths import Lengths
 from ..tasks.preparation import Preparation
-from ..tasks.table import TASKS
 from ..tasks.task import TrainingTask
 from . import arguments
 from .folder import check_output
+from .rows import choose_task, known_task, learn, load_part, part_rows, read_files
 from .settings import RunSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["Plan", "part_rows", "plan_run", "read_files"]
-
-_LOOKED_AT = 100  # rows whose values tell what a column is
-_HELD = 0.1, 5000  # share of the rows, and at most so many, to choose by and to measure on, where nobody says it
 
 
 @dataclass
@@ -44,6 +36,7 @@ class Plan:
     processor: Any
     rows: dict[str, Dataset]
     model: Any = None
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         """Make the Trainer's arguments and metrics, which need no model. Raises ConfigError."""
@@ -78,15 +71,13 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
     """
     settings = _checked(settings, overwrite, resume)
     rows = read_files(settings, scratch)
-    task = TASKS[settings.task or "text-classification"]
-    first = rows["train"].select(range(min(_LOOKED_AT, len(rows["train"])))).to_list()
-    columns = choose_columns(first, task.roles, settings.column, str(settings.train))
-    processor = _processor(settings, task.preparation.processor_class)
+    task, columns = choose_task(settings, rows["train"])
+    processor = load_part(settings.model, task.preparation.processor_class)
     options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
     preparation = task.preparation(task, columns, **options)
-    preparation.learn(rows["train"], processor)
-    part_rows(rows, settings, preparation)
-    plan = Plan(_decided(settings, preparation), preparation, processor, rows)
+    learn(preparation, rows["train"], processor, str(settings.train))
+    lengths = part_rows(rows, settings, preparation, processor)
+    plan = Plan(_decided(settings, preparation), preparation, processor, rows, lengths=lengths)
     plan.model = _model(plan.settings, preparation)
     preparation.fit_model(plan.model, processor)
     return plan
@@ -97,8 +88,8 @@ def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSetting
     for name in ("model", "train"):
         if getattr(settings, name) is None:
             raise ConfigError(f"--{name} is missing: there is nothing to train{' on' if name == 'train' else ''}.")
-    if settings.task is not None and settings.task not in TASKS:
-        raise ConfigError(f"task={settings.task!r}: there are {', '.join(TASKS)}.")
+    if settings.task is not None:
+        known_task(settings.task)
     arguments.lora_config(settings)
     arguments.base_arguments(settings)
     if settings.push:
@@ -114,43 +105,6 @@ def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSetting
     return settings
 
 
-def _processor(settings: RunSettings, name: str) -> Any:
-    try:
-        return getattr(transformers, name).from_pretrained(settings.model)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        told = " ".join(str(error).split())
-        raise ModelError(
-            f"--model {settings.model}: no {name} could be loaded from there; name a model of the Hub, or a folder "
-            f"with a model and its tokenizer or processor. {type(error).__name__}: {told}"
-        ) from error
-
-
-def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
-    """Return the rows of each file that the settings name, or a folder of splits has. Raises DataError."""
-    given = {name: getattr(settings, name) for name in ("train", "eval", "test")}
-    found = read_splits(given, scratch, Wanted(limit=settings.limit))
-    return {name: each.rows for name, each in found.items()}
-
-
-def part_rows(rows: dict[str, Dataset], settings: RunSettings, preparation: Preparation) -> None:
-    """Check each file's rows, and hold back shares of those to train on, in place; the same every time.
-
-    Raises DataError.
-    """
-    for each in rows.values():
-        preparation.check(each)
-    whole = len(rows["train"])
-    usual = min(_HELD[0], _HELD[1] / whole)
-    for name, share in (("test", settings.test_share), ("eval", settings.eval_share)):
-        if name not in rows and share != 0:
-            column = preparation.columns.get("label")
-            classes = rows["train"][column] if column and preparation.options.get("labels") else None
-            left = (usual if share is None else share) * whole / len(rows["train"])
-            rows["train"], rows[name] = split_rows(rows["train"], left, settings.seed, classes)
-    if not len(rows["train"]):
-        raise DataError(f"{settings.train}: no row is left to train on.")
-
-
 def _model(settings: RunSettings, preparation: Preparation) -> Any:
     """Return the base with a fresh adapter, which the seed and the number of threads decide."""
     torch.set_num_threads(settings.threads or 1)
@@ -164,9 +118,8 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
 def _model_task(name: str, task: TrainingTask) -> Task:
     """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
     config = transformers.AutoConfig.from_pretrained(name)
-    for row in task.model_tasks:
-        if type(config) in getattr(transformers, row.auto_class)._model_mapping:
-            return row
+    if (found := task.model_task(config)) is not None:
+        return found
     raise ModelError(
         f"--model {name}: it is a {config.model_type}, which {' and '.join(task.models)} do not know; --task "
         f"{task.name} needs another base."

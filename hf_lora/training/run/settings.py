@@ -62,6 +62,7 @@ class RunSettings:
     )
     limit: int | None = _set("use at most so many rows of each file", "Model and data", above=0)
     max_length: int | None = _set("tokens of a row; what is longer is cut", "Model and data", above=0)
+    encoding: str | None = _set("of files of text that are not UTF-8, as cp1252", "Model and data")
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
     augment: bool = _set("pictures: cut and mirror those to train on at random", "Task", False)

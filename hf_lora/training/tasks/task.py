@@ -39,8 +39,19 @@ class TrainingTask:
         return [task for task in MODEL_TASKS if task.auto_class in self.models]
 
     def model_task(self, config: Any) -> Task | None:
-        """Return the first row of the table of models that the task trains and a base's config is of."""
-        import transformers
+        """Return the first row of the table of models that the task trains and a base's config is of.
 
-        rows = (row for row in self.model_tasks if type(config) in getattr(transformers, row.auto_class)._model_mapping)
-        return next(rows, None)
+        An encoder sees the words behind, too, so it is none for AutoModelForCausalLM, although there are such classes.
+        """
+        return next((row for row in self.model_tasks if row.auto_class not in _others(config)), None)
+
+
+def _others(config: Any) -> set[str]:
+    """Return the Auto classes that a config is not for."""
+    import transformers
+
+    known = {
+        task.auto_class for task in MODEL_TASKS if type(config) in getattr(transformers, task.auto_class)._model_mapping
+    }
+    sees_all = known & {"AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"} and not getattr(config, "is_decoder", False)
+    return {task.auto_class for task in MODEL_TASKS} - known | ({"AutoModelForCausalLM"} if sees_all else set())
