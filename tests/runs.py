@@ -37,7 +37,7 @@ def write_rows(path: Path, count: int = 80) -> Path:
     lines = ["id,review,stars"]
     for number in range(count):
         label = ("neg", "pos")[number % 2]
-        words = [*draw.choices(_WORDS, k=draw.randrange(1, 7)), *draw.choices(_SAYS[label], k=2)]
+        words = [*draw.choices(_WORDS, k=draw.randrange(1, 4)), *draw.choices(_SAYS[label], k=2)]
         draw.shuffle(words)
         lines.append(f"{number},{' '.join(words)},{label}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

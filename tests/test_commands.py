@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .peek import cli
+from .hub import Hub
+from .peek import cli, load_run, read_rows
 from .runs import write_base, write_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -34,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_base(folder / "base")
     write_rows(folder / "rows.csv")
     with inside(folder):
-        flags = "--epochs 4 --learning-rate 0.01 --test-share 0.25 --threads 1 --batch-size 8"
+        flags = "--epochs 6 --learning-rate 0.01 --test-share 0.25 --threads 1 --batch-size 8"
         assert cli.main(f"train --model base --train rows.csv --output run {flags}".split()) == 0
     return folder
 
@@ -90,6 +92,93 @@ def test_evaluate_measures_other_rows_other_metrics_and_the_base(capsys: Capture
     assert [line.split()[0] for line in table.splitlines()[-4:-1]] == ["loss", "accuracy", "f1"]
 
 
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_predict_says_the_same_as_the_reloaded_run_in_the_rows_order(capsys: Capture, tmp_path: Path) -> None:
+    said = lines(run("predict run rows.csv --batch-size 7", capsys))
+    expected = list(load_run("run").predict(read_rows("rows.csv", tmp_path), 7))
+    assert said == expected
+    assert len(said) == 80
+    with_rows = lines(
+        run("predict run rows.csv --batch-size 7 --keep --output said.jsonl", capsys)
+        or Path("said.jsonl").read_text("utf-8")
+    )
+    assert [row["id"] for row in with_rows] == [str(number) for number in range(80)]
+    assert [row["prediction"] for row in with_rows] == expected
+    assert set(with_rows[0]) == {"id", "review", "stars", "prediction"}
+    assert sum(row["stars"] == row["prediction"]["label"] for row in with_rows) > 60
+
+
+class Pipe:
+    """A stdin that counts the lines that were read of it."""
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self.text, self.read = text, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.text:
+            self.read += 1
+            yield line
+
+
+def test_predict_answers_a_pipe_batch_by_batch(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(f"good w{number % 20}\n" for number in range(100_000))
+    monkeypatch.setattr("sys.stdin", pipe)
+    written: list[int] = []
+
+    class Reader(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(pipe.read)
+            if len(written) > 40:
+                raise BrokenPipeError
+            return len(text)
+
+    monkeypatch.setattr("sys.stdout", Reader())
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    monkeypatch.setattr(Reader, "fileno", lambda _: 1, raising=False)
+    assert cli.main(["predict", "run", "-", "--batch-size", "4"]) == 1
+    assert written[0] == 4
+    assert pipe.read <= 44
+
+
+def test_predict_reads_texts_and_objects_of_a_pipe(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", ["fine good w1\n", "poor bad w1\n"])
+    texts = lines(run("predict run -", capsys))
+    monkeypatch.setattr(
+        "sys.stdin", ['\ufeff{"id": 7, "Comment": "fine good w1"}\n', "\n", '{"Comment": "poor bad w1"}\n']
+    )
+    objects = lines(run("predict run - --keep", capsys))
+    assert [row["prediction"] for row in objects] == texts
+    assert objects[0]["id"] == 7
+    assert [row["label"] for row in texts] == ["pos", "neg"]
+
+
+def test_predict_takes_an_adapter_that_nobody_recorded_a_task_of_also_from_the_hub(
+    place: Path, capsys: Capture, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    config = json.loads(Path("run", names[0]).read_text("utf-8")) | {"base_model_name_or_path": "org/base"}
+    hub.add("org/base", Path("base"))
+    hub.add("me/bare", {names[0]: json.dumps(config).encode(), names[1]: Path("run", names[1]).read_bytes()})
+    expected = lines(run("predict run rows.csv", capsys))
+    assert lines(run("predict me/bare rows.csv", capsys)) == expected
+    measured = json.loads(run("evaluate me/bare rows.csv --json", capsys))
+    assert measured["adapter"] == json.loads(run("evaluate run rows.csv --json", capsys))["adapter"]
+    assert cli.main("predict me/bare rows.csv --task nonsense".split()) == 2
+
+
+def test_predict_writes_its_file_whole_or_not_at_all(capsys: Capture) -> None:
+    Path("some.csv").write_text("review\n" + "good w1\n" * 20 + '" "\n', encoding="utf-8")
+    assert cli.main("predict run some.csv --output part.jsonl --batch-size 4".split()) == 2
+    assert "some.csv, line 22" in capsys.readouterr().err
+    assert not list(Path().glob("*part.jsonl*"))
+    run("predict run some.csv --output part.jsonl --skip-bad-rows", capsys)
+    assert len(Path("part.jsonl").read_text("utf-8").splitlines()) == 20
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -97,9 +186,16 @@ def test_evaluate_measures_other_rows_other_metrics_and_the_base(capsys: Capture
         ("evaluate run nowhere.csv", "nowhere.csv"),
         ("evaluate run unlabelled.csv", "line 2"),
         ("evaluate run --metric acuracy", "accuracy"),
+        ("evaluate run rows.csv --column text", "NAME=VALUE"),
+        ("predict nowhere rows.csv", "nowhere"),
+        ("predict run nowhere.csv", "nowhere.csv"),
+        ("predict run rows.csv --column text=reviews", "'review'"),
+        ("predict run rows.csv --task nonsense", "text-classification"),
+        ("predict run said.csv --keep", "rename"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_status_2(command: str, message: str, capsys: Capture) -> None:
+    Path("said.csv").write_text("review,prediction\ngood,1\n", encoding="utf-8")
     Path("unlabelled.csv").write_text("review,stars\ngood w1,\n", encoding="utf-8")
     assert cli.main(command.split()) == 2
     told = capsys.readouterr()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from .completing import metrics as metric_names
-from .showing import hush, remark, show_json, show_table
+from .showing import as_pairs, hush, remark, show_json, show_table
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    run: Annotated[Path, Argument(metavar="DIR", help="a run's folder")],
+    run: Annotated[str, Argument(metavar="DIR", help="a run's folder; with ROWS any adapter, also on the Hub")],
     rows: Annotated[
         str | None,
         Argument(metavar="[ROWS]", help="rows with labels (default: the run's test rows)"),
@@ -23,6 +22,10 @@ def evaluate(
         list[str] | None, Option(help="what to measure (default: the run's metrics)", autocompletion=metric_names)
     ] = None,
     base: Annotated[bool, Option("--base", help="measure the base without the adapter beside it")] = False,
+    column: Annotated[
+        list[str] | None, Option(metavar="ROLE=NAME", help="which column is what, as text=review")
+    ] = None,
+    skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="leave out rows that cannot be used")] = False,
     batch_size: Annotated[int | None, Option(min=1, help="rows at once (default: the run's)")] = None,
     as_json: Annotated[bool, Option("--json", help="print the numbers as JSON, with all their digits")] = False,
 ) -> None:
@@ -39,7 +42,7 @@ def evaluate(
     from ..training.run.measuring import measure  # not above: it imports torch
 
     hush()
-    found = measure(run, rows, metric or [], base, batch_size)
+    found = measure(run, rows, metric or [], base, batch_size, as_pairs("column", column or []), skip_bad_rows)
     if found.differs:
         remark(f"{found.differs} The rows, the base or the software changed since.")
     if as_json:

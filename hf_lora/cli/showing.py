@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import printable
+from ..errors import ArgumentError, printable
 
-__all__ = ["dumped", "hush", "remark", "show_json", "show_table"]
+__all__ = ["as_pairs", "dumped", "hush", "remark", "show_json", "show_table"]
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -38,9 +38,24 @@ def show_json(values: Any) -> None:
 
 
 def dumped(values: Any, indent: int | None = None) -> str:
-    """Return JSON in letters that stdout can write. Raises ValueError for NaN and infinity, which JSON has not."""
+    """Return JSON in letters that stdout can write; dates as texts, what JSON has not (pictures) as null.
+
+    Raises ValueError for NaN and infinity.
+    """
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(values, indent=indent, ensure_ascii=not is_utf8, allow_nan=False)
+    other = lambda value: value.isoformat() if hasattr(value, "isoformat") else None  # noqa: E731
+    return json.dumps(values, indent=indent, ensure_ascii=not is_utf8, allow_nan=False, default=other)
+
+
+def as_pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    """Return NAME=VALUE, as they are given on a command line, by name. Raises ArgumentError.
+
+    >>> as_pairs("column", ["text=review"])
+    {'text': 'review'}
+    """
+    if wrong := [text for text in given if "=" not in text]:
+        raise ArgumentError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
+    return dict(text.split("=", 1) for text in given)
 
 
 def remark(text: str) -> None:

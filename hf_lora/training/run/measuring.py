@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -20,7 +20,10 @@ from .planning import Plan
 from .record import METRICS, SETTINGS
 from .rows import part_rows, read_files
 from .settings import RunSettings
-from .using import TrainedRun, load_run
+from .using import LOOKED_AT, TrainedRun, load_run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["Measured", "figures", "measure", "settings_of"]
 
@@ -48,22 +51,33 @@ class Measured:
 
 
 def measure(
-    folder: Path, source: str | None, metrics: Sequence[str], with_base: bool = False, batch_size: int | None = None
+    name: str,
+    source: str | None,
+    metrics: Sequence[str],
+    with_base: bool = False,
+    batch_size: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad_rows: bool = False,
 ) -> Measured:
-    """Return what an adapter of a run is worth on rows that have labels.
+    """Return what an adapter is worth on rows that have labels.
 
-    source: a file of rows; None for the run's own test rows, or those it chose the best checkpoint by where it has no
-    others. metrics: their names; the run's where none are given. Raises DataError, ConfigError, AdapterFileError.
+    name: a run's folder, or with a source any adapter. source: a file of rows; None for the run's own test rows, or
+    those it chose the best checkpoint by where it has no others. metrics: their names; the run's where none are given.
+    columns: by role, those of the source. Raises DataError, ConfigError, AdapterFileError.
     """
-    settings = settings_of(folder)
+    settings = settings_of(Path(name))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)  # a head that the base lacks starts at random
-    run = load_run(str(folder))
+    run = load_run(name)
     settings = replace(settings, metric=list(metrics) or settings.metric or list(run.preparation.metrics()))
     settings = replace(settings, batch_size=batch_size or settings.batch_size or run.preparation.task.batch_size)
-    with tempfile.TemporaryDirectory() as scratch:
-        name, rows = _rows(folder, source, settings, run, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as outputs:
+        if source is None:
+            part, rows = _own_rows(name, settings, run, Path(scratch))
+        else:
+            part, rows, run = "test", *_rows(source, run, Path(scratch), columns or {}, skip_bad_rows)
+        settings = replace(settings, output=outputs)
         plan = Plan(settings, run.preparation, run.processor, {"eval": rows}, run.model)
         trainer = plan.trainer()
         trainer.remove_callback(PrinterCallback)  # stdout is for the result
@@ -71,8 +85,8 @@ def measure(
         if with_base:
             with run.model.adapters_disabled():
                 found.append(figures(trainer.evaluate(trainer.eval_dataset["eval"])))
-    own = {} if source or metrics else _recorded(folder, name)
-    where = f"{source or f'{name} rows of the run'} ({len(rows):,} rows)"
+    own = {} if source or metrics else _recorded(Path(name), part)
+    where = f"{source or f'{part} rows of the run'} ({len(rows):,} rows)"
     heads = some(left_at_random(run.model, ())) if with_base else ""
     return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, _difference(found[0], own))
 
@@ -93,20 +107,26 @@ def figures(evaluated: dict[str, Any], prefix: str = "eval_") -> dict[str, float
     return {key: value for key, value in named.items() if key not in _OF_THE_CLOCK}
 
 
-def _rows(folder: Path, source: str | None, settings: RunSettings, run: TrainedRun, scratch: Path) -> tuple[str, Any]:
-    """Return the rows to measure on, and which of the run they are."""
-    rows = scratch / "rows"
-    rows.mkdir()
-    if source is not None:
-        found = {"test": read_rows(source, rows)}
-        run.preparation.check(found["test"])
-        return "test", found["test"]
+def _own_rows(name: str, settings: RunSettings, run: TrainedRun, scratch: Path) -> tuple[str, Dataset]:
+    """Return the rows that a run was tested on, and which part of its data they are."""
     if settings.train is None:
-        raise DataError(f"{folder} has no {SETTINGS} that says which rows it was tested on; name a file of rows.")
-    found = read_files(settings, rows)
+        raise DataError(f"{name} has no {SETTINGS} that says which rows it was tested on; name a file of rows.")
+    found = read_files(settings, scratch)
     part_rows(found, settings, run.preparation, run.processor)
-    name = "test" if "test" in found else "eval"
-    return name, found[name]
+    part = "test" if "test" in found else "eval"
+    return part, found[part]
+
+
+def _rows(
+    source: str, run: TrainedRun, scratch: Path, columns: Mapping[str, str], skip_bad_rows: bool
+) -> tuple[Dataset, TrainedRun]:
+    """Return the rows of a file, and the run with its columns."""
+    rows = read_rows(source, scratch)
+    run = run.onto(rows.select(range(min(LOOKED_AT, len(rows)))).to_list(), source, columns, labelled=True)
+    if skip_bad_rows:
+        rows = rows.select([n for n, row in enumerate(rows) if not run.preparation.problem(row, labelled=True)])
+    run.preparation.check(rows)
+    return rows, run
 
 
 def _recorded(folder: Path, name: str) -> dict[str, float]:

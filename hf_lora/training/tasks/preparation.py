@@ -49,6 +49,19 @@ class Preparation:
         if "max_length" in self.OPTIONS and self.options.get("max_length") is None:
             self.options["max_length"] = min(LONGEST, processor.model_max_length)
 
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        """Return whether a model of the task's classes may have learnt this task, by its config."""
+        return True
+
+    def adopt(self, model: Any, processor: Any) -> None:
+        """Set `options` by what a model says, whose training nobody wrote down."""
+        if "labels" in self.OPTIONS:
+            names = model.config.id2label
+            self.options["labels"] = [names[number] for number in range(len(names))]
+        self.learn((), processor)
+        self.fit_model(model, processor)
+
     def model_arguments(self) -> dict[str, Any]:
         """Return what the base is loaded with, such as its labels."""
         return {}
