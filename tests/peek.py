@@ -30,6 +30,7 @@ PLACES = {
     "RunSettings": "hf_lora.training.run.settings:RunSettings",
     "TrainedRun": "hf_lora.training.run.using:TrainedRun",
     "PLACE": "hf_lora.training.data.columns:PLACE",
+    "seconds_used": "hf_lora.training.tasks.sounds:longest",
     "media": "hf_lora.training.data.media",
     "running": "hf_lora.training.run.running",
     "load_run": "hf_lora.training.run.using:load_run",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,7 +89,7 @@ def seconds(row: Mapping[str, Any], value: Any) -> float:
     """Return how long a sound is, from its header. Raises DataError."""
     found = _opened(row, value, "sound", lambda source: _soundfile().info(source).duration)
     if not found > 0:
-        raise DataError(f"its sound {_name(row, value)} is empty")
+        raise DataError(f"{_name(row, value)} holds no sound")
     return float(found)
 
 
@@ -113,14 +113,25 @@ def sound(row: Mapping[str, Any], value: Any, rate: int) -> np.ndarray:
     return _opened(row, value, "sound", read)
 
 
+def of_each(rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], _Read]) -> list[_Read]:
+    """Return what `read` gives for each row. Raises its DataError with the row's place."""
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except DataError as error:
+            raise DataError(f"{place_of(row)}: {error}.") from error
+    return found
+
+
 def _opened(row: Mapping[str, Any], value: Any, kind: str, read: Callable[[Any], _Read]) -> _Read:
     """Return what `read` makes of a cell's file. Raises DataError without the row, which the caller names."""
     held = value.get("bytes") if isinstance(value, Mapping) else value
     source = io.BytesIO(held) if isinstance(held, bytes) else _path(row, value)
+    if isinstance(source, Path) and not source.is_file():
+        raise DataError(f"there is no file {source}")
     try:
         return read(source)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {source}") from None
     except MissingExtraError:
         raise
     except Exception as error:  # a library for each format, each with its own

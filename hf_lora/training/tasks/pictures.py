@@ -9,7 +9,7 @@ import torch
 
 from ...errors import DataError
 from ..data import media
-from ..data.columns import Role, place_of
+from ..data.columns import Role
 from .classes import Classes
 
 if TYPE_CHECKING:
@@ -34,10 +34,19 @@ class PictureClasses(Classes):
         pass  # nothing is padded
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
-        return super().problem(row, labelled) or picture_problem(row, self.value(row, "image"))
+        if found := super().problem(row, labelled):
+            return found
+        try:
+            media.picture_size(row, self.value(row, "image"))
+        except DataError as error:
+            return str(error)
+        return None
 
     def inputs(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[dict[str, Any]]:
-        return self._encoded(opened_pictures(self, rows), processor)
+        return self._encoded(self._opened(rows), processor)
+
+    def _opened(self, rows: Sequence[Mapping[str, Any]]) -> list[Image]:
+        return media.of_each(rows, lambda row: media.picture(row, self.value(row, "image")))
 
     def _encoded(self, pictures: list[Image], processor: Any) -> list[dict[str, Any]]:
         values = processor(images=pictures, return_tensors="pt")["pixel_values"]
@@ -67,7 +76,7 @@ class _Varied(PictureClasses):
     """
 
     def inputs(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[dict[str, Any]]:
-        return self._encoded([_varied(each) for each in opened_pictures(self, rows)], processor)
+        return self._encoded([_varied(each) for each in self._opened(rows)], processor)
 
 
 def _varied(given: Image) -> Image:
@@ -78,23 +87,3 @@ def _varied(given: Image) -> Image:
     left, top = round(across * (given.width - width)), round(down * (given.height - height))
     cut = given.crop((left, top, left + width, top + height))
     return ImageOps.mirror(cut) if mirrors < 0.5 else cut
-
-
-def picture_problem(row: Mapping[str, Any], value: Any) -> str | None:
-    """Return what is wrong with a row's picture as far as its header tells."""
-    try:
-        media.picture_size(row, value)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def opened_pictures(preparation: Any, rows: Sequence[Mapping[str, Any]]) -> list[Image]:
-    """Return the pictures of rows. Raises DataError that names the row."""
-    found = []
-    for row in rows:
-        try:
-            found.append(media.picture(row, preparation.value(row, "image")))
-        except DataError as error:
-            raise DataError(f"{place_of(row)}: {error}.") from error
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data.columns import Role
 from ..data.layouts import CHAT_ROLES
-from . import classes, pictures
+from . import classes, pictures, sounds
 from .causal import CausalText
 from .chat import Chat
 from .task import TrainingTask
@@ -23,6 +23,11 @@ ROWS = (
     TrainingTask(
         "image-classification", ("AutoModelForImageClassification",), (pictures.IMAGE, classes.LABEL),
         "transformers.default_data_collator", ("accuracy",), "one label for a picture", pictures.PictureClasses,
+    ),
+    TrainingTask(
+        "audio-classification", ("AutoModelForAudioClassification",), (sounds.AUDIO, classes.LABEL),
+        "transformers.DataCollatorWithPadding", ("accuracy",), "one label for a sound", sounds.SoundClasses,
+        batch_size=8,
     ),
     TrainingTask(
         "causal-lm", ("AutoModelForCausalLM",), (WRITTEN, PROMPT, COMPLETION),

@@ -1,0 +1,89 @@
+"""People's sounds: any rate, format and number of channels is the same to a model; what is broken is told."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from hf_lora.errors import DataError
+
+from .jobs import write_csv
+from .jobs_media import tones, wav2vec2
+from .peek import PLACE, RunSettings, media, plan_run, seconds_used
+
+
+def _tone(rate: int, seconds: float = 0.5) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
+
+
+def _row(folder: Path, name: str) -> dict[str, str]:
+    return {"audio": name, PLACE: f"{folder / 'table.csv'}, line 2"}
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
+@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "PCM_16"), ("a.wav", "FLOAT"), ("a.flac", "PCM_24")])
+def test_sounds_of_any_rate_are_resampled_to_the_models(rate: int, name: str, subtype: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / name, _tone(rate), rate, subtype=subtype)
+    found = media.sound(_row(tmp_path, name), name, 16000)
+    assert (found.dtype, found.ndim) == (np.float32, 1)
+    assert abs(len(found) - 8000) <= 1
+    assert np.abs(found[1000:7000] - _tone(16000)[1000:7000]).max() < 0.01
+    assert media.seconds(_row(tmp_path, name), name) == pytest.approx(0.5, abs=0.001)
+
+
+def test_channels_are_averaged_and_bytes_are_read_like_files(tmp_path: Path) -> None:
+    wave = _tone(16000)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, np.zeros_like(wave), wave * 0.5], axis=1), 16000)
+    found = media.sound(_row(tmp_path, "a.wav"), "a.wav", 16000)
+    assert np.abs(found - wave / 2).max() < 0.001
+    held = (tmp_path / "a.wav").read_bytes()
+    for value in (held, {"bytes": held, "path": None}, {"bytes": None, "path": "a.wav"}):
+        assert np.array_equal(media.sound(_row(tmp_path, "a.wav"), value, 16000), found)
+
+
+def test_sounds_that_cannot_be_used_are_told_with_file_and_row(tmp_path: Path) -> None:
+    good = sorted(str(each) for each in tones(tmp_path).rglob("*.*"))
+    (tmp_path / "text.wav").write_text("no sound")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    rows = [[name, Path(name).parent.name or "low"] for name in [*good, "text.wav", "empty.wav", "gone.wav"]]
+    table = write_csv(tmp_path / "t.csv", ["clip", "label"], rows)
+    (tmp_path / "scratch").mkdir()
+    settings = RunSettings(model=str(wav2vec2(tmp_path / "base")), task="audio-classification", train=str(table))
+    with pytest.raises(DataError) as caught:
+        plan_run(settings, tmp_path / "scratch")
+    for told in (
+        f"{table}, line 34: text.wav cannot be read as a sound",
+        f"{table}, line 35: empty.wav holds no sound",
+        f"{table}, line 36: there is no file {tmp_path / 'gone.wav'}",
+    ):
+        assert told in str(caught.value)
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    held = io.BytesIO()
+    soundfile.write(held, np.array([0.0, np.nan, 0.0]), 16000, subtype="FLOAT", format="WAV")
+    with pytest.raises(DataError, match="no numbers"):
+        media.sound(_row(tmp_path, "x.wav"), held.getvalue(), 16000)
+
+
+def test_the_model_says_how_much_of_a_sound_it_takes() -> None:
+    assert seconds_used(None, WhisperFeatureExtractor(chunk_length=30)) == 30
+    assert seconds_used(None, ASTFeatureExtractor(num_mel_bins=32)) == pytest.approx(10.24)
+    assert seconds_used(60, ASTFeatureExtractor(num_mel_bins=32)) == pytest.approx(10.24)
+    assert seconds_used(5, ASTFeatureExtractor(num_mel_bins=32)) == 5
+    assert seconds_used(60, Wav2Vec2FeatureExtractor()) == 60
+
+
+def test_sounds_that_are_cut_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "scratch").mkdir()
+    given = {"task": "audio-classification", "max_seconds": 0.25}
+    base, rows = str(wav2vec2(tmp_path / "base")), str(tones(tmp_path))
+    plan = plan_run(RunSettings(model=base, train=rows, **given), tmp_path / "scratch")
+    assert "20 of 32 sounds are longer than 0.25 seconds" in caplog.text
+    features = plan.preparation.features(plan.rows["train"].to_list(), plan.processor)
+    assert max(len(each["input_values"]) for each in features) == 4000
