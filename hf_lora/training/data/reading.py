@@ -103,11 +103,12 @@ def _file(path: Path, scratch: Path, wanted: Wanted) -> Found:
         cure = _ELSEWHERE.get(path.suffix.lower(), "save it as one of these")
         raise DataError(f"{path}: rows are read from {', '.join(READERS)} files; {cure}.")
     if not path.stat().st_size:
-        raise DataError(f"{path}: it is empty.")
+        raise DataError(f"{path}: it is empty. Was it saved, or is it still being written? Name a file with rows.")
     reader = folders.read_coco if ending == ".json" and folders.is_coco(path) else READERS[ending]
     found = reader(path, _table(scratch), wanted)
     if not len(found.rows):
-        raise DataError(f"{path}: it has no rows.{f' Left out: {some(found.left_out)}.' if found.left_out else ''}")
+        bad = f" Left out: {some(found.left_out, between='; ')}." if found.left_out else ""
+        raise DataError(f"{path}: it has no rows; give it at least one to learn from.{bad}")
     return found
 
 

@@ -72,7 +72,7 @@ def _rows(path: Path, reader: Any, skipped: int, wanted: Wanted, left_out: list[
     """Yield [line, *cells] for the header and for each row below it, the same number of cells each."""
     names: list[str] | None = None
     for line, cells in _parsed(path, reader, skipped):
-        if not any(cells):
+        if not any(cells) or (names is None and not any(cell.strip("\ufeff ") for cell in cells)):
             continue
         if names is None:
             names = _header(path, line, cells)

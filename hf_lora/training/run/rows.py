@@ -114,6 +114,11 @@ def part_rows(
     usual = min(_HELD[0], _HELD[1] / whole)
     for name, share in (("test", settings.test_share), ("eval", settings.eval_share)):
         if name not in rows and share != 0:
+            if len(rows["train"]) < 2:
+                raise DataError(
+                    f"{settings.train}: {whole} row(s), too few to hold some back to choose by and to measure on. Give "
+                    "at least three, or say --eval-share 0 --test-share 0."
+                )
             column = preparation.columns.get("label")
             classes = rows["train"][column] if column and preparation.options.get("labels") else None
             left = (usual if share is None else share) * whole / len(rows["train"])
