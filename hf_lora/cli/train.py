@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,35 +13,94 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ..training.run.settings import RunSettings
+from ..training.run.settings import RunSettings, read_yaml
+from .progress import Progress, only_ours, show_dry_run, show_result
+from .showing import show_json
 
 __all__ = ["train"]
 
 
-def _train(config: Path | None, dry_run: bool, resume: bool, **flags: Any) -> None:
-    """Train an adapter on a file of rows, and save it with its card."""
-    from ..training.run.planning import plan_run  # not above: it imports torch
-    from ..training.run.running import train_plan
+# Name, type, default, flag and help of what is no setting of a run.
+_OWN: tuple[tuple[str, Any, Any, str, str], ...] = (
+    ("config", Path | None, None, "--config", "a YAML file of settings, as the run.yaml of a run; flags win"),
+    ("dry_run", bool, False, "--dry-run", "show targets, parameters, steps, memory and three samples; train nothing"),
+    ("resume", bool, False, "--resume", "go on with the interrupted run in the folder --output"),
+    ("overwrite", bool, False, "--overwrite", "replace the run in the folder --output, and all that lies there"),
+    ("as_json", bool, False, "--json", "print the result as JSON; what is said goes to stderr"),
+)
 
-    given = {name: value for name, value in flags.items() if value not in (None, [])}
-    for name in ("column", "lora", "trainer"):
-        if name in given:
-            given[name] = _pairs(name, given[name])
+
+def _train(config: Path | None, dry_run: bool, resume: bool, overwrite: bool, as_json: bool, **flags: Any) -> None:
+    """Train an adapter on a file of rows, and save it with its card and a record of the run.
+
+    Examples:
+
+        hf-lora train --model sentence-transformers/all-MiniLM-L6-v2 --train reviews.csv
+
+        hf-lora train --model Qwen/Qwen3-0.6B --task chat --train chats.jsonl --quantize 4bit --dry-run
+
+        hf-lora train --config outputs/reviews/run.yaml --seed 1 --output outputs/second
+
+        hf-lora train --resume --output outputs/reviews
+    """
+    with Progress(quiet=as_json or dry_run) as progress, only_ours(progress.say):
+        settings, found = _run(config, dry_run, resume, overwrite, _given(flags), progress)
+    if dry_run:
+        show_dry_run(found, as_json)
+    elif as_json:
+        show_json({"output": settings.output, **found})
+    else:
+        show_result(str(settings.output), str(settings.train), found)
+
+
+def _run(
+    config: Path | None, dry_run: bool, resume: bool, overwrite: bool, given: Mapping[str, Any], progress: Progress
+) -> tuple[RunSettings, dict[str, Any]]:
+    """Return the settings of a run as they were decided, and its record; or what it would be."""
+    from ..training.run.callbacks import Progresses  # not above: they import torch
+    from ..training.run.planning import plan_run
+    from ..training.run.running import prepared_trainer, train_plan
+    from ..training.run.summary import dry_run as what_it_takes
+
+    settings = _resumed(given, config) if resume else RunSettings.load(config, given)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = plan_run(RunSettings.load(config, given), Path(scratch))
+        plan = plan_run(settings, Path(scratch), overwrite=overwrite, resume=resume)
         if dry_run:
-            return
-        print(train_plan(plan, resume=resume))
+            return plan.settings, what_it_takes(plan, prepared_trainer(plan)[0])
+        tells = Progresses(progress.step, progress.say)
+        repeats = config.parent if config else None
+        return plan.settings, train_plan(plan, resume=resume, repeats=repeats, callbacks=[tells], say=progress.say)
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings among the flags, without those that were not given."""
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    return {
+        name: _pairs(name, value) if name in ("column", "lora", "trainer") else value for name, value in given.items()
+    }
+
+
+def _resumed(given: Mapping[str, Any], config: Path | None) -> RunSettings:
+    """Return the settings of the run in the folder that --output names. Raises ConfigError for others beside them."""
+    from ..training.run.folder import check_resumable  # not above: it imports torch
+
+    folder = check_resumable(Path(given["output"]) if given.get("output") else config and config.parent)
+    settings = RunSettings.load(folder / "run.yaml", {"output": str(folder)})
+    if other := [name for name, value in given.items() if name != "output" and getattr(settings, name) != value]:
+        flag = f"--{other[0].replace('_', '-')}"
+        raise ConfigError(
+            f"--resume goes on with the settings of {folder / 'run.yaml'}, where {other[0]} is "
+            f"{getattr(settings, other[0])!r}; leave {flag} out, or start a new run with --config."
+        )
+    return settings
 
 
 def _pairs(flag: str, given: list[str]) -> dict[str, Any]:
     """Return NAME=VALUE as YAML reads the values: numbers, true and false are what they look like."""
-    import yaml
-
     if wrong := [text for text in given if "=" not in text]:
         raise ConfigError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
     pairs = dict(text.split("=", 1) for text in given)
-    return pairs if flag == "column" else {name: yaml.safe_load(value) for name, value in pairs.items()}
+    return pairs if flag == "column" else {name: read_yaml(value) for name, value in pairs.items()}
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
@@ -49,24 +108,8 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
     hints = typing.get_type_hints(RunSettings)
     own = inspect.Parameter.KEYWORD_ONLY
     parameters = [
-        inspect.Parameter(
-            "config",
-            own,
-            default=None,
-            annotation=Annotated[Path | None, typer.Option(help="a YAML file of settings; flags win")],
-        ),
-        inspect.Parameter(
-            "dry_run",
-            own,
-            default=False,
-            annotation=Annotated[bool, typer.Option("--dry-run", help="show what would be trained, and train nothing")],
-        ),
-        inspect.Parameter(
-            "resume",
-            own,
-            default=False,
-            annotation=Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")],
-        ),
+        inspect.Parameter(name, own, default=default, annotation=Annotated[kind, typer.Option(flag, help=says)])
+        for name, kind, default, flag, says in _OWN
     ]
     for each in fields(RunSettings):
         option = typer.Option(help=each.metadata["says"], rich_help_panel=each.metadata["panel"])

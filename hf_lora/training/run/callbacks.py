@@ -1,16 +1,16 @@
-"""What listens to a run's Trainer: the choice of the best checkpoint."""
+"""What listens to a run's Trainer: the choice of the best checkpoint, and what tells of its progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
 
 from ...errors import ConfigError
 
-__all__ = ["BestBy"]
+__all__ = ["BestBy", "Progresses"]
 
 
 class BestBy(TrainerCallback):
@@ -41,3 +41,28 @@ class BestBy(TrainerCallback):
         """Return the loss of the best evaluation so far."""
         logs = (log for log in state.log_history if log.get("step") == state.best_global_step and "eval_loss" in log)
         return next((log["eval_loss"] for log in logs), -math.inf)
+
+
+class Progresses(TrainerCallback):
+    """Tells how far a training is. step: gets the steps done, all of them, and the last loss; say: a line of words."""
+
+    def __init__(self, step: Callable[[int, int, float | None], None], say: Callable[[str], None]) -> None:
+        self.step, self.say, self.loss = step, say, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell where it begins: a resumed training does so in the middle."""
+        self.step(state.global_step, state.max_steps, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell of a step."""
+        self.step(state.global_step, state.max_steps, self.loss)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell what an evaluation between the steps measured."""
+        logs = kwargs["logs"]
+        self.loss = logs.get("loss", self.loss)
+        if "eval_runtime" in logs:
+            skipped = ("runtime", "per_second", "preparation_time")
+            named = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
+            told = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if not k.endswith(skipped))
+            self.say(f"step {state.global_step} of {state.max_steps}, epoch {logs.get('epoch', 0):.3g}: {told}")

@@ -107,7 +107,8 @@ def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSetting
 
 def _model(settings: RunSettings, preparation: Preparation) -> Any:
     """Return the base with a fresh adapter, which the seed and the number of threads decide."""
-    torch.set_num_threads(settings.threads or 1)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
     kind = _model_task(str(settings.model), preparation.task)
     config = arguments.lora_config(settings, kind.task_type)
@@ -127,7 +128,7 @@ def _model_task(name: str, task: TrainingTask) -> Task:
 
 
 def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:
-    """Return the settings with what the task and the machine decide."""
+    """Return the settings with what the task and the machine decide. The threads are timed once there is a Trainer."""
     task = preparation.task
     return replace(
         settings,
@@ -139,5 +140,4 @@ def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:
         batch_size=settings.batch_size or task.batch_size,
         metric=settings.metric or list(preparation.metrics()),
         precision=settings.precision or arguments.precision(),
-        threads=settings.threads or torch.get_num_threads(),
     )

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCardData
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from ...errors import DataError
 from ...files.names import CARD_NAME
@@ -21,11 +22,14 @@ from ...hub.card.writing import amend_card
 from ...model.publishing import push_folder
 from . import record
 from .arguments import chosen_metric
-from .callbacks import BestBy
+from .callbacks import BestBy, Progresses
 from .curves import write_curves
 from .folder import clear_output
+from .log import logged_to
 from .measuring import figures
 from .planning import Plan
+from .probing import fastest_threads, peak_so_far
+from .summary import steps_of, understood
 
 __all__ = ["prepared_trainer", "train_plan"]
 
@@ -34,45 +38,69 @@ _SPLITS = {"eval": "validation", "test": "test"}  # what the card calls them
 
 
 def train_plan(
-    plan: Plan, *, resume: bool = False, callbacks: Sequence[Any] = (), say: Callable[[str], None] = lambda line: None
+    plan: Plan,
+    *,
+    resume: bool = False,
+    repeats: Path | None = None,
+    callbacks: Sequence[Any] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train, write the run's folder, and return its record, as metrics.json has it.
 
-    resume: go on from the last whole checkpoint in the folder, or from the start where there is none. callbacks: more
-    of the Trainer's. say: is told what happens. Raises DataError where the data of a resumed run has changed, and what
-    the Trainer raises; the folder then holds an unfinished run.
+    resume: go on from the last whole checkpoint in the folder, or from the start where there is none. repeats: the
+    folder of a run that this one repeats. callbacks: more of the Trainer's. say: is told what happens. Raises DataError
+    where the data of a resumed run has changed, and what the Trainer raises; the folder then holds an unfinished run.
     """
     began, folder = time.monotonic(), Path(str(plan.settings.output))
     trainer, settings = prepared_trainer(plan, callbacks)
-    found: dict[str, Any] = {
-        "finished": False,
-        "data": record.data_facts(settings, plan.rows),
-        "versions": record.versions(),
-    }
+    found: dict[str, Any] = {"finished": False, "versions": record.versions()}
+    found["data"] = record.data_facts(settings, plan.rows)
+    earlier = folder if resume else repeats
+    if changed := record.changed_data(earlier, found["data"]) if earlier else []:
+        told = f"{', '.join(changed)}: it is no more what the run in {earlier} was trained on"
+        if resume:
+            raise DataError(f"{told}; bring it back, or start a new run.")
+        say(f"{told}.")
     if not resume:
         clear_output(folder)
-    elif changed := record.changed_data(folder, found["data"]):
-        raise DataError(f"{', '.join(changed)}: it has changed since the run in {folder} began; start a new run.")
     folder.mkdir(parents=True, exist_ok=True)
     settings.save(folder / record.SETTINGS)
     record.save_preparation(plan.preparation, folder)
     record.write_json(folder / record.METRICS, found)
-    held, trainer.eval_dataset = trainer.eval_dataset, trainer.eval_dataset["eval"]
-    whole = any((folder / record.CHECKPOINTS).glob("checkpoint-*/_COMPLETE"))
-    trained = trainer.train(resume_from_checkpoint=True if resume and whole else None)
-    found |= _measured(trainer, held)
-    found |= _facts(trainer) | {"seconds": {"training": trained.metrics["train_runtime"]}}
-    _save(trainer, plan, folder)
+    with logged_to(folder / record.LOG) as log:
+        trainer.add_callback(log)
+        for name, value in understood(plan, trainer).items():
+            log.say(f"{name}: {value}")
+            say(f"{name}: {value}")
+        found |= _trained(trainer, folder, resume)
+        _save(trainer, plan, folder)
     write_curves(trainer.state.log_history, folder)
-    found["seconds"]["all"] = time.monotonic() - began
-    record.write_json(folder / record.METRICS, {**found, "finished": True})
+    found["seconds"]["all"] = round(time.monotonic() - began, 1)
+    found["finished"] = True
+    record.write_json(folder / record.METRICS, found)
     shutil.rmtree(folder / record.CHECKPOINTS, ignore_errors=True)
     if settings.push:
-        found["pushed"] = push_folder(
-            folder, settings.push, private=settings.private or None, base_model=settings.base_id
-        )
-        say(f"pushed to {found['pushed']}")
-    return {**found, "finished": True}
+        url = push_folder(folder, settings.push, private=settings.private or None, base_model=settings.base_id)
+        say(f"pushed to {url}")
+    return found
+
+
+def _trained(trainer: Any, folder: Path, resume: bool) -> dict[str, Any]:
+    """Train, measure the best weights, and return what is known of both."""
+    held, trainer.eval_dataset = trainer.eval_dataset, trainer.eval_dataset["eval"]
+    whole = any((folder / record.CHECKPOINTS).glob("checkpoint-*/_COMPLETE"))
+    set_seed(trainer.args.seed)  # whatever was drawn since the plan
+    trained = trainer.train(resume_from_checkpoint=True if resume and whole else None)
+    state, best = trainer.state, trainer.args.metric_for_best_model
+    return {
+        **_measured(trainer, held),
+        "best": {"step": state.best_global_step, best.removeprefix("eval_"): state.best_metric},
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "parameters": dict(zip(("trained", "total"), trainer.model.get_nb_trainable_parameters(), strict=True)),
+        "seconds": {"training": trained.metrics["train_runtime"]},
+        "peak_bytes": peak_so_far(trainer.args.device.type),
+    }
 
 
 def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, Any]:
@@ -82,19 +110,22 @@ def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, An
         chooses.append(EarlyStoppingCallback(plan.settings.patience))
     trainer = plan.trainer([*chooses, *callbacks])
     trainer.remove_callback(PrinterCallback)
-    args = trainer.args
-    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
-    epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    epoch, steps = steps_of(trainer)
     every = plan.settings.eval_steps or math.ceil(epoch / math.ceil(epoch / _OFTEN))
-    args.eval_steps = args.save_steps = min(every, steps)
-    args.logging_steps = max(steps // 100, 1)
-    return trainer, replace(plan.settings, eval_steps=args.eval_steps)
+    trainer.args.eval_steps = trainer.args.save_steps = min(every, steps)
+    trainer.args.logging_steps = max(steps // 100, 1)
+    threads = plan.settings.threads
+    if not threads:
+        computed = not isinstance(plan.settings.lora.get("init_lora_weights", True), bool)
+        # A start that is computed was computed with all threads, and has other bits with fewer.
+        threads = torch.get_num_threads() if computed else fastest_threads(trainer)
+    torch.set_num_threads(threads)
+    return trainer, replace(plan.settings, eval_steps=trainer.args.eval_steps, threads=threads)
 
 
 def _measured(trainer: Any, held: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Evaluate the best weights on each split; return the results by split, without "eval_"."""
-    for callback in (BestBy, EarlyStoppingCallback):  # they look at what training measures
+    for callback in (BestBy, EarlyStoppingCallback, Progresses):  # they look at what training measures
         trainer.remove_callback(callback)
     trainer.eval_dataset = {_SPLITS[split]: rows for split, rows in held.items()}
     found = {}
@@ -102,17 +133,6 @@ def _measured(trainer: Any, held: dict[str, Any]) -> dict[str, dict[str, float]]
         prefix = f"eval_{_SPLITS[split]}"
         found[split] = figures(trainer.evaluate(rows, metric_key_prefix=prefix), f"{prefix}_")
     return found
-
-
-def _facts(trainer: Any) -> dict[str, Any]:
-    state = trainer.state
-    trained, total = trainer.model.get_nb_trainable_parameters()
-    return {
-        "best": {"step": state.best_global_step, trainer.args.metric_for_best_model: state.best_metric},
-        "steps": state.global_step,
-        "epochs": state.epoch,
-        "parameters": {"trained": trained, "total": total},
-    }
 
 
 def _save(trainer: Any, plan: Plan, folder: Path) -> None:

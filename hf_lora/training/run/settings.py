@@ -66,9 +66,7 @@ class RunSettings:
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
     augment: bool = _set("pictures: cut and mirror those to train on at random", "Task", False)
-    max_seconds: float | None = _set(
-        "sounds: seconds of one that are used (default: the model's)", "Task", above=0
-    )
+    max_seconds: float | None = _set("sounds: seconds of one that are used (default: the model's)", "Task", above=0)
 
     output: str | None = _set("folder for the adapter and all that belongs to the run", "Output")
     push: str | None = _set("push the adapter to this repo of the Hub at the end", "Output")
