@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from .jobs import Job, write_csv
+from .jobs import Job, write_csv, write_jsonl
 from .trainings import tokenizer
 
 __all__ = ["JOBS"]
 
 COLOURS = {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "sky": "blue", "corn": "yellow"}
+GERMAN = {"grass": "gras", "snow": "schnee", "coal": "kohle", "blood": "blut", "sky": "himmel", "corn": "mais"}
 WORDS = (*COLOURS, *COLOURS.values(), "the", "is", "of", "what", "colour", "?", ":", "System", "User", "Assistant")
 
 
@@ -31,7 +32,19 @@ def llama(folder: Path) -> Path:
     return folder
 
 
-LEARNS = ("--epochs", "20", "--learning-rate", "0.01", "--max-new-tokens", "4")
+def t5(folder: Path) -> Path:
+    """Save a T5 of one layer a side with a tokenizer of whole words."""
+    words = tokenizer(*WORDS, *GERMAN.values(), "das", "ist", "da", "summarize", "translate", "English", "German", "to")
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "initializer_factor": 1.0}
+    special = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = T5Config(vocab_size=len(words), dropout_rate=0.0, **sizes, **special)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+LEARNS = ("--epochs", "20", "--eval-steps", "20", "--learning-rate", "0.01", "--max-new-tokens", "4")
 
 
 def asked() -> list[list[str]]:
@@ -39,6 +52,8 @@ def asked() -> list[list[str]]:
     ways = ("what colour is the {} ?", "what is the {} ?", "the {} ?", "colour of the {} ?", "of what colour is {} ?")
     return [[way.format(thing), colour] for thing, colour in COLOURS.items() for way in ways]
 
+
+REWRITES = ("--epochs", "20", "--eval-steps", "20", "--learning-rate", "0.01", "--max-target-length", "6")
 
 JOBS = [
     Job(
@@ -48,5 +63,19 @@ JOBS = [
     Job(
         "chat", llama, lambda at: write_csv(at / "chats.csv", ["instruction", "output"], asked()),
         (*LEARNS, "--chat-template", "simple"), ("-eval_perplexity", 2.0),
+    ),
+    Job(
+        "summarization", t5, lambda at: write_csv(
+            at / "long.csv", ["summary", "article"],
+            [[thing, f"{colour} is the {thing}"] for thing in COLOURS for colour in COLOURS.values()]
+        ), REWRITES, ("eval_rougeL", 0.8),
+    ),
+    Job(
+        "translation", t5, lambda at: write_jsonl(
+            at / "pairs.jsonl", [
+                {"translation": {"de": f"das {german} ist da", "en": f"the {thing} is {end}"}}
+                for thing, german in GERMAN.items() for end in ("the", "of", "what", "colour", "?")
+            ]
+        ), REWRITES, ("eval_sacrebleu", 50.0),
     ),
 ]  # fmt: skip

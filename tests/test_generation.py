@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from datasets import Dataset
 
 from hf_lora.errors import ConfigError, DataError
@@ -139,3 +141,59 @@ def test_a_long_chat_is_cut_around_what_is_trained() -> None:
     rows = [{"messages": [{"role": "user", "content": "a b c d e f a b c d"}, {"role": "assistant", "content": "g"}]}]
     made = preparation("chat", rows, words, max_length=6)
     assert words_of(words, made.features(rows, words)[0]) == ("c d [EOS] A g [EOS]", "g [EOS]")
+
+
+def fitted(made: Any, words: Any, model_type: str = "bart") -> Any:
+    """Tell a preparation of its model, and return that as far as it goes."""
+    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type), generation_config=SimpleNamespace())
+    made.fit_model(model, words)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "prefix"),
+    [
+        ("summarization", {"source": "a b", "target": "c"}, "summarize: "),
+        ("translation", {"source": "a b", "target": "c"}, ""),
+        ("translation", {"pair": {"de": "c", "en": "a b"}}, "translate English to German: "),
+    ],
+    ids=["summary", "unnamed languages", "both texts in one column"],
+)
+def test_a_text_is_read_behind_what_t5_was_taught_and_its_target_is_learnt_with_an_end(
+    task: str, row: dict[str, Any], prefix: str
+) -> None:
+    words = tokenizer(*WORDS, "summarize", "translate", "English", "to", "German", ":")
+    made = preparation(task, [row], words)
+    fitted(made, words, "t5")
+    assert made.options["prefix"] == prefix
+    feature = made.features([row], words)[0]
+    assert words.decode(feature["input_ids"]) == " ".join([*prefix.replace(":", " :").split(), "a b"])
+    assert words.decode(feature["labels"]) == "c [EOS]"
+
+
+def test_languages_are_those_of_the_columns_unless_a_flag_says_another_way_round() -> None:
+    words, row = tokenizer(*WORDS), {"pair": {"de": "c", "en": "a b", "fr": "d"}}
+    with pytest.raises(DataError, match="de, en, fr.*--source-lang"):
+        preparation("translation", [row], words)
+    made = preparation("translation", [row], words, source_lang="French", target_lang="de_DE")
+    assert [made.value(row, role) for role in ("source", "target")] == ["d", "c"]
+    task = TRAINING_TASKS["translation"]
+    made = task.preparation(task, {"source": "en", "target": "de"}, source_lang="de")
+    with pytest.raises(ConfigError, match="--column source=NAME"):
+        made.learn(Dataset.from_list([{"en": "a", "de": "b"}]), words)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("MBart50Tokenizer", "forced_bos_token_id"), ("MBartTokenizer", "decoder_start_token_id")]
+)
+def test_a_model_of_many_languages_is_told_which_one_to_read_and_to_begin_with(name: str, setting: str) -> None:
+    pieces = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>", "▁a", "▁b")]
+    words, row = getattr(transformers, name)(vocab=pieces), {"source": "a", "target": "b"}
+    with pytest.raises(ConfigError, match="--source-lang is missing: .*de_DE"):
+        fitted(preparation("translation", [row], words), words)
+    made = preparation("translation", [row], words, source_lang="en", target_lang="German")
+    model = fitted(made, words)
+    feature = made.features([row], words)[0]
+    assert {"en_XX", "▁a"} <= set(words.convert_ids_to_tokens(feature["input_ids"]))
+    assert {"de_DE", "▁b", "</s>"} == set(words.convert_ids_to_tokens(feature["labels"]))
+    assert words.convert_ids_to_tokens(getattr(model.generation_config, setting)) == "de_DE"

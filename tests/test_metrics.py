@@ -114,6 +114,18 @@ def test_rouge_is_the_formula_s_by_hand() -> None:
     lin = (["police kill the gunman", "the gunman kill police"], 2 * ["police killed the gunman"])
     assert of_texts("rouge", *lin)["rougeL"] == pytest.approx((3 / 4 + 2 / 4) / 2)
     assert of_texts("rouge", ["", "x"], ["x", "x"])["rouge1"] == 0.5
+    with pytest.raises(ConfigError, match="no reference has any; 'chrf'"):
+        of_texts("rouge", ["雪"], ["雪は白い"])
+
+
+def test_translations_are_compared_as_papineni_and_popovic_do() -> None:
+    # Of the 1- to 4-grams 5 of 6, 4 of 5, 3 of 4 and 2 of 3 are in the reference, which is as long.
+    said, truth = ["the cat sat on the rug"], ["the cat sat on the mat"]
+    want = 100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
+    assert of_texts("sacrebleu", said, truth) == {"sacrebleu": pytest.approx(want)}
+    assert of_texts("sacrebleu", ["雪は白い"], ["雪は白い"], tokenize="char") == {"sacrebleu": pytest.approx(100)}
+    assert of_texts("chrf", ["雪は白い"], ["雪は白い"]) == {"chrf": pytest.approx(100)}
+    assert of_texts("chrf", ["abc"], ["xyz"]) == {"chrf": 0.0}
 
 
 def test_labels_of_minus_100_do_not_count() -> None:

@@ -56,8 +56,11 @@ def rouge(references: Sequence[str], predictions: Sequence[str]) -> dict[str, fl
     where `shared` is the number of n-grams in both, each as often as in the one that has it less often; for ROUGE-L it
     is the length of the longest common subsequence of words. Lin 2004, ROUGE: A Package for Automatic Evaluation of
     Summaries. The words are those of the package rouge_score without stemming: lower case, all but a-z, 0-9 parts them.
+    Raises ValueError where no reference has such a word, as in another script.
     """
     pairs = [[re.findall("[a-z0-9]+", text.lower()) for text in pair] for pair in zip(predictions, references)]  # noqa: B905
+    if pairs and not any(words for _, words in pairs):
+        raise ValueError("it reads a-z and 0-9 alone, and no reference has any; 'chrf' reads every script")
     scores = [(_shared_ngrams(p, r, 1), _shared_ngrams(p, r, 2), _f(_common(p, r), len(p), len(r))) for p, r in pairs]
     return dict(zip(("rouge1", "rouge2", "rougeL"), np.mean(scores, axis=0).tolist(), strict=True))
 
@@ -90,6 +93,7 @@ def perplexity(references: Any, losses: np.ndarray) -> float:
 # name -> the kind of columns it compares, and the function of (references, predictions, **options) that computes it.
 NAMES = {
     "accuracy": ("classes", "sklearn.metrics.accuracy_score"),
+    "chrf": ("texts", "hf_lora.training.scores.chrf"),
     "exact_match": ("texts", f"{__name__}.exact_match"),
     "f1": ("classes", "sklearn.metrics.f1_score"),
     "mae": ("numbers", "sklearn.metrics.mean_absolute_error"),
@@ -102,6 +106,7 @@ NAMES = {
     "recall": ("classes", "sklearn.metrics.recall_score"),
     "roc_auc": ("scores", "hf_lora.training.scores.roc_auc"),
     "rouge": ("texts", f"{__name__}.rouge"),
+    "sacrebleu": ("texts", "hf_lora.training.scores.sacrebleu"),
     "seqeval": ("tags", "hf_lora.training.scores.seqeval"),
     "spearmanr": ("numbers", "scipy.stats.spearmanr"),
     "squad": ("answers", "hf_lora.training.scores.squad"),

@@ -31,12 +31,12 @@ def metrics(
     """Return a compute_metrics for a Trainer, which gives each metric by name.
 
     names: "accuracy", "f1", "precision", "recall", "matthews_correlation" (of classes; of several labels a row but for
-    the last); "mse", "mae", "pearsonr", "spearmanr" (of a regression); "exact_match", "rouge" (of generated texts);
-    "perplexity" (of a language model: exp of the mean loss of the tokens whose label is not -100); "roc_auc" (of
-    classes, by their scores); "seqeval" (of a token classification). scikit-learn, SciPy and seqeval compute these
-    without a network. Any other name, or a path, goes to `evaluate.load`. What `evaluate.load` and `evaluate.combine`
-    return can be handed in as well, and a function: it is called with predictions= and references= and returns a
-    number, or numbers by name. A list of these is the same as each by itself.
+    the last); "mse", "mae", "pearsonr", "spearmanr" (of a regression); "exact_match", "rouge", "sacrebleu", "chrf" (of
+    generated texts); "perplexity" (of a language model: exp of the mean loss of the tokens whose label is not -100);
+    "roc_auc" (of classes, by their scores); "seqeval" (of a token classification). scikit-learn, SciPy and seqeval
+    compute these without a network. Any other name, or a path, goes to `evaluate.load`. What `evaluate.load` and
+    `evaluate.combine` return can be handed in as well, and a function: it is called with predictions= and references=
+    and returns a number, or numbers by name. A list of these is the same as each by itself.
     average: of f1, precision and recall where there are more than two classes. processing_class: the tokenizer, for
     texts. options: further ones, by the metric's name, as the computing function takes them. shift_labels: whether
     logits at a position are about the next token; the Trainer's model says so by itself. source: "hub" loads all names

@@ -30,6 +30,25 @@ def seqeval(
     }
 
 
+def sacrebleu(
+    references: Sequence[str], predictions: Sequence[str], tokenize: str = "13a", lowercase: bool = False
+) -> float:
+    """Return BLEU of a corpus, from 0 to 100; tokenize: "13a", "zh", "char" or another of the package sacrebleu's.
+
+    Papineni et al. 2002; Post 2018, arXiv:1804.08771.
+    """
+    from sacrebleu import corpus_bleu  # an extra, which no other metric needs
+
+    return float(corpus_bleu(predictions, [references], tokenize=tokenize, lowercase=lowercase).score)
+
+
+def chrf(references: Sequence[str], predictions: Sequence[str], word_order: int = 0) -> float:
+    """Return the F-score of a corpus's character n-grams, from 0 to 100; word_order=2 is chrF++. Popović 2015."""
+    from sacrebleu import corpus_chrf  # an extra, which no other metric needs
+
+    return float(corpus_chrf(predictions, [references], word_order=word_order).score)
+
+
 def squad(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
     """Return exact match and F1 in percent, each the mean over the questions of the best of their right answers.
 
@@ -52,7 +71,7 @@ def squad_v2(references: Sequence[Sequence[str]], predictions: Sequence[str]) ->
         ([truth for truth in truths if _words(truth)] or [""], said)
         for truths, said in zip(references, predictions, strict=True)
     ]
-    found = {}
+    found: dict[str, float] = {}
     for name, which in (("HasAns", True), ("NoAns", False)):
         if some := [pair for pair in pairs if (pair[0] != [""]) is which]:
             found |= {f"{name}_f1": _best(_f1, some), f"{name}_exact": _best(_exact, some)}

@@ -115,9 +115,19 @@ class RunSettings:
     trainer: dict[str, Any] = _set("any other argument of TrainingArguments, as max_grad_norm=0.5", "Training", {})
 
     packing: bool = _set("causal-lm: lay texts end to end in blocks of max_length", "Task", False)
-    max_new_tokens: int | None = _set("tokens that the model may write in a prediction (default: 128)", "Task")
+    max_new_tokens: int | None = _set("tokens that the model may write in a prediction (default: 128)", "Task", above=0)
     chat_template: str | None = _set("chat: simple, trl, or a file with a template, instead of the tokenizer's", "Task")
-    answers: str = _set("chat: learn all answers of a conversation, or the last", "Task", "all")
+    answers: str = _set(
+        "chat: learn all answers of a conversation, or the last", "Task", "all", choices=("all", "last")
+    )
+    max_target_length: int | None = _set(
+        "summarization, translation: tokens of what is written (default: 128)", "Task", above=0
+    )
+    prefix: str | None = _set(
+        "summarization, translation: what stands before each text (default: what the base was taught)", "Task"
+    )
+    source_lang: str | None = _set("translation: the language to read, as de or the base's own word for it", "Task")
+    target_lang: str | None = _set("translation: the language to write", "Task")
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)) or list(_ranges(self)):

@@ -7,13 +7,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..columns import IGNORED
+from ..data.columns import Role
 from .generating import Generating, common_length, cut, generate
+from .texts import TEXT, is_text, mean_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CausalText"]
+__all__ = ["ROLES", "CausalText"]
 
+ROLES = (
+    Role(TEXT.name, TEXT.names, TEXT.holds, preference=mean_length, unless=("prompt", "completion")),
+    Role("prompt", ("prompt",), is_text, is_required=False),
+    Role("completion", ("completion",), is_text, is_required=False, is_label=True),
+)
 _LOOKED_AT = 100  # rows that tell how prompts and completions are joined
 
 
@@ -34,10 +41,8 @@ class CausalText(Generating):
             spaced = any(prompt[-1:].isspace() or completion[:1].isspace() for prompt, completion in pairs)
             self.options["separator"] = "" if spaced else "\n"
 
-    def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
-        wanted = ("prompt", "completion")[: 1 + labelled] if self._has_prompts else ("text",)
-        empty = next((role for role in wanted if self.value(row, role) is None), None)
-        return empty and f"its {empty} (column {self.columns[empty]!r}) is empty"
+    def needed(self, labelled: bool) -> tuple[str, ...]:
+        return ("prompt", "completion")[: 1 + labelled] if self._has_prompts else ("text",)
 
     def features(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True

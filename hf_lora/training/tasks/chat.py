@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ConfigError, DataError
 from ..columns import IGNORED
-from ..data.columns import place_of
-from ..data.layouts import chat_of
+from ..data.columns import Role, place_of
+from ..data.layouts import CHAT_ROLES, chat_of
 from .generating import Generating, cut, generate
 from .templates import answer_mask, named_template, prompt_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Chat", "use_template"]
+__all__ = ["ROLES", "Chat", "use_template"]
 
+ROLES = (
+    *CHAT_ROLES,
+    Role("tools", ("tools", "functions"), lambda value: isinstance(value, str | list), is_required=False),
+)
 _TRIED = 20  # rows that show at once whether the template can be trained on
 
 
@@ -32,8 +37,7 @@ class Chat(Generating):
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         use_template(processor, self.options.get("chat_template"))
-        first = rows.select(range(min(_TRIED, len(rows)))).to_list()
-        self.features([row for row in first if self.problem(row, True) is None], processor)
+        self.features([row for row in islice(rows, _TRIED) if self.problem(row, True) is None], processor)
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         try:

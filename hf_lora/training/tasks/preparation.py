@@ -80,9 +80,12 @@ class Preparation:
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         """Return what is wrong with a row, and what to do; None where it can be used."""
-        roles = (role for role in self.task.roles if role.is_required and (labelled or not role.is_label))
-        empty = next((role.name for role in roles if self.value(row, role.name) is None), None)
-        return empty and f"its {empty} (column {self.columns[empty]!r}) is empty"
+        empty = next((name for name in self.needed(labelled) if self.value(row, name) is None), None)
+        return empty and f"its {empty} (column {self.columns.get(empty, empty)!r}) is empty"
+
+    def needed(self, labelled: bool) -> Sequence[str]:
+        """Return the roles that every row has to have something for."""
+        return [role.name for role in self.task.roles if role.is_required and (labelled or not role.is_label)]
 
     def check(self, rows: Iterable[Mapping[str, Any]], labelled: bool = True) -> None:
         """Raise DataError with the rows that cannot be used, at most the first hundred looked at."""

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from ..data.columns import Role
-from ..data.layouts import CHAT_ROLES
-from . import classes, pictures, sounds
-from .causal import CausalText
-from .chat import Chat
+from . import causal, chat, classes, pictures, rewriting, sounds
 from .task import TrainingTask
-from .texts import TEXT, is_text, mean_length
 
-WRITTEN = Role(TEXT.name, TEXT.names, TEXT.holds, preference=mean_length, unless=("prompt", "completion"))
-PROMPT = Role("prompt", ("prompt",), is_text, is_required=False)
-COMPLETION = Role("completion", ("completion",), is_text, is_required=False, is_label=True)
-TOOLS = Role("tools", ("tools", "functions"), lambda value: isinstance(value, str | list), is_required=False)
+__all__ = ["TASKS"]
 
 ROWS = (
     TrainingTask(
@@ -30,14 +22,22 @@ ROWS = (
         batch_size=8,
     ),
     TrainingTask(
-        "causal-lm", ("AutoModelForCausalLM",), (WRITTEN, PROMPT, COMPLETION),
+        "causal-lm", ("AutoModelForCausalLM",), causal.ROLES,
         "transformers.DataCollatorForSeq2Seq", ("perplexity",), "a text to go on with, or a completion of a prompt",
-        CausalText, learning_rate=3e-4, batch_size=8,
+        causal.CausalText, learning_rate=3e-4, batch_size=8,
     ),
     TrainingTask(
-        "chat", ("AutoModelForCausalLM",), (*CHAT_ROLES, TOOLS), "transformers.DataCollatorForSeq2Seq",
-        ("perplexity",), "conversations, or questions and answers; the answers are learnt", Chat,
+        "chat", ("AutoModelForCausalLM",), chat.ROLES, "transformers.DataCollatorForSeq2Seq",
+        ("perplexity",), "conversations, or questions and answers; the answers are learnt", chat.Chat,
         learning_rate=3e-4, batch_size=8,
+    ),
+    TrainingTask(
+        "summarization", ("AutoModelForSeq2SeqLM",), rewriting.SUMMARY_ROLES, "transformers.DataCollatorForSeq2Seq",
+        ("rouge",), "a short text for a long one", rewriting.Rewriting, learning_rate=3e-4, batch_size=8,
+    ),
+    TrainingTask(
+        "translation", ("AutoModelForSeq2SeqLM",), rewriting.TRANSLATION_ROLES, "transformers.DataCollatorForSeq2Seq",
+        ("sacrebleu",), "a text in another language", rewriting.Rewriting, learning_rate=3e-4, batch_size=8,
     ),
 )  # fmt: skip
 TASKS = {row.name: row for row in ROWS}

@@ -1,0 +1,132 @@
+"""A text from another one, by an encoder-decoder: summaries and translations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import ConfigError, DataError
+from ..data.columns import Role
+from .generating import Generating
+from .languages import LANGUAGES, is_language, language_of, set_languages, task_prefix, tokenization
+from .texts import is_text, mean_length
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["SUMMARY_ROLES", "TRANSLATION_ROLES", "Rewriting"]
+
+_LANGUAGES = (*LANGUAGES, *(name.lower() for name in LANGUAGES.values()))
+SUMMARY_ROLES = (
+    Role(
+        "source", ("document", "article", "dialogue", "report", "source", "text", "content", "body", "input", "正文"),
+        is_text, preference=mean_length,
+    ),
+    Role(
+        "target", ("summary", "highlights", "abstract", "headline", "title", "target", "output", "摘要"), is_text,
+        is_label=True,
+    ),
+)  # fmt: skip
+TRANSLATION_ROLES = (
+    Role("source", ("source", "src", "input", *_LANGUAGES), is_text, unless=("pair",)),
+    Role(
+        "target", ("target", "tgt", "translation", "output", *_LANGUAGES), is_text, is_label=True, unless=("pair",)
+    ),
+    Role("pair", ("translation", "translations"), lambda value: isinstance(value, dict), is_required=False),
+)  # fmt: skip
+
+
+class Rewriting(Generating):
+    """A text a row, and the one that is to be made of it.
+
+    `source_lang`, `target_lang`: of a translation, or of a summary by a model of many languages; columns that are named
+    as languages say them. `prefix`: what stands before each text. A column "translation" may hold both texts, by
+    language.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_target_length", "prefix", "source_lang", "target_lang")
+    trainer_class: ClassVar[str] = "transformers.Seq2SeqTrainer"
+    arguments_class: ClassVar[str] = "transformers.Seq2SeqTrainingArguments"
+
+    def learn(self, rows: Dataset, processor: Any) -> None:
+        super().learn(rows, processor)
+        self.options["max_target_length"] = self.options.get("max_target_length") or self.options.pop("max_new_tokens")
+        self.options.pop("max_new_tokens", None)
+        if "pair" in self.columns and (texts := next(filter(None, (row[self.columns["pair"]] for row in rows)), None)):
+            self._choose_languages(texts)
+        for name in ("source", "target"):
+            column, given = self.columns.get(name), self.options.get(f"{name}_lang")
+            if given and language_of(column) and not is_language(str(column), given):
+                raise ConfigError(
+                    f"{name}_lang={given}: the {name} is the column {column!r}; take another with --column {name}=NAME."
+                )
+            self.options[f"{name}_lang"] = given or (column if language_of(column) else None)
+
+    def fit_model(self, model: Any, processor: Any) -> None:
+        super().fit_model(model, processor)
+        source, target = self.options.get("source_lang"), self.options.get("target_lang")
+        if self.options.get("prefix") is None:
+            self.options["prefix"] = task_prefix(self.task.name, model, processor, source, target)
+        set_languages(model, processor, source, target)
+
+    def training_arguments(self) -> dict[str, Any]:
+        return {"predict_with_generate": True, "generation_max_length": self.options["max_target_length"]}
+
+    def compute_metrics(self, names: Sequence[str], processor: Any) -> Any:
+        from ..metrics import metrics
+
+        words = tokenization(self.options.get("target_lang"))
+        options = {"sacrebleu": {"tokenize": words}} if "sacrebleu" in names and words != "13a" else {}
+        return metrics(*names, processing_class=processor, options=options)
+
+    def needed(self, labelled: bool) -> tuple[str, ...]:
+        return ("source", "target")[: 1 + labelled]
+
+    def value(self, row: Mapping[str, Any], role: str) -> Any:
+        pair = super().value(row, "pair")
+        if pair is None or role not in ("source", "target"):
+            return super().value(row, role)
+        return next((text for key, text in pair.items() if is_language(key, self.options[f"{role}_lang"])), None)
+
+    def features(
+        self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
+    ) -> list[dict[str, Any]]:
+        texts = [self.options["prefix"] + str(self.value(row, "source")) for row in rows]
+        found = processor(texts, truncation=True, max_length=self.options["max_length"])
+        features = [{"input_ids": ids} for ids in found["input_ids"]]
+        if labelled:
+            most = self.options["max_target_length"]
+            targets = [str(self.value(row, "target")) for row in rows]
+            wanted = processor(text_target=targets, truncation=True, max_length=most)["input_ids"]
+            for feature, ids in zip(features, wanted, strict=True):
+                ends = processor.eos_token_id in ids[-2:] or len(ids) == most
+                feature["labels"] = ids if ends else [*ids, processor.eos_token_id]
+        return features
+
+    def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        import torch
+
+        batch = self.collator(processor, model)(self.features(rows, processor, labelled=False))
+        with torch.inference_mode():
+            found = model.generate(
+                input_ids=batch["input_ids"].to(model.device),
+                attention_mask=batch["attention_mask"].to(model.device),
+                max_length=self.options["max_target_length"],
+            )
+        return [{"generated_text": text.strip()} for text in processor.batch_decode(found, skip_special_tokens=True)]
+
+    def _choose_languages(self, texts: Mapping[str, Any]) -> None:
+        """Set the languages of cells with several texts; of two that nobody names, the first of LANGUAGES is read."""
+        order = list(LANGUAGES)
+        given = {name: self.options.get(name) for name in ("source_lang", "target_lang")}
+        named = [key for key in texts if any(name and is_language(key, name) for name in given.values())]
+        left = sorted(
+            (key for key in texts if key not in named), key=lambda key: order.index(language_of(key) or order[-1])
+        )
+        unset = [name for name, value in given.items() if not value]
+        if len(named) + len(unset) != len(given) or (unset and len(left) != len(unset)):
+            raise DataError(
+                f"column {self.columns['pair']!r} has texts in {', '.join(texts)}: say which two with --source-lang "
+                "and --target-lang."
+            )
+        self.options.update(zip(unset, left, strict=True) if unset else ())
