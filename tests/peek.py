@@ -24,6 +24,7 @@ PLACES = {
     "amend_card": "hf_lora.hub.card.writing:amend_card",
     "write_card": "hf_lora.hub.card.writing:write_card",
     "cli": "hf_lora.cli.main",
+    "merged_files": "hf_lora.model.merged_files",
     "COMMANDS": "hf_lora.cli.main:COMMANDS",
     "demo": "hf_lora.cli.demo",
     "TRAINING_TASKS": "hf_lora.training.tasks.table:TASKS",

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import demo, evaluate, inspect, predict, push, train
+from . import demo, evaluate, inspect, merge, predict, push, train
 from .showing import remark
 
 __all__ = ["app", "main"]
 
 # Heading of the help -> its commands, in the order of use.
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From rows to an adapter": (train.train, evaluate.evaluate, predict.predict),
-    "Adapters": (inspect.inspect, push.push),
+    "Adapters": (inspect.inspect, merge.merge, push.push),
     "About": (demo.demo,),
 }
 app = typer.Typer(

@@ -25,6 +25,11 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
     dtype: widen the base's floating-point tensors to this first.
     Raises MergeError where the values cannot be had or are not finite; the layer is left unchanged.
     """
+    return merged_by(layer, named_adapters(layer, names), dtype)
+
+
+def merged_by(layer: nn.Module, adapters: Iterable[Adapter], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return `merged_values` of adapters that the layer carries, or carried: then it is one of the base's own class."""
     values: dict[str, Tensor] = {}
 
     def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor | None]) -> None:
@@ -53,7 +58,7 @@ def merged_values(layer: LoRALayer, names: Route, dtype: torch.dtype | None = No
         own = {id(tensor) for tensor in adapter.tensors().values()}  # a trained copy is its own effective value
         values[parameter] = merged.detach().clone() if id(merged) in own else merged.contiguous()
 
-    for adapter in _named(layer, names):
+    for adapter in adapters:
         merge(adapter, adapter.parameter, adapter.effective)
         if adapter.changes_bias:
             merge(adapter, "bias", adapter.effective_bias)
@@ -68,7 +73,7 @@ def merge_losses(
     dtype: what the parameters are widened to first. Three tensors of a parameter's size are made, not more.
     """
     chains: dict[str, list[Adapter]] = {}
-    for adapter in _named(layer, names):
+    for adapter in named_adapters(layer, names):
         chains.setdefault(adapter.parameter, []).append(adapter)
     for parameter, chain in chains.items():
         own = _base(layer, parameter)
@@ -87,7 +92,7 @@ def merge_losses(
 
 def check_merge(layer: LoRALayer, names: Route, dtype: torch.dtype | None = None) -> None:
     """Raise MergeError where `merged_values` would; it is tried only where the factors do not tell."""
-    for adapter in _named(layer, names):
+    for adapter in named_adapters(layer, names):
         own = _base(layer, adapter.parameter)
         told = own is not None and not own.is_meta and own.is_floating_point()
         if not told or not low_rank.stays_finite(_widened(own, dtype), adapter.largest_change()):  # type: ignore[arg-type]
@@ -128,12 +133,13 @@ def swap_back(layer: LoRALayer) -> None:
     layer._originals.clear()
 
 
-def _base(layer: LoRALayer, parameter: str) -> Tensor | None:
+def _base(layer: nn.Module, parameter: str) -> Tensor | None:
     """Return the base's own tensor, of a layer that is merged as well."""
-    return layer._originals.get(parameter, own_tensor(layer, parameter))
+    return getattr(layer, "_originals", {}).get(parameter, own_tensor(layer, parameter))
 
 
-def _named(layer: LoRALayer, names: Route) -> list[Adapter]:
+def named_adapters(layer: LoRALayer, names: Route) -> list[Adapter]:
+    """Return the named adapters of a layer, in the order in which they act."""
     return in_order(adapter for name in names for adapter in layer.carried(name).values())
 
 

@@ -126,6 +126,18 @@ def merge_and_unload(
     return plain
 
 
+def check_mergeable(model: Any, dtype: torch.dtype | None) -> Route:
+    """Return the selected adapters, which can be merged; what rounding takes is told. Raises MergeError."""
+    state: AdapterState = model._lora
+    names = _chosen(state, None)
+    _refuse_shards(model)
+    if dtype is not None:
+        _check_widening(model, dtype)
+    _check(state, names, dtype)
+    _tell_loss(state, names, None, dtype)
+    return names
+
+
 def unload(model: Any) -> Any:
     """Remove every adapter and return the plain model, the same object, as it was before."""
     unmerge(model._lora)

@@ -102,6 +102,11 @@ def rows_of_table(notes: Mapping[str, Any]) -> int | None:
     return rows if type(rows) is int and rows > 0 else None
 
 
+def is_quantised(notes: Mapping[str, Any]) -> bool:
+    """Return whether an adapter's notes tell of a base that was quantised when it was loaded."""
+    return QUANTISATION in _noted(notes)
+
+
 def settings_for(
     notes: Mapping[str, Any], config: Any, model_type: str | None, given: Collection[str]
 ) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""`hf-lora merge`: the files that merging in memory and saving would give, with one shard of them in memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hf_lora import LoRAConfig, LoRAModel
+
+from .cases import VARIANTS, move
+from .peek import cli, merged_files
+from .tiny import tiny
+
+Capture = pytest.CaptureFixture[str]
+LINEAR = {"target_modules": "all-linear"}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: ("bert", {**LINEAR, **settings}) for name, settings in VARIANTS.items()},
+    "patterns": ("llama", {**LINEAR, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"k_proj": 9}}),
+    "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),
+    "conv1d-dora": ("gpt2", {"target_modules": ["c_attn"], "use_dora": True}),
+    "tied-table": ("gpt2", {"target_modules": ["wte"]}),
+    "tied-head": ("bert_mlm", {"target_modules": ["decoder"]}),
+    "token-rows": ("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": [1, 3]}),
+    "saved": ("roberta", {"target_modules": ["query"], "modules_to_save": ["classifier"]}),
+    "saved-table": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "experts": ("mixtral", {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "fused-experts": ("gpt_oss", {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
+    "pictures": ("vit", {**LINEAR}),
+    "sounds": ("wav2vec2", {"target_modules": ["q_proj"]}),
+    "both-sides": ("t5", {"target_modules": ["q", "v"]}),
+}
+
+
+def made(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a case's base into `base` and its adapter, which was moved away from its start, into `adapter`."""
+    family, settings = CASES[name]
+    tiny(family).to(dtype).save_pretrained(folder / "base")
+    model = LoRAModel.from_pretrained(
+        str(folder / "base"), LoRAConfig(r=2, lora_alpha=3, **settings), auto_class=type(tiny(family))
+    )
+    move(model, scale=0.1)
+    model.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_files_are_those_of_merging_in_memory_and_saving(name: str, tmp_path: Path) -> None:
+    adapter = made(name, tmp_path)
+    LoRAModel.from_pretrained(adapter).merge_and_unload().save_pretrained(tmp_path / "whole", max_shard_size="12KB")
+    merged_files.save_merged(LoRAModel.from_pretrained(adapter), tmp_path / "written", max_shard_size="12KB")
+    assert files(tmp_path / "written") == files(tmp_path / "whole")
+    assert files(tmp_path / "written")["config.json"]
+    assert len(list((tmp_path / "written").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "saved", "tied-table", "experts"])
+def test_so_they_are_of_a_half_precision_base_that_is_widened(name: str, tmp_path: Path) -> None:
+    adapter = made(name, tmp_path, torch.bfloat16)
+    whole = LoRAModel.from_pretrained(adapter).merge_and_unload(dtype=torch.float32)
+    whole.save_pretrained(tmp_path / "whole")
+    merged_files.save_merged(LoRAModel.from_pretrained(adapter), tmp_path / "written", "float32")
+    assert files(tmp_path / "written") == files(tmp_path / "whole")
+    assert json.loads((tmp_path / "written" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_no_more_than_a_file_of_merged_weights_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, alive, most = made("patterns", tmp_path), weakref.WeakSet[Any](), []
+    merged_by = merged_files.layers.merged_by
+
+    def watched(*given: Any) -> dict[str, torch.Tensor]:
+        values = merged_by(*given)
+        alive.update(values.values())
+        most.append(sum(tensor.nbytes for tensor in alive))
+        return values
+
+    model = LoRAModel.from_pretrained(adapter)
+    monkeypatch.setattr(merged_files.layers, "merged_by", watched)
+    gc.collect()
+    merged_files.save_merged(model, tmp_path / "out", max_shard_size="4KB")
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 4
+    assert len(most) == 14
+    assert max(most) <= 4096 + 2048
+
+
+def test_the_command_writes_a_model_with_its_tokenizer_that_transformers_loads_and_verifies_it(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    adapter = made("patterns", tmp_path)
+    assert cli.main(["merge", str(adapter), str(tmp_path / "out" / "merged"), "--verify"]) == 0
+    told = capsys.readouterr()
+    assert "outputs differ by" in told.out
+    assert "no tokenizer" in told.err or "has a tokenizer" in told.err
+    both, merged = LoRAModel.from_pretrained(adapter), type(tiny("llama")).from_pretrained(tmp_path / "out" / "merged")
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(merged(ids).logits, both(ids).logits)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
+    with safe_open(tmp_path / "out" / "merged" / "model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if "lora" in key]  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{adapter}", "{taken}"], "there already"),
+        (["{adapter}", "out", "--max-shard-size", "lots"], "500MB"),
+        (["{adapter}", "out", "--verify", "--tolerance", "0"], "differ by"),
+        (["nowhere", "out"], "nowhere"),
+        (["{adapter}", "{file}/out"], "file"),
+    ],
+)
+def test_what_cannot_be_merged_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    adapter = made("patterns", tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "file").touch()
+    names = {"adapter": adapter, "taken": tmp_path / "base", "file": tmp_path / "file"}
+    assert cli.main(["merge", *(argument.format(**names) for argument in arguments)]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.err.splitlines()[-1].startswith("hf-lora: ")
+    assert not list(Path().iterdir())
