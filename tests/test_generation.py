@@ -107,7 +107,7 @@ def test_answers_and_their_ends_are_trained_and_nothing_else_of_a_chat(template:
 def test_a_template_that_rewrites_earlier_turns_is_refused_and_its_last_answers_can_be_learnt() -> None:
     words, rows = talker(REWRITING), [{"messages": CHAT, "__place__": "chats.jsonl, line 7"}]
     with pytest.raises(DataError, match=r"chats.jsonl, line 7: .* turn 3 .* --answers last"):
-        preparation("chat", rows, words)
+        preparation("chat", rows, words).features(rows, words)
     made = preparation("chat", rows, words, answers="last")
     assert words_of(words, made.features(rows, words)[0])[1] == "g e [EOS]"
 
@@ -133,7 +133,7 @@ def test_a_chat_that_the_template_refuses_is_told_with_its_row_and_the_reason() 
     words = talker("{{ raise_exception('no system here') }}")
     rows = [{"messages": CHAT, "__place__": "chats.jsonl, line 2"}]
     with pytest.raises(DataError, match="chats.jsonl, line 2: .*no system here"):
-        preparation("chat", rows, words)
+        preparation("chat", rows, words).features(rows, words)
 
 
 def test_a_long_chat_is_cut_around_what_is_trained() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ConfigError, DataError
@@ -23,7 +22,6 @@ ROLES = (
     *CHAT_ROLES,
     Role("tools", ("tools", "functions"), lambda value: isinstance(value, str | list), is_required=False),
 )
-_TRIED = 20  # rows that show at once whether the template can be trained on
 
 
 class Chat(Generating):
@@ -37,7 +35,6 @@ class Chat(Generating):
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         use_template(processor, self.options.get("chat_template"))
-        self.features([row for row in islice(rows, _TRIED) if self.problem(row, True) is None], processor)
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         try:

@@ -47,8 +47,8 @@ class Lengths:
 
 
 def measure_lengths(preparation: Preparation, rows: Dataset, processor: Any) -> Lengths | None:
-    """Return how long at most a thousand rows are, spread over all; None for a task whose rows have no tokens."""
-    limit = preparation.options.get("max_length")
+    """Return how long at most a thousand rows are, spread over all; None for packed ones, or without tokens."""
+    limit = None if preparation.options.get("packing") else preparation.options.get("max_length")
     if limit is None or not len(rows):
         return None
     step = max(len(rows) // _LOOKED_AT, 1)

@@ -91,7 +91,7 @@ class Rewriting(Generating):
     def features(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
     ) -> list[dict[str, Any]]:
-        texts = [self.options["prefix"] + str(self.value(row, "source")) for row in rows]
+        texts = [(self.options.get("prefix") or "") + str(self.value(row, "source")) for row in rows]
         found = processor(texts, truncation=True, max_length=self.options["max_length"])
         features = [{"input_ids": ids} for ids in found["input_ids"]]
         if labelled:
