@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    EvalPrediction,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    WhisperFeatureExtractor,
+)
 
-from hf_lora.errors import DataError
+import hf_lora
+from hf_lora.errors import ConfigError, DataError
 
 from .jobs import write_csv
-from .jobs_media import tones, wav2vec2
+from .jobs_media import speller, tones, wav2vec2, whisper
 from .peek import PLACE, RunSettings, media, plan_run, seconds_used
 
 
@@ -87,3 +98,64 @@ def test_sounds_that_are_cut_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "20 of 32 sounds are longer than 0.25 seconds" in caplog.text
     features = plan.preparation.features(plan.rows["train"].to_list(), plan.processor)
     assert max(len(each["input_values"]) for each in features) == 4000
+
+
+def _speech(tmp_path: Path, rows: Path, base: Path | None = None, **settings: object) -> Any:
+    scratch = tmp_path / f"scratch{len(list(tmp_path.iterdir()))}"
+    scratch.mkdir()
+    base = base or speller(tmp_path / f"base{len(list(tmp_path.iterdir()))}")
+    return plan_run(RunSettings(model=str(base), task="speech-recognition", train=str(rows), **settings), scratch)
+
+
+def _said(tmp_path: Path, texts: list[str], seconds: float = 1.0) -> Path:
+    soundfile.write(tmp_path / "a.wav", _tone(16000, seconds), 16000)
+    return write_csv(tmp_path / "said.csv", ["audio", "text"], [["a.wav", text] for text in texts])
+
+
+def test_texts_are_put_into_the_tokenizers_letters_and_what_it_lacks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = _speech(tmp_path, _said(tmp_path, ["Hl,  hh!", "lll"] * 8))
+    assert "does not know ',' (8 times), '!' (8 times)" in caplog.text
+    assert "in upper case" in caplog.text
+    rows = sorted(plan.rows["train"].to_list(), key=lambda row: row["text"])
+    assert {plan.preparation.text(row) for row in rows} == {"HL HH", "LLL"}
+    ids = plan.preparation.features(rows[-1:], plan.processor)[0]["labels"]
+    assert (ids, plan.model.config.vocab_size) == ([5, 5, 5], 7)
+
+
+def test_texts_in_another_script_or_too_long_for_their_sound_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="most of the texts; its letters are 'HL'"):
+        _speech(tmp_path, _said(tmp_path, ["hallo", "привет"] * 8))
+    with pytest.raises(DataError, match="has 60 letters for 1.0 seconds"):
+        _speech(tmp_path, _said(tmp_path, ["hl" * 30, *["hl"] * 9]))
+    with pytest.raises(DataError, match=r"takes 1\.0 seconds, and 0\.5 are used: part it"):
+        _speech(tmp_path, _said(tmp_path, ["hl"] * 9), max_seconds=0.5)
+
+
+def test_whisper_has_to_be_told_a_language_that_it_knows(tmp_path: Path) -> None:
+    base, rows = whisper(tmp_path / "whisper"), _said(tmp_path, ["hl"] * 9, 0.5)
+    for wrong in (None, "fr"):
+        with pytest.raises(ConfigError, match="this Whisper knows de, en, zh"):
+            _speech(tmp_path, rows, base, language=wrong)
+    plan = _speech(tmp_path, rows, base, language="German", speech_task="translate")
+    ids = plan.preparation.features(plan.rows["train"].to_list()[:1], plan.processor)[0]["labels"]
+    words = plan.processor.tokenizer.convert_ids_to_tokens(ids)
+    assert words[:4] == ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
+    batch = plan.preparation.collator(plan.processor, plan.model)(
+        [{"input_features": np.zeros((32, 100)), "labels": ids}]
+    )
+    assert batch["labels"][0].tolist() == ids[1:]
+
+
+def test_ctc_frames_are_letters_and_a_double_letter_stays_double() -> None:
+    tokenizer = SimpleNamespace(
+        batch_decode=lambda rows, skip_special_tokens, group_tokens: ["".join("_el"[i] for i in row) for row in rows],
+        word_delimiter_token="|",
+    )
+    frames = np.eye(3)[[[1, 1, 2, 0, 2, 0]]]  # e e l _ l _
+    compute = hf_lora.metrics("cer", "wer", processing_class=tokenizer)
+    compute.begin(Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=3, pad_token_id=0, num_hidden_layers=1)))
+    evaluated = EvalPrediction(predictions=frames, label_ids=np.array([[1, 2, 2, -100]]))
+    assert compute(evaluated) == {"cer": 0.0, "wer": 0.0}
+    assert compute.preprocess_logits_for_metrics(torch.tensor(frames), None).tolist() == [[1, 1, 2, 0, 2, 0]]

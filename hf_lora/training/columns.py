@@ -39,12 +39,13 @@ class EvaluatedModel:
     """What the metrics have to know of the model whose outputs they see; None where that is not known.
 
     shifted: its logits at a position are about the next token. classes: how many it tells apart. labels: their names,
-    by number.
+    by number. blank: of connectionist temporal classification (CTC), the class of no letter.
     """
 
     shifted: bool | None = None
     classes: int | None = None
     labels: Mapping[int, str] | None = None
+    blank: int | None = None
 
     @classmethod
     def of(cls, model: Any) -> EvaluatedModel:
@@ -53,6 +54,8 @@ class EvaluatedModel:
         if config is None:
             return cls()
         name = name_of(model)
+        if name in classes_of("MODEL_FOR_CTC_MAPPING_NAMES"):
+            return cls(blank=config.pad_token_id)
         if "Classification" not in name:
             return cls(_shifted(name, config))
         return cls(_shifted(name, config), getattr(config, "num_labels", None), getattr(config, "id2label", None))
@@ -107,6 +110,21 @@ def reduced(logits: Tensor, labels: Tensor, shifted: bool) -> dict[str, Tensor]:
             about.float(), labels[row, start:].long(), reduction="none", ignore_index=IGNORED
         )
     return {"ids": ids, "nll": nll}
+
+
+def heard(frames: np.ndarray, blank: int) -> np.ndarray:
+    """Return the letters that the frames of CTC stand for, IGNORED in the place of repeated ones and of blanks.
+
+    frames: ids, or logits with a last dimension for the letters. Graves et al. 2006, Connectionist temporal
+    classification.
+
+    >>> heard(np.array([[7, 7, 0, 7, 5, 5]]), blank=0).tolist()
+    [[7, -100, -100, 7, 5, -100]]
+    """
+    ids = frames.argmax(-1) if frames.ndim == 3 else frames
+    again = np.zeros(ids.shape, dtype=bool)
+    again[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    return np.where(again | (ids == blank), IGNORED, ids)
 
 
 class Columns(NamedTuple):

@@ -93,6 +93,7 @@ def perplexity(references: Any, losses: np.ndarray) -> float:
 # name -> the kind of columns it compares, and the function of (references, predictions, **options) that computes it.
 NAMES = {
     "accuracy": ("classes", "sklearn.metrics.accuracy_score"),
+    "cer": ("texts", "jiwer.cer"),
     "chrf": ("texts", "hf_lora.training.scores.chrf"),
     "exact_match": ("texts", f"{__name__}.exact_match"),
     "f1": ("classes", "sklearn.metrics.f1_score"),
@@ -111,6 +112,7 @@ NAMES = {
     "spearmanr": ("numbers", "scipy.stats.spearmanr"),
     "squad": ("answers", "hf_lora.training.scores.squad"),
     "squad_v2": ("answers", "hf_lora.training.scores.squad_v2"),
+    "wer": ("texts", "jiwer.wer"),
 }
 
 

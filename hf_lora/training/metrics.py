@@ -121,6 +121,8 @@ class Metrics:
         if isinstance(labels, tuple):  # starts and ends of answers
             return logits
         scores, shifted = first(logits), self._model.shifted
+        if self._model.blank is not None:
+            return scores.argmax(-1)
         if shifted is None or not are_logits_of_tokens(scores, labels):
             return scores
         return reduced(scores, labels, shifted)
@@ -181,10 +183,12 @@ def _decoder(processing_class: Any) -> Callable[[Any], np.ndarray] | None:
     """Return what gives the texts of rows of tokens, without special tokens, padding and spaces around them."""
     if processing_class is None:
         return None
+    is_ctc = hasattr(getattr(processing_class, "tokenizer", processing_class), "word_delimiter_token")
+    how = {"group_tokens": False} if is_ctc else {}  # a letter that stands twice is meant
 
     def texts(rows: np.ndarray) -> np.ndarray:
         kept = [[int(token) for token in row if token != IGNORED] for row in rows]
-        found = processing_class.batch_decode(kept, skip_special_tokens=True)
+        found = processing_class.batch_decode(kept, skip_special_tokens=True, **how)
         return np.array([text.strip() for text in found], dtype=object)
 
     return texts

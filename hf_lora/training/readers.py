@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import ConfigError
-from .columns import IGNORED, Batch, Columns, are_several, as_objects, check_defined, check_labels, is_float
+from .columns import IGNORED, Batch, Columns, are_several, as_objects, check_defined, check_labels, heard, is_float
 
 
 def columns_of(batch: Batch, kind: str) -> Columns:
@@ -56,6 +56,7 @@ def _numbers(batch: Batch) -> Columns | None:
 def _texts(batch: Batch) -> Columns | None:
     """Return the generated texts and the labels' texts."""
     p, y = batch.predictions, batch.labels
+    p = p if batch.model.blank is None else heard(p, batch.model.blank)
     if batch.texts is None or batch.reduced or p.ndim != 2 or y.ndim != 2 or is_float(p) or is_float(y):
         return None
     return Columns(batch.texts(p), batch.texts(y))

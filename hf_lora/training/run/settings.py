@@ -66,13 +66,18 @@ class RunSettings:
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
     augment: bool = _set("pictures: cut and mirror those to train on at random", "Task", False)
+    speech_task: str | None = _set(
+        "speech-recognition by Whisper: write what is said, or translate it into English (default: transcribe)",
+        "Task",
+        choices=("transcribe", "translate"),
+    )
     max_seconds: float | None = _set("sounds: seconds of one that are used (default: the model's)", "Task", above=0)
 
     output: str | None = _set("folder for the adapter and all that belongs to the run", "Output")
     push: str | None = _set("push the adapter to this repo of the Hub at the end", "Output")
     private: bool = _set("make that repo private", "Output", False)
     base_id: str | None = _set("the base's id on the Hub, where --model is a folder", "Output")
-    language: str | None = _set("of the data, for the card, as en", "Output")
+    language: str | None = _set("of the data, as en: for the card, and for Whisper", "Output")
     license: str | None = _set("of the adapter, for the card, as apache-2.0", "Output")
 
     r: int = _set("rank", "LoRA", 16, above=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import causal, chat, classes, pictures, rewriting, sounds
+from . import causal, chat, classes, pictures, rewriting, sounds, speech
 from .task import TrainingTask
 
 __all__ = ["TASKS"]
@@ -20,6 +20,10 @@ ROWS = (
         "audio-classification", ("AutoModelForAudioClassification",), (sounds.AUDIO, classes.LABEL),
         "transformers.DataCollatorWithPadding", ("accuracy",), "one label for a sound", sounds.SoundClasses,
         batch_size=8,
+    ),
+    TrainingTask(
+        "speech-recognition", ("AutoModelForSpeechSeq2Seq", "AutoModelForCTC"), (sounds.AUDIO, speech.TRANSCRIPT),
+        "", ("wer", "cer"), "the text of a sound", speech.Speech, batch_size=8,
     ),
     TrainingTask(
         "causal-lm", ("AutoModelForCausalLM",), causal.ROLES,
