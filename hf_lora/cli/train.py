@@ -76,7 +76,7 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings among the flags, without those that were not given."""
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     return {
-        name: _pairs(name, value) if name in ("column", "lora", "trainer") else value for name, value in given.items()
+        name: pairs(name, value) if name in ("column", "lora", "trainer") else value for name, value in given.items()
     }
 
 
@@ -95,12 +95,12 @@ def _resumed(given: Mapping[str, Any], config: Path | None) -> RunSettings:
     return settings
 
 
-def _pairs(flag: str, given: list[str]) -> dict[str, Any]:
+def pairs(flag: str, given: list[str]) -> dict[str, Any]:
     """Return NAME=VALUE as YAML reads the values: numbers, true and false are what they look like."""
     if wrong := [text for text in given if "=" not in text]:
         raise ConfigError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
-    pairs = dict(text.split("=", 1) for text in given)
-    return pairs if flag == "column" else {name: read_yaml(value) for name, value in pairs.items()}
+    found = dict(text.split("=", 1) for text in given)
+    return found if flag == "column" else {name: read_yaml(value) for name, value in found.items()}
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:

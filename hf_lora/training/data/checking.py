@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, some
-from .columns import place_of
+from .columns import is_empty, place_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,19 +77,21 @@ def count_values(rows: Dataset, column: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
 
 
-def count_repeated(rows: Dataset, column: str) -> int:
-    """Return how many rows say in a column what a row before them says."""
-    return len(rows) - len(_digests(rows, column))
+def count_different(rows: Dataset, columns: Sequence[str]) -> int:
+    """Return how many different rows there are, as far as these columns tell."""
+    return len(_digests(rows, columns))
 
 
-def count_shared(rows: Dataset, others: Dataset, column: str) -> int:
-    """Return how many different values of a column stand in both."""
-    return len(_digests(rows, column) & _digests(others, column))
+def count_shared(rows: Dataset, others: Dataset, columns: Sequence[str]) -> int:
+    """Return how many different rows stand in both, as far as these columns tell."""
+    return len(_digests(rows, columns) & _digests(others, columns))
 
 
-def _digests(rows: Dataset, column: str) -> set[int]:
-    """Return the hashes of what a column says: eight bytes a row, however long the texts."""
-    found: set[int] = set()
-    for batch in rows.select_columns([column]).iter(_BATCH):
-        found.update(hash(value if isinstance(value, str) else repr(value)) for value in batch[column])
-    return found
+def count_empty(rows: Dataset, column: str) -> int:
+    """Return how many cells of a column hold nothing."""
+    return sum(is_empty(row[column]) for row in stream_rows(rows.select_columns([column])))
+
+
+def _digests(rows: Dataset, columns: Sequence[str]) -> set[int]:
+    """Return the hashes of what columns say: eight bytes a row, however long the texts."""
+    return {hash(repr([row[name] for name in columns])) for row in stream_rows(rows.select_columns(list(columns)))}

@@ -58,7 +58,7 @@ def choose_columns(
         if len(left) != 1:
             raise DataError(_missing(role, roles, source, columns, left, values))
         chosen[role.name] = left[0]
-    return chosen
+    return {role.name: chosen[role.name] for role in roles if role.name in chosen}
 
 
 def values_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -71,7 +71,7 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
     """
     settings = _checked(settings, overwrite, resume)
     rows = read_files(settings, scratch)
-    task, columns = choose_task(settings, rows["train"])
+    task, columns, _ = choose_task(settings, rows["train"])
     processor = load_part(settings.model, task.preparation.processor_class)
     options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
     preparation = task.preparation(task, columns, **options)

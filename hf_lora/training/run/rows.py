@@ -14,7 +14,7 @@ from ..data.checking import check_columns, usable_rows
 from ..data.columns import choose_columns
 from ..data.reading import read_splits
 from ..data.splitting import split_rows
-from ..data.written import Wanted
+from ..data.written import Found, Wanted
 from ..tasks.guessing import guess_task
 from ..tasks.lengths import Lengths, check_lengths, measure_lengths
 from ..tasks.preparation import Preparation
@@ -51,28 +51,32 @@ def base_config(settings: RunSettings) -> Any:
     return settings.model and load_part(settings.model, "AutoConfig")
 
 
-def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
-    """Return the rows of each file that the settings name, by split. Raises DataError."""
+def read_found(settings: RunSettings, scratch: Path) -> dict[str, Found]:
+    """Return what was read of each file that the settings name, or that a folder of splits has. Raises DataError."""
     given = {name: getattr(settings, name) for name in ("train", "eval", "test")}
-    wanted = Wanted(settings.encoding, settings.limit, settings.skip_bad_rows)
-    read = read_splits(given, scratch, wanted)
+    return read_splits(given, scratch, Wanted(settings.encoding, settings.limit, settings.skip_bad_rows))
+
+
+def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
+    """Return the rows of each split, and tell which rows were left out. Raises DataError."""
+    read = read_found(settings, scratch)
     for found in read.values():
         if found.left_out:
             logger.warning("left out %s rows: %s.", f"{len(found.left_out):,}", some(found.left_out, between="; "))
     return {name: found.rows for name, found in read.items()}
 
 
-def choose_task(settings: RunSettings, rows: Dataset) -> tuple[TrainingTask, dict[str, str]]:
-    """Return the task of the settings, or the one that the columns tell, and the column of each role.
+def choose_task(settings: RunSettings, rows: Dataset) -> tuple[TrainingTask, dict[str, str], str]:
+    """Return the task of the settings, or the one that the columns tell, the column of each role, and why.
 
     Raises DataError, ConfigError for a task that there is not.
     """
     first = rows.select(range(min(_LOOKED_AT, len(rows)))).to_list()
     if settings.task is not None:
         task = known_task(settings.task)
-        return task, choose_columns(first, task.roles, settings.column, str(settings.train))
+        return task, choose_columns(first, task.roles, settings.column, str(settings.train)), "as you say"
     guess = guess_task(first, settings.column, str(settings.train), base_config(settings))
-    return guess.task, guess.columns
+    return guess.task, guess.columns, guess.why()
 
 
 def known_task(name: str) -> TrainingTask:

@@ -59,7 +59,7 @@ def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], sour
     best = [guess for guess in best if guess.is_likely(values)] or best
     names = [guess.task.name for guess in best]
     others: list[str] = []
-    if len(best) == 1 and not (others := _doubts(best[0], tasks, found, values)):
+    if len(best) == 1 and not (others := _doubts(best[0], tasks, found, values, config is not None)):
         return best[0]
     has = f"{source}: it has the columns {', '.join(map(repr, values))}"
     if not best:
@@ -93,16 +93,18 @@ def _likes(role: Role, values: Sequence[Any]) -> bool:
 
 
 def _doubts(
-    guess: Guess, tasks: Sequence[TrainingTask], found: Sequence[Guess], values: Mapping[str, Sequence[Any]]
-) -> list[str]:
+    guess: Guess, tasks: Sequence[TrainingTask], found: Sequence[Guess], values: Mapping[str, Sequence[Any]],
+    has_base: bool,
+) -> list[str]:  # fmt: skip
     """Return the other tasks that a file could as well be for.
 
-    Writing texts, where a guess has its label by its values only; and those that learn a label, where a guess learns
-    the text alone, and there are columns whose values come again.
+    Writing texts, where the base does that and a guess has its label by its values only; and those that learn a label,
+    where a guess learns the text alone, and there are columns whose values come again.
     """
     labels = {role.name for role in guess.task.roles if role.is_label}
     if guess.has_label:
-        return [each.task.name for each in found if each.task.name == "causal-lm" and not labels & guess.told]
+        writes = has_base and not labels & guess.told
+        return [each.task.name for each in found if writes and each.task.name == "causal-lm"]
     if all(len(set(map(repr, values[name]))) > len(values[name]) / 2 for name in guess.left(values)):
         return []
     return [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
-from ..data.columns import is_empty, place_of
+from ..data.columns import is_empty, is_replaced, place_of
 from .task import TrainingTask
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Preparation:
 
     def needed(self, labelled: bool) -> Sequence[str]:
         """Return the roles that every row has to have something for."""
-        return [role.name for role in self.task.roles if role.is_required and (labelled or not role.is_label)]
+        roles = [role for role in self.task.roles if role.is_required and (labelled or not role.is_label)]
+        return [role.name for role in roles if not is_replaced(role, self.task.roles, self.columns)]
 
     def check(self, rows: Iterable[Mapping[str, Any]], labelled: bool = True) -> None:
         """Raise DataError with the rows that cannot be used, at most the first hundred looked at."""
