@@ -86,7 +86,7 @@ class RunSettings:
     target_modules: str = _set(
         "auto, attention, all-linear, names with commas between, or a regular expression", "LoRA", "all-linear"
     )
-    lora: dict[str, Any] = _set("any other setting of LoRAConfig, as use_dora=true", "LoRA", {})
+    lora: dict[str, Any] = _set("any other setting of LoRAConfig, as bias=lora_only", "LoRA", {})
     quantize: str | None = _set("load the base in 4bit or 8bit (bitsandbytes)", "LoRA", choices=("4bit", "8bit"))
     dtype: str | None = _set(
         "of the base (default: the checkpoint's)", "LoRA", choices=("float32", "bfloat16", "float16")
