@@ -65,6 +65,13 @@ JOBS = [
         (*LEARNS, "--chat-template", "simple"), ("-eval_perplexity", 2.0),
     ),
     Job(
+        "preference", llama, lambda at: write_csv(
+            at / "duels.csv", ["prompt", "chosen", "rejected"],
+            [[question, colour, thing] for question, colour in asked() for thing in ("of",)],
+        ), ("--epochs", "5", "--eval-steps", "15", "--learning-rate", "0.003", "--chat-template", "simple"),
+        ("eval_rewards/accuracies", 1.0),
+    ),
+    Job(
         "summarization", t5, lambda at: write_csv(
             at / "long.csv", ["summary", "article"],
             [[thing, f"{colour} is the {thing}"] for thing in COLOURS for colour in COLOURS.values()]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from datasets import Dataset
 
-from hf_lora.errors import ConfigError, DataError
+from hf_lora.errors import ConfigError, DataError, MissingExtraError
 
-from .peek import TRAINING_TASKS
+from . import jobs_generation
+from .jobs import write_csv
+from .peek import TRAINING_TASKS, RunSettings, TrainedRun, plan_run
 from .trainings import tokenizer
 
 WORDS = "a b c d e f g".split()
@@ -100,6 +104,7 @@ def test_answers_and_their_ends_are_trained_and_nothing_else_of_a_chat(template:
     whole, trained = words_of(words, made.features(rows, words)[0])
     assert whole == "S a [EOS] U b [EOS] A c [EOS] U d [EOS] A e [EOS]"
     assert trained == ("c [EOS] e [EOS]" if answers == "all" else "e [EOS]")
+    assert made.shown(made.features(rows, words)[0], words) == {"input_ids": whole, "learnt": trained}
     asked = made.features(rows, words, labelled=False)[0]["input_ids"]
     assert words.decode(asked) == "S a [EOS] U b [EOS] A c [EOS] U d [EOS] A"
 
@@ -112,7 +117,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_its_last_answers_
     assert words_of(words, made.features(rows, words)[0])[1] == "g e [EOS]"
 
 
-def test_a_tokenizer_without_template_asks_for_one_and_keeps_the_one_that_is_named(tmp_path: Any) -> None:
+def test_a_tokenizer_without_template_asks_for_one_and_keeps_the_one_that_is_named(tmp_path: Path) -> None:
     rows = [{"messages": CHAT}]
     with pytest.raises(ConfigError, match="--chat-template simple"):
         preparation("chat", rows, talker(None))
@@ -197,3 +202,43 @@ def test_a_model_of_many_languages_is_told_which_one_to_read_and_to_begin_with(n
     assert {"en_XX", "▁a"} <= set(words.convert_ids_to_tokens(feature["input_ids"]))
     assert {"de_DE", "▁b", "</s>"} == set(words.convert_ids_to_tokens(feature["labels"]))
     assert words.convert_ids_to_tokens(getattr(model.generation_config, setting)) == "de_DE"
+
+
+def test_of_two_answers_the_one_is_preferred_that_trl_rewards_more(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    base = jobs_generation.llama(tmp_path / "base")
+    rows = [
+        [question, *([colour, "of"], ["of", colour])[at % 2]]
+        for at, (question, colour) in enumerate(jobs_generation.asked()[:6])
+    ]
+    file = str(write_csv(tmp_path / "duels.csv", ["prompt", "chosen", "rejected"], rows))
+    settings = RunSettings(
+        model=str(base), task="preference", train=file, eval=file,
+        chat_template="simple", beta=0.5, output=str(tmp_path / "run"), test_share=0.0, batch_size=4,
+    )  # fmt: skip
+    plan = plan_run(settings, tmp_path)
+    seen = plan.preparation.shown(plan.preparation.features([plan.rows["train"][0]], plan.processor)[0], plan.processor)
+    assert seen["prompt and chosen"] == "User : what colour is the grass ? Assistant : green [EOS]"
+    assert seen["rejected"] == "of [EOS]"
+    trainer = plan.trainer()
+    torch.manual_seed(1)
+    for parameter in filter(lambda each: each.requires_grad, plan.model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2)  # as after a training
+    measured = trainer.evaluate(plan.preparation.dataset(plan.rows["train"], plan.processor))
+    said = list(TrainedRun(plan.model.eval(), plan.processor, plan.preparation).predict(plan.rows["train"], 4))
+    rewards = [answer["log_ratio"] * 0.5 for answer in said]
+    weights = [1 / 4] * 4 + [1 / 2] * 2  # TRL takes the mean of the batches' means
+    weighed = [
+        sum(w * v for w, v in zip(weights, values, strict=True)) / 2 for values in (rewards, [r > 0 for r in rewards])
+    ]
+    assert weighed[0] == pytest.approx(measured["eval_rewards/margins"], rel=1e-4)
+    assert weighed[1] == pytest.approx(measured["eval_rewards/accuracies"])
+    assert 0 < weighed[1] < 1
+    assert [answer["preferred"] for answer in said] == ["chosen" if r > 0 else "rejected" for r in rewards]
+
+
+def test_preferences_need_trl_and_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    with pytest.raises(MissingExtraError, match=r"pip install 'hf-lora\[trl\]'"):
+        preparation("preference", rows, talker(PLAIN))

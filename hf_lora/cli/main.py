@@ -33,7 +33,8 @@ for heading, commands in COMMANDS.items():
         app.command(rich_help_panel=heading)(command)
 _EXTRAS = {
     "train": ("PIL", "datasets", "evaluate", "jiwer", "matplotlib", "pandas", "pyarrow", "pycocotools", "sacrebleu",
-              "scipy", "seqeval", "sklearn", "soundfile", "trl", "yaml"),
+              "scipy", "seqeval", "sklearn", "soundfile", "yaml"),
+    "trl": ("trl",),
     "demo": ("vaderSentiment",),
 }  # fmt: skip
 BUG = 70  # EX_SOFTWARE of sysexits.h

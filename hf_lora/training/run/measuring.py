@@ -103,7 +103,7 @@ def figures(evaluated: dict[str, Any], prefix: str = "eval_") -> dict[str, float
     >>> figures({"eval_loss": 0.5, "eval_runtime": 1.0, "epoch": 2.0})
     {'loss': 0.5}
     """
-    named = {key.removeprefix(prefix): value for key, value in evaluated.items()}
+    named = {key.removeprefix(prefix).removeprefix("eval_"): value for key, value in evaluated.items()}  # TRL's own
     return {key: value for key, value in named.items() if key not in _OF_THE_CLOCK}
 
 

@@ -49,6 +49,7 @@ class Plan:
         module, _, name = self.preparation.trainer_class.rpartition(".")
         ways = {"train": self.preparation.training_dataset}
         rows = {s: ways.get(s, self.preparation.dataset)(found, self.processor) for s, found in self.rows.items()}
+        reduces = getattr(self.compute_metrics, "preprocess_logits_for_metrics", None)
         return getattr(importlib.import_module(module), name)(
             model=self.model,
             args=self.arguments,
@@ -57,8 +58,8 @@ class Plan:
             data_collator=self.preparation.collator(self.processor, self.model),
             processing_class=self.processor,
             compute_metrics=self.compute_metrics,
-            preprocess_logits_for_metrics=getattr(self.compute_metrics, "preprocess_logits_for_metrics", None),
             callbacks=list(callbacks),
+            **({"preprocess_logits_for_metrics": reduces} if reduces else {}),
         )
 
 

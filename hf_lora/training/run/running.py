@@ -132,6 +132,9 @@ def _measured(trainer: Any, held: dict[str, Any]) -> dict[str, dict[str, float]]
     for split, rows in held.items():
         prefix = f"eval_{_SPLITS[split]}"
         found[split] = figures(trainer.evaluate(rows, metric_key_prefix=prefix), f"{prefix}_")
+        log = trainer.state.log_history[-1]
+        for key in [key for key in log if key.startswith("eval_") and not key.startswith(prefix)]:
+            log[f"{prefix}_{key.removeprefix('eval_')}"] = log.pop(key)  # TRL names no split
     return found
 
 

@@ -125,6 +125,7 @@ class RunSettings:
     answers: str = _set(
         "chat: learn all answers of a conversation, or the last", "Task", "all", choices=("all", "last")
     )
+    beta: float | None = _set("preference: how much it costs to differ from the base (default: 0.1)", "Task", above=0)
     max_target_length: int | None = _set(
         "summarization, translation: tokens of what is written (default: 128)", "Task", above=0
     )

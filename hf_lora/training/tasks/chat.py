@@ -11,7 +11,7 @@ from ..columns import IGNORED
 from ..data.columns import Role, place_of
 from ..data.layouts import CHAT_ROLES, chat_of
 from .generating import Generating, cut, generate
-from .templates import answer_mask, named_template, prompt_tokens
+from .templates import answer_mask, chat_tokens, named_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,8 @@ class Chat(Generating):
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
-        use_template(processor, self.options.get("chat_template"))
+        if rows:  # an adapter that others trained may have learnt no chat
+            use_template(processor, self.options.get("chat_template"))
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         try:
@@ -58,7 +59,7 @@ class Chat(Generating):
         turns, tools, most = chat_of(row, self.columns, labelled), self._tools(row), self.options["max_length"]
         try:
             if not labelled:
-                return {"input_ids": prompt_tokens(processor, turns, tools)[-most:]}
+                return {"input_ids": chat_tokens(processor, turns, tools, ask=True)[-most:]}
             ids, mask = answer_mask(processor, turns, tools, self.options.get("answers") == "last")
         except DataError as error:
             raise DataError(f"{place_of(row)}: {error}.") from error

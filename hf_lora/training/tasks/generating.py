@@ -43,7 +43,10 @@ class Generating(Preparation):
     def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
         feature = {key: value for key, value in feature.items() if key != "attention_mask"}
         trained = [token for token in feature.pop("labels", ()) if token != IGNORED]
-        return {**super().shown(feature, processor), **super().shown({"input_ids": trained}, processor)}
+        return {
+            **super().shown(feature, processor),
+            "learnt": super().shown({"input_ids": trained}, processor)["input_ids"],
+        }
 
 
 def generate(model: Any, processor: Any, prompts: Sequence[list[int]], most: int, **settings: Any) -> list[str]:

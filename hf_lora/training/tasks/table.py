@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import causal, chat, classes, pictures, rewriting, sounds, speech
+from . import causal, chat, classes, pictures, preference, rewriting, sounds, speech
 from .task import TrainingTask
 
 __all__ = ["TASKS"]
@@ -34,6 +34,11 @@ ROWS = (
         "chat", ("AutoModelForCausalLM",), chat.ROLES, "transformers.DataCollatorForSeq2Seq",
         ("perplexity",), "conversations, or questions and answers; the answers are learnt", chat.Chat,
         learning_rate=3e-4, batch_size=8,
+    ),
+    TrainingTask(
+        "preference", ("AutoModelForCausalLM",), preference.ROLES, "transformers.DataCollatorForSeq2Seq",
+        ("rewards/accuracies",), "an answer that is better than another one (DPO)", preference.Preference,
+        learning_rate=5e-6, epochs=1.0, batch_size=4,
     ),
     TrainingTask(
         "summarization", ("AutoModelForSeq2SeqLM",), rewriting.SUMMARY_ROLES, "transformers.DataCollatorForSeq2Seq",

@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ...errors import ConfigError, DataError, MissingExtraError
 
-__all__ = ["answer_mask", "named_template", "prompt_tokens"]
+__all__ = ["answer_mask", "chat_tokens", "named_template"]
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # For a tokenizer without a template: no new token, an end token after each answer.
@@ -67,9 +67,9 @@ def _of_trl(processor: Any) -> str:
         ) from error
 
 
-def prompt_tokens(processor: Any, turns: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
-    """Return the tokens of a chat that the assistant is to answer. Raises DataError where the template refuses it."""
-    return _encoded(processor, _rendered(processor, turns, tools, add_generation_prompt=True))["input_ids"]
+def chat_tokens(processor: Any, turns: Sequence[Mapping[str, Any]], tools: Any = None, ask: bool = False) -> list[int]:
+    """Return the tokens of a chat; ask: with those that ask the assistant for an answer. Raises DataError."""
+    return list(_encoded(processor, _rendered(processor, turns, tools, add_generation_prompt=ask))["input_ids"])
 
 
 def answer_mask(
