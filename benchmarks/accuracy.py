@@ -81,7 +81,7 @@ class Job:
 
 def run(options: Options) -> Findings:
     """Choose each arm's rate, train it with every seed, and say whether LoRA is behind."""
-    job = Job(entries=200, epochs=1, seeds=(0,), rates=1) if options.scale == "smoke" else Job()
+    job = Job(entries=60, epochs=1, seeds=(0,), rates=1) if options.scale == "smoke" else Job()
     data = job.data()
     print(f"\n{TITLE}: {len(data[0])} entries to train on, {len(data[1])} held out, {job.epochs:g} epoch(s)")
     contenders = CONTENDERS[:2] if options.scale == "default" else CONTENDERS

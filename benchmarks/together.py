@@ -45,7 +45,7 @@ def run(options: Options) -> Findings:
     """Train every cell with both arms, each in processes of its own, and return a row an arm."""
     rows: list[Row] = []
     told: list[str] = []
-    for size, every in {"smoke": [(32, 46)], "full": [(32, 1), (4, 1)]}.get(options.scale, [(32, 3), (4, 12)]):
+    for size, every in {"smoke": [(32, 300)], "full": [(32, 1), (4, 1)]}.get(options.scale, [(32, 3), (4, 12)]):
         cell = f"MiniLM-L6, eight runs, batches of {size}"
         print(f"\n{cell}, 1 of {every} entries")
         found: dict[str, list[Row]] = {ALONE: [], TOGETHER: []}

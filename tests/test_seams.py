@@ -18,6 +18,7 @@ from transformers import Trainer
 from hf_lora import LoRAConfig, LoRAModel, metrics
 from hf_lora.errors import AdapterStateError
 
+from . import forks
 from .peek import MARK, METHODS, SEAMS, facts_of, hooks, refined
 from .tiny import tiny
 from .trainings import Rows, gpt2, ran, trainer
@@ -83,21 +84,29 @@ def test_the_installed_versions_have_every_place_and_no_other_is_patched() -> No
     assert found == {seam.place.replace("auto.modeling_auto", "auto.auto_factory") for seam in SEAMS}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "first", ["import hf_lora", "from transformers import AutoModel, BertModel, Trainer, pipeline"]
-)
-def test_importing_hf_lora_patches_what_is_there_and_what_comes_later_and_imports_no_torch(first: str) -> None:
-    code = f"""
-import sys
-{first}
-assert "Trainer" in globals() or not {{"torch", "transformers", "huggingface_hub"}} & sys.modules.keys()
+IMPORTS = f"""
 import hf_lora
 from transformers import AutoModel, BertModel, Trainer, pipeline
 for place in (AutoModel.from_pretrained.__func__, BertModel.from_pretrained.__func__, Trainer.__init__, pipeline):
     assert hasattr(place, "{MARK}"), place
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+NO_TORCH = """
+import sys
+import hf_lora
+assert not {"torch", "transformers", "huggingface_hub"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.slow
+def test_importing_hf_lora_patches_what_comes_later_and_imports_no_torch() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", NO_TORCH + IMPORTS], check=True)
+
+
+@pytest.mark.slow
+def test_importing_hf_lora_patches_what_is_there(tmp_path: Path) -> None:
+    first = "import warnings; warnings.simplefilter('error'); from transformers import AutoModel, BertModel, Trainer, pipeline; import sys; assert not 'hf_lora' in sys.modules"
+    done = forks.run(first + IMPORTS, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
