@@ -183,7 +183,8 @@ def test_a_hub_adapters_revision_and_token_find_it_and_leave_the_base_alone(
     right = _on_the_hub(hub, bert)
     _run(
         has_peft,
-        """
+        AT_ONCE
+        + """
 import os
 from pathlib import Path
 import hf_lora, pytest
@@ -207,8 +208,7 @@ Source.find = lambda source, file: (asked.append(source.name), ask(source, file)
 assert type(AutoModel.from_pretrained("org/base")) is BertModel
 pipeline("feature-extraction", model="org/base", device="cpu")
 assert asked == ["org/base"] * 2, "each call asks once whether it is an adapter"
-"""
-        + AT_ONCE,
+""",
         env=hub.environ(),
         root=bert,
         right=right,
