@@ -24,7 +24,8 @@ WORDS = (*GOOD, *BAD, "a", "film", "story", "and", "very", "the", "was")
 class Job:
     """A job: base and rows write into a folder and return what --model and --train get. flags: further ones.
 
-    learns: what the test metric has to reach, by its name in metrics.json; behind a "-" it may not be more.
+    learns: what the test metric has to reach, by its name in metrics.json; behind a "-" it may not be more. asks: the
+    rows to predict, where they are others. tag: the card's pipeline tag, where the test asks for it.
     """
 
     task: str
@@ -32,6 +33,8 @@ class Job:
     rows: Callable[[Path], Path]
     flags: tuple[str, ...] = ()
     learns: tuple[str, float] | None = None
+    asks: Callable[[Path], Path] | None = None
+    tag: str | None = None
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]], **dialect: Any) -> Path:

@@ -25,6 +25,22 @@ GUESSES: list[tuple[list[dict[str, Any]], Any, str, dict[str, str]]] = [
     (_rows(Klasse=["1", "2"], Rezension=TEXTS), None, "text-classification", {"text": "Rezension", "label": "Klasse"}),
     (_rows(verdict=["so", "so", "la"], what=TEXTS), BertConfig(), "text-classification", {"text": "what", "label": "verdict"}),
     (_rows(text=TEXTS), GPT2Config(), "causal-lm", {"text": "text"}),
+    (_rows(text=TEXTS), BertConfig(), "masked-lm", {"text": "text"}),
+    (_rows(text=TEXTS, tags=[["a", "b"], []]), BertConfig(), "multi-label", {"text": "text", "label": "tags"}),
+    (_rows(text=TEXTS, score=["1,5", "2,25"]), BertConfig(), "regression", {"text": "text", "label": "score"}),
+    (_rows(tokens=[["Ann", "sat"]], ner_tags=[["B-PER", "O"]]), None, "token-classification", {"text": "tokens", "tags": "ner_tags"}),
+    (
+        _rows(question=["who?"], context=TEXTS, answers=[{"text": ["o"], "answer_start": [2]}]), None,
+        "question-answering", {"question": "question", "context": "context", "answers": "answers"},
+    ),
+    (
+        _rows(question=["who?"], A=TEXTS, B=TEXTS, answer=["A", "B"]), BertConfig(),
+        "multiple-choice", {"text": "question", "label": "answer"},
+    ),
+    (
+        _rows(history=[["one", "two"]], item=TEXTS, clicked=["0", "1"]), BertConfig(),
+        "recommendation", {"history": "history", "candidate": "item", "label": "clicked"},
+    ),
 ]  # fmt: skip
 
 

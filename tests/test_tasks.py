@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
-from . import jobs, jobs_generation, jobs_media
+from . import jobs, jobs_generation, jobs_media, jobs_text
 from .jobs import Job
 from .peek import TRAINING_TASKS, TrainedRun, cli, read_rows, running, train_plan
 
-JOBS = jobs.JOBS + jobs_generation.JOBS + jobs_media.JOBS
+JOBS = jobs.JOBS + jobs_generation.JOBS + jobs_media.JOBS + jobs_text.JOBS
 IDS = [job.task for job in JOBS]
 
 
@@ -46,11 +47,21 @@ def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Pat
 def test_predictions_of_the_reloaded_adapter_are_those_of_the_trained_model(
     trained: tuple[Job, Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, rows, run, model = trained
+    job, rows, run, model = trained
+    rows = job.asks(tmp_path) if job.asks else rows
     assert cli.main(["predict", str(run), str(rows), "--output", str(tmp_path / "said.jsonl")]) == 0
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
     (tmp_path / "scratch").mkdir()
     assert said == list(model.predict(read_rows(str(rows), tmp_path / "scratch"), 16))
+
+
+def test_the_card_has_the_task_and_what_was_measured(trained: tuple[Job, Path, Path, Any]) -> None:
+    job, _, run, _ = trained
+    card = ModelCard.load(run / "README.md")
+    measured = json.loads((run / "metrics.json").read_text())["test"]
+    assert job.tag in (None, card.data.pipeline_tag)
+    told = {result.metric_value for result in card.data.eval_results}
+    assert {value for name, value in measured.items() if name != "loss"} <= told
 
 
 def test_every_task_of_the_table_is_tried() -> None:

@@ -1,12 +1,13 @@
-"""Plain text as rows: a line each, blank ones left out."""
+"""Plain text as rows: a line each, blank ones left out; or, in the form of CoNLL, a sentence each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from ...errors import DataError
 from .columns import PLACE
 from .opening import encoding_of, open_text
 from .written import BATCH, Found, Wanted, write_batches
@@ -27,3 +28,46 @@ def read_text(path: Path, table: Path, wanted: Wanted) -> Found:
                 yield pa.record_batch([pa.array(each, pa.string()) for each in columns], schema=schema)
 
     return Found(write_batches(batches(), schema, table, wanted.limit), {"format": "text", "encoding": encoding})
+
+
+def read_conll(path: Path, table: Path, wanted: Wanted) -> Found:
+    """Return sentences as lists in the columns "tokens" and "tags", written to `table` as Arrow. Raises DataError.
+
+    A line is a token, white space and its tag (what stands between them, in CoNLL 2003, is left out); a blank line ends
+    a sentence. Tjong Kim Sang and De Meulder 2003, cs/0306050.
+    """
+    import pyarrow as pa
+
+    encoding = encoding_of(path, wanted.encoding)
+    words = pa.list_(pa.string())
+    schema = pa.schema([("tokens", words), ("tags", words), (PLACE, pa.string())])
+
+    def batches() -> Iterator[Any]:
+        with open_text(path, encoding) as file:
+            sentences = _sentences(file, path)
+            while batch := list(islice(sentences, BATCH)):
+                columns = zip(*batch, strict=True)
+                yield pa.record_batch(
+                    [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
+                )
+
+    return Found(write_batches(batches(), schema, table, wanted.limit), {"format": "CoNLL", "encoding": encoding})
+
+
+def _sentences(lines: Iterable[str], path: Path) -> Iterator[tuple[list[str], list[str], str]]:
+    """Yield (tokens, tags, place) of each sentence."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    place = ""
+    for number, line in enumerate(chain(lines, [""]), start=1):
+        parts = line.strip("\ufeff\r\n").split()
+        if not parts or parts[0] == "-DOCSTART-":
+            if tokens:
+                yield tokens, tags, place
+            tokens, tags = [], []
+        elif len(parts) > 1:
+            place = place if tokens else f"{path}, line {number}"
+            tokens.append(parts[0])
+            tags.append(parts[-1])
+        else:
+            raise DataError(f"{path}, line {number}: {parts[0]!r} has no tag behind it; a line is a token and its tag.")

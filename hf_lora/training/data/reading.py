@@ -24,6 +24,7 @@ READERS = {
     ".csv": tables.read_csv, ".tsv": tables.read_csv, ".tab": tables.read_csv, ".jsonl": objects.read_json,
     ".ndjson": objects.read_json, ".json": objects.read_json, ".parquet": columnar.read_parquet,
     ".txt": lines.read_text, ".text": lines.read_text,
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), lines.read_conll),
 }  # fmt: skip
 _TEXTS = (".txt", ".text")  # beside pictures and sounds they are notes
 _ELSEWHERE = {

@@ -12,7 +12,7 @@ from .texts import PAIR, TEXT, Texts, in_order, label_names, label_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_MANY = 20  # so many classes may be more than half as many as there are rows
+MANY = 20  # so many classes may be more than half as many as there are rows
 
 
 def is_label(value: Any) -> bool:
@@ -86,7 +86,7 @@ def _check_classes(found: set[str], rows: int, column: str) -> None:
         raise DataError(
             f"column {column!r}: every row has the label {', '.join(found)!r}; there is nothing to tell apart."
         )
-    if len(found) > _MANY and 2 * len(found) > rows:
+    if len(found) > MANY and 2 * len(found) > rows:
         raise DataError(
             f"column {column!r}: {len(found):,} labels in {rows:,} rows, as {some(in_order(found))}, are no classes. "
             "Name the column of the labels with --column label=NAME, or learn numbers with --task regression."

@@ -80,6 +80,8 @@ def _fit(
         columns = choose_columns(rows, task.roles, given, source)
     except DataError:
         return None
+    if not task.preparation.fits(rows, columns):
+        return None
     named = columns_by_name(values, task.roles, given)
     told = {name for name, column in columns.items() if named.get(name) == column or not roles[name].holds("words")}
     guess = Guess(task, columns, frozenset(told))

@@ -59,7 +59,7 @@ def measure_lengths(preparation: Preparation, rows: Dataset, processor: Any) -> 
     if len(whole) != len(looked_at) or "input_ids" not in whole[0]:
         return None
     tokens = [_length(feature["input_ids"]) for feature in whole]
-    cut = [number for number, length in enumerate(tokens) if length > limit]
+    cut = [number for number, length in enumerate(tokens) if length > limit] if preparation.cuts else []
     left = preparation.features([looked_at[number] for number in cut], processor) if cut else []
     empty = {*processor.all_special_ids, IGNORED}
     lost = [number for number, feature in zip(cut, left, strict=True) if _is_lost(whole[number], feature, empty)]

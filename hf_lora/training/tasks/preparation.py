@@ -33,12 +33,18 @@ class Preparation:
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length",)
+    cuts: ClassVar[bool] = True  # whether rows lose what is behind max_length
     processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers
     trainer_class: ClassVar[str] = "transformers.Trainer"
     arguments_class: ClassVar[str] = "transformers.TrainingArguments"
 
     def __init__(self, task: TrainingTask, columns: Mapping[str, str], **options: Any) -> None:
         self.task, self.columns, self.options = task, dict(columns), options
+
+    @classmethod
+    def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
+        """Return whether the first rows of a file look like this task's, where nobody says for which one it is."""
+        return True
 
     def record(self) -> dict[str, Any]:
         """Return what makes the same preparation again, as JSON takes it."""

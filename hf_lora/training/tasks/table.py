@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from . import causal, chat, classes, pictures, preference, rewriting, sounds, speech
+from . import (
+    answers,
+    causal,
+    chat,
+    choices,
+    classes,
+    masked,
+    numbers,
+    pictures,
+    preference,
+    recommending,
+    rewriting,
+    several,
+    sounds,
+    speech,
+    tokens,
+)  # fmt: skip
 from .task import TrainingTask
 
 __all__ = ["TASKS"]
@@ -11,6 +27,39 @@ ROWS = (
     TrainingTask(
         "text-classification", ("AutoModelForSequenceClassification",), classes.ROLES,
         "transformers.DataCollatorWithPadding", ("accuracy", "f1"), "one label for a text, or for two", classes.Classes,
+    ),
+    TrainingTask(
+        "multi-label", ("AutoModelForSequenceClassification",), several.ROLES,
+        "transformers.DataCollatorWithPadding", ("f1", "accuracy"), "any number of labels for a text, or for two",
+        several.Labels,
+    ),
+    TrainingTask(
+        "regression", ("AutoModelForSequenceClassification",), numbers.ROLES,
+        "transformers.DataCollatorWithPadding", ("mse", "mae", "pearsonr"), "a number for a text, or for two",
+        numbers.Numbers,
+    ),
+    TrainingTask(
+        "token-classification", ("AutoModelForTokenClassification",), tokens.ROLES,
+        "transformers.DataCollatorForTokenClassification", ("seqeval",), "entities in a text, or a tag for each word",
+        tokens.Tokens,
+    ),
+    TrainingTask(
+        "question-answering", ("AutoModelForQuestionAnswering",), answers.ROLES,
+        "transformers.DataCollatorWithPadding", ("squad",), "the part of a context that answers a question",
+        answers.Answers,
+    ),
+    TrainingTask(
+        "multiple-choice", ("AutoModelForMultipleChoice",), choices.ROLES, "", ("accuracy",),
+        "which of several choices goes with a context or question", choices.Choices,
+    ),
+    TrainingTask(
+        "masked-lm", ("AutoModelForMaskedLM",), masked.ROLES, "", ("perplexity", "accuracy"),
+        "hidden words of a text", masked.Masked,
+    ),
+    TrainingTask(
+        "recommendation", ("AutoModelForSequenceClassification",), recommending.ROLES,
+        "transformers.DataCollatorWithPadding", ("roc_auc", "ndcg"), "how well an item goes with a history of items",
+        recommending.Recommendations,
     ),
     TrainingTask(
         "image-classification", ("AutoModelForImageClassification",), (pictures.IMAGE, classes.LABEL),

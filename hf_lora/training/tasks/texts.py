@@ -59,6 +59,12 @@ def split_up(encoded: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
+def shortened(text: str, most: int, processor: Any) -> str:
+    """Return a text cut to so many tokens, without special ones."""
+    offsets = processor(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text if len(offsets) <= most else text[: offsets[most - 1][1]]
+
+
 def pad(model: Any, processor: Any) -> None:
     """Have a tokenizer and a model that know no padding pad with the end of a text. Raises ModelError without one."""
     if processor.pad_token is None:
