@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 import transformers
 from datasets import Dataset
 
+from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import ConfigError, DataError, MissingExtraError
 
 from . import jobs_generation
 from .jobs import write_csv
-from .peek import TRAINING_TASKS, RunSettings, TrainedRun, plan_run
+from .peek import TRAINING_TASKS, RunSettings, TrainedRun, cli, load_run, plan_run
 from .trainings import tokenizer
 
 WORDS = "a b c d e f g".split()
@@ -242,3 +244,54 @@ def test_preferences_need_trl_and_say_how_to_get_it(monkeypatch: pytest.MonkeyPa
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
     with pytest.raises(MissingExtraError, match=r"pip install 'hf-lora\[trl\]'"):
         preparation("preference", rows, talker(PLAIN))
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> Path:
+    """Return a folder with an adapter that others may have trained, of a base that knows words, and a template."""
+    base = jobs_generation.llama(tmp_path / "base")
+    words = transformers.AutoTokenizer.from_pretrained(base)
+    words.chat_template = PLAIN
+    torch.manual_seed(3)
+    model = LoRAModel.from_pretrained(str(base), LoRAConfig(init_lora_weights=False, task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    words.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def said(helper: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, *flags: str) -> list[str]:
+    """Return what `hf-lora chat` answers to lines."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert cli.main(["chat", str(helper), "--max-new-tokens", "5", "--temperature", "0", *flags]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_chat_goes_on_with_its_turns_and_forgets_them_when_it_is_told(
+    helper: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lines = ["what is grass ?", "what is snow ?", "/reset", "what is snow ?", "/system the colour", "what is snow ?"]
+    answers = said(helper, [*lines, "/nonsense", "/quit", "?"], monkeypatch, capsys)
+    run = load_run(helper, "chat")
+
+    def expected(*turns: tuple[str, str]) -> str:
+        row = {"messages": [{"role": role, "content": what} for role, what in turns]}
+        run.preparation.columns, run.preparation.options["max_new_tokens"] = {"messages": "messages"}, 5
+        return next(iter(run.predict([row], 1)))["generated_text"]
+
+    first = expected(("user", lines[0]))
+    alone = expected(("user", lines[1]))
+    behind = expected(("user", lines[0]), ("assistant", first), ("user", lines[1]))
+    told = expected(("system", "the colour"), ("user", lines[1]))
+    assert answers == [first, behind, alone, told]
+    assert len({behind, alone, told}) == 3
+
+
+def test_a_chat_with_the_base_is_one_without_the_adapter(
+    helper: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with_adapter, base = said(helper, ["what is grass ?", "/base", "/reset", "what is grass ?"], monkeypatch, capsys)
+    assert said(helper, ["what is grass ?"], monkeypatch, capsys, "--base") == [base] != [with_adapter]
+    drawn = [
+        said(helper, ["what is grass ?"], monkeypatch, capsys, "--temperature", "5", "--seed", "1") for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1] != [with_adapter]

@@ -12,14 +12,14 @@ import typer
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import data, demo, evaluate, inspect, merge, predict, push, train
+from . import chat, data, demo, evaluate, inspect, merge, predict, push, train
 from .showing import remark
 
 __all__ = ["app", "main"]
 
 # Heading of the help -> its commands, in the order of use.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict),
+    "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict, chat.chat),
     "Adapters": (inspect.inspect, merge.merge, push.push),
     "About": (demo.demo,),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Generating", "common_length", "cut", "generate"]
 
+logger = logging.getLogger(__name__)
 _NEW_TOKENS = 128  # of an answer, where nobody says it
 
 
@@ -49,22 +51,36 @@ class Generating(Preparation):
         }
 
 
-def generate(model: Any, processor: Any, prompts: Sequence[list[int]], most: int, **settings: Any) -> list[str]:
-    """Return what a decoder-only model writes behind prompts, token ids each; greedily unless settings say otherwise.
+def generate(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[list[int]],
+    most: int,
+    how: Mapping[str, Any] | None = None,
+    streamer: Any = None,
+) -> list[str]:
+    """Return what a decoder-only model writes behind prompts, token ids each: the likeliest, token by token.
 
-    most: new tokens at most. A prompt that leaves no room for them in the model's positions loses its beginning.
+    most: new tokens at most. how: other settings of `generate` than that. streamer: gets the tokens of a single prompt.
+    A prompt that leaves no room for the answer in the model's positions loses its beginning, with a warning.
     """
     import torch
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = max(positions - most, 1) if positions else None
-    kept = [prompt[-room:] if room else prompt for prompt in prompts]
+    room = max(positions - most, 1) if positions else max(map(len, prompts))
+    if any(len(prompt) > room for prompt in prompts):
+        logger.warning(
+            "a prompt of %s tokens and an answer of %s are more than the model's %s: its beginning is left out.",
+            max(map(len, prompts)), most, positions,
+        )  # fmt: skip
+    kept = [prompt[-room:] for prompt in prompts]
     batch = processor.pad({"input_ids": kept}, padding_side="left", return_tensors="pt").to(model.device)
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    likeliest = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     with torch.inference_mode():
         found = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=most,
-            pad_token_id=processor.pad_token_id, eos_token_id=_ends(model, processor), **(settings or greedy),
+            pad_token_id=processor.pad_token_id, eos_token_id=_ends(model, processor), streamer=streamer,
+            **(likeliest if how is None else how),
         )  # fmt: skip
     return processor.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
