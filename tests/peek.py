@@ -36,6 +36,8 @@ PLACES = {
     "running": "hf_lora.training.run.running",
     "load_run": "hf_lora.training.run.using:load_run",
     "plan_run": "hf_lora.training.run.planning:plan_run",
+    "BestBy": "hf_lora.training.run.callbacks:BestBy",
+    "chosen_metric": "hf_lora.training.run.arguments:chosen_metric",
     "train_plan": "hf_lora.training.run.running:train_plan",
     "CHAT_ROLES": "hf_lora.training.data.layouts:CHAT_ROLES",
     "PREFERENCE_ROLES": "hf_lora.training.data.layouts:PREFERENCE_ROLES",

@@ -15,8 +15,8 @@ _SAYS = {"neg": ("bad", "poor"), "pos": ("good", "fine")}
 _WORDS = [f"w{number}" for number in range(20)]
 
 
-def write_base(folder: Path) -> Path:
-    """Write a BERT of 16 channels and its tokenizer."""
+def write_base(folder: Path, **sizes: int) -> Path:
+    """Write a BERT of 16 channels, or of other sizes, and its tokenizer."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_WORDS, *_SAYS["neg"], *_SAYS["pos"]]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -24,7 +24,7 @@ def write_base(folder: Path) -> Path:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
     torch.manual_seed(0)
-    size = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    size = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24} | sizes
     BertForPreTraining(
         BertConfig(**size, vocab_size=len(words), max_position_embeddings=32, initializer_range=0.3)
     ).save_pretrained(folder)

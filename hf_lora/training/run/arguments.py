@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...config.lora_config import LoRAConfig
 from ...errors import ConfigError, MissingExtraError
 from ..tasks.preparation import Preparation
 from .record import CHECKPOINTS
-from .settings import RunSettings, unknown_names
+from .settings import RunSettings, unknown_names, wrong_type
 
 __all__ = ["base_arguments", "chosen_metric", "lora_config", "measured_names", "training_arguments"]
 
@@ -32,6 +33,9 @@ _FLAGS = {
     "save_strategy": "eval-steps",
     "load_best_model_at_end": "metric",
 }  # fmt: skip
+# What is never quantised: heads, which are new and train, and the output over a vocabulary.
+_WHOLE = ["bbox_predictor", "class_labels_classifier", "classifier", "embed_out", "lm_head", "pooler", "pre_classifier"]
+_WHOLE += ["projector", "qa_outputs", "score"]
 _FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
 _CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in _FIELDS)
 
@@ -61,7 +65,7 @@ def base_arguments(settings: RunSettings) -> dict[str, Any]:
         if settings.quantize == "4bit":
             computes = torch.bfloat16 if settings.precision == "bf16" else torch.float32
             how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": computes}
-        given["quantization_config"] = transformers.BitsAndBytesConfig(**how)
+        given["quantization_config"] = transformers.BitsAndBytesConfig(**how, llm_int8_skip_modules=_WHOLE)
     return given
 
 
@@ -127,3 +131,6 @@ def check_trainer(settings: RunSettings, cls: type) -> None:
         raise ConfigError(f"--trainer: {unknown}")
     if flag := next((f"{name}: that is --{_FLAGS[name]}" for name in settings.trainer if name in _FLAGS), None):
         raise ConfigError(f"--trainer {flag}.")
+    hints = typing.get_type_hints(cls)
+    if wrong := [told for name, value in settings.trainer.items() if (told := wrong_type(name, value, hints[name]))]:
+        raise ConfigError(f"--trainer {' '.join(wrong)}")

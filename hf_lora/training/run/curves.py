@@ -11,6 +11,7 @@ from .record import CURVES
 
 __all__ = ["by_step", "write_curves"]
 
+_FIRST = "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm"
 _NOT_CURVES = ("runtime", "per_second", "total_flos", "train_loss", "preparation_time")
 
 
@@ -28,7 +29,8 @@ def by_step(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 def write_curves(history: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Write curves.csv, and curves.png where matplotlib is installed: losses, metrics, learning rate by step."""
     rows = by_step(history)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    there = {name for row in rows for name in row}
+    names = [name for name in _FIRST if name in there] + sorted(there - set(_FIRST))
     with (folder / f"{CURVES}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,17 +52,22 @@ class Plan:
         ways = {"train": self.preparation.training_dataset}
         rows = {s: ways.get(s, self.preparation.dataset)(found, self.processor) for s, found in self.rows.items()}
         reduces = getattr(self.compute_metrics, "preprocess_logits_for_metrics", None)
-        return getattr(importlib.import_module(module), name)(
-            model=self.model,
-            args=self.arguments,
-            train_dataset=rows.pop("train", None),
-            eval_dataset=rows,
-            data_collator=self.preparation.collator(self.processor, self.model),
-            processing_class=self.processor,
-            compute_metrics=self.compute_metrics,
-            callbacks=list(callbacks),
-            **({"preprocess_logits_for_metrics": reduces} if reduces else {}),
-        )
+        with tempfile.TemporaryDirectory() as place:  # a Trainer makes its folder at once; training makes it again
+            args = copy.copy(self.arguments)
+            args.output_dir = place
+            made = getattr(importlib.import_module(module), name)(
+                model=self.model,
+                args=args,
+                train_dataset=rows.pop("train", None),
+                eval_dataset=rows,
+                data_collator=self.preparation.collator(self.processor, self.model),
+                processing_class=self.processor,
+                compute_metrics=self.compute_metrics,
+                callbacks=list(callbacks),
+                **({"preprocess_logits_for_metrics": reduces} if reduces else {}),
+            )
+        made.args.output_dir = self.arguments.output_dir
+        return made
 
 
 def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, resume: bool = False) -> Plan:

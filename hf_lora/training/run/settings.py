@@ -16,7 +16,7 @@ import yaml
 
 from ...errors import ConfigError
 
-__all__ = ["RunSettings", "read_yaml", "unknown_names"]
+__all__ = ["RunSettings", "read_yaml", "unknown_names", "wrong_type"]
 
 
 def _set(says: str, panel: str, default: Any = None, above: float | None = None, choices: Sequence[str] = ()) -> Any:
@@ -206,14 +206,10 @@ def _problems(settings: RunSettings) -> Iterator[str]:
     """Yield what is of another type than its setting, or out of its range."""
     hints = typing.get_type_hints(RunSettings)
     for each in fields(settings):
-        value, kind = getattr(settings, each.name), hints[each.name]
-        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        plain = tuple(typing.get_origin(k) or k for k in kinds)
+        value = getattr(settings, each.name)
         is_number = type(value) in (int, float)
-        if not (is_number and float in plain) and (
-            not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain)
-        ):
-            yield f"{each.name}={value!r}: it is a {type(value).__name__}, and has to be {_words(plain)}."
+        if wrong := wrong_type(each.name, value, hints[each.name]):
+            yield wrong
         elif is_number and not math.isfinite(value):
             yield f"{each.name}={value}: it is not a finite number."
         elif is_number and (least := each.metadata["above"]) is not None and value <= least:
@@ -233,6 +229,26 @@ def _ranges(settings: RunSettings) -> Iterator[str]:
         yield f"seed={settings.seed}: it is a whole number from 0 to 2^32 - 1."
 
 
-def _words(kinds: tuple[Any, ...]) -> str:
-    names = {type(None): "nothing", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return " or ".join(names.get(kind) or f"a {kind.__name__}" for kind in kinds)
+def wrong_type(name: str, value: Any, kind: Any) -> str:
+    """Return what to tell of a value that is of another type than a setting; nothing where it fits, or nobody knows.
+
+    >>> wrong_type("epochs", "many", float | None), wrong_type("epochs", 3, float | None)
+    ("epochs='many': it is a text, and has to be a number or nothing.", '')
+    """
+    kinds = [typing.get_origin(each) or each for each in (typing.get_args(kind) if _is_union(kind) else (kind,))]
+    if not set(kinds) <= _WORDS.keys() or (type(value) is int and float in kinds):
+        return ""
+    if isinstance(value, tuple(kinds)) and not (isinstance(value, bool) and bool not in kinds):
+        return ""
+    has_to_be = " or ".join(_WORDS[each] for each in kinds)
+    return f"{name}={value!r}: it is {_WORDS.get(type(value), type(value).__name__)}, and has to be {has_to_be}."
+
+
+def _is_union(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+
+
+_WORDS: dict[Any, str] = {
+    type(None): "nothing", str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    list: "a list", dict: "names with values",
+}  # fmt: skip
