@@ -51,7 +51,8 @@ def choose_columns(
     for role in wanted:
         if role.name in chosen or not role.is_required or is_replaced(role, wanted, chosen):
             continue
-        left = [c for c in columns if c not in chosen.values() and values[c] and all(map(role.holds, values[c]))]
+        free = [c for c in columns if c not in chosen.values() and values[c] and not is_key(c)]
+        left = [c for c in free if all(map(role.holds, values[c]))]
         if role.preference is not None and left:
             liking = {c: role.preference(values[c]) for c in left}
             left = [c for c in left if liking[c] == max(liking.values())]
