@@ -29,7 +29,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.setattr(running, "train_plan", lambda plan, **how: (plans.append(plan), train_plan(plan, **how))[1])
         assert cli.main([*command, *job.flags]) == 0
     plan = plans[0]
-    return job, rows, place / "run", TrainedRun(plan.model.eval(), plan.processor, plan.preparation)
+    plan.model.eval().requires_grad_(False)  # as a loaded one: torch.matmul takes another way for weights that train
+    return job, rows, place / "run", TrainedRun(plan.model, plan.processor, plan.preparation)
 
 
 def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Path, Path, Any]) -> None:

@@ -11,6 +11,7 @@ at the label that they are about: 12 bytes a token instead of 2 or 4 for each wo
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -79,6 +80,17 @@ def first(outputs: Any) -> Any:
     if isinstance(outputs, Mapping) and outputs and outputs.keys() != _REDUCED:
         return first(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())))
     return first(outputs[0]) if isinstance(outputs, tuple) and outputs else outputs
+
+
+def logits_and_boxes(outputs: Any) -> Any:
+    """Return the two of a detector's outputs that say what is where: (rows, queries, classes) and (rows, queries, 4).
+
+    Others stand beside them (losses, hidden states), which nobody is to keep.
+    """
+    for logits, boxes in itertools.pairwise(outputs):
+        if isinstance(boxes, Tensor) and boxes.ndim == 3 and boxes.shape[-1] == 4:
+            return logits, boxes
+    return outputs
 
 
 def are_logits_of_tokens(scores: Any, labels: Any) -> bool:

@@ -99,6 +99,7 @@ NAMES = {
     "f1": ("classes", "sklearn.metrics.f1_score"),
     "mae": ("numbers", "sklearn.metrics.mean_absolute_error"),
     "matthews_correlation": ("classes", "sklearn.metrics.matthews_corrcoef"),
+    "mean_average_precision": ("boxes", "hf_lora.training.scores.mean_average_precision"),
     "mse": ("numbers", "sklearn.metrics.mean_squared_error"),
     "ndcg": ("lists", "hf_lora.training.scores.ndcg"),
     "pearsonr": ("numbers", "scipy.stats.pearsonr"),

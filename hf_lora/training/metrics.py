@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import ConfigError
-from .columns import IGNORED, Batch, Columns, EvaluatedModel, are_logits_of_tokens, first, joined, reduced
+from .columns import (
+    IGNORED,
+    Batch,
+    Columns,
+    EvaluatedModel,
+    are_logits_of_tokens,
+    first,
+    joined,
+    logits_and_boxes,
+    reduced,
+)
 from .measures import AVERAGES, NAMES, Measure, measures_of
 from .readers import columns_of
 
@@ -120,6 +130,8 @@ class Metrics:
         """
         if isinstance(labels, tuple):  # starts and ends of answers
             return logits
+        if isinstance(labels, list):  # the objects of pictures
+            return logits_and_boxes(logits)
         scores, shifted = first(logits), self._model.shifted
         if self._model.blank is not None:
             return scores.argmax(-1)

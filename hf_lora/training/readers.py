@@ -130,6 +130,7 @@ READERS: dict[str, tuple[Callable[[Batch], Columns | None], str]] = {
     "tags": (_tags, "tags are compared of a token classification, whose config names them (id2label)."),
     "scores": (_scores, f"scores are logits, and labels classes, or zeros and ones for each of them. {_CLASSES}"),
     "answers": (_of_rows, "answers are found in the contexts, by `hf-lora train --task question-answering`."),
+    "boxes": (_of_rows, "boxes are found in pictures, by `hf-lora train --task object-detection`."),
     "lists": (
         _of_rows,
         "who is ranked for whom stands in the rows that `hf-lora train --task recommendation` reads.",

@@ -66,6 +66,12 @@ class RunSettings:
     skip_bad_rows: bool = _set("leave out rows that cannot be used, instead of stopping", "Model and data", False)
 
     augment: bool = _set("pictures: cut and mirror those to train on at random", "Task", False)
+    box_format: str | None = _set(
+        "object-detection: how rows write boxes (default: found out)",
+        "Task",
+        choices=("coco", "pascal_voc", "albumentations", "yolo"),
+    )
+    threshold: float | None = _set("object-detection: least score of what is predicted (default: 0.5)", "Task")
     speech_task: str | None = _set(
         "speech-recognition by Whisper: write what is said, or translate it into English (default: transcribe)",
         "Task",

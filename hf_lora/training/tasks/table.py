@@ -8,6 +8,7 @@ from . import (
     chat,
     choices,
     classes,
+    detection,
     masked,
     numbers,
     pictures,
@@ -64,6 +65,10 @@ ROWS = (
     TrainingTask(
         "image-classification", ("AutoModelForImageClassification",), (pictures.IMAGE, classes.LABEL),
         "transformers.default_data_collator", ("accuracy",), "one label for a picture", pictures.PictureClasses,
+    ),
+    TrainingTask(
+        "object-detection", ("AutoModelForObjectDetection",), (pictures.IMAGE, detection.OBJECTS), "",
+        ("mean_average_precision",), "boxes and labels of the objects in a picture", detection.Detection, batch_size=8,
     ),
     TrainingTask(
         "audio-classification", ("AutoModelForAudioClassification",), (sounds.AUDIO, classes.LABEL),
