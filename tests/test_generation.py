@@ -136,10 +136,20 @@ def test_a_tokenizer_without_template_asks_for_one_and_keeps_the_one_that_is_nam
     assert words.chat_template == MARKED
 
 
-def test_a_chat_that_the_template_refuses_is_told_with_its_row_and_the_reason() -> None:
-    words = talker("{{ raise_exception('no system here') }}")
-    rows = [{"messages": CHAT, "__place__": "chats.jsonl, line 2"}]
-    with pytest.raises(DataError, match="chats.jsonl, line 2: .*no system here"):
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (
+            START.replace("upper }} ", "upper }}") + " {{ m.content }}" + ASK.replace("'A '", "'A'"),
+            "ends an answer with nothing",
+        ),
+        (START + "[EOS] " + ASK, "leaves out what the assistant says"),
+        ("{{ raise_exception('no system here') }}", "no system here"),
+    ],
+)
+def test_a_chat_that_a_template_cannot_write_is_told_with_its_row_and_the_reason(template: str, told: str) -> None:
+    words, rows = talker(template), [{"messages": CHAT, "__place__": "chats.jsonl, line 2"}]
+    with pytest.raises(DataError, match=f"chats.jsonl, line 2: .*{told}"):
         preparation("chat", rows, words).features(rows, words)
 
 
@@ -262,7 +272,7 @@ def helper(tmp_path: Path) -> Path:
 def said(helper: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, *flags: str) -> list[str]:
     """Return what `hf-lora chat` answers to lines."""
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-    assert cli.main(["chat", str(helper), "--max-new-tokens", "5", "--temperature", "0", *flags]) == 0
+    assert cli.main(["chat", str(helper), "--max-new-tokens", "12", "--temperature", "0", *flags]) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -275,7 +285,7 @@ def test_a_chat_goes_on_with_its_turns_and_forgets_them_when_it_is_told(
 
     def expected(*turns: tuple[str, str]) -> str:
         row = {"messages": [{"role": role, "content": what} for role, what in turns]}
-        run.preparation.columns, run.preparation.options["max_new_tokens"] = {"messages": "messages"}, 5
+        run.preparation.columns, run.preparation.options["max_new_tokens"] = {"messages": "messages"}, 12
         return next(iter(run.predict([row], 1)))["generated_text"]
 
     first = expected(("user", lines[0]))

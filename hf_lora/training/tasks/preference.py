@@ -107,6 +107,8 @@ class Preference(Generating):
             both = [chat_tokens(processor, turns["prompt"] + turns[answer]) for answer in _ANSWERS]
         except DataError as error:
             raise DataError(f"{place_of(row)}: {error}.") from error
+        if both[0] == both[1]:
+            raise DataError(f"{place_of(row)}: the chat template writes both answers the same; name another one.")
         start = min(common_length(prompt, ids) for ids in both)
         labels = [[IGNORED] * start + ids[start:] for ids in both]
         return {"input_ids": [ids[:most] for ids in both], "labels": [each[:most] for each in labels]}

@@ -20,6 +20,7 @@ from ...errors import ConfigError, DataError, MissingExtraError
 __all__ = ["answer_mask", "chat_tokens", "named_template"]
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TAIL = 20  # letters of an answer that have to be in what a template writes; it may rewrite thoughts before them
 # For a tokenizer without a template: no new token, an end token after each answer.
 _SIMPLE = """\
 {%- for message in messages %}
@@ -83,6 +84,13 @@ def answer_mask(
     marked = _MARKS.search(template) is not None
     whole, spans = _marked(processor, turns, tools) if marked else _added(processor, turns, tools, last_only)
     spans = spans[-1:] if last_only else spans
+    written = "".join(whole[first:last] for first, last in spans)
+    answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
+    if lost := [said for said in (answers[-1:] if last_only else answers) if said[-_TAIL:] not in written]:
+        raise DataError(
+            f"the chat template leaves out what the assistant says ({lost[0][:60]!r}), as those of pictures do; name "
+            "another one with --chat-template"
+        )
     encoded = _encoded(processor, whole, return_offsets_mapping=True)
     mask = [any(end > first and start < last for first, last in spans) for start, end in encoded["offset_mapping"]]
     return encoded["input_ids"], mask
@@ -113,6 +121,11 @@ def _added(processor: Any, turns: Any, tools: Any, last_only: bool) -> tuple[str
                 f"the chat template writes turn {number + 1} otherwise where others follow, or begins an answer "
                 "otherwise than it asks for one, so what to learn cannot be told. Take --answers last, --chat-template "
                 "trl, or a template with {% generation %}"
+            )
+        if turns[number]["content"] and after.endswith(turns[number]["content"]):
+            raise DataError(
+                "the chat template ends an answer with nothing, so no model could learn to stop. Take --chat-template "
+                "trl, or one with an end token behind each answer"
             )
         spans.append((len(before), len(after)))
     return whole, spans
