@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import hf_lora
 
-from .peek import cli
+from .peek import COMMANDS, cli
 
 ADAPTER = str(Path(__file__).parent / "data" / "before" / "lora")
 
@@ -73,3 +74,70 @@ def test_bad_arguments_are_refused_with_status_2(arguments: list[str], capsys: p
     assert cli.main(arguments) == 2
     told = capsys.readouterr()
     assert "hf-lora" in told.err + told.out
+
+
+def test_the_help_is_there_at_once_and_fits_80_columns() -> None:
+    """It imports neither torch nor Transformers, which take seconds, nor the network's client."""
+    code = (
+        "import sys; from hf_lora.cli.main import main; status = main(['--help'])\n"
+        "slow = {'torch', 'transformers', 'datasets', 'huggingface_hub', 'numpy', 'pandas'} & {*sys.modules}\n"
+        "sys.exit(f'{status} {slow}' if status or slow else 0)"
+    )
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for heading, commands in COMMANDS.items():
+        assert heading in done.stdout
+        for command in commands:
+            assert f" {command.__name__} " in done.stdout
+
+
+def test_every_command_s_help_has_examples_and_its_first_line_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (command for commands in COMMANDS.values() for command in commands):
+        assert cli.main([command.__name__, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert command.__name__ == "demo" or f"hf-lora {command.__name__}" in told.partition("Example")[2]
+        assert len((command.__doc__ or "").splitlines()[0]) <= 100
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("train --task text-cl", "text-classification"), ("evaluate run --metric accu", "accuracy"), ("eval", "evaluate")],
+)
+def test_the_shell_completes_commands_tasks_and_metrics(
+    line: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_HF_LORA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"hf-lora {line}")
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split())))
+    assert cli.main([]) == 0
+    assert word in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (FileNotFoundError(2, "No such file or directory", "a\x1b[31mb"), 2, "a?[31mb: No such file or directory."),
+        (ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics"), 2, "pip install 'hf-lora[train]'"),
+        (ModuleNotFoundError("No module named 'zstandard'", name="zstandard"), 2, "pip install 'zstandard'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "UTF-8"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 2, "--batch-size"),
+        (ZeroDivisionError("division by zero"), 70, "this is a bug of hf_lora"),
+        (ModuleNotFoundError("No module named 'hf_lora.gone'", name="hf_lora.gone"), 70, "Traceback"),
+    ],
+)
+def test_a_mistake_or_a_missing_package_is_told_in_a_line_and_a_bug_is_called_one(
+    error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hf_lora.formats.inspection.inspect_adapter", fails)
+    assert cli.main(["inspect", "anything"]) == status
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert message in told.err
+    assert ("Traceback" in told.err) == (status == 70)
+    assert status == 70 or told.err.count("\n") == bool(message)

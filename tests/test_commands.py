@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import Any
 import pytest
 
 from .hub import Hub
-from .peek import cli, load_run, read_rows
+from .peek import COMMANDS, TRAINING_TASKS, cli, load_run, read_rows
 from .runs import write_base, write_rows
 
 Capture = pytest.CaptureFixture[str]
+DOCS = Path(__file__).parents[1] / "docs" / "commands.md"
 
 
 @contextmanager
@@ -179,6 +183,104 @@ def test_predict_writes_its_file_whole_or_not_at_all(capsys: Capture) -> None:
     assert len(Path("part.jsonl").read_text("utf-8").splitlines()) == 20
 
 
+def test_two_runs_are_compared_by_settings_results_and_what_one_seed_can_tell(place: Path, capsys: Capture) -> None:
+    shutil.copytree("run", "other", dirs_exist_ok=True)
+    record = json.loads(Path("other", "metrics.json").read_text("utf-8"))
+    text = Path("other", "run.yaml").read_text("utf-8")
+    Path("other", "run.yaml").write_text(text.replace("\nr: 16\n", "\nr: 4\n"), encoding="utf-8")
+    right = record["test"]["accuracy"]
+
+    def told(accuracy: float, **facts: Any) -> dict[str, Any]:
+        changed = {**record, "test": {**record["test"], "accuracy": accuracy}, **facts}
+        Path("other", "metrics.json").write_text(json.dumps(changed), encoding="utf-8")
+        return json.loads(run("compare run other --json", capsys))
+
+    near, far = told(right - 0.05), told(right - 0.6)
+    assert near["settings"] == {"r": [16, 4]}
+    assert near["results"]["test"]["accuracy"] == [right, right - 0.05]
+    assert (near["metric"], near["split"], near["better"]) == ("accuracy", "test", "run")
+    assert near["difference"] == pytest.approx(0.05)
+    assert near["chance"].startswith("One seed cannot tell")
+    assert far["chance"].startswith("That is more than")
+    assert told(right)["better"] is None
+    data = {**record["data"], "train": {**record["data"]["train"], "sha256": "0"}}
+    assert told(right, data=data)["chance"].startswith("They were measured on other rows")
+    told(right - 0.05)
+    table = run("compare run other", capsys)
+    assert "run is better by 0.05 of test accuracy" in " ".join(table.split())
+    assert "best step" in table
+    Path("other", "metrics.json").write_text(json.dumps({**record, "finished": False}), encoding="utf-8")
+    assert cli.main(["compare", "run", "other"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_two_adapters_are_compared_layer_by_layer(capsys: Capture) -> None:
+    found = json.loads(run("compare run run --weights --json", capsys))
+    assert found["cosine"] == pytest.approx(1, abs=1e-5)
+    assert len(found["layers"]) == 12
+    assert "cosine" in run("compare run run --weights", capsys)
+
+
+def test_targets_tells_by_the_config_alone_what_training_would_make(capsys: Capture) -> None:
+    trained = recorded("parameters")["trained"]
+    Path("config").mkdir()
+    shutil.copy("base/config.json", "config")
+    found = json.loads(run("targets config --task text-classification --json", capsys))
+    assert found["trained"] == trained
+    assert sum(row["parameters"] for row in found["targets"]) == trained
+    query = next(row for row in found["targets"] if row["target"].endswith("query"))
+    assert query == {
+        "target": "bert.encoder.layer.*.attention.self.query", "kind": "linear, r=16", "shape": "16 x 16", "layers": 2,
+        "of": 2, "parameters": 1024,
+    }  # fmt: skip
+    smaller = json.loads(run("targets base --target-modules query,value --r 2 --lora use_dora=true --json", capsys))
+    assert [row["layers"] for row in smaller["targets"]] == [2, 2]
+    assert [row["parameters"] for row in smaller["targets"]] == [2 * (2 * 2 * 16 + 16)] * 2  # DoRA's lengths, too
+    assert "An adapter of 2" in run("targets base --target-modules query --r 4", capsys)
+
+
+def test_tasks_lists_every_task_with_its_columns_and_metrics(capsys: Capture) -> None:
+    found = {row["task"]: row for row in json.loads(run("tasks --json", capsys))}
+    assert found.keys() == TRAINING_TASKS.keys()
+    assert found["text-classification"]["columns"] == ["text", "label"]
+    assert found["text-classification"]["metrics"] == ["accuracy", "f1"]
+    table = run("tasks", capsys)
+    assert [task for task in found if task not in table] == []
+
+
+def test_push_takes_what_predicting_needs_and_nothing_of_this_machine(
+    place: Path, capsys: Capture, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    hub.add("org/base", Path("base"))
+    run("push run me/reviews --base-model org/base", capsys)
+    names = "README.md adapter_config.json adapter_model.safetensors task.json tokenizer.json tokenizer_config.json"
+    assert {name for name in hub.files("me/reviews") if not name.startswith(".")} == set(names.split())
+    assert lines(run("predict me/reviews rows.csv", capsys)) == lines(run("predict run rows.csv", capsys))
+
+
+def test_every_command_line_of_the_docs_runs(
+    tmp_path: Path, place: Path, capsys: Capture, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/base", place / "base")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    Path("base").symlink_to(place / "base")
+    write_rows(Path("reviews.csv"))
+    write_rows(Path("new.csv"), 10)
+    shutil.copytree(place / "run", "outputs/second")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", DOCS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    for line in commands:
+        said, _, command = line.rpartition(" | ")
+        monkeypatch.setattr("sys.stdin", [f"{word}\n" for word in shlex.split(said)[1:]])
+        assert cli.main(shlex.split(command)[1:]) == 0, (line, capsys.readouterr().err)
+    told = {line.rpartition(" | ")[2].split()[1] for line in commands}
+    every = {command.__name__ for commands in COMMANDS.values() for command in commands}
+    assert every - told <= {"demo", "chat", "data"}
+    assert Path("merged", "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -192,6 +294,12 @@ def test_predict_writes_its_file_whole_or_not_at_all(capsys: Capture) -> None:
         ("predict run rows.csv --column text=reviews", "'review'"),
         ("predict run rows.csv --task nonsense", "text-classification"),
         ("predict run said.csv --keep", "rename"),
+        ("targets nowhere", "nowhere"),
+        ("targets base --target-modules nothing", "nothing"),
+        ("targets base --lora use_dora=[", "YAML"),
+        ("targets base --lora use_doora=true", "use_dora"),
+        ("targets base --task txt-classification", "text-classification"),
+        ("compare run nowhere", "nowhere"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_status_2(command: str, message: str, capsys: Capture) -> None:

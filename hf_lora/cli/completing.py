@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["metrics", "tasks"]
+__all__ = ["COMPLETIONS", "metrics", "tasks"]
 
 
 def tasks(incomplete: str) -> list[str]:
@@ -17,3 +17,6 @@ def metrics(incomplete: str) -> list[str]:
     from ..training.measures import NAMES
 
     return [name for name in NAMES if name.startswith(incomplete)]
+
+
+COMPLETIONS = {"metric": metrics, "task": tasks}  # of the settings of a run

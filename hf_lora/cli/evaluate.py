@@ -7,7 +7,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .completing import metrics as metric_names
-from .showing import as_pairs, hush, remark, show_json, show_table
+from .showing import hush, remark, show_json, show_table
+from .train import pairs
 
 __all__ = ["evaluate"]
 
@@ -42,7 +43,7 @@ def evaluate(
     from ..training.run.measuring import measure  # not above: it imports torch
 
     hush()
-    found = measure(run, rows, metric or [], base, batch_size, as_pairs("column", column or []), skip_bad_rows)
+    found = measure(run, rows, metric or [], base, batch_size, pairs("column", column or []), skip_bad_rows)
     if found.differs:
         remark(f"{found.differs} The rows, the base or the software changed since.")
     if as_json:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 from typer import Argument, Exit, Option
+
+from .showing import show_json
 
 __all__ = ["inspect"]
 
@@ -22,10 +23,19 @@ def inspect(
 
     It is opened as loading does, without its base, and nothing is executed; of weights on the Hub the heads alone are
     fetched. Exit status: 0 it can be used, 1 it cannot be used, 2 no adapter, or one that cannot be read.
+
+    Examples:
+
+        hf-lora inspect me/reviews-lora
+
+        hf-lora inspect outputs/reviews --json
     """
     from ..formats.inspection import inspect_adapter  # not above: it imports huggingface_hub
 
     given = {"revision": revision, "subfolder": subfolder}
     seen = inspect_adapter(adapter, **{key: value for key, value in given.items() if value is not None})
-    print(json.dumps(seen.to_dict(), indent=2) if as_json else seen)
+    if as_json:
+        show_json(seen.to_dict())
+    else:
+        print(seen)
     raise Exit(0 if seen.is_usable else 1)

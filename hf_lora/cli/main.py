@@ -12,16 +12,16 @@ import typer
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import chat, data, demo, evaluate, inspect, merge, predict, push, train
+from . import chat, compare, data, demo, evaluate, inspect, merge, predict, push, targets, tasks, train
 from .showing import remark
 
 __all__ = ["app", "main"]
 
 # Heading of the help -> its commands, in the order of use.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict, chat.chat),
-    "Adapters": (inspect.inspect, merge.merge, push.push),
-    "About": (demo.demo,),
+    "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict, chat.chat, compare.compare),
+    "Adapters": (targets.targets, inspect.inspect, merge.merge, push.push),
+    "About": (tasks.tasks, demo.demo),
 }
 app = typer.Typer(
     name="hf-lora", help="LoRA as a property of a Transformers model.", no_args_is_help=True,
@@ -99,6 +99,8 @@ def _told(error: Exception) -> str | None:
         return f"the package {package} is not installed: pip install '{extra}' brings it."
     if isinstance(error, UnicodeDecodeError):
         return f"what is read is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
+    if type(error).__module__.startswith("yaml."):
+        return f"this is no YAML: {error}"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; nothing is imported to find out

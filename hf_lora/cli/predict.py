@@ -15,7 +15,8 @@ from typer import Argument, Option
 
 from ..errors import DataError, ModelError
 from .completing import tasks as task_names
-from .showing import as_pairs, dumped, hush, remark
+from .showing import dumped, hush, remark
+from .train import pairs
 
 if TYPE_CHECKING:
     from ..training.run.using import TrainedRun
@@ -60,7 +61,7 @@ def predict(
         first = list(islice(found, 1 if rows == "-" else LOOKED_AT))
         if not first:
             raise DataError(f"{source}: it has no rows.")
-        run = load_run(adapter, task).onto(first, source, as_pairs("column", column or []))
+        run = load_run(adapter, task).onto(first, source, pairs("column", column or []))
         with _written_to(output) as file:
             for line in _lines(run, chain(first, found), batch_size, keep, left_out):
                 print(line, file=file, flush=output is None)

@@ -23,10 +23,20 @@ def push(
 ) -> None:
     """Upload a saved adapter to the Hub, in one commit, and print its URL.
 
-    The token is the one of `hf auth login` or HF_TOKEN: on a command line, others could see it.
+    What goes is the adapter, its card, its tokenizer and how a run prepared its rows; a run's settings and log, which
+    name places of this machine, stay. The token is the one of `hf auth login` or HF_TOKEN: on a command line, others
+    could see it.
+
+    Examples:
+
+        hf-lora push outputs/reviews me/reviews-lora --private
+
+        hf-lora push outputs/reviews me/reviews-lora --base-model sentence-transformers/all-MiniLM-L6-v2
     """
     from ..model.publishing import push_folder  # not above: it imports torch
+    from ..training.run.measuring import settings_of
 
+    base_model = base_model or settings_of(directory).base_id
     url = push_folder(
         directory, repo, private=private or None, revision=revision, create_pr=create_pr,
         commit_message=commit_message, base_model=base_model,

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import ArgumentError, printable
+from ..errors import printable
 
-__all__ = ["as_pairs", "dumped", "hush", "remark", "show_json", "show_table"]
+__all__ = ["dumped", "hush", "remark", "show_json", "show_table"]
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -45,17 +45,6 @@ def dumped(values: Any, indent: int | None = None) -> str:
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     other = lambda value: value.isoformat() if hasattr(value, "isoformat") else None  # noqa: E731
     return json.dumps(values, indent=indent, ensure_ascii=not is_utf8, allow_nan=False, default=other)
-
-
-def as_pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """Return NAME=VALUE, as they are given on a command line, by name. Raises ArgumentError.
-
-    >>> as_pairs("column", ["text=review"])
-    {'text': 'review'}
-    """
-    if wrong := [text for text in given if "=" not in text]:
-        raise ArgumentError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
-    return dict(text.split("=", 1) for text in given)
 
 
 def remark(text: str) -> None:

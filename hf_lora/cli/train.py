@@ -14,6 +14,7 @@ import typer
 
 from ..errors import ConfigError
 from ..training.run.settings import RunSettings, read_yaml
+from .completing import COMPLETIONS
 from .progress import Progress, only_ours, show_dry_run, show_result
 from .showing import show_json
 
@@ -112,7 +113,11 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
         for name, kind, default, flag, says in _OWN
     ]
     for each in fields(RunSettings):
-        option = typer.Option(help=each.metadata["says"], rich_help_panel=each.metadata["panel"])
+        option = typer.Option(
+            help=each.metadata["says"],
+            rich_help_panel=each.metadata["panel"],
+            autocompletion=COMPLETIONS.get(each.name),
+        )
         parameters.append(
             inspect.Parameter(each.name, own, default=None, annotation=Annotated[_flag(hints[each.name]), option])
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 CARD_NAME = "README.md"
 CONFIG_NAME = "adapter_config.json"
 PENDING_NAME = f".{CONFIG_NAME}.pending"
+TASK_NAME = "task.json"  # how the rows of a run are prepared
 WEIGHTS_NAME = "adapter_model.safetensors"
 WEIGHTS_NAMES = (WEIGHTS_NAME, "adapter_model.bin")
 NOTES_KEY = "hf_lora"  # of the safetensors metadata: a JSON object

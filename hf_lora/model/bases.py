@@ -33,7 +33,7 @@ MOST_LABELS = 100_000
 # What Transformers raises where a base is not, or is damaged.
 _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError)
 
-_WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
+WITHOUT_LABELS = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining", "Model")
 
 
 def load_base(
@@ -49,7 +49,7 @@ def load_base(
     cause chained) where the base is not there or cannot be loaded, MissingExtraError where a package for it is missing.
     """
     try:
-        return _loaded(_model_class(name, task_type, auto_class, kwargs), name, model_args, kwargs)
+        return _loaded(model_class(name, task_type, auto_class, kwargs), name, model_args, kwargs)
     except LoRAError:
         raise
     except _LOADING as error:
@@ -117,7 +117,7 @@ def load_base_of(
             has_parts = bool(settings and adapter.config.modules_to_save)
             resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
             kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-            model = _loaded(_model_class(base, adapter.config.task_type, cls, kwargs), base, (), kwargs)
+            model = _loaded(model_class(base, adapter.config.task_type, cls, kwargs), base, (), kwargs)
     except LoRAError:
         raise
     except Exception as error:
@@ -212,7 +212,8 @@ def _named_base(adapter: Contents) -> str:
     return base
 
 
-def _model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
+def model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
+    """Return the class to load a base as, or the auto class that finds it. Raises ModelError where none can be told."""
     if isinstance(auto_class, type):
         return auto_class
     if auto_class is not None:
@@ -237,7 +238,7 @@ def _model_class(name: str, task_type: str | None, auto_class: type | str | None
             )
     for architecture in architectures:
         if hasattr(transformers, architecture):
-            if kwargs.get("num_labels") is not None and architecture.endswith(_WITHOUT_LABELS):
+            if kwargs.get("num_labels") is not None and architecture.endswith(WITHOUT_LABELS):
                 raise ModelError(
                     f"num_labels={kwargs['num_labels']} has no meaning for {architecture}, which {name} is loaded as: "
                     "say the task, LoRAConfig(task_type='SEQ_CLS') or another, or pass auto_class=."

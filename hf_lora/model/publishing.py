@@ -21,7 +21,7 @@ from ..errors import AdapterFileError, ArgumentError, ConfigError, HubError, Hub
 from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
-from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, WEIGHTS_NAME, places_of
+from ..files.names import CARD_NAME, CONFIG_NAME, NOTES_KEY, TASK_NAME, WEIGHTS_NAME, places_of
 from ..files.privacy import is_local_base, public_base
 from ..files.tensors import write_tensors
 from ..files.transaction import folders_of_adapters, settled
@@ -173,7 +173,8 @@ def push_folder(
     """Upload a saved adapter's folder in one commit and return its URL (the pull request's with create_pr).
 
     What goes: the adapter at its top, those in its folders but for a Trainer's checkpoints, their cards (where the
-    repo has a card already, that one stays) and a tokenizer's files. Weights in a pickle are written as safetensors.
+    repo has a card already, that one stays), a tokenizer's files, and how a run prepared its rows. Weights in a pickle
+    are written as safetensors.
     Raises AdapterFileError, ConfigError, ModelError and HubError; the folder stays as it is.
     """
     places = _adapters_in(directory)
@@ -183,7 +184,7 @@ def push_folder(
     bases = {p: public_base(base, base_model, f"the adapter in {directory / p}", way) for p, base in named.items()}
 
     def write(folder: Path, repo_id: str) -> None:
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, TASK_NAME):
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, folder / name)
         for place, contents in found.items():

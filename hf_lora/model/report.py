@@ -17,11 +17,10 @@ def trainable_counts(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def targets_table(model: Any, adapter_name: str | None = None) -> str:
-    """Return a table of an adapter's targets: module pattern, kind, shape, how many of how many, parameters.
+def target_rows(model: Any, adapter_name: str | None = None) -> list[tuple[str, str, str, int, int, int]]:
+    """Return an adapter's targets: module pattern, kind, shape, how many, of how many, parameters.
 
-    Layers that differ in their numbers only are one row. "of" counts the modules of that pattern in the model; a
-    row with fewer adapted than there are is marked with "uneven".
+    Layers that differ in their numbers only are one row. "of" counts the modules of that pattern in the model.
     """
     state = model._lora
     name = adapter_name or next(iter(state.selected or state.configs), "")
@@ -37,13 +36,19 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
         row = rows[numberless(full_name(module, adapter.parameter)), what, shape]
         row[0] += 1
         row[1] += sum(p.numel() for p in adapter.parameters())
+    return [
+        (pattern.removesuffix(".weight"), kind, shape, count, there[pattern], size)
+        for (pattern, kind, shape), (count, size) in rows.items()
+    ]
+
+
+def targets_table(model: Any, adapter_name: str | None = None) -> str:
+    """Return `target_rows` as text; a row with fewer adapted than there are is marked with "uneven"."""
+    rows = target_rows(model, adapter_name)
     lines = [("target", "kind", "shape", "layers", "parameters")]
-    for (pattern, kind, shape), (count, size) in rows.items():
-        uneven = " uneven" if count < there[pattern] else ""
-        lines.append(
-            (pattern.removesuffix(".weight"), kind, shape, f"{count} of {there[pattern]}{uneven}", f"{size:,d}")
-        )
-    lines.append(("total", "", "", "", f"{sum(size for _, size in rows.values()):,d}"))
+    for pattern, kind, shape, count, there, size in rows:
+        lines.append((pattern, kind, shape, f"{count} of {there}{' uneven' if count < there else ''}", f"{size:,d}"))
+    lines.append(("total", "", "", "", f"{sum(size for *_, size in rows):,d}"))
     return aligned(lines)
 
 

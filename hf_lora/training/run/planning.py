@@ -118,13 +118,13 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
-    kind = _model_task(str(settings.model), preparation.task)
+    kind = model_task(str(settings.model), preparation.task)
     config = arguments.lora_config(settings, kind.task_type)
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
     return LoRAModel.from_pretrained(str(settings.model), config, **given, **preparation.model_arguments())
 
 
-def _model_task(name: str, task: TrainingTask) -> Task:
+def model_task(name: str, task: TrainingTask) -> Task:
     """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
     config = transformers.AutoConfig.from_pretrained(name)
     if (found := task.model_task(config)) is not None:

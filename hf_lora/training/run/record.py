@@ -24,6 +24,7 @@ import transformers
 
 from ..._version import __version__
 from ...errors import AdapterFileError
+from ...files.names import TASK_NAME
 from ...files.strict_json import read_json
 from ..tasks.preparation import Preparation
 from ..tasks.table import TASKS
@@ -47,7 +48,7 @@ __all__ = [
     "write_json",
 ]
 
-SETTINGS, TASK, METRICS, CHECKPOINTS = "run.yaml", "task.json", "metrics.json", "checkpoints"
+SETTINGS, TASK, METRICS, CHECKPOINTS = "run.yaml", TASK_NAME, "metrics.json", "checkpoints"
 CURVES, LOG = "curves", "train.log"
 
 

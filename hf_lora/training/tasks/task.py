@@ -38,6 +38,17 @@ class TrainingTask:
         """The rows of the table of models."""
         return [task for task in MODEL_TASKS if task.auto_class in self.models]
 
+    def described(self) -> dict[str, Any]:
+        """Return what people are told of the task, as JSON types. optional: the columns that may be missing."""
+        return {
+            "task": self.name,
+            "says": self.says,
+            "columns": [role.name for role in self.roles if role.is_required],
+            "optional": [role.name for role in self.roles if not role.is_required],
+            "metrics": list(self.metrics),
+            "models": list(self.models),
+        }
+
     def model_task(self, config: Any) -> Task | None:
         """Return the first row of the table of models that the task trains and a base's config is of.
 
