@@ -15,8 +15,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-SIZES = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16}
+SIZES: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+}
 SHARD = "50MB"
 
 
@@ -29,12 +35,11 @@ def own_bytes() -> int:
 
 def write(folder: Path) -> None:
     """Write a bfloat16 Llama and an adapter of it."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from hf_lora import LoRAConfig, LoRAModel
 
-    base = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=16, vocab_size=8000)).to(torch.bfloat16)
+    base = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=16, vocab_size=8000)).bfloat16()
     base.save_pretrained(folder / "base", max_shard_size="100MB")
     config = LoRAConfig(r=8, target_modules="all-linear", init_lora_weights=False)
     LoRAModel.from_pretrained(str(folder / "base"), config).save_pretrained(folder / "adapter")

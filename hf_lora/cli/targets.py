@@ -38,9 +38,9 @@ def targets(
     """
     from ..model.planned import planned  # not above: it imports torch
     from ..model.report import target_rows, trainable_counts
+    from ..training.run.arguments import target_names
 
-    names = [name.strip() for name in target_modules.split(",")] if "," in target_modules else target_modules
-    adapted = planned(model, names, r, _auto_class(model, task), pairs("lora", lora or []))
+    adapted = planned(model, target_names(target_modules), r, _auto_class(model, task), pairs("lora", lora or []))
     rows = target_rows(adapted)
     trained, total = trainable_counts(adapted)
     base = total - trained

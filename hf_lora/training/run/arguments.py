@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
 from ...errors import ConfigError, MissingExtraError
 from ..tasks.preparation import Preparation
@@ -44,12 +46,21 @@ def lora_config(settings: RunSettings, task_type: str | None = None) -> LoRAConf
     """Return the adapter's config. Raises ConfigError for settings that there are not, or that cannot be."""
     if twice := [name for name in settings.lora if name in {f.name for f in dataclasses.fields(RunSettings)}]:
         raise ConfigError(f"--lora {twice[0]}: that is a flag of its own, --{twice[0].replace('_', '-')}.")
-    targets = settings.target_modules
     return LoRAConfig(
         r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-        target_modules=[name.strip() for name in targets.split(",")] if "," in targets else targets,
+        target_modules=target_names(settings.target_modules),
         **{"task_type": task_type, **settings.lora},
     )  # fmt: skip
+
+
+def target_names(text: str) -> str | list[str]:
+    """Return what `target_modules` is, of a text on a command line: a preset, names, or a regular expression.
+
+    >>> target_names("auto"), target_names("query, value"), target_names(r".*\\.(query|value)")
+    ('auto', ['query', 'value'], '.*\\\\.(query|value)')
+    """
+    names = [name.strip() for name in text.split(",")]
+    return text if text in PRESETS or not all(re.fullmatch(r"[\w.]+", name) for name in names) else names
 
 
 def base_arguments(settings: RunSettings) -> dict[str, Any]:
