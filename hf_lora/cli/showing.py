@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import printable
 
@@ -25,7 +25,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     )
     for number, name in enumerate(columns):
         are_numbers = every and all(isinstance(row[number], int | float | None) for row in every)
-        table.add_column(Text(name), justify="right" if are_numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if are_numbers else "left"
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=number == 0)  # names stay whole
     for row in every:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console(highlight=False, soft_wrap=False)
