@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .completing import tasks as task_names
-from .showing import show_json, show_table
+from .showing import show_json
 from .train import pairs
 
 __all__ = ["targets"]
@@ -41,16 +41,14 @@ def targets(
     from ..training.run.arguments import target_names
 
     adapted = planned(model, target_names(target_modules), r, _auto_class(model, task), pairs("lora", lora or []))
-    rows = target_rows(adapted)
     trained, total = trainable_counts(adapted)
     base = total - trained
     if as_json:
         columns = ("target", "kind", "shape", "layers", "of", "parameters")
-        table = [dict(zip(columns, row, strict=True)) for row in rows]
+        table = [dict(zip(columns, row, strict=True)) for row in target_rows(adapted)]
         show_json({"targets": table, "trained": trained, "base": base})
         return
-    cells = [(name, kind, shape, f"{count} of {of}", f"{size:,}") for name, kind, shape, count, of, size in rows]
-    show_table(("target", "kind", "shape", "layers", "parameters"), cells)
+    print(adapted.targets_report())
     print(f"An adapter of {trained:,} parameters on a base of {base:,}: {trained / base:.2%}.")
 
 
