@@ -60,6 +60,7 @@ class Answers(Windowed):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "unanswerable", "longest")
+    ADOPTED = {"unanswerable": False, "longest": 200}
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:

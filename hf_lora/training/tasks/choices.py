@@ -45,6 +45,7 @@ class Choices(Preparation):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "choice_columns", "first", "numbered")
+    ADOPTED = {"choice_columns": None, "first": 0, "numbered": True}
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:

@@ -41,6 +41,10 @@ class Classes(Texts):
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids")
 
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         if self.options.get("labels") is None:

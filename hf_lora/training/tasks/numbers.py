@@ -47,6 +47,11 @@ class Numbers(Texts):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "decimal", "mean", "std")
+    ADOPTED = {"decimal": ".", "mean": 0.0, "std": 1.0}
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return bool(config.num_labels == 1)
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:

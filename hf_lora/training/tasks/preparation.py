@@ -34,6 +34,8 @@ class Preparation:
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length",)
     cuts: ClassVar[bool] = True  # whether rows lose what is behind max_length
+    # The options of an adapter that others trained, beside its labels; None where `learn` finds them without rows.
+    ADOPTED: ClassVar[Mapping[str, Any] | None] = None
     processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers
     trainer_class: ClassVar[str] = "transformers.Trainer"
     arguments_class: ClassVar[str] = "transformers.TrainingArguments"
@@ -65,7 +67,11 @@ class Preparation:
         if "labels" in self.OPTIONS:
             names = model.config.id2label
             self.options["labels"] = [names[number] for number in range(len(names))]
-        self.learn((), processor)
+        if self.ADOPTED is None:
+            self.learn((), processor)
+        else:
+            self.options |= self.ADOPTED
+            Preparation.learn(self, (), processor)
         self.fit_model(model, processor)
 
     def model_arguments(self) -> dict[str, Any]:

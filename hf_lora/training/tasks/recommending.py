@@ -46,6 +46,10 @@ class Recommendations(Numbers):
     OPTIONS: ClassVar[tuple[str, ...]] = (*Numbers.OPTIONS, "clicks")
 
     @classmethod
+    def suits(cls, config: Any) -> bool:
+        return False  # no model says that its texts were histories
+
+    @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
         """Return whether there is a history, by its name or in lists."""
         column = columns["history"]

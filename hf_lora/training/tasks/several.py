@@ -40,6 +40,11 @@ class Labels(Texts):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids", "separator", "marked")
+    ADOPTED = {"ids": False, "separator": ",", "marked": None}
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return bool(config.problem_type == "multi_label_classification")
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:

@@ -47,6 +47,10 @@ class Speech(Preparation):
     trainer_class: ClassVar[str] = "transformers.Seq2SeqTrainer"
     arguments_class: ClassVar[str] = "transformers.Seq2SeqTrainingArguments"
 
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return not hasattr(config, "ctc_loss_reduction")  # which letters CTC learnt, only its rows tell
+
     @property
     def is_ctc(self) -> bool:
         """Whether the model reads letters off frames."""

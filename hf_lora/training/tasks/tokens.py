@@ -62,6 +62,7 @@ class Tokens(Windowed):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids", "spans")
+    ADOPTED = {"ids": True, "spans": False}
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
