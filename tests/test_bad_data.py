@@ -70,6 +70,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "other columns to test on": ({"a.csv": GOOD, "b.csv": "Text,label\nfine,good\n"}, "--train a.csv --test b.csv", ("b.csv: it has no column 'text', which a.csv has, but 'Text', 'label'", "alike")),
     "files of other columns": ({"a.csv": GOOD, "b.csv": "Text,label\nfine,good\n"}, "--train a.csv,b.csv", ("b.csv: it has the columns Text, label, and a.csv has text, label",)),
     "a folder of unnamed splits": ({"d/test.csv": GOOD, "d/more.csv": GOOD}, "--train d", ("d: which of more.csv, test.csv are to train on?", "Call them train")),
+    "a folder without rows to train on": ({"d/test.csv": GOOD, "d/dev.csv": GOOD}, "--train d", ("d: which of dev.csv, test.csv are to train on?", "Call them train")),
     "a folder without rows": ({"d/notes.md": "x"}, "--train d", ("d: the folder has no", ".csv")),
     "a split that is not there": ({}, "--train me/reviews::dev", ("me/reviews::dev: it has no split 'dev', but train, test",)),
     "a data set that is not there": ({}, "--train you/reviews", ("you/reviews: there is no such file or folder", "owner/name")),

@@ -210,11 +210,11 @@ def test_a_data_set_of_the_hub_has_its_splits_and_the_names_of_its_labels(
 
 
 def test_class_labels_in_parquet_and_in_saved_folders_are_their_names(tmp_path: Path) -> None:
-    rows = _labelled(["bad", "good"], [1, 0])
+    rows = _labelled(["bad", "good"], [1, 0, -1])
     rows.to_parquet(tmp_path / "a.parquet")
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     for source in ("a.parquet", "saved"):
-        assert [row["label"] for row in _rows(tmp_path / source, tmp_path / "scratch")] == ["good", "bad"]
+        assert [row["label"] for row in _rows(tmp_path / source, tmp_path / "scratch")] == ["good", "bad", None]
     tags = datasets.Features({"tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B"]))})
     datasets.Dataset.from_dict({"tags": [[0, 1], []]}, tags).to_parquet(tmp_path / "tags.parquet")
     assert _plain(_rows(tmp_path / "tags.parquet", tmp_path / "scratch")) == [{"tags": ["O", "B"]}, {"tags": []}]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import DataError, some
+from ...errors import DataError
+from ..data.checking import stream_rows
 from ..data.columns import is_empty, is_replaced, place_of
 from .task import TrainingTask
 
@@ -101,12 +103,10 @@ class Preparation:
         return [role.name for role in roles if not is_replaced(role, self.task.roles, self.columns)]
 
     def check(self, rows: Iterable[Mapping[str, Any]], labelled: bool = True) -> None:
-        """Raise DataError with the rows that cannot be used, at most the first hundred looked at."""
-        found = [f"{place_of(row)}: {problem}" for row in rows if (problem := self.problem(row, labelled))]
-        if found:
-            raise DataError(
-                f"{some(found, between='; ')}. Mend or remove these rows, or leave them out with --skip-bad-rows."
-            )
+        """Raise DataError where rows cannot be used; it names the first of them."""
+        wrong = ((row, problem) for row in stream_rows(rows) if (problem := self.problem(row, labelled)))
+        if found := [f"{place_of(row)}: {problem}" for row, problem in islice(wrong, 4)]:
+            raise DataError(f"{'; '.join(found)}. Mend these rows, or take them out of the file.")
 
     def features(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
