@@ -27,7 +27,11 @@ def repetition(values: Sequence[Any]) -> float:
 
 LABEL = Role(
     "label",
-    ("label", "labels", "class", "category", "target", "sentiment", "etikett", "klasse", "categoria", "标签", "类别"),
+    (
+        "label", "labels", "class", "category", "target", "sentiment", "etikett", "klasse", "kategorie", "etiqueta",
+        "categoría", "clase", "étiquette", "catégorie", "classe", "categoria", "etichetta", "klasa", "метка", "класс",
+        "标签", "类别", "標籤", "類別", "ラベル", "라벨", "فئة", "תווית",
+    ),
     is_label, is_label=True, preference=repetition,
 )  # fmt: skip
 ROLES = (TEXT, PAIR, LABEL)

@@ -57,15 +57,15 @@ def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], sour
     found = [guess for task in tasks if (guess := _fit(task, rows, values, given, source)) is not None]
     best = [guess for guess in found if guess.score == max(each.score for each in found)]
     best = [guess for guess in best if guess.is_likely(values)] or best
-    names = [guess.task.name for guess in best]
-    others: list[str] = []
-    if len(best) == 1 and not (others := _doubts(best[0], tasks, found, values, config is not None)):
+    others = _doubts(best[0], tasks, found, values, config is not None) if best else []
+    if len(best) == 1 and not others:
         return best[0]
     has = f"{source}: it has the columns {', '.join(map(repr, values))}"
     if not best:
-        raise DataError(f"{has}, which fit no task. Say which it is for with --task, and which column is what.")
-    could = " or ".join([*names, *others])
-    raise DataError(f"{has}, which could be for {could}. Say which with --task, as --task {names[0]}.")
+        named = ", ".join(task.name for task in tasks)
+        raise DataError(f"{has}, which fit no task. Say which with --task ({named}), and which column is what.")
+    names = list(dict.fromkeys([*(guess.task.name for guess in best), *others]))
+    raise DataError(f"{has}, which could be for {' or '.join(names)}. Say which with --task, as --task {names[0]}.")
 
 
 def _fit(
@@ -83,11 +83,16 @@ def _fit(
     if not task.preparation.fits(rows, columns):
         return None
     named = columns_by_name(values, task.roles, given)
-    told = {name for name, column in columns.items() if named.get(name) == column or not roles[name].holds("words")}
+    told = {name for name, column in columns.items() if named.get(name) == column or _is_telling(roles[name])}
     guess = Guess(task, columns, frozenset(told))
     guessed = [name for name in columns if name not in told]
     liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
     return guess if not guessed or (liked and not guess.left(values)) else None
+
+
+def _is_telling(role: Role) -> bool:
+    """Return whether few values can be of a role, as turns of a chat or a picture: no text and no number as such."""
+    return not any(role.holds(value) for value in ("words", "1", 1, 0.5))
 
 
 def _likes(role: Role, values: Sequence[Any]) -> bool:
@@ -107,11 +112,14 @@ def _doubts(
     if guess.has_label:
         writes = has_base and not labels & guess.told
         return [each.task.name for each in found if writes and each.task.name == "causal-lm"]
-    if all(len(set(map(repr, values[name]))) > len(values[name]) / 2 for name in guess.left(values)):
-        return []
+    again = [values[name] for name in guess.left(values) if len(set(map(repr, values[name]))) <= len(values[name]) / 2]
     return [
         task.name
         for task in tasks
-        if any(role.is_label and role.is_required for role in task.roles)
-        and {role.name for role in task.roles if role.is_required and not role.is_label} <= guess.columns.keys()
+        if {role.name for role in task.roles if role.is_required and not role.is_label} <= guess.columns.keys()
+        and any(_could_be(role, each) for role in task.roles for each in again)
     ]
+
+
+def _could_be(label: Role, values: Sequence[Any]) -> bool:
+    return label.is_label and all(map(label.holds, values)) and _likes(label, values)
