@@ -95,7 +95,7 @@ def conll(folder: Path) -> Path:
     for name, place, adverb in itertools.product(NAMES, PLACES, ("now", "")):
         words = [
             (name, "B-PER"),
-            (name, "I-PER"),
+            ("story", "I-PER"),
             ("lives", "O"),
             ("in", "O"),
             (place, "B-LOC"),

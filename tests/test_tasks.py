@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_lora import LoRAModel
+
 from . import jobs, jobs_generation, jobs_media, jobs_text
 from .jobs import Job
 from .peek import TRAINING_TASKS, TrainedRun, cli, read_rows, running, train_plan
@@ -63,6 +65,12 @@ def test_the_card_has_the_task_and_what_was_measured(trained: tuple[Job, Path, P
     assert job.tag in (None, card.data.pipeline_tag)
     told = {result.metric_value for result in card.data.eval_results}
     assert {value for name, value in measured.items() if name != "loss"} <= told
+
+
+def test_the_kind_of_loss_is_saved(trained: tuple[Job, Path, Path, Any]) -> None:
+    _, _, run, model = trained
+    kind = model.preparation.model_arguments().get("problem_type")
+    assert kind is None or LoRAModel.from_pretrained(run).config.problem_type == kind
 
 
 def test_every_task_of_the_table_is_tried() -> None:

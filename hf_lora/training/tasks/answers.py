@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import ConfigError, DataError
 from ..columns import Columns, as_objects
 from ..data.columns import Role, is_empty
-from .texts import is_text, mean_length, shortened
+from .texts import is_text, mean_length, shortened, trimmed
 from .windows import Windowed, cut_up, model_inputs
 
 if TYPE_CHECKING:
@@ -129,13 +129,15 @@ class Answers(Windowed):
 
     def _read(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[list[_Window]]:
         most = self.options["max_length"]
+        contexts = [str(self.value(row, "context")) for row in rows]
         # A question leaves its context half of the tokens.
         questions = [shortened(str(self.value(row, "question")).strip(), most // 2, processor) for row in rows]
         encoded = processor(
-            questions, [str(self.value(row, "context")) for row in rows], truncation="only_second", max_length=most,
+            questions, contexts, truncation="only_second", max_length=most,
             stride=most // 4 - 4, return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        return [[_window(encoded, i, processor) for i in windows] for windows in cut_up(encoded, len(rows))]
+        found = zip(contexts, cut_up(encoded, len(rows)), strict=True)
+        return [[_window(encoded, i, context, processor) for i in windows] for context, windows in found]
 
     def compared(self, rows: Dataset, processor: Any, predictions: Any, labels: Any) -> dict[str, Columns]:
         """Return the answer to each question, over all its windows, and all the right ones."""
@@ -186,9 +188,10 @@ def _relevant(window: _Window, places: list[int], *logits: Any) -> list[Any]:
     return [each[[*places, window.null]].astype(np.float64) for each in logits]
 
 
-def _window(encoded: Any, number: int, processor: Any) -> _Window:
+def _window(encoded: Any, number: int, context: str, processor: Any) -> _Window:
     feature = model_inputs(encoded, number, processor)
-    offsets, sides = encoded["offset_mapping"][number], encoded.sequence_ids(number)
+    sides = encoded.sequence_ids(number)
+    offsets = [trimmed(context, *ends) for ends in encoded["offset_mapping"][number]]
     ids = feature["input_ids"]
     null = ids.index(processor.cls_token_id) if processor.cls_token_id in ids else 0
     return _Window(feature, {i: offsets[i] for i, side in enumerate(sides) if side == 1}, null)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _USUAL, _LEAST = 3.0, 0.1  # |mean| + std, and std, of numbers that a new head learns soon; others are scaled
 
+_HAS_THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}([.,]\d{3})+\s*")
+
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):
@@ -108,17 +110,17 @@ class Numbers(Texts):
 def _decimal(cells: Sequence[str], column: str) -> str:
     """Return what stands before the decimals of numbers in texts. Raises DataError where that cannot be told."""
     marks = {cell[max(cell.rfind(","), cell.rfind("."))] for cell in cells if "," in cell and "." in cell}
-    commas = [cell for cell in cells if "," in cell and "." not in cell]
-    thousands = all(re.fullmatch(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*", cell) for cell in commas)
-    if commas and not thousands:
-        marks |= {","}
-    if any("." in cell and "," not in cell for cell in cells) and not (marks == {","} and not thousands):
-        marks |= {"."}
-    if commas and thousands and not marks and not any(cell.count(",") > 1 for cell in commas):
-        raise DataError(
-            f"column {column!r}: {commas[0]!r} may be {commas[0].replace(',', '')} or {commas[0].replace(',', '.')}; "
-            "write the numbers without separators of thousands, and with a decimal point."
-        )
+    alone = {mark: [cell for cell in cells if mark in cell and other not in cell] for mark, other in (",.", ".,")}
+    marks |= {mark for mark, some in alone.items() if not all(map(_HAS_THOUSANDS.fullmatch, some))}
     if len(marks) > 1:
         raise DataError(f"column {column!r}: some numbers have a decimal comma, others a decimal point; write a point.")
-    return next(iter(marks), ".")
+    if marks:
+        return marks.pop()
+    repeated = {mark for mark, some in alone.items() if any(cell.count(mark) > 1 for cell in some)}
+    if alone[","] and repeated != {","}:
+        one = alone[","][0]
+        raise DataError(
+            f"column {column!r}: {one!r} may be {one.replace(',', '')} or {one.replace(',', '.')}; write them "
+            "without separators of thousands, and with a decimal point."
+        )
+    return "," if "." in repeated else "."

@@ -69,6 +69,15 @@ def shortened(text: str, most: int, processor: Any) -> str:
     return text if len(offsets) <= most else text[: offsets[most - 1][1]]
 
 
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return where a token stands without the white space that it may begin with.
+
+    >>> trimmed("in Rome", 2, 7)
+    (3, 7)
+    """
+    return end - len(text[start:end].lstrip()), end
+
+
 def pad(model: Any, processor: Any) -> None:
     """Have a tokenizer and a model that know no padding pad with the end of a text. Raises ModelError without one."""
     if processor.pad_token is None:

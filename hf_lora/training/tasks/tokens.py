@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
 from ..columns import IGNORED
 from ..data.columns import Role, is_empty
 from .classes import averaged
-from .texts import label_names, label_text
+from .texts import label_names, label_text, trimmed
 from .windows import Windowed, cut_up, model_inputs
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ class Tokens(Windowed):
 
     def _words(self, row: Mapping[str, Any]) -> list[str]:
         value = self.value(row, "text")
-        return value.split() if isinstance(value, str) else list(value)
+        return value.split() if isinstance(value, str) else [word.strip() or "-" for word in value]
 
     def windows(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
@@ -148,37 +150,31 @@ class Tokens(Windowed):
         return found
 
     def _read(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[_Reading]:
-        by_words = not self.options["spans"]
-        words = [self._words(row) if by_words else [] for row in rows]
-        texts = [" ".join(words[i]) if by_words else self._text(row) for i, row in enumerate(rows)]
-        readings = [_Reading(text) for text in texts]
+        readings = [_Reading(self._text(row)) for row in rows]
         encoded = processor(
-            words if by_words else texts, is_split_into_words=by_words, truncation=True,
-            max_length=self.options["max_length"], return_overflowing_tokens=True, return_offsets_mapping=True,
+            [reading.text for reading in readings], truncation=True, max_length=self.options["max_length"],
+            return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        for i, (reading, windows) in enumerate(zip(readings, cut_up(encoded, len(rows)), strict=True)):
-            starts = _starts(words[i])
+        for row, reading, windows in zip(rows, readings, cut_up(encoded, len(rows)), strict=True):
+            words = [] if self.options["spans"] else self._words(row)
+            starts = list(accumulate((len(word) + 1 for word in words), initial=0))
             for window in windows:
                 places = []
-                for place, (word, (start, end)) in enumerate(
-                    zip(encoded.word_ids(window), encoded["offset_mapping"][window], strict=True)
-                ):
-                    if encoded.sequence_ids(window)[place] is None or (by_words and word in reading.words[-1:]):
+                for place, ends in enumerate(encoded["offset_mapping"][window]):
+                    start, end = trimmed(reading.text, *ends)
+                    word = bisect_right(starts, start) - 1
+                    if start >= end or (
+                        words and word in reading.words[-1:]
+                    ):  # a special token, or a word's second one
                         continue
-                    if by_words:
-                        start, end = starts[word], starts[word] + len(words[i][word])
-                    while start < end and reading.text[start].isspace():
-                        start += 1
-                    if start < end:
-                        places.append(place)
-                        reading.units.append((start, end))
-                        reading.words.append(word)
+                    places.append(place)
+                    reading.units.append((starts[word], starts[word] + len(words[word])) if words else (start, end))
+                    reading.words.append(word)
                 reading.windows.append((model_inputs(encoded, window, processor), places))
         return readings
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        value = self.value(row, "text")
-        return value if isinstance(value, str) else " ".join(value)
+        return str(self.value(row, "text")) if self.options["spans"] else " ".join(self._words(row))
 
     def _tags(self, row: Mapping[str, Any], reading: _Reading) -> list[str]:
         """Return the tag of each unit."""
@@ -225,14 +221,6 @@ class Tokens(Windowed):
 
 def _list(values: Any) -> list[Any]:
     return values.tolist()
-
-
-def _starts(words: Sequence[str]) -> list[int]:
-    """Return where each word stands in the text that has a space between them."""
-    starts = [0]
-    for word in words:
-        starts.append(starts[-1] + len(word) + 1)
-    return starts
 
 
 def _opened(cell: Any) -> list[Any]:
