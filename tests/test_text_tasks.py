@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_lora.errors import DataError
 
+from .jobs import write_jsonl
 from .jobs_text import bert
 from .peek import TRAINING_TASKS, choose_columns, read_rows
 
@@ -417,3 +418,14 @@ def test_lists_to_rank_are_the_rows_of_a_user_and_the_oldest_items_are_cut(words
     lists = preparation.compared(found, words, np.array([[3.0], [2.0], [1.0]]), scaled)["lists"]
     assert lists.predictions.tolist() == [[3.0, 1.0], [2.0]]
     assert preparation.metrics() == ("mse", "mae", "ndcg")
+
+
+def test_doccano_s_and_spacy_s_entities_are_read_from_json(words: Any, tmp_path: Path) -> None:
+    spans = [[0, 3, "PER"], [13, 17, "LOC"]]
+    for cells in ((spans, []), ({"entities": spans}, {"entities": []})):
+        rows = [{"text": "Ann lives in Rome.", "label": cell} for cell in cells]
+        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        scratch = tmp_path / f"{len(str(cells))}"
+        scratch.mkdir()
+        found = targets("token-classification", read_rows(str(path), scratch), words)
+        assert [[label for label in row if label > 0] for row in found] == [[3, 1, 2], []]

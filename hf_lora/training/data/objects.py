@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20  # letters read at once
 _KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_NESTED = (list, dict)
 _Placed = tuple[int, dict[str, Any]]  # the line where a row begins, and its values
 
 
@@ -141,7 +142,8 @@ def _list(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
 def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left_out: list[str]) -> Iterator[_Placed]:
     for line, value in values:
         if isinstance(value, dict) and PLACE not in value:
-            yield line, value
+            mixed = {k: json.dumps(v) for k, v in value.items() if type(v) in _NESTED and _is_mixed(v)}
+            yield line, {**value, **mixed} if mixed else value
             continue
         if isinstance(value, json.JSONDecodeError):
             problem = f"{path}, line {line}: it is no JSON: {value.msg} (column {value.colno})"
@@ -152,6 +154,20 @@ def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left
         left_out.append(problem)
 
 
+def _is_mixed(value: Any) -> bool:
+    """Return whether it has lists of numbers and words, as [0, 5, "PER"], which Arrow has not: they stay JSON."""
+    if isinstance(value, dict):
+        return any(map(_is_mixed, value.values()))
+    if not isinstance(value, list) or not value or isinstance(value[0], str):
+        return False
+    return len({isinstance(each, str) for each in value}) > 1 or any(map(_is_mixed, value))
+
+
+def _is_bare(value: Any) -> bool:
+    """Return whether it is an empty list, or has nothing else."""
+    return value == [] or (isinstance(value, dict) and bool(value) and all(each == [] for each in value.values()))
+
+
 def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType, Any]:
     """Return the type that fits the rows before (kind) and those of a batch, and these as an Arrow array.
 
@@ -159,6 +175,10 @@ def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType,
     """
     import pyarrow as pa
 
+    if bare := {name for _, row in batch for name, value in row.items() if type(value) in _NESTED and _is_bare(value)}:
+        texts = {name for _, row in batch for name in bare if isinstance(row.get(name), str)}
+        for _, row in batch:
+            row.update(dict.fromkeys((name for name in texts if _is_bare(row.get(name))), None))
     try:
         values = pa.array([row for _, row in batch], None if batch else kind)
         return _both(kind, values.type), values
