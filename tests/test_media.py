@@ -9,11 +9,12 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_lora.errors import DataError
 
 from .jobs import write_csv, write_jsonl
-from .jobs_media import colours, vit
+from .jobs_media import SIZES, colours, vit
 from .peek import PLACE, RunSettings, media, plan_run
 
 RED = (200, 40, 40)
@@ -166,3 +167,14 @@ def test_augmented_pictures_differ_in_training_alone_and_come_again_with_the_see
     assert all(map(torch.equal, one, again))
     assert not torch.equal(one[0], one[1])
     assert torch.equal(held[0], held[1])
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_a_head_for_other_labels_is_trained_whole_or_gives_way(labels: int, tmp_path: Path) -> None:
+    config = ViTConfig(image_size=16, patch_size=8, num_labels=labels, **SIZES)
+    vit(tmp_path / "base")
+    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    plan = _plan(tmp_path, colours(tmp_path))
+    assert plan.model.peft_config["default"].modules_to_save == ["classifier"]
+    assert plan.model.config.id2label == {0: "blue", 1: "red"}
+    assert plan.model.classifier.out_features == 2

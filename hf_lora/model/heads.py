@@ -6,9 +6,12 @@ pretrained models, what stands beside them is new.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
@@ -66,6 +69,21 @@ def left_at_random(model: nn.Module, held: Collection[str]) -> list[str]:
     """Return the parameters that neither a checkpoint filled nor an adapter holds, sorted; held: those it holds."""
     new, _ = _new_parameters(dict(base_modules(model)))
     return sorted({*new} - {*held})
+
+
+def label_layers(auto_class: Any, config: Any) -> list[str]:
+    """Return the names of the modules whose size the number of labels decides; no weight is made to find them.
+
+    auto_class: of Transformers; config: of a base that it loads, left unchanged.
+    """
+    shapes = []
+    for labels in (2, 3):
+        other = copy.deepcopy(config)
+        other.num_labels = labels
+        with torch.device("meta"):
+            shapes.append({name: p.shape for name, p in auto_class.from_config(other).named_parameters()})
+    two, three = shapes
+    return sorted({name.rpartition(".")[0] for name, shape in two.items() if three.get(name) != shape})
 
 
 def _new_parameters(modules: Mapping[str, nn.Module]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ import transformers
 from ...config.tasks import Task
 from ...errors import ConfigError, ModelError
 from ...files.privacy import is_repo_id, public_base
+from ...model.heads import label_layers
 from ...model.lora_model import LoRAModel
 from ..tasks.lengths import Lengths
 from ..tasks.preparation import Preparation
@@ -118,19 +119,25 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
-    kind = model_task(str(settings.model), preparation.task)
+    name, made = str(settings.model), preparation.model_arguments()
+    kind = model_task(name, preparation.task)
     config = arguments.lora_config(settings, kind.task_type)
+    if preparation.trains_labels:  # it may know as many other labels
+        base = transformers.AutoConfig.from_pretrained(name)
+        layers = label_layers(getattr(transformers, kind.auto_class), base)
+        config = config.copy(modules_to_save=[*(config.modules_to_save or ()), *layers])
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
-    return LoRAModel.from_pretrained(str(settings.model), config, **given, **preparation.model_arguments())
+    given |= {"ignore_mismatched_sizes": True} if made else {}  # a head for other labels gives way to a new one
+    return LoRAModel.from_pretrained(name, config, **{**given, **made})
 
 
 def model_task(name: str, task: TrainingTask) -> Task:
     """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
-    config = transformers.AutoConfig.from_pretrained(name)
-    if (found := task.model_task(config)) is not None:
+    base = transformers.AutoConfig.from_pretrained(name)
+    if (found := task.model_task(base)) is not None:
         return found
     raise ModelError(
-        f"--model {name}: it is a {config.model_type}, which {' and '.join(task.models)} do not know; --task "
+        f"--model {name}: it is a {base.model_type}, which {' and '.join(task.models)} do not know; --task "
         f"{task.name} needs another base."
     )
 

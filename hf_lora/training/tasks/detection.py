@@ -34,16 +34,17 @@ class Detection(Preparation):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("labels", "box_format", "threshold")
+    ADOPTED: ClassVar[Mapping[str, Any]] = {"threshold": _LEAST, "box_format": "coco"}
     processor_class: ClassVar[str] = "AutoImageProcessor"
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
-        self.options["threshold"] = _LEAST if self.options["threshold"] is None else self.options["threshold"]
+        self.options["threshold"] = _LEAST if self.options.get("threshold") is None else self.options["threshold"]
         found = list(self._readable(rows))
         self.options["labels"] = in_order({label for objects, _ in found for _, label in objects})
         if not self.options["labels"]:
             raise DataError(f"column {self.columns['objects']!r}: no picture has a box; there is nothing to learn.")
-        if self.options["box_format"] is None:
+        if self.options.get("box_format") is None:
             declared = {row.get("format") for row in rows[self.columns["objects"]] if isinstance(row, dict)}
             named = declared.pop() if len(declared) == 1 else None
             self.options["box_format"] = named or boxes.format_of(
@@ -65,7 +66,7 @@ class Detection(Preparation):
         return [] if value is None else boxes.objects_of(value)
 
     def model_arguments(self) -> dict[str, Any]:
-        return {"id2label": dict(enumerate(self.options["labels"])), "ignore_mismatched_sizes": True}
+        return {"id2label": dict(enumerate(self.options["labels"]))}
 
     def training_arguments(self) -> dict[str, Any]:
         return {"eval_do_concat_batches": False}  # pictures have different numbers of boxes

@@ -29,6 +29,7 @@ class PictureClasses(Classes):
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("labels", "ids", "augment")
     processor_class: ClassVar[str] = "AutoImageProcessor"
+    trains_labels: ClassVar[bool] = True
 
     def fit_model(self, model: Any, processor: Any) -> None:
         pass  # nothing is padded
@@ -53,7 +54,7 @@ class PictureClasses(Classes):
         return [{"pixel_values": each} for each in values]
 
     def training_dataset(self, rows: Dataset, processor: Any) -> Any:
-        varies = _Varied(self.task, self.columns, **self.options) if self.options["augment"] else self
+        varies = _Varied(self.task, self.columns, **self.options) if self.options.get("augment") else self
         return varies.dataset(rows, processor)
 
     def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

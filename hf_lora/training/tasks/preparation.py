@@ -41,6 +41,7 @@ class Preparation:
     processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers
     trainer_class: ClassVar[str] = "transformers.Trainer"
     arguments_class: ClassVar[str] = "transformers.TrainingArguments"
+    trains_labels: ClassVar[bool] = False  # the layer of the labels in full, where no task type of PEFT's says so
 
     def __init__(self, task: TrainingTask, columns: Mapping[str, str], **options: Any) -> None:
         self.task, self.columns, self.options = task, dict(columns), options

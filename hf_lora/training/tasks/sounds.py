@@ -32,10 +32,11 @@ class SoundClasses(Classes):
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("labels", "ids", "max_seconds")
     processor_class: ClassVar[str] = "AutoFeatureExtractor"
+    trains_labels: ClassVar[bool] = True
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
-        self.options["max_seconds"] = most = longest(self.options["max_seconds"], processor)
+        self.options["max_seconds"] = most = longest(self.options.get("max_seconds"), processor)
         cut = sum(found > most for row in rows if (found := self._seconds(row)) is not None)
         if cut:
             logger.warning("%d of %d sounds are longer than %g seconds: what is behind is cut.", cut, len(rows), most)

@@ -58,7 +58,7 @@ class Speech(Preparation):
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
-        self.options["max_seconds"] = longest(self.options["max_seconds"], processor.feature_extractor)
+        self.options["max_seconds"] = longest(self.options.get("max_seconds"), processor.feature_extractor)
         tokenizer = processor.tokenizer
         if hasattr(tokenizer, "word_delimiter_token"):
             found = Counter(c for value in rows[self.columns["text"]] if not is_empty(value) for c in _plain(value))
@@ -70,7 +70,7 @@ class Speech(Preparation):
             return {}
         sizes = {"vocab_size": self.options["vocabulary"], "pad_token_id": self.options["blank"]}
         # Mean, as in the field's recipes; a text with more letters than frames has no finite loss, and counts nothing.
-        return {**sizes, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True, "ignore_mismatched_sizes": True}
+        return {**sizes, "ctc_loss_reduction": "mean", "ctc_zero_infinity": True}
 
     def training_arguments(self) -> dict[str, Any]:
         return {"predict_with_generate": not self.is_ctc}
@@ -89,7 +89,7 @@ class Speech(Preparation):
         """Return the language and the task for Whisper's tokens; None for a model of English. Raises ConfigError."""
         from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-        language, task = self.options["language"], self.options["speech_task"]
+        language, task = self.options.get("language"), self.options.get("speech_task")
         if not getattr(generation, "lang_to_id", None):
             if language not in (None, "en", "english") or task == "translate":
                 raise ConfigError(
