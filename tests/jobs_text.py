@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from .jobs import BAD, GOOD, Job, write_csv, write_jsonl
@@ -25,7 +25,7 @@ def bert(folder: Path) -> Path:
     vocab = {word: i for i, word in enumerate([*special, *sorted({*words, *itertools.chain(*ARABIC)})])}
     inner = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=False)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     ids = [("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids

@@ -393,6 +393,23 @@ def test_a_row_without_a_mask_cannot_be_filled(words: Any) -> None:
     assert [mask[0]["word"] for mask in found["masks"]] == [words.decode([9])] * 2
 
 
+def test_samples_are_shown_in_words(words: Any) -> None:
+    rows = {
+        "masked-lm": {"text": "very quiet story"},
+        "question-answering": {"question": "where ?", "context": "now in Rome", "answers": "Rome"},
+        "multiple-choice": {"question": "a film", "choices": ["slow", "loud"], "answer": "B"},
+        "token-classification": {"tokens": ["Ann", "Rome"], "tags": ["B-PER", "O"]},
+    }
+    shown = {}
+    for task, row in rows.items():
+        preparation, _ = learned(task, [row], words)
+        shown[task] = preparation.shown(preparation.features([row], words)[0], words)
+    assert shown["masked-lm"]["input_ids"].count("[MASK]") == len(shown["masked-lm"]["hidden"].split()) == 1
+    assert shown["question-answering"]["answer"] == "Rome"
+    assert shown["multiple-choice"]["choice 1"] == "[CLS] a film [SEP] loud [SEP]"
+    assert shown["token-classification"]["tags"] == "B-PER O"
+
+
 # --- recommendation -----------------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,11 @@ class Answers(Windowed):
         read = zip(rows, self._read(rows, processor), strict=True)
         return [self._answer(row, windows, [next(logits) for _ in windows]) for row, windows in read]
 
+    def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
+        ids = feature["input_ids"]
+        answer = processor.decode(ids[feature["start_positions"] : feature["end_positions"] + 1])
+        return super().shown({"input_ids": ids, "answer": answer}, processor)
+
     def _answer(self, row: Mapping[str, Any], windows: Sequence[_Window], logits: Sequence[Any]) -> dict[str, Any]:
         """Return the best span over all windows, or none where that is better in each (Devlin et al. 2018,
         arXiv:1810.04805, section 4.3)."""

@@ -138,6 +138,10 @@ class Choices(Preparation):
         best = [int(scores[:count].argmax()) for scores, count in zip(logits, counts, strict=True)]
         return {"classes": Columns(np.array(best), np.asarray(labels), max(counts))}
 
+    def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
+        texts = {f"choice {i}": processor.decode(each["input_ids"]) for i, each in enumerate(feature["choices"])}
+        return super().shown({**texts, "labels": feature["labels"]}, processor)
+
     def fit_model(self, model: Any, processor: Any) -> None:
         pad(model, processor)
 

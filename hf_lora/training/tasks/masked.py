@@ -70,6 +70,12 @@ class Masked(Windowed):
 
         return collate
 
+    def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
+        """Show a feature as evaluation hides its words."""
+        seen = _hidden(feature, 0, processor.mask_token_id, len(processor))
+        hidden = processor.decode([label for label in seen["labels"] if label != IGNORED])
+        return super().shown({"input_ids": seen["input_ids"], "hidden": hidden}, processor)
+
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return what fills each mask token of a row, the likeliest first. Raises DataError for a row without one."""
         read, found = self.windows(rows, processor, labelled=False), []

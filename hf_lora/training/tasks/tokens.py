@@ -188,6 +188,10 @@ class Tokens(Windowed):
             last = within
         return tags
 
+    def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
+        tags = " ".join(self.options["labels"][label] for label in feature["labels"] if label != IGNORED)
+        return super().shown({"input_ids": feature["input_ids"], "tags": tags}, processor)
+
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return each row's entities. Of rows of words, the text is the words with spaces between them."""
         outputs = iter(self.outputs(model, processor, rows))
