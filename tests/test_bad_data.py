@@ -18,6 +18,9 @@ from .trainings import tokenizer
 GOOD = "text,label\nlovely film,good\nawful film,bad\na fine story,good\na dull story,bad\n"
 TURNS = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
+ASKED = {"question": "what", "context": "a film", "answers": {"text": ["film"], "answer_start": [2]}}
+CHOSEN = {"question": "what", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "A"}
+
 
 def _json(*rows: Any) -> str:
     return "".join(f"{json.dumps(row)}\n" for row in rows)
@@ -76,6 +79,21 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "a data set that is not there": ({}, "--train you/reviews", ("you/reviews: there is no such file or folder", "owner/name")),
     "a limit of zero": ({"a.csv": GOOD}, "--train a.csv --limit 0", ("limit=0", "above 0")),
     "rows that are all cut away": ({"a.csv": GOOD}, "--train a.csv --max-length 2", ("a.csv: with max_length=2", "cut away in all rows", "--max-length 5")),
+    "half an emoji": ({"a.jsonl": _json(*[{"text": "a film \ud83d", "label": "b"}] * 2)}, "--train a.jsonl", ("a.jsonl, line 1: it has half a letter", "mend or remove it")),
+    "lists in lists without end": ({"a.jsonl": _json({"text": "a", "label": "b"}) + "[" * 100_000}, "--train a.jsonl", ("a.jsonl, line 2: it is no JSON", "--skip-bad-rows")),
+    "a name that is taken": ({"a.jsonl": _json({"text": "a", "__place__": "b"})}, "--train a.jsonl", ("a.jsonl, line 1: the name __place__ is taken",)),
+    "one label in two ways": ({"a.csv": "text,label\nfine,1\nlovely,0\nawful,1.0\n"}, "--train a.csv --task text-classification", ("a.csv: column 'label': the labels '1' and '1.0' are one", "write it alike")),
+    "one letter in two ways": ({"a.csv": "text,label\nfine,caf\u00e9\nlovely,tea\nawful,cafe\u0301\n"}, "--train a.csv --task text-classification", ("are one, written in two ways", "cafe\\u0301", "write it alike")),
+    "labels that are lists": ({"a.jsonl": _json(*[{"text": "a", "label": ["b"]}] * 4)}, "--train a.jsonl --task text-classification --column label=label", ("--column label=label: a.jsonl has \"['b']\" there", "no label of this task")),
+    "answers without their starts": ({"a.jsonl": _json(ASKED, ASKED, {**ASKED, "answers": {"text": ["film"], "answer_start": [2, 3]}})}, "--train a.jsonl --task question-answering", ("a.jsonl, line 3: it has 1 answers, and their starts are [2, 3]", "--skip-bad-rows")),
+    "a start that is no number": ({"a.csv": "question,context,answer\n" + 'what,a film,"[{""text"": ""film"", ""answer_start"": ""x""}]"\n' * 4}, "--train a.csv --task question-answering", ("no question has an answer",)),
+    "choices without their keys": ({"a.jsonl": _json(CHOSEN, CHOSEN, {**CHOSEN, "choices": {"text": ["a", "b"], "label": ["A"]}})}, "--train a.jsonl --task multiple-choice", ("a.jsonl, line 3: it has 2 choices, and the labels ['A'] for them", "--skip-bad-rows")),
+    "no choices": ({"a.jsonl": _json(CHOSEN, CHOSEN, {**CHOSEN, "choices": None})}, "--train a.jsonl --task multiple-choice", ("a.jsonl, line 3: it has fewer than two choices",)),
+    "a number for choices": ({"a.csv": "question,choices,answer\n" + "what,a;b,a\n" * 3 + "what,5,a\n"}, "--train a.csv --task multiple-choice", ("a.csv, line 5: it has fewer than two choices",)),
+    "a cell without end": ({"a.csv": "question,choices,answer\n" + "what,a;b,a\n" * 3 + f"what,{'[' * 20_000},a\n"}, "--train a.csv --task multiple-choice", ("a.csv, line 5: it has fewer than two choices",)),
+    "a setting that is no YAML": ({"a.csv": GOOD}, "--train a.csv --lora x=[1", ("--lora x=[1: while parsing",)),
+    "a column that is a number": ({"a.csv": GOOD, "y.yaml": "column: {text: 1}"}, "--train a.csv --config y.yaml", ("column 'text': 1 is no text", "write quotes")),
+    "threads beyond number": ({"a.csv": GOOD}, "--train a.csv --threads 100000", ("threads=100000: torch takes at most 1,024",)),
     "a chat of nobody": ({"a.jsonl": _json(TURNS, {"messages": [{"role": "alien", "content": "x"}]})}, "--train a.jsonl --task chat --chat-template simple", ("a.jsonl, line 2: its chat (column 'messages'), turn 1 has the unknown role 'alien'", "assistant")),
     "a chat without an answer": ({"a.jsonl": _json(TURNS, {"messages": TURNS["messages"][:1]})}, "--train a.jsonl --task chat --chat-template simple", ("a.jsonl, line 2: its chat has no turn of the assistant", "--skip-bad-rows")),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from ..errors import ConfigError
 from ..training.run.settings import RunSettings, read_yaml
@@ -101,7 +102,12 @@ def pairs(flag: str, given: list[str]) -> dict[str, Any]:
     if wrong := [text for text in given if "=" not in text]:
         raise ConfigError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
     found = dict(text.split("=", 1) for text in given)
-    return found if flag == "column" else {name: read_yaml(value) for name, value in found.items()}
+    if flag == "column":
+        return dict(found)
+    try:
+        return {name: read_yaml(value) for name, value in found.items()}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{flag} {' '.join(given)}: {' '.join(str(error).split())}") from error
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ def choose_columns(
     values = values_of(rows)
     columns = list(values)
     wanted = [role for role in roles if labelled or not role.is_label]
-    chosen = columns_by_name(values, wanted, _given(columns, roles, given, source))
+    chosen = columns_by_name(values, wanted, _given(values, roles, given, source))
     for role in wanted:
         if role.name in chosen or not role.is_required or is_replaced(role, wanted, chosen):
             continue
@@ -119,7 +121,10 @@ def _missing(
     )
 
 
-def _given(columns: Sequence[str], roles: Sequence[Role], given: Mapping[str, str], source: str) -> dict[str, str]:
+def _given(
+    values: Mapping[str, Sequence[Any]], roles: Sequence[Role], given: Mapping[str, str], source: str
+) -> dict[str, str]:
+    columns = list(values)
     names = [role.name for role in roles]
     for name, column in given.items():
         if name not in names:
@@ -130,6 +135,11 @@ def _given(columns: Sequence[str], roles: Sequence[Role], given: Mapping[str, st
             raise DataError(
                 f"--column {name}={column}: {source} has no such column, but {', '.join(map(repr, columns))}.{hint}"
             )
+        role = next(role for role in roles if role.name == name)
+        if odd := [each for each in values[column] if isinstance(each, list | dict) and not role.holds(each)]:
+            raise DataError(
+                f"--column {name}={column}: {source} has {str(odd[0])[:60]!r} there, which is no {name} of this task."
+            )
     return dict(given)
 
 
@@ -138,6 +148,20 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or value != value or (isinstance(value, list | dict) and not value)
+
+
+def written_out(cell: str) -> Any:
+    """Return what a text says as JSON or Python writes lists, numbers and names with values; else the text itself.
+
+    >>> written_out('["a", null]'), written_out("['a', None]"), written_out("[a film]")
+    (['a', None], ['a', None], '[a film]')
+    """
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(cell)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # ast's, of what is too deep, too
+            continue
+    return cell
 
 
 def plain_name(column: str) -> str:

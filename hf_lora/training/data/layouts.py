@@ -184,6 +184,6 @@ def _opened(value: Any) -> Any:
     if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
         try:
             return json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"looks like JSON, but is none: {error}") from error
     return value

@@ -79,14 +79,14 @@ def _listed(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
         if line.strip("\ufeff \t\r\n"):
             try:
                 yield number, json.loads(line.lstrip("\ufeff"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield number, error
 
 
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -95,7 +95,7 @@ def _inside(path: Path, text: str) -> Iterator[Any]:
     """Yield the objects of the one list in an object; of SQuAD's, a row for each question."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: it is no JSON: {error}. Write an object a line, or a list of objects.") from error
     lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if len(lists) != 1:
@@ -126,7 +126,7 @@ def _list(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
             if end == len(buffer) and (more := file.read(_CHUNK)):  # a number could go on
                 buffer, at = buffer[at:] + more, 0
                 continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if more := file.read(_CHUNK):
                 buffer, at = buffer[at:] + more, 0
                 continue
@@ -147,6 +147,10 @@ def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left
             continue
         if isinstance(value, json.JSONDecodeError):
             problem = f"{path}, line {line}: it is no JSON: {value.msg} (column {value.colno})"
+        elif isinstance(value, Exception):
+            problem = f"{path}, line {line}: it is no JSON that can be read: {value}"
+        elif isinstance(value, dict):
+            problem = f"{path}, line {line}: the name {PLACE} is taken, so it can be no column's"
         else:
             problem = f"{path}, line {line}: it is {_KINDS.get(type(value), 'null')}, and has to be an object"
         if not wanted.skip_bad_rows:
@@ -182,6 +186,8 @@ def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType,
     try:
         values = pa.array([row for _, row in batch], None if batch else kind)
         return _both(kind, values.type), values
+    except UnicodeEncodeError as error:
+        raise DataError(_half_letter(path, batch)) from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         whole = error
     for line, row in batch:
@@ -195,6 +201,12 @@ def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType,
                     f"the rows before it is {before}; write it alike in all rows."
                 ) from error
     raise DataError(f"{path}, line {batch[0][0]} onward: {whole}")
+
+
+def _half_letter(path: Path, batch: list[_Placed]) -> str:
+    """Say which row has half of a surrogate pair, as what was cut within an emoji has."""
+    line = next(line for line, row in batch if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)))
+    return f"{path}, line {line}: it has half a letter (an unpaired surrogate, \\ud800 to \\udfff); mend or remove it."
 
 
 def _both(one: DataType, other: DataType) -> DataType:

@@ -17,8 +17,10 @@ def split_rows(rows: Dataset, share: float, seed: int, classes: list[Any] | None
     """
     from sklearn.model_selection import train_test_split
 
+    if any(not isinstance(each, str | int) for each in classes or ()):  # lists of labels, or none
+        classes = [str(each) for each in classes or ()]
     counts = Counter(classes or ())
-    held = round(len(rows) * share)
+    held = min(round(len(rows) * share), len(rows) - 1)
     if not counts or min(counts.values()) < 2 or held < len(counts) or len(rows) - held < len(counts):
         classes = None
     kept, drawn = train_test_split(range(len(rows)), test_size=max(held, 1), random_state=seed, stratify=classes)

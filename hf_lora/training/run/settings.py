@@ -19,6 +19,9 @@ from ...errors import ConfigError
 __all__ = ["RunSettings", "read_yaml", "unknown_names", "wrong_type"]
 
 
+_THREADS = 1024  # so many more than processors have; torch crashes where the system gives no further ones
+
+
 def _set(says: str, panel: str, default: Any = None, above: float | None = None, choices: Sequence[str] = ()) -> Any:
     """Return a field. says: the help of its flag. panel: under which heading the help lists it. above: what a number
     has to be larger than. choices: what a text can be."""
@@ -231,6 +234,11 @@ def _ranges(settings: RunSettings) -> Iterator[str]:
         yield f"eval_share={shares[0]}, test_share={shares[1]}: they are shares, together below 1."
     if not 0 <= settings.warmup < 1:
         yield f"warmup={settings.warmup}: it is a share of the steps, from 0 to below 1."
+    for role, name in settings.column.items():
+        if not isinstance(role, str) or not isinstance(name, str):
+            yield f"column {role!r}: {name!r} is no text; write quotes around what is a column's name."
+    if (settings.threads or 0) > _THREADS:
+        yield f"threads={settings.threads}: torch takes at most {_THREADS:,} of them."
     if not 0 <= settings.seed < 2**32:
         yield f"seed={settings.seed}: it is a whole number from 0 to 2^32 - 1."
 

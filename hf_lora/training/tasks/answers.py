@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ...errors import ConfigError, DataError
 from ..columns import Columns, as_objects
-from ..data.columns import Role, is_empty
+from ..data.columns import Role, is_empty, written_out
 from .texts import is_text, mean_length, shortened, trimmed
 from .windows import Windowed, cut_up, model_inputs
 
@@ -65,9 +64,10 @@ class Answers(Windowed):
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
         """Return whether most answers stand in their contexts."""
-        pairs = [
-            (row[columns["context"]] or "", text) for row in rows for text, _ in _given(row[columns["answers"]], None)
-        ]
+        pairs = []
+        for row in rows:
+            with suppress(DataError):  # `problem` tells of it
+                pairs += [(row[columns["context"]] or "", text) for text, _ in _given(row[columns["answers"]], None)]
         return 2 * sum(text in context for context, text in pairs) > len(pairs)
 
     def learn(self, rows: Dataset, processor: Any) -> None:
@@ -214,16 +214,24 @@ def _tokens_of(answer: _Answer | None, window: _Window) -> tuple[int, int]:
 def _given(cell: Any, start: Any) -> Iterator[tuple[str, int | None]]:
     """Yield (text, start) of the answers in a cell: of SQuAD's layout, of a list, of a text, of JSON in a text."""
     if isinstance(cell, str) and cell.strip()[:1] in ("{", "["):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                cell = read(cell)
-                break
-            except (ValueError, SyntaxError):
-                continue
+        cell = written_out(cell)
     if isinstance(cell, Mapping) and isinstance(cell.get("text"), list):
         starts = cell.get("answer_start") or [None] * len(cell["text"])
+        if not isinstance(starts, list) or len(starts) != len(cell["text"]):
+            raise DataError(f"it has {len(cell['text'])} answers, and their starts are {starts!r}")
         cell = [{"text": text, "answer_start": at} for text, at in zip(cell["text"], starts, strict=True)]
     for each in cell if isinstance(cell, list) else [cell]:
         text, at = (each.get("text"), each.get("answer_start", start)) if isinstance(each, Mapping) else (each, start)
         if not is_empty(text):
-            yield str(text), None if at is None or int(at) < 0 else int(at)
+            yield str(text), _place(at)
+
+
+def _place(start: Any) -> int | None:
+    """Return the number of an answer's first character; None where none is given. Raises DataError for no number."""
+    at = start[0] if isinstance(start, list) and len(start) == 1 else start
+    if is_empty(at):
+        return None
+    try:
+        return int(at) if int(at) >= 0 else None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"its answer's start {start!r} is no whole number") from None

@@ -73,7 +73,7 @@ class Chat(Generating):
         if isinstance(tools, str):
             try:
                 tools = json.loads(tools)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"its tools (column {self.columns['tools']!r}) are no JSON: {error}") from error
         return tools
 

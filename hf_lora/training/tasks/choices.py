@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ...errors import DataError
 from ..columns import Columns
-from ..data.columns import Role, is_empty, plain_name
+from ..data.columns import Role, is_empty, plain_name, written_out
 from .preparation import Preparation
 from .texts import is_text, label_names, label_text, mean_length, pad, split_up
 
@@ -64,8 +63,11 @@ class Choices(Preparation):
                     f"there are no choices: neither a column of lists nor several, as choice1 and choice2, among "
                     f"{', '.join(map(repr, rows.column_names))}. Say which one with --column choices=NAME."
                 )
-        pairs = [(self.value(row, "label"), len(self.choices(row))) for row in rows]
-        said = [(int(label_text(label)), count) for label, count in pairs if label_text(label).isdigit()]
+        pairs = []
+        for row in rows:
+            with suppress(DataError):  # `problem` tells of it
+                pairs.append((self.value(row, "label"), len(self.choices(row))))
+        said = [(int(label_text(label)), count) for label, count in pairs if label_text(label).isdecimal()]
         is_class = bool(label_names(rows.features[self.columns["label"]]))
         first = int(
             bool(said) and not is_class and all(n > 0 for n, _ in said) and any(n == count for n, count in said)
@@ -79,18 +81,20 @@ class Choices(Preparation):
             return {_letter(i): str(row[name]) for i, name in enumerate(columns) if not is_empty(row.get(name))}
         cell = _opened(self.value(row, "choices"))
         if isinstance(cell, Mapping) and isinstance(cell.get("text"), list):  # ARC, CommonsenseQA
-            keys = cell.get("label") or map(_letter, range(len(cell["text"])))
+            keys = cell.get("label") or list(map(_letter, range(len(cell["text"]))))
+            if len(keys) != len(cell["text"]):
+                raise DataError(f"it has {len(cell['text'])} choices, and the labels {keys} for them")
             return {str(key): str(text) for key, text in zip(keys, cell["text"], strict=True)}
         if isinstance(cell, Mapping):
             return {str(key): str(value) for key, value in cell.items() if not is_empty(value)}
-        return {_letter(i): str(each) for i, each in enumerate(cell)}
+        return {_letter(i): str(each) for i, each in enumerate(cell or ())}
 
     def right(self, row: Mapping[str, Any]) -> int | None:
         """Return the place of the right choice; None where the label is none of them."""
         label, choices = label_text(self.value(row, "label")), self.choices(row)
         keys, texts = [key.casefold() for key in choices], [text.strip() for text in choices.values()]
         if self.options["numbered"] and label not in keys:
-            place = int(label) - self.options["first"] if label.isdigit() else -1
+            place = int(label) - self.options["first"] if label.isdecimal() else -1
             return place if 0 <= place < len(choices) else None
         found = [i for among in (keys, texts) for i, each in enumerate(among) if each in (label, label.casefold())]
         return found[0] if found else None
@@ -98,10 +102,14 @@ class Choices(Preparation):
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         if found := super().problem(row, labelled):
             return found
-        if len(self.choices(row)) < 2:
+        try:
+            choices = self.choices(row)
+        except DataError as error:
+            return str(error)
+        if len(choices) < 2:
             return "it has fewer than two choices"
         if labelled and self.right(row) is None:
-            return f"its label {self.value(row, 'label')!r} is none of its choices, {', '.join(self.choices(row))}"
+            return f"its label {self.value(row, 'label')!r} is none of its choices, {', '.join(choices)}"
         return None
 
     def features(
@@ -169,10 +177,8 @@ def _opened(cell: Any) -> Any:
     """Return the choices in a cell; in a text they are a list as JSON or Python writes it, or have ";", "|" between."""
     if not isinstance(cell, str):
         return cell
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(cell)
-        except (ValueError, SyntaxError):
-            continue
+    found = written_out(cell)
+    if isinstance(found, list | tuple | set | Mapping):
+        return found if isinstance(found, Mapping) else list(found)
     separator = next((s for s in ("\n", "|", ";") if s in cell), ",")
     return [part.strip() for part in cell.split(separator) if part.strip()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,7 +91,15 @@ def averaged(average: str) -> dict[str, dict[str, Any]]:
 
 
 def _check_classes(found: set[str], rows: int, column: str) -> None:
-    """Raise DataError where labels tell no classes apart."""
+    """Raise DataError where labels tell no classes apart, or one is written in two ways."""
+    alike: dict[Any, str] = {}
+    for label in in_order(found):
+        first = alike.setdefault(_meant(label), label)
+        if first != label:
+            raise DataError(
+                f"column {column!r}: the labels {first!r} and {label!r} are one, written in two ways "
+                f"({first!a}, {label!a}); write it alike in all rows."
+            )
     if len(found) < 2:
         raise DataError(
             f"column {column!r}: every row has the label {', '.join(found)!r}; there is nothing to tell apart."
@@ -99,3 +109,8 @@ def _check_classes(found: set[str], rows: int, column: str) -> None:
             f"column {column!r}: {len(found):,} labels in {rows:,} rows, as {some(in_order(found))}, are no classes. "
             "Name the column of the labels with --column label=NAME, or learn numbers with --task regression."
         )
+
+
+def _meant(label: str) -> Any:
+    """Return what is the same for "1" and "1.0", and for a letter and its parts (Unicode's NFC and NFD)."""
+    return float(label) if re.fullmatch(r"[-+]?\d{1,15}(\.0+)?", label) else unicodedata.normalize("NFC", label)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
-from ..data.columns import PLACE, Role, is_empty
+from ..data.columns import PLACE, Role, is_empty, written_out
 from .classes import averaged, is_label
 from .texts import PAIR, TEXT, Texts, in_order, label_names, label_text
 
@@ -77,11 +75,7 @@ class Labels(Texts):
         if (
             isinstance(value, str) and value.strip()[:1] == "["
         ):  # a list in a cell of a CSV, as JSON or Python writes it
-            for read in (json.loads, ast.literal_eval):
-                try:
-                    return list(read(value))
-                except (ValueError, SyntaxError):
-                    continue
+            value = written_out(value)
         if isinstance(value, str):
             value = [part for part in re.split(f"[{re.escape(self.options['separator'])}\n]", value) if part.strip()]
         return [each for each in value if not is_empty(each)] if isinstance(value, list) else [value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,8 +117,9 @@ def in_order(labels: set[str]) -> list[str]:
 
     def key(label: str) -> tuple[bool, float, str]:
         try:
-            return False, float(label), label
+            number = float(label)
         except ValueError:
-            return True, 0.0, label
+            number = math.nan
+        return (False, number, label) if number == number else (True, 0.0, label)  # "nan" is a word: it has no order
 
     return sorted(labels, key=key)

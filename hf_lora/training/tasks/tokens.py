@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
 from ..columns import IGNORED
-from ..data.columns import Role, is_empty
+from ..data.columns import Role, is_empty, written_out
 from .classes import averaged
 from .texts import label_names, label_text, trimmed
 from .windows import Windowed, cut_up, model_inputs
@@ -232,12 +230,7 @@ def _opened(cell: Any) -> list[Any]:
     if is_empty(cell):
         return []
     if isinstance(cell, str) and cell.strip()[0] in "[{":
-        for read in (json.loads, ast.literal_eval):
-            try:
-                cell = read(cell)
-                break
-            except (ValueError, SyntaxError):
-                continue
+        cell = written_out(cell)
     if isinstance(cell, Mapping):
         cell = cell.get("entities", [cell])
     return cell.split() if isinstance(cell, str) else list(cell)
