@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, experts, memory, operations, rows, step, switches, together
+from . import accuracy, cache, dry_run, experts, memory, operations, rows, step, switches, together
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -31,6 +31,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "together": together.run,
     "cache": cache.run,
     "rows": rows.run,
+    "dry_run": dry_run.run,
 }
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["Memory", "estimated_memory", "fastest_threads", "peak_so_far"]
+__all__ = ["Allocated", "Memory", "estimated_memory", "fastest_threads", "peak_so_far"]
 
 _SMALL = 100e6  # parameters; larger ones have products that all threads are good for
 _SAMPLE = 500  # rows among which the longest is looked for
@@ -109,32 +113,34 @@ def _bytes_of_step(trainer: Any, rows: list[int]) -> int:
         before = torch.cuda.memory_allocated(device)
         _step(trainer, rows)
         return torch.cuda.max_memory_allocated(device) - before
-    with _LiveBytes() as live:
+    model = trainer.model
+    with Allocated(chain(model.parameters(), model.buffers())) as allocated:
         _step(trainer, rows)
-    return live.most
+    return allocated.peak
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, from their first to their last use."""
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the storages made inside a `with` block, known ones left out: alive now, and at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterator[Tensor]) -> None:
         super().__init__()
-        self.now = self.most = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in torch.utils._pytree.tree_leaves(result):
-            if isinstance(each, torch.Tensor) and (storage := each.untyped_storage()) not in self._known:
-                self._known.add(storage)
-                size = storage.nbytes()
-                self.now += size
-                weakref.finalize(storage, self._free, size)
-        self.most = max(self.most, self.now)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._drop, storage._cdata)
         return result
 
-    def _free(self, size: int) -> None:
-        self.now -= size
+    def _drop(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
 
 
 def _longest(trainer: Any) -> int:
