@@ -6,7 +6,11 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test check bench gpu clean
 demo: .venv/demo
-	$(BIN)/python -m hf_lora demo
+	$(BIN)/python examples/ratings.py outputs/ratings.csv
+	$(BIN)/hf-lora train --model "$$($(BIN)/python examples/ratings.py --model)" --train outputs/ratings.csv \
+		--base-id sentence-transformers/all-MiniLM-L6-v2 --language en --license apache-2.0 \
+		--output outputs/demo --overwrite
+	$(BIN)/hf-lora evaluate outputs/demo
 
 test: .venv/test
 	$(PYTEST)

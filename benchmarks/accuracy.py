@@ -1,6 +1,6 @@
 """What LoRA gives up against full fine-tuning: accuracy on real ratings, of a pretrained MiniLM, by the stock Trainer.
 
-The demo's job (hf_lora/cli/demo.py): the sentiment of words; the same fifth of the entries is held out for all.
+The demo's job: the sentiment of words; the same fifth of the entries is held out for all.
 Every arm trains as many epochs, at the learning rate that was best among its own four on a fifth of the training
 entries, with seed 0; then with each seed (head, factors, order, dropout) on all training entries. The held-out entries
 are looked at once a seed and arm. LoRA+ is an arm of `--full`. Figures are shares of entries that are told rightly.
@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel
-from hf_lora.cli.demo import Rated, base, ratings, split
 
 from .measure import Findings, Options, Row
+from .ratings import Rated, base, ratings, split
 
 FULL, LORA, LORA_PLUS = "full fine-tuning", "LoRA", "LoRA+"
 ALLOWED, SHARE = 0.01, 0.01  # what LoRA may be behind, and what it has to stay below of the trained parameters

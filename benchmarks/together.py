@@ -1,6 +1,6 @@
 """Eight runs in one pass over one base, against the stock Trainer with one after the other: time, memory, accuracy.
 
-The demo's job (hf_lora/cli/demo.py): a pretrained MiniLM learns the sentiment of words; four learning rates, two ranks,
+The demo's job: a pretrained MiniLM learns the sentiment of words; four learning rates, two ranks,
 each with a seed of its own, in batches of 32 (one epoch of a third of the entries) and of 4 (of a twelfth); `--full`
 takes all entries. Every arm is a process of its own, in turn (A B B A), its time is from the base in memory to the last
 accuracy, its peak the process's largest resident set. Both arms train the same runs, with dropout; their accuracies are
@@ -31,10 +31,10 @@ from transformers import (
 )
 
 from hf_lora import LoRAConfig, LoRAModel, Run, train_together
-from hf_lora.cli.demo import base, ratings, split
 
 from .accuracy import _accuracy, _quietly
 from .measure import Findings, Options, Row
+from .ratings import base, ratings, split
 
 Trained = tuple[float, float, list[float]]  # seconds, the processor's seconds, each run's accuracy
 ALONE, TOGETHER = "one after another", "together"

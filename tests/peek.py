@@ -26,7 +26,6 @@ PLACES = {
     "cli": "hf_lora.cli.main",
     "merged_files": "hf_lora.model.merged_files",
     "COMMANDS": "hf_lora.cli.main:COMMANDS",
-    "demo": "hf_lora.cli.demo",
     "TRAINING_TASKS": "hf_lora.training.tasks.table:TASKS",
     "RunSettings": "hf_lora.training.run.settings:RunSettings",
     "TrainedRun": "hf_lora.training.run.using:TrainedRun",

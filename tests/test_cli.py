@@ -26,13 +26,7 @@ def test_python_m_hf_lora_is_the_command_and_says_the_package_s_version() -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--check", "nowhere"], "demo_results.json"),
-        (["demo", "--check", "older"], "run `hf-lora demo` again"),
-        (["demo", "--r", "0"], "r=0"),
-        (["demo", "--seed", "-1"], "seed=-1"),
-        (["demo", "--epochs", "-1"], "epochs=-1"),
-        (["demo", "--epochs", "nan"], "epochs=nan"),
-        (["demo", "--output", "taken"], "--output"),
+        (["train", "--output", "taken", "--model", "gpt2", "--train", "rows.csv"], "--output taken: that is a file"),
         (["inspect", "./nowhere"], "owner/name"),
         (["inspect", ""], "owner/name"),
         (["push", "nowhere", "me/adapter"], "nowhere"),
@@ -48,8 +42,6 @@ def test_an_error_of_ours_is_one_line_on_stderr_and_status_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("taken").touch()
-    Path("older").mkdir()
-    Path("older", "demo_results.json").write_text('{"options": {"seed": 0}, "after": {"accuracy": 0.6, "f1": 0.3}}')
     assert cli.main(arguments) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -69,7 +61,7 @@ def test_a_reader_that_goes_away_is_no_traceback(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("arguments", [[], ["trains"], ["demo", "--epochs", "many"], ["demo", "more"]])
+@pytest.mark.parametrize("arguments", [[], ["trains"], ["train", "--epochs", "many"], ["train", "more"]])
 def test_bad_arguments_are_refused_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     told = capsys.readouterr()
@@ -97,7 +89,7 @@ def test_every_command_s_help_has_examples_and_its_first_line_is_short(capsys: p
     for command in (command for commands in COMMANDS.values() for command in commands):
         assert cli.main([command.__name__, "--help"]) == 0
         told = capsys.readouterr().out
-        assert command.__name__ == "demo" or f"hf-lora {command.__name__}" in told.partition("Example")[2]
+        assert f"hf-lora {command.__name__}" in told.partition("Example")[2]
         assert len((command.__doc__ or "").splitlines()[0]) <= 100
 
 

@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
+TRAINS = [name for name in EXAMPLES if name != "ratings.py"]  # whose rows test_ratings.py trains on
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", TRAINS)
 def test_the_example_runs_without_network(name: str, tmp_path: Path) -> None:
     command = [str(ROOT / "examples" / name), "--smoke", "--output", str(tmp_path / "out")]
     program = f"import runpy, sys; sys.argv, sys.path[0] = {command}, {str(ROOT / 'examples')!r}"

@@ -12,7 +12,7 @@ import typer
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import chat, compare, data, demo, evaluate, inspect, merge, predict, push, targets, tasks, train
+from . import chat, compare, data, evaluate, inspect, merge, predict, push, targets, tasks, train
 from .showing import remark
 
 __all__ = ["app", "main"]
@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict, chat.chat, compare.compare),
     "Adapters": (targets.targets, inspect.inspect, merge.merge, push.push),
-    "About": (tasks.tasks, demo.demo),
+    "About": (tasks.tasks,),
 }
 app = typer.Typer(
     name="hf-lora", help="LoRA as a property of a Transformers model.", no_args_is_help=True,
@@ -35,7 +35,6 @@ _EXTRAS = {
     "train": ("PIL", "datasets", "evaluate", "jiwer", "matplotlib", "pandas", "pyarrow", "pycocotools", "sacrebleu",
               "scipy", "seqeval", "sklearn", "soundfile", "yaml"),
     "trl": ("trl",),
-    "demo": ("vaderSentiment",),
 }  # fmt: skip
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
