@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -96,6 +97,22 @@ def test_evaluate_measures_other_rows_other_metrics_and_the_base(capsys: Capture
     assert [line.split()[0] for line in table.splitlines()[-4:-1]] == ["loss", "accuracy", "f1"]
 
 
+def test_what_bitsandbytes_says_of_itself_is_not_printed(capsys: Capture) -> None:
+    run("tasks", capsys)
+    assert any(isinstance(each, logging.NullHandler) for each in logging.getLogger("bitsandbytes").handlers)
+
+
+def test_evaluate_says_that_rows_were_trained_on(capsys: Capture) -> None:
+    assert cli.main(["evaluate", "run", "rows.csv"]) == 0
+    rows = json.loads(Path("run", "metrics.json").read_text(encoding="utf-8"))["data"]["train"]["rows"]
+    assert f"{rows} of the " in (told := capsys.readouterr().err)
+    assert "rows were trained on" in told
+    write_rows(Path("new.csv"), 30)
+    for rest in (["new.csv"], []):
+        assert cli.main(["evaluate", "run", *rest]) == 0
+        assert "trained on" not in capsys.readouterr().err
+
+
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
@@ -157,6 +174,14 @@ def test_predict_reads_texts_and_objects_of_a_pipe(capsys: Capture, monkeypatch:
     assert [row["prediction"] for row in objects] == texts
     assert objects[0]["id"] == 7
     assert [row["label"] for row in texts] == ["pos", "neg"]
+
+
+def test_predict_takes_no_table_for_texts(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Path("rows.csv").read_text(encoding="utf-8").splitlines(keepends=True))
+    assert cli.main(["predict", "run", "-"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "line 1: it reads as the header of a table" in told.err
 
 
 def test_predict_takes_an_adapter_that_nobody_recorded_a_task_of_also_from_the_hub(

@@ -30,6 +30,8 @@ GUESSES: list[tuple[list[dict[str, Any]], Any, str, dict[str, str]]] = [
     (_rows(text=TEXTS), GPT2Config(), "causal-lm", {"text": "text"}),
     (_rows(text=TEXTS), BertConfig(), "masked-lm", {"text": "text"}),
     (_rows(text=TEXTS, tags=[["a", "b"], []]), BertConfig(), "multi-label", {"text": "text", "label": "tags"}),
+    (_rows(id="123456", text=TEXTS, tags=["a, b", "b", "a", "c, a", "", "c, b"]), BertConfig(), "multi-label", {"text": "text", "label": "tags"}),
+    (_rows(text=TEXTS, town=["Rome, Italy", "Bern"]), BertConfig(), "text-classification", {"text": "text", "label": "town"}),
     (_rows(text=TEXTS, score=["1,5", "2,25"]), BertConfig(), "regression", {"text": "text", "label": "score"}),
     (_rows(tokens=[["Ann", "sat"]], ner_tags=[["B-PER", "O"]]), None, "token-classification", {"text": "tokens", "tags": "ner_tags"}),
     (
@@ -74,3 +76,10 @@ def test_columns_that_could_be_for_several_tasks_are_asked_about(
 def test_a_column_that_is_said_decides() -> None:
     rows = _rows(a=TEXTS, b=["x", "y"], c=["1", "2"])
     assert guess_task(rows, {"label": "c", "text": "a"}, "rows.csv").columns == {"label": "c", "text": "a"}
+
+
+def test_words_in_a_column_that_is_said_are_no_numbers_and_others_may_be_left() -> None:
+    rows = _rows(Nr="123456", Datum=["1.2.2024", "3.2.2024"], Meinung=TEXTS, Bewertung=["gut", "schlecht"])
+    for given in ({"label": "Bewertung", "text": "Meinung"}, {"label": "Bewertung"}):
+        guess = guess_task(rows, given, "rows.csv", BertConfig())
+        assert (guess.task.name, guess.columns) == ("text-classification", {"label": "Bewertung", "text": "Meinung"})

@@ -46,6 +46,8 @@ def evaluate(
     found = measure(run, rows, metric or [], base, batch_size, pairs("column", column or []), skip_bad_rows)
     if found.differs:
         remark(f"{found.differs} The rows, the base or the software changed since.")
+    if found.learnt:
+        remark(f"{found.learnt}, so the numbers are too good; `hf-lora evaluate {run}` measures the rows kept apart.")
     if as_json:
         show_json(found.to_dict())
         return

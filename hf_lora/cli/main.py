@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a letter that a terminal has not is no reason to stop
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # what bitsandbytes misses is not asked for; without any handler Python would print it
+    logging.getLogger("bitsandbytes").addHandler(logging.NullHandler())
     try:
         try:
             app(argv, prog_name="hf-lora")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -61,7 +62,13 @@ def predict(
         first = list(islice(found, 1 if rows == "-" else LOOKED_AT))
         if not first:
             raise DataError(f"{source}: it has no rows.")
-        run = load_run(adapter, task).onto(first, source, pairs("column", column or []))
+        trained = load_run(adapter, task)
+        if rows == "-" and _is_header(first[0], trained.preparation.columns):
+            raise DataError(
+                f"{source}, line 1: it reads as the header of a table, and lines of a pipe are JSON or texts; give the "
+                "table as a file."
+            )
+        run = trained.onto(first, source, pairs("column", column or []))
         with _written_to(output) as file:
             for line in _lines(run, chain(first, found), batch_size, keep, left_out):
                 print(line, file=file, flush=output is None)
@@ -79,6 +86,14 @@ def _read(rows: str, scratch: Path) -> tuple[Iterator[dict[str, Any]], str]:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8")
     return rows_of_lines(sys.stdin, "stdin"), "stdin"
+
+
+def _is_header(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    """Return whether a text is the first line of a table: one of its cells is a column that was trained on."""
+    from ..training.data.columns import PLACE
+
+    cells = re.split(r"[,;\t|]", row["text"]) if row.keys() == {"text", PLACE} else []
+    return not {cell.strip('"') for cell in cells}.isdisjoint(columns.values())
 
 
 def _lines(

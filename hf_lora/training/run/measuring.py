@@ -17,7 +17,7 @@ from ...files.strict_json import read_json
 from ...model.heads import left_at_random
 from ..data.reading import read_rows
 from .planning import Plan
-from .record import METRICS, SETTINGS
+from .record import METRICS, SETTINGS, rows_learnt
 from .rows import part_rows, read_files
 from .settings import RunSettings
 from .using import LOOKED_AT, TrainedRun, load_run
@@ -36,6 +36,7 @@ class Measured:
 
     rows: which, in words. untrained: the parts of the base that start at random, so that its numbers mean nothing.
     differs: in which number the run's own metrics.json differs; empty where it does not, or says nothing of these rows.
+    learnt: how many of the rows were trained on, in words; empty where they are others than the run's.
     """
 
     rows: str
@@ -44,6 +45,7 @@ class Measured:
     base: dict[str, float] | None
     untrained: str
     differs: str
+    learnt: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -88,7 +90,10 @@ def measure(
     own = {} if source or metrics else _recorded(Path(name), part)
     where = f"{source or f'{part} rows of the run'} ({len(rows):,} rows)"
     heads = some(left_at_random(run.model, ())) if with_base else ""
-    return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, _difference(found[0], own))
+    seen = min(rows_learnt(Path(name), source), len(rows)) if source else 0
+    learnt = f"{seen:,} of the {len(rows):,} rows were trained on" if seen else ""
+    differs = _difference(found[0], own)
+    return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, differs, learnt)
 
 
 def settings_of(folder: Path) -> RunSettings:

@@ -91,6 +91,13 @@ def changed_data(folder: Path, facts: Mapping[str, Mapping[str, Any]]) -> list[s
     ]
 
 
+def rows_learnt(folder: Path, source: str) -> int:
+    """Return how many rows of a file a run in a folder was trained on, where it still is the file that it read."""
+    path = folder / METRICS
+    facts = read_json(path).get("data", {}).get("train", {}) if path.is_file() else {}
+    return int(facts["rows"]) if facts.get("sha256") and facts["sha256"] == _sha256(source) else 0
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a run's bits depend on."""
     found = {"hf_lora": __version__, "transformers": transformers.__version__, "torch": str(torch.__version__)}

@@ -80,6 +80,8 @@ def _fit(
         columns = choose_columns(rows, task.roles, given, source)
     except DataError:
         return None
+    if any(not _mostly(roles[name], values[column]) for name, column in given.items()):
+        return None
     if not task.preparation.fits(rows, columns):
         return None
     named = columns_by_name(values, task.roles, given)
@@ -87,7 +89,12 @@ def _fit(
     guess = Guess(task, columns, frozenset(told))
     guessed = [name for name in columns if name not in told]
     liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
-    return guess if not guessed or (liked and not guess.left(values)) else None
+    return guess if not guessed or (liked and (given or not guess.left(values))) else None
+
+
+def _mostly(role: Role, values: Sequence[Any]) -> bool:
+    """Return whether a column that the user names mostly holds what the role needs; checks tell of the rest."""
+    return 2 * sum(map(role.holds, values)) >= len(values)
 
 
 def _is_telling(role: Role) -> bool:

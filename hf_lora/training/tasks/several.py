@@ -51,7 +51,7 @@ class Labels(Texts):
             left = [name for name in rows[0] if name not in columns.values() and name != PLACE]
             return sum(all(_is_mark(row[name]) for row in rows) for name in left) > 1
         cells = [row[columns["label"]] for row in rows]
-        return any(isinstance(cell, list) or (isinstance(cell, str) and ";" in cell) for cell in cells)
+        return any(isinstance(cell, list) or (isinstance(cell, str) and ";" in cell) for cell in cells) or _recur(cells)
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
@@ -120,6 +120,17 @@ class Labels(Texts):
             {"labels": [name for name, is_chosen in zip(scores, row, strict=True) if is_chosen], "scores": scores}
             for scores, row in zip(found, chosen, strict=True)
         ]
+
+
+def _recur(cells: Sequence[Any]) -> bool:
+    """Return whether cells are few labels in many combinations, with commas or bars between.
+
+    >>> _recur(["a, b", "b", "a", "c, a", "c, b"]), _recur(["Rome, Italy", "Oslo, Norway", "Bern"])
+    (True, False)
+    """
+    said = {cell for cell in cells if isinstance(cell, str) and not is_empty(cell)}
+    parts = [[part.strip() for part in re.split(r"[,|]", cell)] for cell in said]
+    return len({part for each in parts for part in each}) < len(said) and any(len(each) > 1 for each in parts)
 
 
 def _is_mark(value: Any) -> bool:
