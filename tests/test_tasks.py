@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from .peek import TRAINING_TASKS, TrainedRun, cli, read_rows, running, train_pla
 
 JOBS = jobs.JOBS + jobs_generation.JOBS + jobs_media.JOBS + jobs_text.JOBS
 IDS = [job.task for job in JOBS]
+# Tasks that a model tells by its class and labels; of the others, rows said how numbers, boxes or prompts are meant.
+TOLD = {
+    "text-classification", "image-classification", "audio-classification", "multi-label", "multiple-choice",
+    "object-detection", "summarization",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=JOBS, ids=IDS)
@@ -53,6 +59,32 @@ def test_predictions_of_the_reloaded_adapter_are_those_of_the_trained_model(
     job, rows, run, model = trained
     rows = job.asks(tmp_path) if job.asks else rows
     assert cli.main(["predict", str(run), str(rows), "--output", str(tmp_path / "said.jsonl")]) == 0
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "scratch").mkdir()
+    assert said == list(model.predict(read_rows(str(rows), tmp_path / "scratch"), 16))
+
+
+def test_evaluate_gives_the_digits_of_the_record(
+    trained: tuple[Job, Path, Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, run, _ = trained
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["adapter"] == json.loads((run / "metrics.json").read_text())["test"]
+    assert "differs" not in found
+
+
+def test_an_adapter_without_its_record_predicts_the_same_where_its_model_tells_the_task(
+    trained: tuple[Job, Path, Path, Any], tmp_path: Path
+) -> None:
+    job, rows, run, model = trained
+    if job.task not in TOLD:
+        pytest.skip("only its rows told what it learnt")
+    (tmp_path / "bare").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, tmp_path / "bare")
+    assert cli.main(["predict", str(tmp_path / "bare"), str(rows), "--output", str(tmp_path / "said.jsonl")]) == 0
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text(encoding="utf-8").splitlines()]
     (tmp_path / "scratch").mkdir()
     assert said == list(model.predict(read_rows(str(rows), tmp_path / "scratch"), 16))

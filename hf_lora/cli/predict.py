@@ -41,6 +41,9 @@ def predict(
     task: Annotated[
         str | None, Option(help="what the adapter learnt, where its folder does not say it", autocompletion=task_names)
     ] = None,
+    options: Annotated[
+        list[str] | None, Option("--set", metavar="NAME=VALUE", help="an option of the task, as max_new_tokens=50")
+    ] = None,
     skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="leave out rows that cannot be used")] = False,
 ) -> None:
     """Write what an adapter says of each row, as a line of JSON, in the rows' order.
@@ -62,7 +65,7 @@ def predict(
         first = list(islice(found, 1 if rows == "-" else LOOKED_AT))
         if not first:
             raise DataError(f"{source}: it has no rows.")
-        trained = load_run(adapter, task)
+        trained = load_run(adapter, task, pairs("set", options or []))
         if rows == "-" and _is_header(first[0], trained.preparation.columns):
             raise DataError(
                 f"{source}, line 1: it reads as the header of a table, and lines of a pipe are JSON or texts; give the "

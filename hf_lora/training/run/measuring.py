@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Measured", "figures", "measure", "settings_of"]
 
-_OF_THE_CLOCK = ("epoch", "model_preparation_time", "runtime", "samples_per_second", "steps_per_second")
+_OF_THE_CLOCK = ("epoch", "model_preparation_time", "num_tokens", "runtime", "samples_per_second", "steps_per_second")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ def measure(
             part, rows = _own_rows(name, settings, run, Path(scratch))
         else:
             part, rows, run = "test", *_rows(source, run, Path(scratch), columns or {}, skip_bad_rows)
-        settings = replace(settings, output=outputs)
-        plan = Plan(settings, run.preparation, run.processor, {"eval": rows}, run.model)
-        trainer = plan.trainer()
-        trainer.remove_callback(PrinterCallback)  # stdout is for the result
+        trainer = _trainer(replace(settings, output=outputs), run, rows)
         found = [figures(trainer.evaluate(trainer.eval_dataset["eval"]))]
         if with_base:
             with run.model.adapters_disabled():
@@ -132,6 +129,23 @@ def _rows(
         rows = rows.select([n for n, row in enumerate(rows) if not run.preparation.problem(row, labelled=True)])
     run.preparation.check(rows)
     return rows, run
+
+
+def _trainer(settings: RunSettings, run: TrainedRun, rows: Dataset) -> Any:
+    """Return a Trainer that measures on rows.
+
+    TRL's is not made without rows to train on, which it does not, and takes the model as it is then for the reference:
+    the base, as when the run began.
+    """
+    is_trl = run.preparation.trainer_class.startswith("trl.")
+    splits = {"eval": rows} | ({"train": rows} if is_trl else {})
+    if is_trl:
+        run.model.disable_adapters()
+    trainer = Plan(settings, run.preparation, run.processor, splits, run.model).trainer()
+    if is_trl:
+        run.model.enable_adapters()
+    trainer.remove_callback(PrinterCallback)  # stdout is for the result
+    return trainer
 
 
 def _recorded(folder: Path, name: str) -> dict[str, float]:

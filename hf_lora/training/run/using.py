@@ -89,11 +89,13 @@ class TrainedRun:
                 yield from zip(batch, self.preparation.predictions(self.model, self.processor, batch), strict=True)
 
 
-def load_run(name: str | os.PathLike[str], task: str | None = None) -> TrainedRun:
+def load_run(
+    name: str | os.PathLike[str], task: str | None = None, options: Mapping[str, Any] | None = None
+) -> TrainedRun:
     """Load an adapter onto its base: a run's folder, an adapter that others trained, or a repo of the Hub.
 
-    task: what it learnt, where nobody wrote it down. Raises AdapterFileError, ConfigError, HubError, and what
-    LoRAModel.from_pretrained raises.
+    task: what it learnt, where nobody wrote it down. options: of the task, in the place of its own.
+    Raises AdapterFileError, ArgumentError, ConfigError, HubError, and what LoRAModel.from_pretrained raises.
     """
     source = Source.of(name, {})
     record = source.find(TASK)
@@ -105,10 +107,19 @@ def load_run(name: str | os.PathLike[str], task: str | None = None) -> TrainedRu
     model = LoRAModel.from_pretrained(source.name, **given).eval()
     tasks = [each.task for each in found] or _tasks_of(model, task)
     processor = _processor(source, model, tasks[0].preparation)
+    _check_options(options or {}, tasks)
     for each in found:
+        each.options |= options or {}
         each.fit_model(model, processor)
-    ways = found or tuple(_adopted(each, model, processor) for each in tasks)
+    ways = found or tuple(_adopted(each, model, processor, options or {}) for each in tasks)
     return TrainedRun(model, processor, ways[0], ways[1:])
+
+
+def _check_options(given: Mapping[str, Any], tasks: Sequence[TrainingTask]) -> None:
+    """Raise ArgumentError for options that none of the tasks has."""
+    known = dict.fromkeys(name for task in tasks for name in task.preparation.OPTIONS if name != "labels")
+    if unknown := [name for name in given if name not in known]:
+        raise ArgumentError(f"--set {unknown[0]}: {tasks[0].name} has no such option, but {', '.join(known)}.")
 
 
 def _tasks_of(model: Any, given: str | None) -> list[TrainingTask]:
@@ -130,8 +141,9 @@ def _tasks_of(model: Any, given: str | None) -> list[TrainingTask]:
     return fitting
 
 
-def _adopted(task: TrainingTask, model: Any, processor: Any) -> Preparation:
-    preparation: Preparation = task.preparation(task, {}, **dict.fromkeys(task.preparation.OPTIONS))
+def _adopted(task: TrainingTask, model: Any, processor: Any, options: Mapping[str, Any]) -> Preparation:
+    given = {name: options.get(name) for name in task.preparation.OPTIONS}
+    preparation: Preparation = task.preparation(task, {}, **given)
     preparation.adopt(model, processor)
     return preparation
 

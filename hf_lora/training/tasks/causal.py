@@ -64,7 +64,7 @@ class CausalText(Generating):
 
     @property
     def _has_prompts(self) -> bool:
-        return {"prompt", "completion"} <= self.columns.keys()
+        return "prompt" in self.columns and ("completion" in self.columns or "text" not in self.columns)
 
     def _text(self, row: Mapping[str, Any], role: str) -> str:
         value = self.value(row, role)
@@ -72,7 +72,7 @@ class CausalText(Generating):
 
     def _prompts(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> list[list[int]]:
         """Return the tokens behind which the model goes on writing."""
-        role, end = ("prompt", self.options["separator"]) if self._has_prompts else ("text", "")
+        role, end = ("prompt", self.options["separator"] or "") if self._has_prompts else ("text", "")
         found = processor([self._text(row, role) + end for row in rows])["input_ids"]
         return [ids[:-1] if ids[-1:] == [processor.eos_token_id] else ids for ids in found]
 

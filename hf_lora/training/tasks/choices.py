@@ -77,7 +77,10 @@ class Choices(Preparation):
 
     def choices(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return a row's choices by their keys: letters, unless the row has its own."""
-        if columns := self.options.get("choice_columns"):
+        columns = self.options.get("choice_columns")
+        if columns is None and "choices" not in self.columns:  # an adapter that others trained
+            columns = _choice_columns(row, self.columns)
+        if columns:
             return {_letter(i): str(row[name]) for i, name in enumerate(columns) if not is_empty(row.get(name))}
         cell = _opened(self.value(row, "choices"))
         if isinstance(cell, Mapping) and isinstance(cell.get("text"), list):  # ARC, CommonsenseQA

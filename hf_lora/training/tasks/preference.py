@@ -40,6 +40,10 @@ class Preference(Generating):
     trainer_class: ClassVar[str] = "trl.DPOTrainer"
     arguments_class: ClassVar[str] = "trl.DPOConfig"
 
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return False  # what learnt preferences answers chats, which is that task
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         if rows and importlib.util.find_spec("trl") is None:
             raise MissingExtraError("--task preference is TRL's, which is not here: pip install 'hf-lora[trl]'.")

@@ -73,7 +73,7 @@ class Preparation:
         if self.ADOPTED is None:
             self.learn((), processor)
         else:
-            self.options |= self.ADOPTED
+            self.options |= {k: v for k, v in self.ADOPTED.items() if self.options.get(k) is None}
             Preparation.learn(self, (), processor)
         self.fit_model(model, processor)
 

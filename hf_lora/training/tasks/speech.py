@@ -65,6 +65,10 @@ class Speech(Preparation):
             self.options |= _writing(found, tokenizer)
             self.options |= {"vocabulary": len(tokenizer), "blank": tokenizer.pad_token_id}
 
+    def adopt(self, model: Any, processor: Any) -> None:
+        self.options["language"] = self.options["language"] or getattr(model.generation_config, "language", None)
+        super().adopt(model, processor)
+
     def model_arguments(self) -> dict[str, Any]:
         if not self.is_ctc:
             return {}
