@@ -144,6 +144,10 @@ class Pipe:
             yield line
 
 
+def test_predict_takes_options_of_the_task(capsys: Capture) -> None:
+    assert lines(run("predict run rows.csv --set max_length=3", capsys)) != lines(run("predict run rows.csv", capsys))
+
+
 def test_predict_answers_a_pipe_batch_by_batch(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipe(f"good w{number % 20}\n" for number in range(100_000))
     monkeypatch.setattr("sys.stdin", pipe)
@@ -319,6 +323,7 @@ def test_every_command_line_of_the_docs_runs(
         ("predict run rows.csv --column text=reviews", "'review'"),
         ("predict run rows.csv --task nonsense", "text-classification"),
         ("predict run said.csv --keep", "rename"),
+        ("predict run rows.csv --set lenght=3", "max_length"),
         ("targets nowhere", "nowhere"),
         ("targets base --target-modules nothing", "nothing"),
         ("targets base --lora use_dora=[", "YAML"),
