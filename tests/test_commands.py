@@ -326,7 +326,7 @@ def test_every_command_line_of_the_docs_runs(
         ("predict run rows.csv --set lenght=3", "max_length"),
         ("targets nowhere", "nowhere"),
         ("targets base --target-modules nothing", "nothing"),
-        ("targets base --lora use_dora=[", "YAML"),
+        ("targets base --lora use_dora=[", "--lora use_dora=["),
         ("targets base --lora use_doora=true", "use_dora"),
         ("targets base --task txt-classification", "text-classification"),
         ("compare run nowhere", "nowhere"),

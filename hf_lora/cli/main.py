@@ -101,8 +101,6 @@ def _told(error: Exception) -> str | None:
         return f"the package {package} is not installed: pip install '{extra}' brings it."
     if isinstance(error, UnicodeDecodeError):
         return f"what is read is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
-    if type(error).__module__.startswith("yaml."):
-        return f"this is no YAML: {error}"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; nothing is imported to find out
