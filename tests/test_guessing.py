@@ -58,6 +58,7 @@ def test_columns_tell_the_task(rows: list[dict[str, Any]], config: Any, task: st
 @pytest.mark.parametrize(
     ("rows", "config", "said"),
     [
+        (_rows(file=[f"a/cat/{n}.png" for n in range(6)], label=["cat", "dog"]), BertConfig(), "'file', 'label', which fit no task"),
         (_rows(a="123456", b="123456"), None, "'a', 'b', which fit no task"),
         (_rows(text=TEXTS), None, "could be for masked-lm or causal-lm"),
         (_rows(title="fedcba", review=TEXTS, rating=["1", "2"]), None, "could be for masked-lm or causal-lm or text-classification or regression"),

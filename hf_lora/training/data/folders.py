@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 def media_below(path: Path) -> list[Path]:
     """Return the pictures and sounds in a folder and in those below it, in the order of their names."""
-    return [each for each in _below(path) if _is_media(each)]
+    return [each for each in _below(path) if is_media(each)]
 
 
 def read_media(path: Path, table: Path, wanted: Wanted) -> Found:
@@ -38,7 +38,7 @@ def read_media(path: Path, table: Path, wanted: Wanted) -> Found:
     What else lies there is left out, and told.
     """
     media = media_below(path)
-    if other := [str(each.relative_to(path)) for each in _below(path) if not _is_media(each)]:
+    if other := [str(each.relative_to(path)) for each in _below(path) if not is_media(each)]:
         logger.warning("%s: left out, as they are no pictures or sounds: %s.", path, some(other))
     columns = ("file", "label", PLACE) if any(each.parent != path for each in media) else ("file", PLACE)
     rows = ({"file": str(each.absolute()), "label": _class_of(each, path), PLACE: str(each)} for each in media)
@@ -50,7 +50,8 @@ def _below(path: Path) -> list[Path]:
     return [each for each in inside if not any(map(_is_hidden, each.relative_to(path).parts))]
 
 
-def _is_media(path: Path) -> bool:
+def is_media(path: Path) -> bool:
+    """Return whether a file is a picture or a sound by its name."""
     return path.suffix.lower() in PICTURES | SOUNDS
 
 

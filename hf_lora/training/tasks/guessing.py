@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
 from ..data.columns import Role, choose_columns, columns_by_name, is_key, values_of
+from ..data.folders import is_media
 from .table import TASKS
 from .task import TrainingTask
+from .texts import is_text
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def _fit(
         columns = choose_columns(rows, task.roles, given, source)
     except DataError:
         return None
+    if any(roles[name].holds is is_text and _are_files(values[column]) for name, column in columns.items()):
+        return None
     if any(not _mostly(roles[name], values[column]) for name, column in given.items()):
         return None
     if not task.preparation.fits(rows, columns):
@@ -90,6 +95,11 @@ def _fit(
     guessed = [name for name in columns if name not in told]
     liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
     return guess if not guessed or (liked and (given or not guess.left(values))) else None
+
+
+def _are_files(values: Sequence[Any]) -> bool:
+    """Return whether a column holds the paths of pictures or sounds, which are no texts."""
+    return bool(values) and all(is_media(Path(str(value))) for value in values)
 
 
 def _mostly(role: Role, values: Sequence[Any]) -> bool:
