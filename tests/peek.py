@@ -51,6 +51,7 @@ PLACES = {
     "guess_task": "hf_lora.training.tasks.guessing:guess_task",
     "read_rows": "hf_lora.training.data.reading:read_rows",
     "read_splits": "hf_lora.training.data.reading:read_splits",
+    "rows_of_lines": "hf_lora.training.data.streaming:rows_of_lines",
     "rows_wanted": "hf_lora.training.data.written:Wanted",
     "dropout": "hf_lora.maths.dropout",
     "Draw": "hf_lora.maths.dropout:Draw",

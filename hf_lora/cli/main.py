@@ -103,6 +103,8 @@ def _told(error: Exception) -> str | None:
         return f"what is read is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8."
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
+    if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter failed" in str(error):
+        return f"a file of weights cannot be read or written ({' '.join(str(error).split())[:200]}); is the disk full?"
     if type(error).__name__ == "OutOfMemoryError":  # torch's; nothing is imported to find out
         return f"{error} A smaller --batch-size, a shorter --max-length or a quantised base takes less memory."
     return None

@@ -107,7 +107,7 @@ def pairs(flag: str, given: list[str]) -> dict[str, Any]:
     try:
         return {name: read_yaml(value) for name, value in found.items()}
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{flag} {' '.join(given)}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--{flag} {' '.join(given)}: it is no YAML: {' '.join(str(error).split())}") from error
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,10 +32,12 @@ def rows_of_lines(lines: Iterable[str], source: str) -> Iterator[dict[str, Any]]
         elif text:
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{place}: it is no JSON ({error}), though line 1 is; give an object a line."
                 ) from error
+            if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+                raise DataError(f"{place}: it has half a letter (an unpaired surrogate); mend or remove it.")
             if not isinstance(row, dict):
                 raise DataError(f"{place}: it holds a {type(row).__name__}, not an object with the columns' values.")
             yield {**row, PLACE: place}

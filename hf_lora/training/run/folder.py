@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import AdapterFileError, ConfigError, some
@@ -12,8 +13,13 @@ from .record import METRICS, SETTINGS
 __all__ = ["check_output", "check_resumable", "clear_output"]
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise AdapterFileError where a new run cannot write into a folder. overwrite: it may take a run's place."""
+def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> None:
+    """Raise AdapterFileError where a new run cannot write into a folder. overwrite: it may take a run's place, unless
+    what it reads lies there: reads, the paths of that."""
+    if inside := [name for name in reads if folder.is_dir() and Path(name).exists() and _is_within(Path(name), folder)]:
+        raise AdapterFileError(
+            f"--output {folder}: {inside[0]}, which the run reads, lies there; name another folder for the output."
+        )
     if folder.is_file():
         raise AdapterFileError(f"--output {folder}: that is a file; name a folder.")
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -31,6 +37,10 @@ def check_output(folder: Path, overwrite: bool) -> None:
         f"--output {folder}: it holds an unfinished run; go on with `hf-lora train --resume --output {folder}`, name "
         "another folder, or replace that run with --overwrite."
     )
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute()) or path.resolve().is_relative_to(folder.resolve())
 
 
 def check_resumable(folder: Path | None) -> Path:

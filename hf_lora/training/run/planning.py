@@ -29,6 +29,8 @@ from .settings import RunSettings
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # BERT, XLM, BART and OPT, GPT-2
+
 
 @dataclass
 class Plan:
@@ -89,6 +91,7 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
     plan = Plan(_decided(settings, preparation), preparation, processor, rows, lengths=lengths)
     plan.model = _model(plan.settings, preparation)
     preparation.fit_model(plan.model, processor)
+    _fit_positions(plan, settings.max_length)
     return plan
 
 
@@ -110,7 +113,8 @@ def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSetting
     name = f"outputs/{Path(str(settings.train)).stem}-{Path(str(settings.model)).name}"
     settings = replace(settings, output=settings.output or name)
     if not resume:
-        check_output(Path(str(settings.output)), overwrite)
+        reads = (settings.model, settings.train, settings.eval, settings.test)
+        check_output(Path(str(settings.output)), overwrite, [name for name in reads if name])
     return settings
 
 
@@ -140,6 +144,31 @@ def model_task(name: str, task: TrainingTask) -> Task:
         f"--model {name}: it is a {base.model_type}, which {' and '.join(task.models)} do not know; --task "
         f"{task.name} needs another base."
     )
+
+
+def _fit_positions(plan: Plan, given: int | None) -> None:
+    """Cut rows to the positions that a base has learnt. given: the user's max_length, which is refused where it is
+    more. Raises ConfigError."""
+    most, options = positions_of(plan.model), plan.preparation.options
+    if most is None or (options.get("max_length") or 0) <= most:
+        return
+    if given is not None:
+        raise ConfigError(
+            f"--max-length {given}: the base {plan.settings.model} has learnt positions for {most} tokens; "
+            f"take --max-length {most} or less."
+        )
+    options["max_length"] = most
+    plan.settings = replace(plan.settings, max_length=most)
+
+
+def positions_of(model: Any) -> int | None:
+    """Return for how many tokens a model has positions in a table; None where it computes them."""
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
+    ]
+    return min(tables, default=None)
 
 
 def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:

@@ -24,6 +24,7 @@ import transformers
 
 from ..._version import __version__
 from ...errors import AdapterFileError
+from ...files.disk import write_whole
 from ...files.names import TASK_NAME
 from ...files.strict_json import read_json
 from ..tasks.preparation import Preparation
@@ -105,8 +106,8 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as indented JSON in UTF-8, and null for numbers that are not finite."""
-    path.write_text(json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write values as indented JSON in UTF-8, and null for numbers that are not finite; all of it or nothing."""
+    write_whole(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from ...errors import ConfigError, DataError, ModelError, some
-from ..data.checking import check_columns, usable_rows
+from ..data.checking import check_columns, count_shared, usable_rows
 from ..data.columns import choose_columns
 from ..data.reading import read_splits
 from ..data.splitting import split_rows
@@ -110,6 +110,11 @@ def part_rows(
         rows[split], bad = usable_rows(each, lambda row: preparation.problem(row, True), source, settings.skip_bad_rows)
         if bad:
             logger.warning("left out %s rows: %s.", f"{len(each) - len(rows[split]):,}", "; ".join(bad))
+    said = [preparation.columns[role.name] for role in preparation.task.roles
+            if not role.is_label and role.name in preparation.columns]  # fmt: skip
+    for split in rows.keys() - {"train"} if said else ():
+        if shared := count_shared(rows["train"], rows[split], said):
+            logger.warning("%s different rows stand in the %s rows and in those to train on.", f"{shared:,}", split)
     lengths = measure_lengths(preparation, rows["train"], processor)
     check_lengths(lengths, str(settings.train))
     if lengths is not None and lengths.cut:

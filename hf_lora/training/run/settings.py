@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ...errors import ConfigError
+from ...files.disk import write_whole
 
 __all__ = ["RunSettings", "read_yaml", "unknown_names", "wrong_type"]
 
@@ -159,9 +160,9 @@ class RunSettings:
         """Write the settings as YAML, each with its help."""
         lines = []
         for each in fields(self):
-            said = yaml.safe_dump({each.name: getattr(self, each.name)}, allow_unicode=True, sort_keys=False)
+            said = yaml.dump({each.name: getattr(self, each.name)}, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
             lines.append(f"# {each.metadata['says']}\n{said}")
-        path.write_text("".join(lines), encoding="utf-8")
+        write_whole(path, "".join(lines))
 
 
 class _Loader(yaml.SafeLoader):
@@ -174,9 +175,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """It quotes the texts that `_Loader` would read as numbers."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def read_yaml(text: str) -> Any:
