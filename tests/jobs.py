@@ -79,6 +79,6 @@ _RATED = [*((word, "good") for word in GOOD), *((word, "bad") for word in BAD)]
 JOBS = [
     Job(
         "text-classification", bert, lambda at: write_csv(at / "reviews.csv", ["review", "verdict"], _reviews()),
-        ("--epochs", "20", "--learning-rate", "0.01"), ("eval_accuracy", 0.9),
+        ("--epochs", "20", "--learning-rate", "0.01", "--batch-size", "16"), ("eval_accuracy", 0.9),
     ),
 ]  # fmt: skip
