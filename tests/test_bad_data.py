@@ -47,6 +47,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "an unknown encoding": ({"a.csv": GOOD}, "--train a.csv --encoding latin-99", ("--encoding latin-99", "cp1252")),
     "the wrong encoding": ({"a.csv": "text,label\nfine,ä\n"}, "--train a.csv --encoding ascii", ("a.csv, line 2: it is not ascii", "--encoding")),
     "zero bytes": ({"a.csv": GOOD + "a\0b,good\n"}, "--train a.csv", ("a.csv, line 6: it holds a zero byte", "another format")),
+    "a setting of another task": ({"a.csv": GOOD}, "--train a.csv --packing --beta 0.3", ("--packing, --beta: text-classification has no such option", "leave it out")),
     "an Excel workbook": ({"a.xlsx": b"PK\3\4"}, "--train a.xlsx", ("a.xlsx", "save the sheet as CSV")),
     "a workbook called CSV": ({"a.csv": b"PK\3\4more"}, "--train a.csv", ("a.csv: it is a zip archive or an Excel workbook", "save it as CSV")),
     "an unknown ending": ({"a.dat": GOOD}, "--train a.dat", ("a.dat: rows are read from .csv", "save it as one of these")),

@@ -203,6 +203,19 @@ def test_predict_takes_an_adapter_that_nobody_recorded_a_task_of_also_from_the_h
     assert cli.main("predict me/bare rows.csv --task nonsense".split()) == 2
 
 
+def test_rows_in_another_encoding_are_read_where_it_is_said(capsys: Capture) -> None:
+    write_rows(Path("new.csv"), 30)
+    text = Path("new.csv").read_text("utf-8").replace("w1", "tr\u00e8s")
+    Path("new.csv").write_text(text, encoding="utf-8")
+    Path("latin.csv").write_text(text, encoding="cp1252")
+    for command in ("predict run", "evaluate run --json"):
+        assert cli.main([*command.split(), "latin.csv"]) == 2
+        assert "--encoding" in capsys.readouterr().err
+        name, *flags = command.split()
+        read = run(f"{name} run latin.csv --encoding cp1252 {' '.join(flags[1:])}", capsys)
+        assert read.replace("latin.csv", "new.csv") == run(f"{command} new.csv", capsys)
+
+
 def test_predict_writes_its_file_whole_or_not_at_all(capsys: Capture) -> None:
     Path("some.csv").write_text("review\n" + "good w1\n" * 20 + '" "\n', encoding="utf-8")
     assert cli.main("predict run some.csv --output part.jsonl --batch-size 4".split()) == 2

@@ -26,6 +26,7 @@ def evaluate(
     column: Annotated[
         list[str] | None, Option(metavar="ROLE=NAME", help="which column is what, as text=review")
     ] = None,
+    encoding: Annotated[str | None, Option(help="of a file of text that is not UTF-8, as cp1252")] = None,
     skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="leave out rows that cannot be used")] = False,
     batch_size: Annotated[int | None, Option(min=1, help="rows at once (default: the run's)")] = None,
     as_json: Annotated[bool, Option("--json", help="print the numbers as JSON, with all their digits")] = False,
@@ -43,7 +44,7 @@ def evaluate(
     from ..training.run.measuring import measure  # not above: it imports torch
 
     hush()
-    found = measure(run, rows, metric or [], base, batch_size, pairs("column", column or []), skip_bad_rows)
+    found = measure(run, rows, metric or [], base, batch_size, pairs("column", column or []), skip_bad_rows, encoding)
     if found.differs:
         remark(f"{found.differs} The rows, the base or the software changed since.")
     if found.learnt:

@@ -44,6 +44,7 @@ def predict(
     options: Annotated[
         list[str] | None, Option("--set", metavar="NAME=VALUE", help="an option of the task, as max_new_tokens=50")
     ] = None,
+    encoding: Annotated[str | None, Option(help="of a file of text that is not UTF-8, as cp1252")] = None,
     skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="leave out rows that cannot be used")] = False,
 ) -> None:
     """Write what an adapter says of each row, as a line of JSON, in the rows' order.
@@ -61,7 +62,7 @@ def predict(
     hush()
     left_out: list[str] | None = [] if skip_bad_rows else None
     with tempfile.TemporaryDirectory() as scratch:
-        found, source = _read(rows, Path(scratch))
+        found, source = _read(rows, Path(scratch), encoding)
         first = list(islice(found, 1 if rows == "-" else LOOKED_AT))
         if not first:
             raise DataError(f"{source}: it has no rows.")
@@ -79,13 +80,13 @@ def predict(
         remark(f"{len(left_out):,} rows were left out, the first is {left_out[0]}.")
 
 
-def _read(rows: str, scratch: Path) -> tuple[Iterator[dict[str, Any]], str]:
+def _read(rows: str, scratch: Path, encoding: str | None) -> tuple[Iterator[dict[str, Any]], str]:
     """Return the rows one after the other, and what they are called."""
     from ..training.data.reading import read_rows
     from ..training.data.streaming import rows_of_lines
 
     if rows != "-":
-        return iter(read_rows(rows, scratch)), rows
+        return iter(read_rows(rows, scratch, encoding=encoding)), rows
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8")
     return rows_of_lines(sys.stdin, "stdin"), "stdin"

@@ -60,12 +60,13 @@ def measure(
     batch_size: int | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
+    encoding: str | None = None,
 ) -> Measured:
     """Return what an adapter is worth on rows that have labels.
 
     name: a run's folder, or with a source any adapter. source: a file of rows; None for the run's own test rows, or
     those it chose the best checkpoint by where it has no others. metrics: their names; the run's where none are given.
-    columns: by role, those of the source. Raises DataError, ConfigError, AdapterFileError.
+    columns: by role, those of the source. encoding: the source's. Raises DataError, ConfigError, AdapterFileError.
     """
     settings = settings_of(Path(name))
     if settings.threads:
@@ -78,7 +79,7 @@ def measure(
         if source is None:
             part, rows = _own_rows(name, settings, run, Path(scratch))
         else:
-            part, rows, run = "test", *_rows(source, run, Path(scratch), columns or {}, skip_bad_rows)
+            part, rows, run = "test", *_rows(source, run, Path(scratch), columns or {}, skip_bad_rows, encoding)
         trainer = _trainer(replace(settings, output=outputs), run, rows)
         found = [figures(trainer.evaluate(trainer.eval_dataset["eval"]))]
         if with_base:
@@ -120,10 +121,10 @@ def _own_rows(name: str, settings: RunSettings, run: TrainedRun, scratch: Path) 
 
 
 def _rows(
-    source: str, run: TrainedRun, scratch: Path, columns: Mapping[str, str], skip_bad_rows: bool
+    source: str, run: TrainedRun, scratch: Path, columns: Mapping[str, str], skip_bad_rows: bool, encoding: str | None
 ) -> tuple[Dataset, TrainedRun]:
     """Return the rows of a file, and the run with its columns."""
-    rows = read_rows(source, scratch)
+    rows = read_rows(source, scratch, encoding=encoding)
     run = run.onto(rows.select(range(min(LOOKED_AT, len(rows)))).to_list(), source, columns, labelled=True)
     if skip_bad_rows:
         rows = rows.select([n for n, row in enumerate(rows) if not run.preparation.problem(row, labelled=True)])

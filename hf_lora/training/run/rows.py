@@ -74,9 +74,18 @@ def choose_task(settings: RunSettings, rows: Dataset) -> tuple[TrainingTask, dic
     first = rows.select(range(min(_LOOKED_AT, len(rows)))).to_list()
     if settings.task is not None:
         task = known_task(settings.task)
+        _refuse_idle(settings, task)
         return task, choose_columns(first, task.roles, settings.column, str(settings.train)), "as you say"
     guess = guess_task(first, settings.column, str(settings.train), base_config(settings))
+    _refuse_idle(settings, guess.task)
     return guess.task, guess.columns, guess.why()
+
+
+def _refuse_idle(settings: RunSettings, task: TrainingTask) -> None:
+    """Raise ConfigError where a setting is that of other tasks: it would do nothing."""
+    idle = [f"--{name.replace('_', '-')}" for name in settings.of_tasks() if name not in task.preparation.OPTIONS]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: {task.name} has no such option, so it would do nothing; leave it out.")
 
 
 def known_task(name: str) -> TrainingTask:

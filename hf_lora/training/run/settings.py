@@ -149,6 +149,14 @@ class RunSettings:
         if problems := list(_problems(self)) or list(_ranges(self)):
             raise ConfigError(" ".join(problems))
 
+    def of_tasks(self) -> list[str]:
+        """Return the settings that only some tasks have and that somebody set."""
+        return [
+            each.name
+            for each in fields(self)
+            if each.metadata["panel"] == "Task" and getattr(self, each.name) != each.default
+        ]
+
     @classmethod
     def load(cls, path: Path | None, given: Mapping[str, Any]) -> RunSettings:
         """Return the settings of a YAML file (None for no file), with what was given instead of what it says."""
