@@ -213,6 +213,10 @@ def test_conll_files_are_sentences(tmp_path: Path) -> None:
     rows = read_rows(str(path), tmp_path / "scratch")
     assert rows["tokens"] == [["Ann", "sat"], ["Rome"]]
     assert rows["tags"] == [["B-PER", "O"], ["B-LOC"]]
+    path.rename(tmp_path / "a.txt")
+    assert read_rows(str(tmp_path / "a.txt"), tmp_path / "scratch")["tags"] == rows["tags"]
+    (tmp_path / "a.txt").write_text("Room B-12\nI passed with an O\nthat is all\n")
+    assert read_rows(str(tmp_path / "a.txt"), tmp_path / "scratch").column_names[0] == "text"
     path.write_text("Ann B-PER\nsat\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.conll, line 2: 'sat' has no tag"):
         read_rows(str(path), tmp_path / "scratch")

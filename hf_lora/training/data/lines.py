@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -12,12 +13,22 @@ from .columns import PLACE
 from .opening import encoding_of, open_text
 from .written import BATCH, Found, Wanted, write_batches
 
+_TAG = re.compile(r"O|[BIESLU]-\S+|-X-")
+
 
 def read_text(path: Path, table: Path, wanted: Wanted) -> Found:
-    """Return the lines of a text file in a column "text", written to `table` as Arrow. Raises DataError."""
+    """Return the lines of a text file in a column "text", written to `table` as Arrow. Raises DataError.
+
+    Where the first lines all end in a tag of words (O, B-PER), it is read as CoNLL.
+    """
     import pyarrow as pa
 
     encoding = encoding_of(path, wanted.encoding)
+    with open_text(path, encoding) as file:
+        first = [parts for line in islice(file, 100) if (parts := line.split())]
+    tags = {parts[-1] if len(parts) > 1 else "" for parts in first}
+    if tags - {"O"} and all(map(_TAG.fullmatch, tags)):
+        return read_conll(path, table, wanted)
     schema = pa.schema([("text", pa.string()), (PLACE, pa.string())])
 
     def batches() -> Iterator[Any]:

@@ -35,7 +35,10 @@ def _variety(values: Sequence[Any]) -> float:
 
 NUMBER = Role(
     "label",
-    ("label", "score", "rating", "stars", "value", "target", "labels", "similarity", "price", "bewertung", "评分"),
+    (
+        "label", "score", "rating", "stars", "value", "target", "labels", "similarity", "price", "bewertung", "sterne",
+        "note", "punkte", "puntuación", "estrellas", "评分",
+    ),
     _is_number, is_label=True, preference=_variety,
 )  # fmt: skip
 ROLES = (TEXT, PAIR, NUMBER)
