@@ -24,7 +24,7 @@ def targets(
         Option(help="load it for this task (default: as its checkpoint says)", autocompletion=task_names),
     ] = None,
     lora: Annotated[
-        list[str] | None, Option(metavar="NAME=VALUE", help="any other setting of LoRAConfig, as use_dora=true")
+        list[str] | None, Option(metavar="NAME=VALUE", help="any other setting of LoRAConfig, as bias=lora_only")
     ] = None,
     as_json: Annotated[bool, Option("--json", help="print everything as JSON")] = False,
 ) -> None:
@@ -34,7 +34,7 @@ def targets(
 
         hf-lora targets Qwen/Qwen2.5-0.5B --r 8
 
-        hf-lora targets bert-base-uncased --target-modules query,value --lora use_dora=true
+        hf-lora targets bert-base-uncased --target-modules query,value --lora bias=lora_only
     """
     from ..model.planned import planned  # not above: it imports torch
     from ..model.report import target_rows, trainable_counts

@@ -136,7 +136,8 @@ def _given(
                 f"--column {name}={column}: {source} has no such column, but {', '.join(map(repr, columns))}.{hint}"
             )
         role = next(role for role in roles if role.name == name)
-        if odd := [each for each in values[column] if isinstance(each, list | dict) and not role.holds(each)]:
+        odd = [each for each in values[column] if isinstance(each, list | dict)]
+        if odd and not any(map(role.holds, values[column])):  # where some can be it, the checks of rows name the others
             raise DataError(
                 f"--column {name}={column}: {source} has {str(odd[0])[:60]!r} there, which is no {name} of this task."
             )
