@@ -24,10 +24,9 @@ def write_base(folder: Path, **sizes: int) -> Path:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
     torch.manual_seed(0)
-    size = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24} | sizes
-    BertForPreTraining(
-        BertConfig(**size, vocab_size=len(words), max_position_embeddings=32, initializer_range=0.3)
-    ).save_pretrained(folder)
+    size = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    size |= {"max_position_embeddings": 32, **sizes}
+    BertForPreTraining(BertConfig(**size, vocab_size=len(words), initializer_range=0.3)).save_pretrained(folder)
     return folder
 
 
