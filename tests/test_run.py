@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from hf_lora.errors import ConfigError, LoRAError
 
 from .forks import run as run_program
+from .hub import Hub
 from .peek import BestBy, RunSettings, chosen_metric, cli, plan_run, train_plan
 from .runs import write_base, write_rows
 
@@ -219,6 +220,19 @@ def test_the_card_tells_the_test_rows_results_apart_and_names_no_path(place: Pat
     assert {each.dataset_name for each in card.data.eval_results} == {"rows.csv"}
     assert (card.data.base_model, card.data.language, card.data.license) == ("me/tiny-bert", "en", "apache-2.0")
     assert str(place) not in card.content
+
+
+def test_push_uploads_the_adapter_and_nothing_of_the_record(
+    hub: Hub, place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)  # the Hub's client stands elsewhere
+    hub.add("org/base", place / "base")
+    assert hf_lora(f"{TRAIN} pushed --max-steps 2 --push me/adapter --base-id org/base") == 0
+    assert "pushed to " in capsys.readouterr().out
+    files = hub.files("me/adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"} <= set(files)
+    assert not {"run.yaml", "metrics.json", "task.json", "train.log", "curves.csv"} & set(files)
+    assert files["adapter_model.safetensors"] == bits("pushed")
 
 
 # Settings

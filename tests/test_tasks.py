@@ -53,6 +53,20 @@ def test_a_run_leaves_an_adapter_its_card_and_its_record(trained: tuple[Job, Pat
         assert reached <= least if name.startswith("-") else reached >= least
 
 
+def test_a_dry_run_tells_the_steps_and_shows_rows_as_the_model_sees_them(
+    trained: tuple[Job, Path, Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, run, _ = trained
+    capsys.readouterr()
+    assert cli.main(["train", "--config", str(run / "run.yaml"), "--output", f"{run}-dry", "--dry-run", "--json"]) == 0
+    found, real = json.loads(capsys.readouterr().out), json.loads((run / "metrics.json").read_text())
+    assert (found["steps"], found["parameters"]) == (real["steps"], real["parameters"])
+    assert len(found["samples"]) == 3
+    assert all(found["samples"])
+    assert found["memory"]["step"] > 0
+    assert not Path(f"{run}-dry").exists()
+
+
 def test_predictions_of_the_reloaded_adapter_are_those_of_the_trained_model(
     trained: tuple[Job, Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

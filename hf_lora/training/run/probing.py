@@ -144,10 +144,13 @@ class Allocated(TorchDispatchMode):
 
 
 def _longest(trainer: Any) -> int:
-    """Return the row to train on with the most tokens, of a sample of them."""
+    """Return the row to train on with the most tokens (or sound), of a sample of them."""
     rows = trainer.train_dataset
-    some = range(0, len(rows), max(len(rows) // _SAMPLE, 1))
-    return max(some, key=lambda row: len(rows[row].get("input_ids", ())))
+
+    def length(row: int) -> int:
+        return sum(len(each) for each in rows[row].values() if hasattr(each, "__len__") and not isinstance(each, str))
+
+    return max(range(0, len(rows), max(len(rows) // _SAMPLE, 1)), key=length)
 
 
 def peak_so_far(device: str) -> int:

@@ -10,6 +10,7 @@ from .probing import estimated_memory
 
 __all__ = ["dry_run", "steps_of", "understood"]
 
+_SHOWN = 3  # samples
 _SAYS = {"train": "to train on", "eval": "to choose the best checkpoint by", "test": "to test on"}
 
 
@@ -47,13 +48,13 @@ def dry_run(plan: Plan, trainer: Any) -> dict[str, Any]:
     "memory" is in bytes (`probing.Memory`).
     """
     trained, total = plan.model.get_nb_trainable_parameters()
-    dataset = trainer.train_dataset
-    shown = [plan.preparation.shown(dataset[row], plan.processor) for row in range(min(3, len(dataset)))]
+    rows = plan.rows["train"].select(range(min(_SHOWN, len(plan.rows["train"])))).to_list()
+    features = plan.preparation.features(rows, plan.processor)[:_SHOWN]  # TRL's datasets hold others
     return {
         **understood(plan, trainer),
         "steps": steps_of(trainer)[1],
         "parameters": {"trained": trained, "total": total},
         "targets": str(plan.model.targets_report()),
         "memory": estimated_memory(trainer).to_dict(),
-        "samples": shown,
+        "samples": [plan.preparation.shown(feature, plan.processor) for feature in features],
     }
