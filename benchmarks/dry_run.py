@@ -58,7 +58,7 @@ CELLS = [
     Cell("BERT, 6 layers of 384 (23M)", _bert(6, 384), 256, 16),
     Cell("BERT, 12 layers of 768 (109M)", _bert(12, 768), 128, 8),
     Cell("GPT-2, 2 layers of 128 (7M)", _gpt2(2, 128), 128, 8),
-    Cell("GPT-2 (124M)", _gpt2(12, 768), 128, 4),
+    Cell("GPT-2 (124M)", _gpt2(12, 768), 256, 4),
     Cell("GPT-2 (124M)", _gpt2(12, 768), 256, 4, ("--gradient-checkpointing",)),
     Cell("GPT-2 (124M)", _gpt2(12, 768), 128, 4, ("--dtype", "bfloat16")),
 ]
@@ -86,9 +86,9 @@ def measure(cell: Cell) -> tuple[int, int]:
         words = {f"w{index}": index for index in range(WORDS)}
         inner = Tokenizer(models.WordLevel({**words, "[PAD]": WORDS}, unk_token="w0"))
         inner.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0", pad_token="[PAD]").save_pretrained(
-            place / "base"
-        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner, unk_token="w0", pad_token="[PAD]", eos_token="w1"
+        ).save_pretrained(place / "base")
         model, config = cell.base
         model(config).save_pretrained(place / "base")
         texts = [" ".join(random.choices([*words], k=cell.tokens)) for _ in range(ROWS)]
@@ -110,5 +110,5 @@ def _train(cell: Cell, place: Path, *more: str) -> dict[str, Any]:
         str(place / "rows.csv"),
     ]
     command += [*task, "--batch-size", str(cell.batch), "--max-steps", "4", "--output", str(place / "run"), "--json"]
-    done = subprocess.run([*command, *cell.flags, *more], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, *cell.flags, *more], stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))

@@ -230,8 +230,10 @@ def test_push_uploads_the_adapter_and_nothing_of_the_record(
     assert hf_lora(f"{TRAIN} pushed --max-steps 2 --push me/adapter --base-id org/base") == 0
     assert "pushed to " in capsys.readouterr().out
     files = hub.files("me/adapter")
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"} <= set(files)
-    assert not {"run.yaml", "metrics.json", "task.json", "train.log", "curves.csv"} & set(files)
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "task.json", "tokenizer.json"} <= set(
+        files
+    )
+    assert not {"run.yaml", "metrics.json", "train.log", "curves.csv"} & set(files)
     assert files["adapter_model.safetensors"] == bits("pushed")
 
 

@@ -72,12 +72,13 @@ class Memory:
 
 def estimated_memory(trainer: Any) -> Memory:
     """Return what training will take, from steps of one and of two rows, which are continued to a whole batch."""
-    args, device = trainer.args, trainer.args.device
+    args, device, model = trainer.args, trainer.args.device, trainer.model
+    now = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    if getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", False):
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # as training does
     longest = _longest(trainer)
     one, two = (_bytes_of_step(trainer, [longest] * rows) for rows in (1, 2))
-    trained = [each for each in trainer.model.parameters() if each.requires_grad]
-    size = sum(each.numel() * each.element_size() for each in trained)
-    now = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    size = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     rows = min(args.train_batch_size, len(trainer.train_dataset))
     states = 0.0 if "sgd" in str(args.optim) else 0.5 if "8bit" in str(args.optim) else 2.0
     step = max(one + (two - one) * (rows - 1) - size, 0)  # the gradients are counted by themselves
