@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-
-from hf_lora.training.run.probing import Allocated
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Forward = Callable[[], Tensor]  # runs a model once and returns its output
 
@@ -54,6 +55,30 @@ def live_bytes(forward: Forward, known: Iterator[Tensor]) -> int:
         result = allocated.now
     del graph
     return result
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the storages made inside a `with` block, known ones left out: alive now, and at most."""
+
+    def __init__(self, known: Iterator[Tensor]) -> None:
+        super().__init__()
+        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._drop, storage._cdata)
+        return result
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:

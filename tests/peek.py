@@ -40,7 +40,6 @@ PLACES = {
     "running": "hf_lora.training.run.running",
     "load_run": "hf_lora.training.run.using:load_run",
     "plan_run": "hf_lora.training.run.planning:plan_run",
-    "Allocated": "hf_lora.training.run.probing:Allocated",
     "estimated_memory": "hf_lora.training.run.probing:estimated_memory",
     "fastest_threads": "hf_lora.training.run.probing:fastest_threads",
     "probing": "hf_lora.training.run.probing",

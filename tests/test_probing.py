@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from .forks import run as run_program
-from .peek import Allocated, RunSettings, estimated_memory, fastest_threads, plan_run, prepared_trainer, probing
+from .peek import RunSettings, estimated_memory, fastest_threads, plan_run, prepared_trainer, probing
 from .runs import write_base
 
 MIB = 2**20
@@ -37,21 +37,47 @@ def trainer_of(place: Path, scratch: Path, **changes: Any) -> Any:
     return prepared_trainer(plan_run(RunSettings(**{**settings, **found, **changes}), rows))[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"lora_dropout": 0.1}])
-def test_two_rows_tell_the_bytes_of_a_batch(changes: dict[str, Any], place: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(place, tmp_path, batch_size=16, **changes)
-    rows, model = trainer.train_dataset, trainer.model
-    longest = max(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    assert len(rows[longest]["input_ids"]) > 100
+@pytest.mark.parametrize(("free", "counts"), [(10**15, [1, 2, 4, 8, 10]), (3000, [1, 2]), (0, [1])])
+def test_rows_are_doubled_while_there_is_room_and_then_continued_by_a_line(
+    free: int, counts: list[int], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, computed = trainer_of(place, tmp_path, batch_size=10), []
+    now = probing.psutil.Process().memory_info().rss
+
+    def peak(trainer: Any, rows: list[int]) -> int:
+        computed.append(rows)
+        return now + 500 * len(rows)
+
+    class System:
+        Process = staticmethod(lambda: System)
+        memory_info = staticmethod(lambda: SimpleNamespace(rss=now))
+        virtual_memory = staticmethod(lambda: SimpleNamespace(available=free))
+
+    monkeypatch.setattr(probing, "psutil", System)
+    monkeypatch.setattr(probing, "_peak_of_step", peak)
     memory = estimated_memory(trainer)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    model.train()
-    with Allocated(chain(model.parameters(), model.buffers())) as allocated:
-        batch = trainer.data_collator([rows[longest]] * 16)
-        trainer.compute_loss(model, trainer._prepare_inputs(batch)).backward()
-    assert memory.step + memory.gradients == pytest.approx(allocated.peak, rel=0.05)
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    assert (memory.gradients, memory.optimizer) == (trained, 2 * trained)
+    trained = sum(parameter.nbytes for parameter in trainer.model.parameters() if parameter.requires_grad)
+    assert memory.to_dict() == {
+        "now": now, "step": 5000, "optimizer": 2 * trained, "device": "cpu", "peak": now + 5000 + 2 * trained
+    }  # fmt: skip
+    assert [len(rows) for rows in computed] == counts
+    assert len(trainer.train_dataset[computed[0][0]]["input_ids"]) > 100  # the longest row
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_to_measure_is_computed_as_in_training_and_leaves_nothing(
+    checkpointing: bool, place: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(place, tmp_path, batch_size=2, gradient_checkpointing=checkpointing)
+    seen = set()
+    trainer.model.register_forward_pre_hook(
+        lambda model, _: seen.add((model.training, model.is_gradient_checkpointing))
+    )
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert estimated_memory(trainer).step >= 0
+    assert seen == {(True, checkpointing)}
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
 @pytest.mark.slow

@@ -364,8 +364,8 @@ def test_a_dry_run_tells_what_a_run_is_and_writes_nothing(capsys: Capture) -> No
     assert "query" in found["targets"]
     assert len(found["samples"]) == 3
     assert all(sample["input_ids"].startswith("[CLS] ") for sample in found["samples"])
-    assert found["memory"]["gradients"] == 4 * real["parameters"]["trained"]
-    assert found["memory"]["step"] > 0
+    assert found["memory"]["optimizer"] == 2 * 4 * real["parameters"]["trained"]
+    assert found["memory"]["peak"] == sum(found["memory"][part] for part in ("now", "step", "optimizer"))
     assert hf_lora(f"{TRAIN} dry --dry-run") == 0
     assert "MiB at most, resident in this process" in capsys.readouterr().out
     torch.set_rng_state(state)

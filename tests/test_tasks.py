@@ -63,7 +63,7 @@ def test_a_dry_run_tells_the_steps_and_shows_rows_as_the_model_sees_them(
     assert (found["steps"], found["parameters"]) == (real["steps"], real["parameters"])
     assert len(found["samples"]) == 3
     assert all(found["samples"])
-    assert found["memory"]["step"] > 0
+    assert found["memory"]["peak"] > 0
     assert not Path(f"{run}-dry").exists()
 
 

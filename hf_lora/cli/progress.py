@@ -98,7 +98,7 @@ def show_dry_run(found: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
-    memory, words = found["memory"], ("now", "gradients", "optimizer", "step")
+    memory, words = found["memory"], ("now", "step", "optimizer")
     for name in ("model", "task", "columns", "rows", "classes", "output"):
         if name in found:
             print(printable(f"{name}: {found[name]}"))

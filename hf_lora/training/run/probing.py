@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-import weakref
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["Allocated", "Memory", "estimated_memory", "fastest_threads", "peak_so_far"]
+__all__ = ["Memory", "estimated_memory", "fastest_threads", "peak_so_far"]
 
 _SMALL = 100e6  # parameters; larger ones have products that all threads are good for
 _SAMPLE = 500  # rows among which the longest is looked for
@@ -50,20 +44,19 @@ def fastest_threads(trainer: Any) -> int:
 class Memory:
     """What a run takes at most, in bytes: on a CPU the process's resident set, on a GPU what torch allocates there.
 
-    now: there already: the model with its adapter, and on a CPU all that is imported. gradients, optimizer: of what
-    trains. step: what a forward and a backward of a batch of the longest rows hold at a time.
+    now: there already: the model with its adapter, and on a CPU all that is imported. step: what a forward and a
+    backward of a batch of the longest rows need besides. optimizer: its states of what trains.
     """
 
     now: int
-    gradients: int
-    optimizer: int
     step: int
+    optimizer: int
     device: str
 
     @property
     def peak(self) -> int:
-        """The sum, or what was needed at a time before now, if that was more."""
-        return max(self.now + self.gradients + self.optimizer + self.step, peak_so_far(self.device))
+        """The sum."""
+        return self.now + self.step + self.optimizer
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -71,18 +64,25 @@ class Memory:
 
 
 def estimated_memory(trainer: Any) -> Memory:
-    """Return what training will take, from steps of one and of two rows, which are continued to a whole batch."""
+    """Return what training will take, from a step of a whole batch of the longest rows, or of as many as surely fit.
+
+    Libraries have buffers of their own, and heaps have holes: only a step that is computed tells. Rows are doubled
+    while the next step needs at most half of the free memory; then the line through the last one is continued.
+    """
     args, device, model = trainer.args, trainer.args.device, trainer.model
-    now = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    is_cuda = device.type == "cuda"
+    now = torch.cuda.memory_allocated(device) if is_cuda else psutil.Process().memory_info().rss
+    free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
     if getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", False):
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # as training does
-    longest = _longest(trainer)
-    one, two = (_bytes_of_step(trainer, [longest] * rows) for rows in (1, 2))
+    longest, rows = _longest(trainer), min(args.train_batch_size, len(trainer.train_dataset))
+    count, held = 1, _peak_of_step(trainer, [longest]) - now
+    while count < rows and 2 * held < free / 2:
+        count = min(2 * count, rows)
+        held = _peak_of_step(trainer, [longest] * count) - now
     size = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
-    rows = min(args.train_batch_size, len(trainer.train_dataset))
     states = 0.0 if "sgd" in str(args.optim) else 0.5 if "8bit" in str(args.optim) else 2.0
-    step = max(one + (two - one) * (rows - 1) - size, 0)  # the gradients are counted by themselves
-    return Memory(now, size, int(states * size), step, device.type)
+    return Memory(now, held * rows // count, int(states * size), device.type)
 
 
 def _seconds(trainer: Any, rows: list[int]) -> float:
@@ -106,42 +106,12 @@ def _step(trainer: Any, rows: list[int], training: bool) -> None:
         model.train(was_training)
 
 
-def _bytes_of_step(trainer: Any, rows: list[int]) -> int:
-    """Return the most bytes that a step holds at a time, besides what was there before."""
-    device = trainer.args.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        _step(trainer, rows, training=True)
-        return torch.cuda.max_memory_allocated(device) - before
-    model = trainer.model
-    with Allocated(chain(model.parameters(), model.buffers())) as allocated:
-        _step(trainer, rows, training=True)
-    return allocated.peak
-
-
-class Allocated(TorchDispatchMode):
-    """Counts the bytes of the storages made inside a `with` block, known ones left out: alive now, and at most."""
-
-    def __init__(self, known: Iterator[Tensor]) -> None:
-        super().__init__()
-        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._drop, storage._cdata)
-        return result
-
-    def _drop(self, key: int) -> None:
-        self.now -= self.alive.pop(key)
+def _peak_of_step(trainer: Any, rows: list[int]) -> int:
+    """Return the most bytes that there were until the end of a step, or on a GPU while it was computed."""
+    if trainer.args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.args.device)
+    _step(trainer, rows, training=True)
+    return peak_so_far(trainer.args.device.type)
 
 
 def _longest(trainer: Any) -> int:
