@@ -66,8 +66,8 @@ class Memory:
 def estimated_memory(trainer: Any) -> Memory:
     """Return what training will take, from a step of a whole batch of the longest rows, or of as many as surely fit.
 
-    Libraries have buffers of their own, and heaps have holes: only a step that is computed tells. Rows are doubled
-    while the next step needs at most half of the free memory; then the line through the last one is continued.
+    Libraries have buffers of their own, and heaps have holes: only a step that is computed tells. The
+    step may need half of the free memory: if the whole batch does not, rows are doubled, and the rest is proportion.
     """
     args, device, model = trainer.args, trainer.args.device, trainer.model
     is_cuda = device.type == "cuda"
@@ -78,7 +78,7 @@ def estimated_memory(trainer: Any) -> Memory:
     longest, rows = _longest(trainer), min(args.train_batch_size, len(trainer.train_dataset))
     count, held = 1, _peak_of_step(trainer, [longest]) - now
     while count < rows and 2 * held < free / 2:
-        count = min(2 * count, rows)
+        count = rows if held * rows // count < free / 2 else min(2 * count, rows)  # at once: a used heap has more room
         held = _peak_of_step(trainer, [longest] * count) - now
     size = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     states = 0.0 if "sgd" in str(args.optim) else 0.5 if "8bit" in str(args.optim) else 2.0
