@@ -64,6 +64,14 @@ def test_rows_are_doubled_while_there_is_room_and_then_continued_by_a_line(
     assert len(trainer.train_dataset[computed[0][0]]["input_ids"]) > 100  # the longest row
 
 
+def test_a_peak_that_the_system_notes_late_takes_nothing_off(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(place, tmp_path, batch_size=4)
+    monkeypatch.setattr(probing, "_peak_of_step", lambda trainer, rows: 1000)
+    assert estimated_memory(trainer).step == 0
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_to_measure_is_computed_as_in_training_and_leaves_nothing(
     checkpointing: bool, place: Path, tmp_path: Path

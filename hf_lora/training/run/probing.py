@@ -76,10 +76,10 @@ def estimated_memory(trainer: Any) -> Memory:
     if getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", False):
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # as training does
     longest, rows = _longest(trainer), min(args.train_batch_size, len(trainer.train_dataset))
-    count, held = 1, _peak_of_step(trainer, [longest]) - now
+    count, held = 1, max(_peak_of_step(trainer, [longest]) - now, 0)  # the system may note a peak late
     while count < rows and 2 * held < free / 2:
         count = rows if held * rows // count < free / 2 else min(2 * count, rows)  # at once: a used heap has more room
-        held = _peak_of_step(trainer, [longest] * count) - now
+        held = max(_peak_of_step(trainer, [longest] * count) - now, 0)
     size = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     states = 0.0 if "sgd" in str(args.optim) else 0.5 if "8bit" in str(args.optim) else 2.0
     return Memory(now, held * rows // count, int(states * size), device.type)
