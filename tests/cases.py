@@ -118,6 +118,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "rslora": {"use_rslora": True},
     "gaussian": {"init_lora_weights": "gaussian"},
     "dora": {"use_dora": True},
+    "hira": {"use_hira": True, "lora_alpha": 8},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
     "olora": {"init_lora_weights": "olora"},
@@ -134,7 +135,7 @@ def moves_base(variant: str) -> bool:
 def allowed(kind: str, variant: str) -> bool:
     """Return whether a variant is defined on a kind; where not, attaching must raise (tested elsewhere)."""
     case = KIND_CASES[kind]
-    if "dora" in variant and not case.dora:
+    if ("dora" in variant or variant == "hira") and not case.dora:
         return False
     if moves_base(variant) and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always

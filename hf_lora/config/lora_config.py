@@ -20,7 +20,7 @@ from ..files.sources import place_of
 from ..files.strict_json import read_json
 from ..files.transaction import settled
 from ..variants.initial import INITS
-from ..variants.table import formula_of, scaling_of, switches
+from ..variants.table import FORMULAS, formula_named, formula_of, scaling_of, settings, switches
 from .expressions import may_hang
 from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, NO_TARGETS, PEFT, PRESETS, UNSUPPORTED, Fields
 from .rules import is_layers, is_names, problems_of
@@ -49,8 +49,8 @@ class LoRAConfig(Fields):
     fan_in_fan_out: accepted and written for other tools; the layer itself says how its weight lies.
     ensure_weight_tying: what modules_to_save names of a tied weight is one copy for all of its names, as in PEFT;
         otherwise each name has a copy of its own. Trained rows stay tied in any case, products are refused.
-    other: further keys of an adapter_config.json, kept and written back; among them the switches of formulas that PEFT
-        does not have.
+    other: further keys of an adapter_config.json, kept and written back; among them the switches and settings of
+        formulas (`variants.table`), which can be given and read by their names.
 
     Raises ConfigError, with every problem it found.
 
@@ -64,9 +64,21 @@ class LoRAConfig(Fields):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> LoRAConfig:
         """Make an empty config, which `__init__` fills. Raises ArgumentError for settings that there are not."""
-        if not _NAMES.issuperset(kwargs):
-            raise ArgumentError(f"LoRAConfig: {unknown_settings(kwargs.keys() - _NAMES)}")
+        if unknown := kwargs.keys() - {*_NAMES, *settings()}:
+            raise ArgumentError(f"LoRAConfig: {unknown_settings(unknown)}")
         return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in (settings().keys() & kwargs.keys()) - _NAMES}
+        super().__init__(*args, **kwargs)
+        self.other = {**self.other, **{key: as_json(value) for key, value in own.items()}}
+        self.__post_init__()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a formula's own setting, at its default where the config says nothing of it."""
+        if "other" in self.__dict__ and name in (known := settings()):
+            return self.other.get(name, known[name])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __post_init__(self) -> None:
         for name in _NAMES:
@@ -87,12 +99,16 @@ class LoRAConfig(Fields):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field. Raises ConfigError where an adapter was made of this config, which would stay as it is."""
-        if "_attached" in self.__dict__ and name in _NAMES - FREE and value != getattr(self, name):
+        is_own = name not in _NAMES and name in settings()
+        if "_attached" in self.__dict__ and (is_own or name in _NAMES - FREE) and value != getattr(self, name):
             raise ConfigError(
                 f"{name}={value!r}: the adapter of this config is there already and would not follow, and its file "
                 f"would say something else than it computes. Add an adapter with config.copy({name}=...) instead."
             )
-        super().__setattr__(name, value)
+        if is_own:
+            self.other = {**self.other, name: value}
+        else:
+            super().__setattr__(name, value)
 
     def attached(self) -> LoRAConfig:
         """Return this config, which says what an adapter is: from now on only what it says of the base can be set."""
@@ -113,8 +129,8 @@ class LoRAConfig(Fields):
 
     @property
     def peft_type(self) -> str:
-        """PEFT's name for the method: always "LORA"."""
-        return "LORA"
+        """PEFT's name for the method: "LORA", or that of a formula which PEFT has as a method of its own."""
+        return formula_of(self).peft_type
 
     @property
     def formula(self) -> str:
@@ -127,7 +143,7 @@ class LoRAConfig(Fields):
 
     def scaling_of(self, name: str) -> float:
         """Return the factor on B A for the module of that full name."""
-        return scaling_of(self).of(self.alpha_of(name), self.rank_of(name))
+        return 1.0 if formula_of(self).unscaled else scaling_of(self).of(self.alpha_of(name), self.rank_of(name))
 
     def alpha_of(self, name: str) -> float:
         """Return the lora_alpha of the module of that full name."""
@@ -167,8 +183,11 @@ class LoRAConfig(Fields):
             mine["target_modules"] = []
         elif not self.target_modules and not self.target_parameters:
             mine["target_modules"] = NO_TARGETS
-        result = {"peft_type": self.peft_type, **self.other, **mine}
+        result, row = {"peft_type": self.peft_type, **self.other, **mine}, formula_of(self)
         result = {key: value for key, value in result.items() if key in ALWAYS or not _is_default(key, value)}
+        if row.peft_type != "LORA":
+            gone = {row.switch, *row.lacks}
+            result = {**row.settings, **{row.renamed.get(k, k): v for k, v in result.items() if k not in gone}}
         return dict(json.loads(json.dumps({key: result[key] for key in sorted(result)}, default=_plain)))
 
     def to_json(self) -> str:
@@ -187,10 +206,15 @@ class LoRAConfig(Fields):
         says that it changes the formula.
         """
         kind = values.get("peft_type")
-        if kind != "LORA":
+        row = formula_named(kind)
+        if row is None:
             found = f"is for PEFT's method {kind!r}" if kind else "has no peft_type, so it is not PEFT's"
             told = ", ".join(sorted(map(str, values)))[:200]
-            raise ConfigError(f"{source} {found}; hf_lora reads LORA adapters. Its keys: {told}.")
+            known = ", ".join(dict.fromkeys(row.peft_type for row in FORMULAS.values()))
+            raise ConfigError(f"{source} {found}; hf_lora reads {known} adapters. Its keys: {told}.")
+        if row.peft_type != "LORA":
+            ours = {theirs: key for key, theirs in row.renamed.items()}
+            values = {**{ours.get(key, key): value for key, value in values.items()}, row.switch: True}
         keys = _Keys.of(values, ignore_unknown)
         mine, other = keys.mine, keys.other
         problems = [*keys.problems, *_unreadable(mine)]
@@ -280,7 +304,7 @@ class _Keys(NamedTuple):
     @classmethod
     def of(cls, values: Mapping[str, Any], ignore_unknown: bool) -> _Keys:
         """Return the sorted keys of a file's config."""
-        keys, kept = cls({}, {}, {}, []), {*INERT, *switches()}
+        keys, kept = cls({}, {}, {}, []), {*INERT, *settings()}
         is_newer = (_version(values.get("peft_version")) or PEFT) > PEFT
         for key, value in values.items():
             if key in _NAMES and key != "other":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..variants.initial import INITS, MOST_ITERATIONS
-from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, switches
+from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, settings, switches
 from .keys import PRESETS, UNSUPPORTED, Fields
 from .tasks import TASK_TYPES
 
@@ -117,11 +118,45 @@ def _combination_problems(c: Fields) -> list[str]:
             found.append(f"{' and '.join(f'{name}=True' for name in on)} exclude each other: choose one {what}.")
     if c.lora_bias and (why := (formula := formula_of(c)).no_bias):
         found.append(f"lora_bias=True and {formula.switch}=True exclude each other: {why}.")
+    found += _formula_problems(c)
     if c.lora_bias and c.init_lora_weights not in (True, False):
         found.append(f"lora_bias=True goes with init_lora_weights=True or False, not {c.init_lora_weights!r}.")
     if c.lora_bias and c.bias != "none":
         found.append(f"lora_bias=True and bias={c.bias!r} would train the same biases twice; choose one.")
     return found
+
+
+def _formula_problems(c: Fields) -> list[str]:
+    """Say which settings the formula has no place for, and which settings belong to another one."""
+    row, mine = formula_of(c), set(formula_of(c).settings)
+    usual = {field.name: getattr(Fields(), field.name) for field in fields(Fields)}
+    found = [
+        f"{name}={value!r}: {row.title} ({row.switch}=True) has no such setting; leave it out."
+        for name in sorted(row.lacks)
+        if (value := getattr(c, name)) != usual[name]
+    ]
+    if row.own_start and c.init_lora_weights in INITS and INITS[c.init_lora_weights].reads_weight:
+        found.append(f"init_lora_weights={c.init_lora_weights!r} is no start of {row.title}'s ({row.switch}=True).")
+    for name, default in settings().items():
+        if name not in c.other or name in switches():
+            continue
+        value = c.other[name]
+        if name not in mine:
+            of = next(each.switch for each in FORMULAS.values() if name in each.settings)
+            found.append(f"{name}={value!r} has no effect without {of}=True; leave it out.")
+        elif not _is_like(value, default):
+            found.append(f"{name}={value!r}, but it is {_named(default)}.")
+    return found
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return is_number(value)
+    return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
+
+
+def _named(default: Any) -> str:
+    return {bool: "True or False", int: "an integer", float: "a number", str: "a name"}[type(default)]
 
 
 def _other_problems(c: Fields) -> list[str]:

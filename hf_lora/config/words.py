@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from ..variants.table import settings
 from .keys import INERT, UNSUPPORTED, Fields
 
 # Other names of a setting -> the setting.
@@ -30,7 +31,7 @@ OTHER_NAMES = {
 
 def unknown_settings(names: Iterable[str]) -> str:
     """Return what to tell of settings that a LoRAConfig does not have, each with the nearest one that it has."""
-    known = [field.name for field in dataclasses.fields(Fields)]
+    known = [*(field.name for field in dataclasses.fields(Fields)), *settings()]
     told = []
     for name in sorted(names):
         if name in UNSUPPORTED:

@@ -105,10 +105,11 @@ def _is_built(config: Path) -> bool:
     """Return whether hf_lora reads such an adapter, or should say why not; raises AdapterFileError, HubError."""
     from ..config.keys import UNSUPPORTED
     from ..files.strict_json import read_json
+    from ..variants.table import formula_named
 
     values = read_json(config)
     asked = [key for key, default in UNSUPPORTED.items() if values.get(key) not in (None, default)]
-    return values.get("peft_type", "LORA") == "LORA" and not asked
+    return formula_named(values.get("peft_type", "LORA")) is not None and not asked
 
 
 @around

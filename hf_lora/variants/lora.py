@@ -211,7 +211,7 @@ class LoRA(Adapter):
             return a, b
         return torch.cat((a, self.initial_A)), torch.cat((b, -self.initial_B), dim=1)
 
-    def product_of_factors(self) -> Product:
+    def product_of_factors(self) -> Product | None:
         return Product(*self._kind.flat(*self._added()), self.scaling)
 
     def pairs(self) -> Product | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper on arXiv. authors: as BibTeX writes them."""
+    """A paper. authors: as BibTeX writes them. arxiv: its number there, or its whole address elsewhere."""
 
     short: str
     title: str
@@ -18,14 +18,12 @@ class Paper:
     @property
     def link(self) -> str:
         """Its address."""
-        return f"https://arxiv.org/abs/{self.arxiv}"
+        return self.arxiv if "://" in self.arxiv else f"https://arxiv.org/abs/{self.arxiv}"
 
     def bibtex(self, key: str) -> str:
         """Return its BibTeX entry."""
-        fields = {
-            "title": self.title, "author": self.authors, "year": self.year, "eprint": self.arxiv,
-            "archivePrefix": "arXiv", "url": self.link,
-        }  # fmt: skip
+        where = {} if self.link == self.arxiv else {"eprint": self.arxiv, "archivePrefix": "arXiv"}
+        fields = {"title": self.title, "author": self.authors, "year": self.year, **where, "url": self.link}
         return f"@misc{{{key},\n" + ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items()) + "\n}"
 
 
@@ -43,6 +41,11 @@ PAPERS: dict[str, Paper] = {
         "DoRA", "DoRA: Weight-Decomposed Low-Rank Adaptation",
         "Liu, Shih-Yang and Wang, Chien-Yi and Yin, Hongxu and Molchanov, Pavlo and Wang, Yu-Chiang Frank and Cheng, "
         "Kwang-Ting and Chen, Min-Hung", 2024, "2402.09353",
+    ),
+    "hira": Paper(
+        "HiRA", "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models",
+        "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu", 2025,
+        "https://openreview.net/forum?id=TwJrTz9cRS",
     ),
     "pissa": Paper(
         "PiSSA", "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",

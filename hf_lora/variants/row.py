@@ -58,6 +58,10 @@ class Row:
     code: where its class is, "module:class". tensors: what it trains and saves, in the order in which it is saved.
     low_rank: it is a product of two factors on a weight. whole: it holds all of a parameter. of_rows: some of its rows.
     switch: the key of a config that asks for it; a key that is no field of LoRAConfig lies in `other`.
+    peft_type: the method's name in an adapter_config.json, where PEFT or we have it as a method of its own; the switch
+    is then in no file. renamed: fields of LoRAConfig -> their keys in such a file. lacks: fields of LoRAConfig that it
+    has no place for. settings: keys of its own -> their defaults. unscaled: alpha / r has no part in it. own_start:
+    none of the starts that take factors out of the weight makes sense for it.
     no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
     own_tensor: what its first tensor beyond plain LoRA's is called in a report.
     elsewhere: why another tool's adapter under the same switch is something else, by tool.
@@ -71,6 +75,12 @@ class Row:
     whole: bool = False
     of_rows: bool = False
     switch: str = ""
+    peft_type: str = "LORA"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    lacks: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unscaled: bool = False
+    own_start: bool = False
     paper: Paper | None = None
     no_bias: str = ""
     engines: frozenset[str] = frozenset()

@@ -45,6 +45,28 @@ DORA = Row(
         "AdapterHub": "its DoRA leaves the scaling out of the norm, another formula than the paper's and PEFT's"
     },
 )
+# What a method of PEFT's own has no setting for.
+_NO_LORA = frozenset({
+    "alpha_pattern", "bias", "ensure_weight_tying", "lora_alpha", "lora_bias", "target_parameters",
+    "trainable_token_indices", "use_rslora",
+})  # fmt: skip
+HIRA = Row(
+    name="hira",
+    title="HiRA",
+    code="hf_lora.variants.hira:HiRA",
+    tensors=(
+        Stored("lora_A", "hira_A", "hira_embedding_A", part="A", decays=True, inputs=-1),
+        Stored("lora_B", "hira_B", "hira_embedding_B", part="B", decays=True, outputs=0),
+    ),
+    low_rank=True,
+    switch="use_hira",
+    peft_type="HIRA",
+    renamed={"lora_dropout": "hira_dropout", "init_lora_weights": "init_weights"},
+    lacks=_NO_LORA,
+    unscaled=True,
+    own_start=True,
+    paper=PAPERS["hira"],
+)
 SAVED = Row(
     name="saved",
     title="saved whole",
@@ -60,7 +82,7 @@ TOKENS = Row(
     of_rows=True,
 )
 
-FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA)}  # what a config chooses from
+FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA, HIRA)}  # what a config chooses from
 COPIES: dict[str, Row] = {row.name: row for row in (SAVED, TOKENS)}  # what a config adds to it
 ADAPTERS: Mapping[str, Row] = ChainMap(FORMULAS, COPIES)
 
@@ -91,7 +113,19 @@ _Row = TypeVar("_Row", Row, Scaling)
 
 def formula_of(config: Any) -> Row:
     """Return the formula that a config asks for. config: a LoRAConfig, or what an adapter_config.json holds."""
-    return _chosen(FORMULAS, config)
+    kind = config.get("peft_type", "LORA") if isinstance(config, Mapping) else "LORA"
+    return _chosen(FORMULAS, config) if kind == "LORA" else formula_named(kind) or LORA
+
+
+def formula_named(peft_type: object) -> Row | None:
+    """Return the formula that an adapter_config.json of a method stands for; plain LoRA's, until its keys are read."""
+    return next((row for row in FORMULAS.values() if row.peft_type == peft_type), None)
+
+
+def settings() -> dict[str, Any]:
+    """Return what configs may say beside the fields of LoRAConfig: switches and settings of formulas, with defaults."""
+    own = {key: default for row in FORMULAS.values() for key, default in row.settings.items()}
+    return {**dict.fromkeys(switches(), False), **own}
 
 
 def scaling_of(config: Any) -> Scaling:

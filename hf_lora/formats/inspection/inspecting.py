@@ -25,7 +25,7 @@ from ...files.sources import Source
 from ...files.strict_json import read_json
 from ...files.tensors import notes_of, read_file_header
 from ...files.transaction import find_config
-from ...variants.table import scaling_of
+from ...variants.table import formula_named, scaling_of
 from .. import adapterhub
 from ..contents import Contents
 from ..notes import BASE_NOTE, read_base_note
@@ -232,7 +232,7 @@ def _format(config: Mapping[str, Any]) -> str:
 
 def _variant(config: Mapping[str, Any], layout: Layout) -> str:
     """Return the formula, the scaling's paper and the start in words, "" where it is no LoRA."""
-    if config.get("peft_type", "LORA") != "LORA":
+    if formula_named(config.get("peft_type", "LORA")) is None:
         return ""
     init, scaling = config.get("init_lora_weights"), scaling_of(config)
     words = [layout.formula(config).title, scaling.paper.short if scaling.paper else ""]
