@@ -1,7 +1,5 @@
 """Regular expressions in others' configs: which could take for ever to match."""
 
-from __future__ import annotations
-
 import re
 
 _LONGEST = 10_000  # characters

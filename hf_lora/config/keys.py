@@ -3,8 +3,6 @@
 Needs no torch. `lora_config.py` says what the fields mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """What the fields of a LoRAConfig may be, alone and together; every problem is found, none is raised here."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

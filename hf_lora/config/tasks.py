@@ -4,8 +4,6 @@ The Hub's tags are those of huggingface.js. It has no "text2text-generation" any
 such models are "text-generation" there, and keep their old name as a plain tag.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 __all__ = ["TASKS", "TASK_TYPES", "Task", "classes_of"]

@@ -1,7 +1,5 @@
 """What people write into a LoRAConfig: other libraries' names of settings, and values of other libraries' types."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

@@ -1,7 +1,5 @@
 """Files on this machine: only regular ones are read, and what is written is there whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import stat

@@ -1,7 +1,5 @@
 """One call of huggingface_hub, its errors as ours: what happened, what to do, and no token."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

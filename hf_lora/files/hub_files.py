@@ -4,8 +4,6 @@ Each takes the Hub arguments of `from_pretrained`: revision, subfolder, token, c
 local_files_only. Each raises HubNotFoundError, HubAccessError or HubError with what to do about it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

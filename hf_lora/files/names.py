@@ -1,7 +1,5 @@
 """What an adapter's files are called, and where they lie."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 CARD_NAME = "README.md"

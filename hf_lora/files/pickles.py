@@ -4,8 +4,6 @@
 something huge, or to hash for ever, so the archive and the pickle are looked through first.
 """
 
-from __future__ import annotations
-
 import io
 import pickletools
 import re

@@ -1,7 +1,5 @@
 """What others may see: ids of the Hub, and texts without tokens, paths, or the names of this machine and its user."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

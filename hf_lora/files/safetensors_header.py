@@ -6,8 +6,6 @@
 https://huggingface.co/docs/safetensors. Offsets count from the end of the JSON.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from ..errors import AdapterFileError

@@ -1,7 +1,5 @@
 """Tensors in one file or in several: which file an index names for what."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """JSON files from anywhere, read strictly: one object, each key once, every number an ordinary one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

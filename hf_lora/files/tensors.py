@@ -1,7 +1,5 @@
 """Tensor files: safetensors written and read again; a `.bin` is read in `pickles.py`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -9,8 +9,6 @@ Between 3 and 4 the weights name the pending config, not the one in place, and e
 A config that somebody edited is none that any pending file competes with: it counts.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

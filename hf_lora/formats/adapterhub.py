@@ -8,8 +8,6 @@ Of a layer that holds query, key and value in one (GPT-2's c_attn), attn_matrice
 formats/pairs.py has the shapes. Poth et al. 2023, arXiv:2311.11077.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Seen in PEFT 0.21.2. What it refuses when an adapter is made is refused here as 
 what it takes first and then cannot do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

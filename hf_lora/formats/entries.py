@@ -1,7 +1,5 @@
 """One tensor of a file: where its name says it belongs, and whether a model has such a place."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

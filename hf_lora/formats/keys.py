@@ -6,8 +6,6 @@ base_model.model.base_model.model.<layer>.lora_A.weight        wrapped twice
 base_model.model.<module>.modules_to_save.default.weight       saved whole; `original_module` is the base's own
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache

@@ -7,8 +7,6 @@ The file says neither alpha nor, of a merged layer, which blocks are adapted: th
 own default is lora_alpha=1, a LoRAConfig's is 8. Hu et al. 2021, arXiv:2106.09685.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -5,8 +5,6 @@ hold each that the model has; names that match nothing mean nothing. Where there
 for their numbers must be held all or none. A module saved in full is there with all of its parameters.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 

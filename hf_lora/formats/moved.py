@@ -1,7 +1,5 @@
 """An adapter under new names: its tensors by today's keys, its config with the same ranks, scalings and targets."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

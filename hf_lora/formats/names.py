@@ -8,8 +8,6 @@ A rewrite takes an adapter of a model's part to the whole, or of the whole to a 
     model.layers.0.mlp.fc1 -> model.language_model.layers.0.mlp.fc1
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What an adapter's file notes of the base that it was trained on, read strictly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A reader takes a Candidate and returns its Contents, or None where it is not of 
 add its reader to `READERS`. PEFT's comes last, because it says what is wrong with a config that is nobody's.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import os
 from collections.abc import Callable, Mapping

@@ -13,8 +13,6 @@ Several raw parameters of one owner are nested in the owner's order, the first i
 A is (experts * r, in) and B is (out, r * experts).
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping

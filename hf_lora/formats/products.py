@@ -1,7 +1,5 @@
 """The low-rank products of an adapter's file, read without a model."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ one parameter and split fused projections. Its checkpoint loader holds the table
 renamings, then by at most one converter, which also says how the tensors are put together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """One commit to a repo of the Hub: all files of a folder or none, and never a token among them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Everything is copied into a folder of its own first, because the training goes o
 checkpoints while that folder is uploaded.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

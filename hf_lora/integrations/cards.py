@@ -1,7 +1,5 @@
 """The model card of a Trainer's LoRAModel: what the Trainer knows, handed to `hub/card`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@
 All processes wait for each other after 2 and before 4.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

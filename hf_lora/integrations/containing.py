@@ -4,8 +4,6 @@ Such a Trainer reads a checkpoint as its own class does. What belongs to a LoRAM
 its adapters lie in the checkpoint; the rest of the model goes the Trainer's way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

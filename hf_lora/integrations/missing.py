@@ -1,7 +1,5 @@
 """A place in another package that hf_lora reaches into: ours is put there, or it is told, once needed, as missing."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import sys
 import warnings

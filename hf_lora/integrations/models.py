@@ -1,7 +1,5 @@
 """Models of Transformers and PEFT's tuners: adapters where a model is loaded by name, and what else a model is told."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import os

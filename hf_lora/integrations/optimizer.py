@@ -3,8 +3,6 @@
 Whatever `optim=` says, the optimizer is built by Transformers first; its groups are split before it has a state.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ An item takes its adapter along: through `preprocess`, which may make several ro
 to `forward`, where the rows of a batch are told theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """`pipeline(model="user/adapter")`: an adapter on its base, the task it was trained for, its tokenizer."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

@@ -1,7 +1,5 @@
 """Resuming the training of a LoRAModel: from a whole checkpoint, and never anew in parts without a word."""
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

@@ -4,8 +4,6 @@ Each is patched right after its module has run, never with an error: what is mis
 What the Trainer of a LoRAModel does otherwise is no patch: it overrides the stock Trainer's methods (`trainer.py`).
 """
 
-from __future__ import annotations
-
 import importlib.abc
 import importlib.machinery
 import sys

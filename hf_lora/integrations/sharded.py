@@ -5,8 +5,6 @@ and nothing else is. Under FSDP2 the optimizer's state is gathered too and writt
 a training goes on with any number of processes; DeepSpeed writes its own partitions, without what is frozen.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

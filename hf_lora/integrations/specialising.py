@@ -1,7 +1,5 @@
 """A Trainer becomes the Trainer of a LoRAModel: its class is refined in place, as `trainer.py` says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The LoRAModel that a Trainer trains, whatever is wrapped around it; nothing is imported to find that out."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

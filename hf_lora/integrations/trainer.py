@@ -5,8 +5,6 @@ that a user's subclass overrides runs first, and its `super()` finds ours. The s
 the Trainers of other models.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -4,8 +4,6 @@ TRL reads the output head's weight instead of calling it, knows dropout only as 
 by their names. How the Trainers are made is in `trl_making.py`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from typing import Any

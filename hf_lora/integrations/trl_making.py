@@ -5,8 +5,6 @@ once more for the reference. While one is made with a LoRAModel, the second mode
 or with a copy of them (`training/reference.py`). A model that the user names, such as a teacher, is loaded as ever.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys

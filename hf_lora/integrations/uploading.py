@@ -3,8 +3,6 @@
 Its saves go one after the other in the background; the newest is never lost, and failures are kept to be told.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import threading
 import warnings

@@ -4,8 +4,6 @@ FSDP2 and tensor parallel plans leave DTensors in a model; DeepSpeed ZeRO-3 leav
 whole shape as `ds_shape`. Older tensor parallel plans leave plain local pieces, which only the model knows of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 

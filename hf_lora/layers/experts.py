@@ -8,8 +8,6 @@ By row, every expert becomes as many as there are routes: expert e of route k is
 W_e, its factors are those of the route, so that the tokens of all rows go through one product.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Behind the forward: what the base's gives, and what adapters add. In the read: a property of the class.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps

@@ -4,8 +4,6 @@ Where tensors stay the same objects, as compiled code wants them, several cannot
 until every call that runs has ended, and holds back those that come meanwhile.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ forward, or other code that never calls it, such as `nn.MultiheadAttention`) get
 called here and read there has both: its own forward reads what is its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

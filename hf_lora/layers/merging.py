@@ -1,7 +1,5 @@
 """Merging in one layer: its parameters with adapters inside, what rounding takes of them, and the way back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 

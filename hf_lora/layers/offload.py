@@ -1,7 +1,5 @@
 """Accelerate's dispatch hooks: where an offloaded layer computes, and what its hook leaves as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

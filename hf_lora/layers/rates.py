@@ -6,8 +6,6 @@ Hayou et al. 2024, arXiv:2402.12354: with one rate for both, features of a wide 
 at different sizes and see inputs of different sizes; a ratio well above 1 (the paper's choice is 16) trains both.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, fields
 

@@ -5,8 +5,6 @@ takes each row through its own. Anything else is computed group by group: the ro
 layer's own forward under that route.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter

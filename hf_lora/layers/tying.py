@@ -1,7 +1,5 @@
 """Tied weights: which names share one parameter, and what the config must say once merging has parted them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

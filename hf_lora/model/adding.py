@@ -4,8 +4,6 @@ Everything that can fail is done before the first layer is touched: sites are pl
 only then attached. What another thread computes meanwhile stays as it is.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace

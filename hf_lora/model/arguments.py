@@ -1,7 +1,5 @@
 """What a caller hands over to be adapted, a model and a config: put right, or refused before anything is touched."""
 
-from __future__ import annotations
-
 import json
 import numbers
 import warnings

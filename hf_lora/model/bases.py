@@ -1,7 +1,5 @@
 """Loading a base model: which class, which labels, and what of it was newly initialised."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Batches whose rows have adapters of their own: of one call, of `generate`, and in a block."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import threading

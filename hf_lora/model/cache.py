@@ -1,7 +1,5 @@
 """A cache of adapters: many are registered, few lie on the model, and those that nobody asked for longest leave."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One adapter of a cache (`model/cache.py`): its files, and its way onto a model, into CPU memory, and back."""
 
-from __future__ import annotations
-
 import os
 import threading
 import weakref

@@ -4,8 +4,6 @@ A combination is plain LoRA with a scaling of 1, whatever it was made of: each a
 that are all it adds to a weight (`Adapter.pairs`), and `maths/combining.py` makes one pair of them.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ Two random spaces of rank r in n dimensions share r / n. Everything comes from t
 nothing of a weight's size is made.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import defaultdict

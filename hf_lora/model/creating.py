@@ -1,7 +1,5 @@
 """Making a model a LoRAModel: of a base and a config, of an adapter and its base; and giving its own class back."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ The optimizer's own step asks, whoever calls it, in a Trainer and in a loop of o
 once; afterwards a step finds nobody waiting.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterable, Iterator

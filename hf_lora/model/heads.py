@@ -4,8 +4,6 @@ Which parameters are new is noted where a checkpoint is loaded (`hooks.note_new`
 pretrained models, what stands beside them is new.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """PEFT's and other libraries' words for what a LoRAModel does, so that who writes one is told the one here."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

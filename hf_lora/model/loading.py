@@ -1,7 +1,5 @@
 """Reading saved adapters, and copying them into the ones that a model has, in place: for resuming a training."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

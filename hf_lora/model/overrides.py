@@ -1,7 +1,5 @@
 """The methods of a Transformers model's class that a LoRAModel has otherwise, where the class has them."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

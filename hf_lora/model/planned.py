@@ -1,7 +1,5 @@
 """A LoRAModel without weights: what an adapter would be, from a base's config alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ Of a quantised base those decide that stay in float, its tables and norms, which
 A base none of whose weights can be read where they are (offloaded, sharded) is not checked.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping

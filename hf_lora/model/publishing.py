@@ -1,7 +1,5 @@
 """Publishing an adapter: its own files go to the Hub, never the base's, no path of this machine, no secret."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

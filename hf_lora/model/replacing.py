@@ -1,7 +1,5 @@
 """Layers that something puts in the place of a model's own: the adapters move over, or their loss is told."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What an adapter adapts, as text: a table of targets, and the count of parameters that train."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What the inputs and outputs of a call tell of a batch whose rows have adapters of their own."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re

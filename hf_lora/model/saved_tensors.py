@@ -1,7 +1,5 @@
 """An adapter's tensors for saving: gathered from every process, and checked to be whole, finite and trained."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any

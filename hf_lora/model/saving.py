@@ -1,7 +1,5 @@
 """Writing adapters: the config, the tensors, the card, each file whole or not at all."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Which adapters of a model act: selected for everybody, in a block of one thread or task, switched off, or deleted."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ file, and applied when the base is loaded for it. A file comes from strangers: k
 name a file or a repo are neither written nor taken.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

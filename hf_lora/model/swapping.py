@@ -1,7 +1,5 @@
 """Hot swapping: the numbers of an adapter that is there become a file's, while its tensors stay the same objects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

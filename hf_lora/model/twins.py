@@ -5,8 +5,6 @@ twin's adapter it never sees. The model they stand on carries the adapters of al
 batches of mixed rows.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -4,8 +4,6 @@ Which rows are new is noted when the model is resized (`integrations/models.py`)
 how large the base's vocabulary was, and the whole embedding need not be saved to be sure.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping

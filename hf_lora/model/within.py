@@ -3,8 +3,6 @@
 Nothing reads adapters out of a whole model's checkpoint: whoever loads it would get the base without a word.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Finding attention blocks and reading their projections as letters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A key of rank_pattern or alpha_pattern has to be the first one that matches some
 match something, and not only the modules around what is adapted.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ PEFT puts one wrapper around a module: a low-rank layer, a copy or trained rows,
 kind. It saves no list or dict of modules whole, only modules that are called.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain

@@ -4,8 +4,6 @@ A list entry matches a module whose full name it is, or ends, on whole dotted wo
 for the whole name, unless it is one of the presets (`presets.py`).
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where each adapter of a config goes: one Site per adapted parameter, settled before any layer is touched."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain

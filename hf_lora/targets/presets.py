@@ -4,8 +4,6 @@ That is attention's projections (`attention.py`), or every linear layer in the r
 the model without its heads.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 

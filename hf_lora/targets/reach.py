@@ -5,8 +5,6 @@ last hidden state, so SigLIP's pooling head gets no gradient; LLaVA takes `hidde
 none. The holder's source is read, never run; where it leaves anything unsaid, everything counts as taken.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ WavLM hands its projections to `F.multi_head_attention_forward`, language models
 The code of every module above a layer is looked at, never run. Where it may read the layer, it counts as if it did.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache

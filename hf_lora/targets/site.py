@@ -1,7 +1,5 @@
 """Site: one adapted parameter, where it is and what goes there."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import chain
 

@@ -3,8 +3,6 @@
 Functions are looked at as text and never run. The answers are generous: a name stands for whatever it is ever given.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import linecache

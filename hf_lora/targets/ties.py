@@ -1,7 +1,5 @@
 """Tied weights that a config keeps tied (`ensure_weight_tying`): a saved one is one copy for all of its names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Which modules are linear layers, and the tree they stand in."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

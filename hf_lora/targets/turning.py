@@ -3,8 +3,6 @@
 XLNet, FSMT, Longformer and torch's own attention turn their batches. Where both sizes fit, nothing else tells it.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What the names of modules say: letters (query, key, value), outputs, heads, routers."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 

@@ -1,7 +1,5 @@
 """What trainings wait for: their batch's trunk, with those of others where they fit, and the gradients behind it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ Weight decay falls on weights: factors, copies of weights and what trains of the
 vectors that a formula has besides, whatever their names are.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -6,8 +6,6 @@ loss and their gradients are the twin's own. Then the gradients of all leaves go
 other widths are padded on the right and their outputs cut again (`shares.py`).
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """What metrics compare, read off a batch: one function a kind of columns, and one table of kinds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What must hold of a model with adapters before it trains: what trains also acts, and is saved."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

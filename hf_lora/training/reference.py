@@ -5,8 +5,6 @@ starts from an adapter that was trained before, that adapter is the reference: a
 Rafailov et al. 2023, arXiv:2305.18290.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import ExitStack
 from typing import Any

@@ -1,7 +1,5 @@
 """One run of several: its settings, and the stock Trainer that trains its adapter while others train theirs."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import difflib

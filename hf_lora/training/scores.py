@@ -1,7 +1,5 @@
 """The formulas of metrics about entities, answers and rankings, as `evaluate`'s modules of these names compute them."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Searching an adapter's rank, scaling, targets and learning rate with the stock Trainer and Optuna."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import os

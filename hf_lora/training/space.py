@@ -1,7 +1,5 @@
 """What a search may draw: choices and ranges by name, checked before anything trains."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ of what lies below the heads are computed for all of them at once (`joint.py`). 
 clipping, evaluation, callbacks and checkpoints are a Trainer's own, and a run that ends leaves the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

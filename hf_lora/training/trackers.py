@@ -12,8 +12,6 @@ takes its factors out of the weight (PiSSA), B A is what has been added since; o
 added before. The effective rank is Roy and Vetterli's (2007).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any

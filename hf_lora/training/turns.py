@@ -4,8 +4,6 @@ Only one thread runs at any moment, and each finds the process as it left it (`W
 without the others. When all that are left wait, those whose requests come first are served together.
 """
 
-from __future__ import annotations
-
 import contextvars
 import random
 import threading

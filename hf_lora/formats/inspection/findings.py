@@ -3,8 +3,6 @@
 Whether loading opens the adapter is one that `inspecting` finds; here is what shows without the base besides.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections import defaultdict

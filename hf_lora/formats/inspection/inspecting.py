@@ -3,8 +3,6 @@
 Of a repo of the Hub the heads alone are fetched, so that values which are not finite are found on this machine only.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """What the names and shapes of an adapter's tensors say, without the tensors and without the base."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping

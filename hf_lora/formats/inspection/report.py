@@ -1,7 +1,5 @@
 """What was seen of an adapter without loading it, as a report for people and as JSON for programs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ The first hash is of the text between, and tells whether somebody edited it. Ear
 between `<!-- hf_lora:begin NAME HASH -->` and `<!-- hf_lora:end NAME -->`, and a comment `<!-- hf_lora:card {...} -->`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from itertools import pairwise

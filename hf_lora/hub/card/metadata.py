@@ -4,8 +4,6 @@ The Hub makes the link to the base, the adapter's icon and the widget of `base_m
 `library_name` and `pipeline_tag`. The tags are those that PEFT's cards have, and some more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What was measured of an adapter, as the Hub's `EvalResult`s, and its place in a card's model-index."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

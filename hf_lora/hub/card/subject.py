@@ -1,7 +1,5 @@
 """What a card is about: a model with an adapter, its task, and what else can load it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The text that hf_lora generates for a card: the template, filled with what is known of an adapter."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

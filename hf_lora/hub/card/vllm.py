@@ -3,8 +3,6 @@
 From the LoRA column of vLLM's list of supported models, 0.33. A class that is not here is not offered.
 """
 
-from __future__ import annotations
-
 __all__ = ["CLASSES", "RANKS"]
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes

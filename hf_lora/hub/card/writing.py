@@ -4,8 +4,6 @@ A card that is there is updated: what hf_lora generated is renewed, metadata is 
 Nothing of the owner's goes without a word and a copy, and no text that may be of other weights stays without a word.
 """
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Mapping

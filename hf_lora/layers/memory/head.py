@@ -1,7 +1,5 @@
 """A model's output layer that promises its logits instead of computing them, while it trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

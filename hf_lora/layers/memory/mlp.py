@@ -6,8 +6,6 @@ with gate and up two layers or the halves of one. What a module is, is settled o
 called on a small copy and has to equal the formula, so that a sparsity, a scale or a dropout in between rules it out.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from itertools import permutations
