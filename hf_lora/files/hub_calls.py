@@ -107,10 +107,8 @@ def call(action: Callable[[], T], subject: Request, again: bool = True) -> T:
 
 
 def _refuse_to_wait(response: Any) -> None:
-    """Raise what an answer stands for that asks to be waited for longer than anybody would; only inside a `call`.
-
-    huggingface_hub would sleep, five times over.
-    """
+    """Raise what an answer stands for that asks to be waited for longer than anybody would; only inside a `call`."""
+    # huggingface_hub would sleep, five times over.
     if _IS_OURS.get() and response.status_code >= 400:
         asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("Retry-After", ""))
         limit = re.search(r"\bt=(\d+)", response.headers.get("RateLimit", ""))

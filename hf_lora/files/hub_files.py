@@ -112,11 +112,9 @@ def _download(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> Path | None
 
 
 def _is_whole(path: Path, repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a file has the checksum that the Hub announced, its ETag.
-
-    That is the sha256 of what lies in LFS or Xet, and git's name, the sha1 of a blob, of other files. A cached file's
-    blob is named so; a cache without symlinks keeps none, and the Hub is asked.
-    """
+    """Return whether a file has the checksum that the Hub announced, its ETag."""
+    # That is the sha256 of what lies in LFS or Xet, and git's name, the sha1 of a blob, of other files. A cached file's
+    # blob is named so; a cache without symlinks keeps none, and the Hub is asked.
     if path.is_symlink():
         etag = Path(os.readlink(path)).name
     elif _offline(kwargs):
@@ -144,11 +142,9 @@ def _is_cached_base(repo_id: str, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _lacks(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a base has no such file, as far as can be found out at once.
-
-    hf_hub_download would ask for half a minute whether the network has come back; a base that loads without the
-    network goes on doing so.
-    """
+    """Return whether a base has no such file, as far as can be found out at once."""
+    # hf_hub_download would ask for half a minute whether the network has come back; a base that loads without the
+    # network goes on doing so.
     if not _offline(kwargs):
         api = huggingface_hub.HfApi(token=kwargs.get("token"))
         with suppress(*FAILURES):

@@ -58,10 +58,8 @@ def _check_archive(raw: bytes) -> None:
 
 
 def _check_pickle(code: bytes) -> None:
-    """Raise ValueError where a pickle names what no dictionary of tensors needs, or uses a tuple twice.
-
-    A hundred tuples, each holding the one before twice, take for ever to hash as the key of a dictionary.
-    """
+    """Raise ValueError where a pickle names what no dictionary of tensors needs, or uses a tuple twice."""
+    # A hundred tuples, each holding the one before twice, take for ever to hash as the key of a dictionary.
     tuples: set[Any] = set()
     before = ""
     for opcode, argument, _ in pickletools.genops(code):

@@ -144,10 +144,8 @@ def _head(source: Source) -> tuple[dict[str, Tensor], str | None, dict[str, str]
 def _fitting(
     source: Source, head: Mapping[str, Tensor], head_class: str | None, modules: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """Return the part of a head that a model has and does not hold already; none, with a UserWarning, of any other.
-
-    A language model's head is the base's own as a rule, tied to its embeddings; where it is not, it is left out too.
-    """
+    """Return the part of a head that a model has and does not hold already; none, with a UserWarning, of any other."""
+    # A language model's head is the base's own as a rule, tied to its embeddings; where it is not, it is left out too.
     kept = {}
     for key, tensor in head.items():
         owner, _, leaf = key.removeprefix(PREFIX).rpartition(".")

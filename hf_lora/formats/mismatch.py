@@ -46,10 +46,7 @@ def _tokenless(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held)
 
 
 def _unsaved(config: LoRAConfig, modules: Mapping[str, nn.Module], held: Held) -> list[str]:
-    """Return the parameters that a file lacks of what it saves in full.
-
-    That is all of the modules it lists, all of those whose weight it holds, and the biases of layers that are alike.
-    """
+    """Return the parameters that a file lacks of what it saves in full."""
     saved = {(module, parameter) for module, parameter, role in held if ADAPTERS[role].whole}
     listed = saved_modules(config.modules_to_save or (), modules)
     inside = [n for n in modules if any(is_inside(n, name) for name in listed)]

@@ -99,10 +99,7 @@ def _places(modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mappi
 def _placed(
     modules: Mapping[str, nn.Module], config: LoRAConfig, tensors: Mapping[str, Tensor], places: Places
 ) -> tuple[list[Entry], Rewrite | None] | None:
-    """Return where every tensor lies today, and the prefix rewrite it took.
-
-    None where no tensor without a place finds one; raises AdapterMismatchError where some do and some do not.
-    """
+    """Return where every tensor lies today, and the prefix rewrite it took."""
     entries = [entry_of(key, tensor) for key, tensor in tensors.items()]
     lost = [entry for entry in entries if places[entry.key] is None]
     table = todays_names(modules[""], [entry.today.names[0] for entry in lost])
@@ -121,11 +118,9 @@ def _placed(
 
 
 def _respelled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by their plain keys. Raises AdapterMismatchError where two keys are spellings of one.
-
-    PEFT writes what it saves whole twice where biases or a resized vocabulary are saved as well: as `head.weight` and
-    as `head.modules_to_save.weight`, the same numbers.
-    """
+    """Return tensors by their plain keys. Raises AdapterMismatchError where two keys are spellings of one."""
+    # PEFT writes what it saves whole twice where biases or a resized vocabulary are saved as well: as `head.weight` and
+    # as `head.modules_to_save.weight`, the same numbers.
     origin: dict[str, str] = {}
     for key, plain in plain_keys(tensors).items():
         other = origin.setdefault(plain, key)
@@ -149,11 +144,9 @@ def _homeless(modules: Mapping[str, nn.Module], config: LoRAConfig, entries: Seq
 def _rewrite(
     modules: Mapping[str, nn.Module], config: LoRAConfig, entries: Sequence[Entry], first: Entry
 ) -> tuple[list[Entry], Rewrite] | None:
-    """Return the tensors under the one prefix rewrite that places all, and the rewrite; None where there is none.
-
-    first: a tensor without a place. A rewrite into a part where other names lie as they are is none: no
-    class saves that. Raises AdapterMismatchError where several place all and fit.
-    """
+    """Return the tensors under the one prefix rewrite that places all, and the rewrite; None where there is none."""
+    # first: a tensor without a place. A rewrite into a part where other names lie as they are is none: no class saves
+    # that. Raises AdapterMismatchError where several place all and fit.
     found: dict[Rewrite, list[Entry]] = {}
     names = [name for entry in entries for name in entry.today.names]
     for rewrite in rewrites(first.today.names[0].rpartition(".")[0], modules):

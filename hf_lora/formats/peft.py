@@ -171,10 +171,8 @@ def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> 
 
 
 def _is_copy(layer: nn.Module, parameter: str, key: str, tensor: Tensor, config: LoRAConfig) -> bool:
-    """Return whether a tensor is the base's own table, of which PEFT adds a copy where the table is a target.
-
-    Beside trained rows the copy holds what these were before: they may differ.
-    """
+    """Return whether a tensor is the base's own table, of which PEFT adds a copy where the table is a target."""
+    # Beside trained rows the copy holds what these were before: they may differ.
     own = own_tensor(layer, parameter)
     if not (isinstance(layer, nn.Embedding) or _TABLE in key) or f".{WRAP}." not in key or own is None or own.is_meta:
         return False
@@ -258,11 +256,9 @@ def _of_experts(site: Site, values: dict[str, Tensor], config: LoRAConfig) -> di
 
 
 def _warn_of_other_forwards(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
-    """Warn where the forward of PEFT, which wrote an adapter, computes otherwise than its merged weight and hf_lora.
-
-    0.21.2, tuners/lora/layer.py: the update of an attention's output projection is merged by hand, and again by
-    `out_proj.merge`; a convolution's A has the strides and the padding of its layer, and neither dilation nor mode.
-    """
+    """Warn where the forward of PEFT, which wrote an adapter, computes otherwise than its merged weight and hf_lora."""
+    # 0.21.2, tuners/lora/layer.py: the update of an attention's output projection is merged by hand, and again by
+    # `out_proj.merge`; a convolution's A has the strides and the padding of its layer, and neither dilation nor mode.
     version = config.other.get("peft_version")  # hf_lora writes none
     adapted = [site for site in sites if site.row.low_rank] if version else []
     owners = {site.module: modules.get(site.module.rpartition(".")[0]) for site in adapted}

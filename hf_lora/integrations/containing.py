@@ -35,10 +35,7 @@ def _reads(cls: type, name: str, checkpoint: Callable[[Any, tuple[Any, ...]], An
 
 @contextmanager
 def _adapters_read(whole: Any, checkpoint: Path) -> Iterator[None]:
-    """Read the adapters of the LoRAModels inside a model, and leave the rest of it to what runs inside the block.
-
-    Raises AdapterFileError where the rest trains, and nothing inside the block has given it its values.
-    """
+    """Read the adapters of the LoRAModels inside a model, and leave the rest of it to what runs inside the block."""
     places = _places(dict(inner_models(whole)), checkpoint)
     # None where a state dict of the whole holds them, or the model is a LoRAModel itself; one method may call another.
     if not places or "load_state_dict" in whole.__dict__:
@@ -68,10 +65,7 @@ def _adapters_read(whole: Any, checkpoint: Path) -> Iterator[None]:
 
 
 def _places(models: Mapping[str, Any], checkpoint: Path) -> dict[str, tuple[Any, Path]]:
-    """Return the LoRAModels whose adapters lie in a folder of a checkpoint, by name, and that folder.
-
-    Raises AdapterFileError where it cannot be told which of several belongs to which.
-    """
+    """Return the LoRAModels whose adapters lie in a folder of a checkpoint, by name, and that folder."""
     folders = sorted({path.parent for path in checkpoint.rglob(CONFIG_NAME)}) if models else []
     found = {name: [path for path in folders if not model.missing_weights(path)] for name, model in models.items()}
     if unclear := [name for name, each in found.items() if each and (len(each) > 1 or len(models) > 1)]:

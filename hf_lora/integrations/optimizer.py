@@ -139,10 +139,7 @@ def note_steps(trainer: Any, model: Any) -> None:
 
 
 def _is_out_of_sight(trainer: Any, model: Any, optimizer: Any) -> bool:
-    """Return whether the optimizer holds other objects than the model's parameters.
-
-    Dummies of the layer-wise optimizers, or flat pieces of several parameters (FSDP1, DeepSpeed).
-    """
+    """Return whether the optimizer holds other objects than the model's parameters."""
     from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
     if isinstance(optimizer, LayerWiseDummyOptimizer):

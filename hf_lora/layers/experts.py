@@ -117,10 +117,7 @@ def experts_of(layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _of_every_route(layer: Any, base: type[nn.Module], route: Rows) -> nn.Module | None:
-    """Return a module with a layer's experts once for every route, None where only one route can be told at a time.
-
-    It has the layer's own tensors and modules, and lives as long as a forward.
-    """
+    """Return a module with a layer's experts once for every route, None where only one route can be told at a time."""
     many, count = len(route.groups), getattr(layer, "num_experts", 0) * len(route.groups)
     if implementation(layer) == "eager" or not 0 < count <= _MANY or getattr(layer, "_is_expert_parallel", False):
         return None

@@ -61,10 +61,8 @@ class LoRALayer(Specialised, nn.Module):
         return replica
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move or cast the layer, and with it the tensors that merging set aside.
-
-        What its forward multiplies by (a scaled embedding's) is rounded anew by a cast.
-        """
+        """Move or cast the layer, and with it the tensors that merging set aside."""
+        # What its forward multiplies by (a scaled embedding's) is rounded anew by a cast.
         super()._apply(fn, recurse)
         for adapter in (a for group in self.adapters.values() for a in group._modules.values()):
             if getattr(adapter, "factor", 1.0) != 1.0:

@@ -95,10 +95,8 @@ def name_of(target: object) -> str:
 
 
 def _begins_without_dict(base: type) -> bool:
-    """Tell whether Python lets a class stand in for this one only where this one comes first among its bases.
-
-    So it is where the first of its first bases has no place for attributes: quanto's layers begin with `abc.ABC`.
-    """
+    """Tell whether Python lets a class stand in for this one only where this one comes first among its bases."""
+    # So it is where the first of its first bases has no place for attributes: quanto's layers begin with `abc.ABC`.
     while base.__base__ not in (object, None):
         base = base.__base__
     return base.__dictoffset__ == 0

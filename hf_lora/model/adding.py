@@ -132,10 +132,7 @@ def read(
 
 
 def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site]) -> None:
-    """Warn of keys of a file's patterns that set nothing, and of layers that its config leaves out but it adapts.
-
-    The tensors fit all the same, and PEFT says nothing of it.
-    """
+    """Warn of keys of a file's patterns that set nothing, and of layers that its config leaves out but it adapts."""
     if out := [s.module for s in sites if s.row.low_rank and s.parameter == "weight" and is_left_out(config, s.module)]:
         warnings.warn(
             f"the adapter's config: exclude_modules or layers_to_transform leave out {some(out, 1)}, which its file "
@@ -170,10 +167,7 @@ def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
 
 
 def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | None) -> None:
-    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted.
-
-    checked: the layer's name where it has to be seen that what the base lacks can be found again.
-    """
+    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted."""
     if adapter.moves_base:
         with brought_in(layer):  # the product at birth, which the base lacks, is found again
             adapter.initialise(layer)
@@ -202,10 +196,7 @@ def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequenc
 
 
 def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
-    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following.
-
-    TargetError where something of the layer's own has a name that its adapters need, or goes over its modules.
-    """
+    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following."""
     if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         raise TargetError(
             f"{name or 'the model'} is a {type(layer).__name__} with a parameter of its own, whose code goes over its "

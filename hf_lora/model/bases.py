@@ -146,11 +146,9 @@ def _tell(adapter: Contents, settings: Mapping[str, Any]) -> None:
 def _as_trained(
     adapter: Contents, base: str, auto_class: type | str | None, kwargs: Mapping[str, Any]
 ) -> tuple[type | str | None, dict[str, Any]]:
-    """Return the class and the arguments that make a checkpoint the base that an adapter was trained on.
-
-    The class is the caller's, or the one that the adapter names and the checkpoint is of: a task type says less, since
-    people write CAUSAL_LM for Whisper. None where nothing but the task type and the checkpoint tells.
-    """
+    """Return the class and the arguments that make a checkpoint the base that an adapter was trained on."""
+    # The class is the caller's, or the one that the adapter names and the checkpoint is of: a task type says less,
+    # since people write CAUSAL_LM for Whisper. None where nothing but the task type and the checkpoint tells.
     mapping, note = adapter.config.auto_mapping, adapter.notes.get(BASE_NOTE)
     note = note if isinstance(note, Mapping) else {}
     cls = auto_class or _model_named(mapping.get("base_model_class") if isinstance(mapping, Mapping) else None)
@@ -188,10 +186,8 @@ def _revision(adapter: Contents) -> str:
 
 
 def _named_base(adapter: Contents) -> str:
-    """Return the base that an adapter names. Raises ModelError where that is nothing, or a path that is not its own.
-
-    An adapter from the Hub never leads to a path of this machine; a local one may, where the path is there.
-    """
+    """Return the base that an adapter names. Raises ModelError where that is nothing, or a path that is not its own."""
+    # An adapter from the Hub never leads to a path of this machine; a local one may, where the path is there.
     base, name = adapter.config.base_model_name_or_path, adapter.source.name
     way_out = "pass base_model= with the base's id or the loaded module."
     if not isinstance(base, str) or not base.strip():
@@ -251,11 +247,9 @@ def model_class(name: str, task_type: str | None, auto_class: type | str | None,
 
 
 def _with_labels(adapter: Contents, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none.
-
-    They come from the adapter's own notes, or from the size of the head it holds. The base's checkpoint may hold a head
-    for other labels, which the adapter's replaces.
-    """
+    """Return the base's kwargs with the labels that the adapter was trained for, where the caller gave none."""
+    # They come from the adapter's own notes, or from the size of the head it holds. The base's checkpoint may hold a
+    # head for other labels, which the adapter's replaces.
     if {"num_labels", "id2label", "config"} & kwargs.keys():
         return kwargs
     plain = plain_keys(adapter.tensors)

@@ -163,10 +163,7 @@ def _taking(
     repeats: bool = False,
     stays: bool = False,
 ) -> Iterator[None]:
-    """Take routes by row inside a `with` block; args, kwargs: of the one call that it is for.
-
-    stays: whether routes stay by row where they are the same for all.
-    """
+    """Take routes by row inside a `with` block; args, kwargs: of the one call that it is for."""
     state: AdapterState = model._lora
     with BLOCKS:
         rows = _rows_of(model, given, what)

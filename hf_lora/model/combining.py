@@ -94,10 +94,7 @@ def combine(model: nn.Module, state: AdapterState, asked: Request, new: str) -> 
 
 
 def _check(state: AdapterState, asked: Request) -> str | None:
-    """Return the adapter whose whole copies and token rows the combination takes over, None where there are none.
-
-    Raises AdapterStateError, ConfigError where the adapters have no combination.
-    """
+    """Return the adapter whose whole copies and token rows the combination takes over, None where there are none."""
     held = {name: [each.adapter for each in state.carried(name)] for name in asked.adapters}
     others = {name: a.row.title for name, each in held.items() for a in each if a.low_rank and a.pairs() is None}
     if others:
@@ -221,10 +218,7 @@ def _made(
 def _combined(
     asked: Request, terms: list[tuple[float, Product]], r: int, draw: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Return A (..., k, in) and B (..., out, k), k at most r, of one parameter's combination.
-
-    terms: each adapter's weight and pairs. Of an update that is combined linearly nothing of the weight's size is made.
-    """
+    """Return A (..., k, in) and B (..., out, k), k at most r, of one parameter's combination."""
     method, density, sign = asked.method, asked.density or 1.0, asked.majority_sign_method
     if method.acts_on == "factors":
         roots = [

@@ -70,11 +70,9 @@ def missing_weights(model: Any, directory: Path) -> list[str]:
 
 
 def _places(names: Iterable[str], directory: Path) -> dict[str, Path | None]:
-    """Return where in a saved directory each adapter of a model lies; None where it does not.
-
-    One that was saved with others lies in a folder of its name, one that was saved alone, and "default", at the top.
-    Where both are there the newer one counts: a file does not say which name it was saved by.
-    """
+    """Return where in a saved directory each adapter of a model lies; None where it does not."""
+    # One that was saved with others lies in a folder of its name, one that was saved alone, and "default", at the top.
+    # Where both are there the newer one counts: a file does not say which name it was saved by.
     names, places = list(names), dict[str, Path | None]()
     for name in names:
         alone = len(names) == 1 or name == "default"

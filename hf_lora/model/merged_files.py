@@ -86,10 +86,8 @@ def sample_inputs(model: Any) -> dict[str, Tensor]:
 
 
 def _parted(model: Any, dtype: torch.dtype | None) -> tuple[Any, Parts]:
-    """Return the base without its adapters, and what each of its own tensors is merged with when it is written.
-
-    Tensors of several names are merged now: which of them stay one, their values tell.
-    """
+    """Return the base without its adapters, and what each of its own tensors is merged with when it is written."""
+    # Tensors of several names are merged now: which of them stay one, their values tell.
     state: AdapterState = model._lora
     check_in_place(model, state)
     with CHANGES:

@@ -164,10 +164,7 @@ def _on_top(state: AdapterState, given: str | Sequence[str] | None) -> Route:
 
 
 def _check(state: AdapterState, names: Route, dtype: torch.dtype | None = None) -> None:
-    """Raise MergeError where merging would, AdapterStateError where the adapters cannot act at once.
-
-    dtype: what the weights will have become by then, their own unless given.
-    """
+    """Raise MergeError where merging would, AdapterStateError where the adapters cannot act at once."""
     check_together(state, names)
     for module, layer in state.layers.items():
         with _merging(module):
@@ -207,10 +204,8 @@ def _check_widening(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _refuse_shards(model: nn.Module) -> None:
-    """Raise MergeError where a model's weights are spread over processes.
-
-    FSDP2 and ZeRO-3 bring their own tensors back before each forward: what is merged would be ignored without a word.
-    """
+    """Raise MergeError where a model's weights are spread over processes."""
+    # FSDP2 and ZeRO-3 bring their own tensors back before each forward: what is merged would be ignored without a word.
     if any(is_spread(p) for p in model.parameters()):
         raise MergeError(
             "the model's weights are spread over processes (FSDP2 or DeepSpeed ZeRO-3), which would go on computing "

@@ -208,10 +208,8 @@ def _names(weights: Weights) -> str:
 
 
 def _readable(layer: nn.Module, parameter: str) -> Tensor | None:
-    """Return a base's own weight where all its numbers can be looked at here.
-
-    FSDP1 and DeepSpeed leave a flat piece of it, or nothing, under the same name.
-    """
+    """Return a base's own weight where all its numbers can be looked at here."""
+    # FSDP1 and DeepSpeed leave a flat piece of it, or nothing, under the same name.
     own = own_tensor(layer, parameter)
     return None if own is None or own.ndim < 2 else _plain(own)
 

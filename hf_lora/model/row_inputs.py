@@ -47,11 +47,9 @@ def _first(value: Any) -> Iterator[Tensor]:
 
 
 def _check_media(model: Any, rows: Rows, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise AdapterStateError where nobody can tell whose the images (videos, sounds) of a batch are.
-
-    They are each row's own where every row has as many tokens in their place, or, in a model without such tokens,
-    where there are as many as rows. Otherwise only the text's layers can tell rows.
-    """
+    """Raise AdapterStateError where nobody can tell whose the images (videos, sounds) of a batch are."""
+    # They are each row's own where every row has as many tokens in their place, or, in a model without such tokens,
+    # where there are as many as rows. Otherwise only the text's layers can tell rows.
     ids = next((each for each in (*args[:1], kwargs.get("input_ids")) if isinstance(each, Tensor)), None)
     media = {
         key: value for key, value in kwargs.items()

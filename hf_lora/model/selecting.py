@@ -143,10 +143,9 @@ def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
 
 
 def _keep_pending_gradients(parameter: nn.Parameter) -> None:
-    """Have the backward of a forward that is already made give its gradient, though the flag is about to go.
-
-    autograd looks at the flag when the gradient arrives. Where no graph waits, the node and its hooks are gone at once.
-    """
+    """Have the backward of a forward that is already made give its gradient, though the flag is about to go."""
+    # autograd looks at the flag when the gradient arrives. Where no graph waits, the node and its hooks are gone at
+    # once.
     if parameter.is_inference():
         return
     with torch.inference_mode(False), torch.enable_grad():

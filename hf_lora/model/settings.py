@@ -261,11 +261,9 @@ def _covers(mine: Any, noted: Any) -> bool:
 
 
 def _is_value(value: object, depth: int = 0, hidden: bool = False, is_text: bool = False) -> bool:
-    """Tell whether a value is plain JSON that can neither name a file or a repo nor tell of this machine.
-
-    hidden: whether keys may begin with "_", as in torchao's settings; a config means what runs by them.
-    is_text: whether strings are texts, which may have slashes.
-    """
+    """Tell whether a value is plain JSON that can neither name a file or a repo nor tell of this machine."""
+    # hidden: whether keys may begin with "_", as in torchao's settings; a config means what runs by them. is_text:
+    # whether strings are texts, which may have slashes.
     if isinstance(value, str):
         if is_text:
             return len(value) <= 200 and not is_path(value) and not holds_token(value.encode())

@@ -120,10 +120,8 @@ def make_room(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor
 
 
 def _brings_all(model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Tensor], name: str, new: range) -> bool:
-    """Return whether a file has all new rows of the input table of that name, and of an untied output layer.
-
-    Else some stay as resizing makes them, which is near the mean of the others.
-    """
+    """Return whether a file has all new rows of the input table of that name, and of an untied output layer."""
+    # Else some stay as resizing makes them, which is near the mean of the others.
     table, head = input_table(model), _head(model)
     is_untied = head is not None and table is not None and own_tensor(head, "weight") is not own_tensor(table, "weight")
     tables = {n: m for n, m in base_modules(model) if n == name or (is_untied and m is head)}

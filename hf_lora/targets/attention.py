@@ -42,10 +42,8 @@ def find_blocks(tree: Tree, module: nn.Module) -> list[Block]:
 
 
 def _lettered_block(tree: Tree, module: nn.Module) -> Block | None:
-    """Return the block whose projections are named by letters.
-
-    It has query and value, or value and an output, or either letter in a class that says attention.
-    """
+    """Return the block whose projections are named by letters."""
+    # It has query and value, or value and an output, or either letter in a class that says attention.
     projections = tree.projections(module)
     lettered = [p for p in projections if letters(p.label)]
     core = [p for p in lettered if not says(p.label, SIDE)]

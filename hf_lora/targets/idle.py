@@ -93,10 +93,7 @@ def idle_keys(config: LoRAConfig, adapted: Collection[str], names: Collection[st
 
 
 def _idle_exclusions(config: LoRAConfig, candidates: Collection[str], names: Collection[str]) -> Iterator[str]:
-    """Yield a sentence for every exclusion that takes nothing away though it looks as if it did.
-
-    candidates: what would be adapted without exclusions. names: those of all modules and parameters.
-    """
+    """Yield a sentence for every exclusion that takes nothing away though it looks as if it did."""
     out = config.exclude_modules
     for entry in [out] if isinstance(out, str) else out or ():
         if isinstance(out, str):

@@ -90,11 +90,7 @@ def low_rank_sites(modules: Mapping[str, nn.Module], uses: Uses, config: LoRACon
 def _low_rank_site(
     modules: Mapping[str, nn.Module], uses: Uses, config: LoRAConfig, name: str, parameter: str = "", target: str = ""
 ) -> Site:
-    """Return the site of a low-rank adapter on a layer's weight, or on a raw parameter of a module.
-
-    target: the name that rank_pattern and alpha_pattern know it by, where it is not its own.
-    Raises TargetError where the layer cannot carry it.
-    """
+    """Return the site of a low-rank adapter on a layer's weight, or on a raw parameter of a module."""
     layer = modules[name]
     kind, behind, shown, factor = _raw(layer, name, parameter) if parameter else _layer(modules, uses, name)
     full = full_name(name, parameter)

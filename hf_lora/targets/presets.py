@@ -77,10 +77,7 @@ def _backbone(tree: Tree) -> nn.Module:
 
 
 def _block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called: bool = False) -> set[str]:
-    """Return the names of the linear layers and raw expert parameters in the repeated blocks: no head, no router.
-
-    only_called: leave out layers that are only read and never called.
-    """
+    """Return the names of the linear layers and raw expert parameters in the repeated blocks: no head, no router."""
     layers = _layers(tree, root, blocks)
     found = {name for layer in layers for name in _linears(tree, layer, only_called)}
     found |= {name for block in blocks if not block.refused for name in block.every}
@@ -89,10 +86,8 @@ def _block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called
 
 
 def _layers(tree: Tree, root: nn.Module, blocks: list[Block]) -> list[nn.Module]:
-    """Return the repeated blocks: the items of lists with attention in an item, or of a layer's class.
-
-    Where a model has neither attention nor such classes, every list counts.
-    """
+    """Return the repeated blocks: the items of lists with attention in an item, or of a layer's class."""
+    # Where a model has neither attention nor such classes, every list counts.
     attentions = {block.module for block in blocks}
     holders = {holder for attention in attentions for holder in tree.above(attention)}
     lists: dict[nn.Module, list[nn.Module]] = {

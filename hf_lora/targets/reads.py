@@ -60,10 +60,8 @@ class Uses:
         return Use(not found.isdisjoint({"read", "handed"}), is_called)
 
     def _paths(self, layer: nn.Module) -> Iterator[tuple[nn.Module, Path, bool]]:
-        """Yield every module that holds a layer, the path from it, and whether it does so itself, the nearest first.
-
-        A path has one link at most: modules that all know each other have no end of them.
-        """
+        """Yield every module that holds a layer, the path from it, and whether it does so itself, the nearest first."""
+        # A path has one link at most: modules that all know each other have no end of them.
         waiting: list[tuple[nn.Module, Path, bool]] = [(layer, (), False)]
         seen: set[tuple[int, Path, bool]] = set()
         for module, below, linked in waiting:

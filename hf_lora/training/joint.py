@@ -67,10 +67,8 @@ class Joint:
                 call.training.answer = answer
 
     def _padded(self, calls: Sequence[Call]) -> dict[str, int] | None:
-        """Return how wide a batch of several becomes, by mask, where they differ; None where it would be too wide.
-
-        Nothing else of the model has that size, so that what is padded is known by it.
-        """
+        """Return how wide a batch of several becomes, by mask, where they differ; None where it would be too wide."""
+        # Nothing else of the model has that size, so that what is padded is known by it.
         every = [call.widths() for call in calls]
         own = {mask: {widths[mask] for widths in every} for mask in every[0]}
         most = getattr(self._config, "max_position_embeddings", None) or float("inf")
@@ -170,10 +168,7 @@ class Joint:
     def _check(
         self, module: nn.Module, shares: Shares, arguments: dict[str, Any], answers: list[Any], before: list[World]
     ) -> None:
-        """Compare what each training gets with what it computes alone.
-
-        Raises AdapterStateError where rows have a say in each other's results. Warns where chance alone is another.
-        """
+        """Compare what each training gets with what it computes alone."""
         calls, training = shares.calls, shares.calls[0].module.training
         if not (told := differing(calls, answers, before)):
             return

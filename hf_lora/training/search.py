@@ -205,10 +205,7 @@ class LoRASearch:
         return config.copy(lora_alpha=int(alpha) if float(alpha).is_integer() else alpha)
 
     def _try_combinations(self) -> list[LoRAConfig]:
-        """Return the configs that trials can have, each set of targets once; of a range the ends are tried.
-
-        Raises ConfigError for values of a LoRAConfig that cannot go together.
-        """
+        """Return the configs that trials can have, each set of targets once; of a range the ends are tried."""
         wheres = {name: where for name, where in self.space.items() if name in ADAPTERS}
         tried = [(w.low, w.high) if isinstance(w, Range) else w for w in wheres.values()]
         found: dict[str, LoRAConfig] = {}

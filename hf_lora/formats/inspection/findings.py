@@ -123,11 +123,9 @@ def _strays(config: LoRAConfig, held: Sequence[str]) -> list[str]:
 
 
 def _uneven(targets: Sequence[Target], chosen: set[int]) -> Iterator[str]:
-    """Yield the targets that some of the chosen layers (all where there are none) lack.
-
-    A layer of another build (linear attention, a state space, experts) holds a target that these others lack: that is
-    not odd, nor is what recurs.
-    """
+    """Yield the targets that some of the chosen layers (all where there are none) lack."""
+    # A layer of another build (linear attention, a state space, experts) holds a target that these others lack: that is
+    # not odd, nor is what recurs.
     stacks: dict[str, list[Target]] = defaultdict(list)
     for target in targets:
         stacks[target.name.partition("*")[0]].append(target)

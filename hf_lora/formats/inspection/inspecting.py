@@ -120,10 +120,7 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
 
 
 def _opened(source: Source, otherwise: str) -> tuple[Contents | None, list[Finding]]:
-    """Return what loading reads, None where it refuses, and why it refuses. Raises HubError.
-
-    otherwise: the kind of a finding that is not about the config.
-    """
+    """Return what loading reads, None where it refuses, and why it refuses. Raises HubError."""
     found: list[Finding] = []
     for ignore_unknown in (False, True):
         try:
