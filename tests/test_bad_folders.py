@@ -135,7 +135,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Path], type[LoRAError], str]] = {
         edited(lambda f: os.truncate(f / WEIGHTS, (f / WEIGHTS).stat().st_size - 9)), AdapterFileError, "truncated",
     ),
     "a truncated head": (edited(lambda f: os.truncate(f / WEIGHTS, 20)), AdapterFileError, "truncated"),
-    "empty weights": (instead(WEIGHTS, ""), AdapterFileError, "has 0"),
+    "empty weights": (instead(WEIGHTS, ""), AdapterFileError, "truncated"),
     "a page for weights": (instead(WEIGHTS, "<html>404</html>" * 9), AdapterFileError, "no safetensors file"),
     "a pointer for weights": (instead(WEIGHTS, POINTER), AdapterFileError, "pointer of Git LFS.*git lfs pull"),
     "a pointer for a config": (instead(CONFIG, POINTER), AdapterFileError, "pointer of Git LFS.*git lfs pull"),

@@ -15,35 +15,34 @@ from hf_lora import LoRAConfig
 from hf_lora.errors import AdapterFileError
 
 from .fuzz import BOMBS, archive, joined, pickled
-from .peek import header_size, read_header, read_json, read_notes, read_tensors
+from .peek import read_head, read_json, read_notes, read_tensors
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
-def test_a_head_is_read_from_a_files_first_bytes_alone() -> None:
-    raw = save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}, metadata={"format": "pt"})
-    size = header_size(raw[:8], len(raw))
-    header = read_header(raw[:size], len(raw))
-    assert {n: (e.dtype, e.shape) for n, e in header.tensors.items()} == {"a": ("F32", (2, 3)), "b": ("F16", (4,))}
-    assert header.metadata == {"format": "pt"}
-    assert size == len(raw) - 32
-    for head, file_size in ((raw[:size], len(raw) - 1), (raw[: size - 9], len(raw)), (raw[:7], 7)):
+def test_a_head_is_read_without_the_numbers_behind_it(tmp_path: Path) -> None:
+    raw = save({"a": torch.ones(2, 3), "b": torch.ones(4).half()}, metadata={"hf_lora": '{"tensors": 2}'})
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw[:-32])
+    os.truncate(path, len(raw))
+    entries, notes = read_head(path)
+    assert (entries, notes) == ({"a": ("F32", (2, 3)), "b": ("F16", (4,))}, {"tensors": 2})
+    for cut in (raw[:-1], raw[:40], raw[:7], struct.pack("<Q", 10**8 + 1) + raw[8:]):
+        path.write_bytes(cut)
         with pytest.raises(AdapterFileError, match="damaged"):
-            read_header(head, file_size)
-    with pytest.raises(AdapterFileError, match="truncated"):
-        header_size(struct.pack("<Q", 10**8 + 1), 10**9)
+            read_head(path)
 
 
 @pytest.mark.parametrize(
     ("head", "match"),
     [
         (f'{{"x": {json.dumps(ENTRY)}, "x": {json.dumps(ENTRY)}}}', "'x' comes more than once"),
-        ({"x": ENTRY, "__metadata__": {"a": 1}}, "strings"),
-        ({"x": []}, "x has no dtype"),
-        ({"x": {**ENTRY, "shape": [-2]}}, "x has an impossible"),
+        ({"x": ENTRY, "__metadata__": {"a": 1}}, "damaged"),
+        ({"x": []}, "damaged"),
+        ({"x": {**ENTRY, "shape": [-2]}}, "damaged"),
         ({"x": {**ENTRY, "shape": [3]}}, "safetensors"),
         ({"x": {**ENTRY, "shape": [2**40, 2**40]}}, "safetensors"),
-        ({"x": {**ENTRY, "data_offsets": [0, 2**40]}}, "truncated"),
+        ({"x": {**ENTRY, "data_offsets": [0, 2**40]}}, "damaged"),
     ],
 )
 def test_an_error_in_a_head_is_told(head: object, match: str, tmp_path: Path) -> None:

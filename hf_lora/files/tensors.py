@@ -1,9 +1,10 @@
 """Tensor files: safetensors written and read again; a `.bin` is read in `pickles.py`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -14,7 +15,14 @@ from ..maths.low_rank import not_finite
 from .disk import read_regular, write_new
 from .names import NOTES_KEY
 from .pickles import read_pickled
-from .safetensors_header import Header, header_size, read_header
+from .strict_json import parse_object
+
+
+class TensorEntry(NamedTuple):
+    """What the head of a file says of one tensor: its dtype by the format's name, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -35,7 +43,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     own = {n: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for n, tensor in tensors.items()}
     raw = safetensors.torch.save(own, dict(metadata))
-    size = header_size(raw, len(raw))
+    size = head_size(raw)
     head = json.loads(raw[8:size])
     head["__metadata__"] = dict(sorted(metadata.items()))  # safetensors writes the keys in any order
     text = json.dumps(head).encode()
@@ -55,8 +63,12 @@ def read_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return what `read_tensors` does, and what hf_lora noted in the file."""
     raw, notes = read_regular(path), dict[str, Any]()
     if path.suffix == ".safetensors":
-        header = read_header(raw, len(raw), str(path))  # safetensors takes the last one of two of a name
-        tensors, notes = _unpacked(raw, path, header), notes_of(header)
+        with _checked(path):
+            found = safetensors.torch.load(raw)
+        # Parsed here as well: safetensors takes the last one of two of a name, and returns them in any order.
+        names = parse_object(raw[8 : head_size(raw)], f"{path} is damaged: its head")
+        notes = notes_of(names.pop("__metadata__", {}))
+        tensors = {name: found[name] for name in names}
     else:
         tensors = read_pickled(raw, path)
     if wrong := not_finite(tensors):
@@ -67,29 +79,44 @@ def read_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, notes
 
 
-def _unpacked(raw: bytes, path: Path, header: Header) -> dict[str, Tensor]:
+def head_size(raw: bytes) -> int:
+    """Return how many bytes the head of a safetensors file takes, as its first 8 say it."""
+    return 8 + int.from_bytes(raw[:8], "little")
+
+
+@contextmanager
+def head_of(path: Path) -> Iterator[Any]:
+    """Give a .safetensors file, of which only the head is read, inside a `with` block. Raises AdapterFileError."""
+    read_regular(path, 1)  # and no pipe, which would be waited for
+    with _checked(path), safetensors.safe_open(path, "pt") as file:
+        yield file
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
     try:
-        tensors = safetensors.torch.load(raw)
+        yield
     except Exception as error:  # SafetensorError, KeyError for a dtype of tomorrow, RuntimeError for a shape
-        raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
-    return {name: tensors[name] for name in header.tensors}  # safetensors returns them in any order
+        raise AdapterFileError(f"{path} is truncated, damaged, no safetensors file, or one of a later version: {error!r}.") from None
 
 
-def read_file_header(path: Path) -> Header:
-    """Return what the head of a .safetensors file says. Raises AdapterFileError."""
-    start, size = read_regular(path, 8), path.stat().st_size
-    return read_header(read_regular(path, header_size(start, size, str(path))), size, str(path))
+def read_head(path: Path) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
+    """Return what the head of a .safetensors file says of its tensors, and what hf_lora noted there."""
+    with head_of(path) as file:
+        slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+        entries = {name: TensorEntry(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        return entries, notes_of(file.metadata() or {})
 
 
 def read_notes(path: Path) -> dict[str, Any]:
     """Return what hf_lora noted in a .safetensors file; empty for other files. Raises AdapterFileError."""
-    return notes_of(read_file_header(path)) if path.suffix == ".safetensors" else {}
+    return read_head(path)[1] if path.suffix == ".safetensors" else {}
 
 
-def notes_of(header: Header) -> dict[str, Any]:
+def notes_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return what hf_lora noted in a file's metadata; empty where nothing readable is."""
     try:
-        notes = json.loads(header.metadata.get(NOTES_KEY, "{}"))
+        notes = json.loads(metadata.get(NOTES_KEY, "{}"))
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}

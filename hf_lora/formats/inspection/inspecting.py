@@ -12,16 +12,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from torch import Tensor
 
 from ...errors import AdapterFileError, ConfigError, HubError, LoRAError
 from ...files import hub_files
 from ...files.names import WEIGHTS_NAME, WEIGHTS_NAMES
-from ...files.safetensors_header import Header, TensorEntry, header_size
 from ...files.sources import Source
 from ...files.strict_json import read_json
-from ...files.tensors import notes_of, read_file_header
+from ...files.tensors import TensorEntry, head_of, head_size, notes_of, read_head
 from ...files.transaction import find_config
 from ...variants.table import formula_named, scaling_of
 from .. import adapterhub
@@ -33,6 +31,7 @@ from .layout import Layout, layout_of, ranks_of
 from .report import Inspection
 
 _FIRST = 1 << 16  # bytes of a file on the Hub, which hold the head of nearly every adapter
+_MOST = 100_000_000  # bytes of a head; the format's own limit
 
 
 def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspection:
@@ -68,7 +67,7 @@ class _Heads(Source):
             return None
         if not path.exists():
             head = hub_files.fetch_range(self.name, file, 0, min(_FIRST, size), **self.hub)
-            needed = header_size(head, size, f"{file} of {self.name}")
+            needed = min(head_size(head), size, _MOST)
             if needed > len(head):
                 head += hub_files.fetch_range(self.name, file, len(head), needed, **self.hub)
             path.write_bytes(head)
@@ -78,12 +77,9 @@ class _Heads(Source):
     def tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if path.suffix != ".safetensors":
             return super().tensors(path)
-        header = read_file_header(path)
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name).to("meta") for name in header.tensors}, notes_of(header)
-        except Exception as error:  # as in `read_tensors`
-            raise AdapterFileError(f"{path} is damaged, or of a later version of safetensors: {error!r}.") from None
+        with head_of(path) as file:
+            tensors = {name: file.get_tensor(name).to("meta") for name in sorted(file.keys())}
+            return tensors, notes_of(file.metadata() or {})
 
 
 def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
@@ -92,9 +88,14 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
     weights, pickles = _weights(source, files)
     if path is None and not weights:
         open_adapter(source, {}, required=True)  # says what is there instead
-    form, headers = _format(config), [_header(source, file) for file in weights]
+    form, heads = _format(config), list[tuple[dict[str, TensorEntry], dict[str, Any]]]()
+    try:
+        heads = [_head(source, file) for file in weights]
+    except AdapterFileError:  # loading says what is wrong with it
+        if path is None:
+            raise
     contents, refused = _opened(source, "weights" if path is not None else "config")
-    tensors = {key: entry for header in headers for key, entry in header.tensors.items()}
+    tensors = {key: entry for entries, _ in heads for key, entry in entries.items()}
     if contents is not None and (pickles or form == "AdapterHub"):  # under PEFT's names
         tensors = {key: _entry(tensor) for key, tensor in contents.tensors.items()}
     layout = layout_of(tensors)
@@ -102,7 +103,7 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
     return Inspection(
         name=source.name,
         format=form or layout.names or "unknown",
-        **_origin(config, headers),
+        **_origin(config, heads[0][1] if heads else {}),
         task=str(config["task_type"]) if config.get("task_type") else None,
         variant=_variant(config, layout),
         r=r,
@@ -188,23 +189,23 @@ def _weights(source: Source, files: Mapping[str, int]) -> tuple[list[str], list[
     return [], []
 
 
-def _header(source: Source, file: str) -> Header:
+def _head(source: Source, file: str) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
     """Return the head of a safetensors file. Raises AdapterFileError, HubError."""
     path = Path(source.name) if source.is_file else source.find(file)
     if path is None:
         raise AdapterFileError(f"{file} of {source.name} is not there any more.")
-    return read_file_header(path)
+    return read_head(path)
 
 
 def _entry(tensor: Tensor) -> TensorEntry:
-    """Return what a head would say of a tensor, its place aside."""
+    """Return what a head would say of a tensor."""
     name = str(tensor.dtype).removeprefix("torch.").replace("uint", "u").replace("int", "i").replace("float", "f")
-    return TensorEntry(name.upper(), tuple(tensor.shape), 0, tensor.nbytes)
+    return TensorEntry(name.upper(), tuple(tensor.shape))
 
 
-def _origin(config: Mapping[str, Any], headers: list[Header]) -> dict[str, Any]:
+def _origin(config: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
     """Return base, provenance and versions, from the config and from what hf_lora noted in the weights' file."""
-    noted = _object(notes_of(headers[0]).get("base")) if headers else {}
+    noted = _object(notes.get("base"))
     mapped = _object(config.get("auto_mapping"))
     base = {key: noted.get(key) for key in ("id", "revision", "commit", "class", "model_type")}
     base["id"] = config.get("base_model_name_or_path") or base["id"]

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from ...errors import numberless
-from ...files.safetensors_header import TensorEntry
+from ...files.tensors import TensorEntry
 from ...variants.row import Row
 from ...variants.table import COPIES, FORMULAS, LORA, formula_of
 from ..keys import plain_keys, split_key, unwrapped
