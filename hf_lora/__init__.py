@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .training.ready import check_ready
     from .training.runs import Run
     from .training.search import LoRASearch
+    from .training.suggesting import suggested_learning_rate
     from .training.together import train_together
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "metrics",
     "parameter_groups",
     "resolve_targets",
+    "suggested_learning_rate",
     "train_together",
 ]
 
@@ -73,6 +75,7 @@ _LAZY = {
     "metrics": "training.metrics",
     "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",
+    "suggested_learning_rate": "training.suggesting",
     "train_together": "training.together",
 }
 

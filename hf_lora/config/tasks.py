@@ -26,6 +26,7 @@ class Task:
     heads: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     pipeline: bool = True
+    learning_rate: float = 1e-3
 
 
 # A class that several mappings list has the first one's task: the narrower a mapping, the earlier it stands.
@@ -70,8 +71,12 @@ TASKS = (
     Task(
         "text-generation", "AutoModelForSeq2SeqLM", "SEQ_TO_SEQ_CAUSAL_LM",
         "SEQ_2_SEQ_LM", "AutoPeftModelForSeq2SeqLM", tags=("text2text-generation",), pipeline=False,
+        learning_rate=3e-4,
     ),
-    Task("text-generation", "AutoModelForCausalLM", "CAUSAL_LM", "CAUSAL_LM", "AutoPeftModelForCausalLM"),
+    Task(
+        "text-generation", "AutoModelForCausalLM", "CAUSAL_LM", "CAUSAL_LM", "AutoPeftModelForCausalLM",
+        learning_rate=3e-4,
+    ),
     Task("fill-mask", "AutoModelForMaskedLM", "MASKED_LM"),
     Task("any-to-any", "AutoModelForMultimodalLM", "MULTIMODAL_LM"),
     Task("feature-extraction", "AutoModel", None, "FEATURE_EXTRACTION", "AutoPeftModelForFeatureExtraction"),

@@ -37,6 +37,8 @@ from .loading import check_dtypes
 from .selecting import check_name, remove
 from .settings import SETTINGS_NOTE
 
+_BARELY = 0.5  # of a scaling, which the default lora_alpha goes below where r is more than 16
+
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
 
@@ -56,6 +58,12 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         _initialise(modules, groups)
         resolved = _resolved(config, modules, sites, targets, parameters)
         _attach(state, modules, groups, name, Record(resolved, origin_of(model, modules, sites), trainable=True))
+        if (alpha := config.lora_alpha) == LoRAConfig.lora_alpha and (scale := config.scaling_of("")) < _BARELY:
+            warnings.warn(
+                f"r={config.r} with lora_alpha={alpha:g}, the default, scales the update by {scale:.3g}: it trains far "
+                "more slowly than with lora_alpha = r or 2 r. Set lora_alpha, or use_rslora=True.",
+                stacklevel=2,
+            )
         if config.inference_mode:
             warnings.warn("inference_mode=True has no effect here: a fresh adapter trains.", stacklevel=2)
         return resolved

@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..kinds.table import KINDS
 from ..maths import low_rank
 from .papers import PAPERS, Paper
+from .row import Rate
 
 InitName = bool | str
 MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
@@ -44,7 +45,7 @@ class Init:
     read_only: not built here, but without effect on an adapter that comes from a file. trains: False where training
     such an adapter on would not be what PEFT does (mica: B stays as it is).
     redrawn: where the product at birth depends on random numbers, fills with others than `fill`, which are always the
-    same.
+    same. rate: the best learning rate relative to that of the usual start, None where nobody has measured it.
     """
 
     fill: Callable[[Factors, Tensor | None], None]
@@ -54,6 +55,10 @@ class Init:
     trains: bool = True
     redrawn: Callable[[Factors, Tensor | None], None] | None = None
     paper: Paper | None = None
+    rate: Rate | None = None
+
+
+_MEASURED = "Qwen3-0.6B, Gemma-3-1B and Llama-2-7B, alpha = r (arXiv:2602.04998)"
 
 
 def _uniform(factor: Tensor, adapter: Factors) -> None:
@@ -138,13 +143,15 @@ def _iterations(name: object) -> int | None:
 
 INITS = _Inits(
     {
-        True: Init(_zero_and(_uniform)),
+        True: Init(_zero_and(_uniform), rate=Rate(1.0, "by definition")),
         False: Init(_random),
         "gaussian": Init(_zero_and(_normal)),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
-        "pissa": Init(_pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"]),
+        "pissa": Init(
+            _pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"], rate=Rate(1 / 10, _MEASURED)
+        ),
         # Büyükakyüz 2024, arXiv:2406.01775: B and A hold the first columns of Q and the first rows of R, W = Q R.
-        "olora": Init(_olora, moves_base=True, reads_weight=True, paper=PAPERS["olora"]),
+        "olora": Init(_olora, moves_base=True, reads_weight=True, paper=PAPERS["olora"], rate=Rate(1 / 18, _MEASURED)),
         # PEFT's other starts that leave the base alone: once trained, the factors say all.
         "eva": Init(_not_built, read_only=True),
         "orthogonal": Init(_not_built, read_only=True),

@@ -18,6 +18,14 @@ Part = Literal["A", "B", "embedding", "head", "other"]
 
 
 @dataclass(frozen=True)
+class Rate:
+    """The best learning rate of a formula or a start, relative to plain LoRA's. source: who measured it."""
+
+    factor: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Stored:
     """One tensor of an adapter. attribute: its name there; key: its name in PEFT's files, below the layer's.
 
@@ -64,7 +72,8 @@ class Row:
     none of the starts that take factors out of the weight makes sense for it.
     no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
     own_tensor: what its first tensor beyond plain LoRA's is called in a report.
-    elsewhere: why another tool's adapter under the same switch is something else, by tool.
+    elsewhere: why another tool's adapter under the same switch is something else, by tool. rate: None where nobody has
+    measured it.
     """
 
     name: str
@@ -86,6 +95,7 @@ class Row:
     engines: frozenset[str] = frozenset()
     own_tensor: str = ""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    rate: Rate | None = None
 
     @cached_property
     def adapter(self) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .papers import PAPERS, Paper
-from .row import Row, Stored
+from .row import Rate, Row, Stored
 
 _PRODUCT = (
     Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1),
@@ -28,6 +28,7 @@ LORA = Row(
     tensors=_PRODUCT,
     low_rank=True,
     paper=PAPERS["lora"],
+    rate=Rate(1.0, "by definition"),
     engines=frozenset({"vLLM"}),
 )
 _LENGTH = Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0)
@@ -39,6 +40,7 @@ DORA = Row(
     low_rank=True,
     switch="use_dora",
     paper=PAPERS["dora"],
+    rate=Rate(1.0, "about LoRA's: 3.6e-4 against 2e-4 for Qwen3-0.6B on GSM8K, less elsewhere (arXiv:2602.04998)"),
     no_bias="DoRA's length has no place for a bias",
     own_tensor="a DoRA length",
     elsewhere={

@@ -16,6 +16,7 @@ import transformers
 from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
 from ...errors import ConfigError, MissingExtraError
+from ...variants.table import formula_of
 from ..tasks.preparation import Preparation
 from .record import CHECKPOINTS
 from .settings import RunSettings, unknown_names, wrong_type
@@ -46,11 +47,11 @@ def lora_config(settings: RunSettings, task_type: str | None = None) -> LoRAConf
     """Return the adapter's config. Raises ConfigError for settings that there are not, or that cannot be."""
     if twice := [name for name in settings.lora if name in {f.name for f in dataclasses.fields(RunSettings)}]:
         raise ConfigError(f"--lora {twice[0]}: that is a flag of its own, --{twice[0].replace('_', '-')}.")
-    return LoRAConfig(
-        r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-        target_modules=target_names(settings.target_modules),
-        **{"task_type": task_type, **settings.lora},
-    )  # fmt: skip
+    usual, lacks = RunSettings(), formula_of(settings.lora).lacks  # the flags' defaults are plain LoRA's
+    flags = {name: getattr(settings, name) for name in ("r", "lora_alpha", "lora_dropout")}
+    given = {name: value for name, value in flags.items() if name not in lacks or value != getattr(usual, name)}
+    targets = target_names(settings.target_modules)
+    return LoRAConfig(**{**given, "target_modules": targets, "task_type": task_type, **settings.lora})
 
 
 def target_names(text: str) -> str | list[str]:

@@ -18,6 +18,7 @@ from ...errors import ConfigError, ModelError
 from ...files.privacy import is_repo_id, public_base
 from ...model.heads import label_layers
 from ...model.lora_model import LoRAModel
+from ..suggesting import scaled_rate
 from ..tasks.lengths import Lengths
 from ..tasks.preparation import Preparation
 from ..tasks.task import TrainingTask
@@ -179,7 +180,7 @@ def _decided(settings: RunSettings, preparation: Preparation) -> RunSettings:
         task=task.name,
         column=preparation.columns,
         max_length=preparation.options.get("max_length"),
-        learning_rate=settings.learning_rate or task.learning_rate,
+        learning_rate=settings.learning_rate or scaled_rate(arguments.lora_config(settings), task.learning_rate),
         epochs=settings.epochs or task.epochs,
         batch_size=settings.batch_size or task.batch_size,
         metric=settings.metric or list(preparation.metrics()),

@@ -106,7 +106,9 @@ class RunSettings:
     max_steps: int | None = _set("stop after so many optimizer steps", "Training", above=0)
     batch_size: int | None = _set("rows a step on each device (default: the task's)", "Training", above=0)
     accumulate: int = _set("batches that make a step", "Training", 1, above=0)
-    learning_rate: float | None = _set("peak learning rate (default: the task's)", "Training", above=0)
+    learning_rate: float | None = _set(
+        "peak learning rate (default: the task's, times what the variant needs)", "Training", above=0
+    )
     scheduler: str = _set("course of the learning rate", "Training", "cosine")
     warmup: float = _set("share of the steps in which the learning rate rises", "Training", 0.05)
     weight_decay: float = _set("AdamW's", "Training", 0.0)

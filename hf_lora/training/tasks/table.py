@@ -83,25 +83,25 @@ ROWS = (
     TrainingTask(
         "causal-lm", ("AutoModelForCausalLM",), causal.ROLES,
         "transformers.DataCollatorForSeq2Seq", ("perplexity",), "a text to go on with, or a completion of a prompt",
-        causal.CausalText, learning_rate=3e-4, batch_size=8,
+        causal.CausalText, batch_size=8,
     ),
     TrainingTask(
         "chat", ("AutoModelForCausalLM",), chat.ROLES, "transformers.DataCollatorForSeq2Seq",
         ("perplexity",), "conversations, or questions and answers; the answers are learnt", chat.Chat,
-        learning_rate=3e-4, batch_size=8,
+        batch_size=8,
     ),
     TrainingTask(
         "preference", ("AutoModelForCausalLM",), preference.ROLES, "transformers.DataCollatorForSeq2Seq",
         ("rewards/accuracies",), "an answer that is better than another one (DPO)", preference.Preference,
-        learning_rate=5e-6, epochs=1.0, batch_size=4,
+        rate=5e-6, epochs=1.0, batch_size=4,
     ),
     TrainingTask(
         "summarization", ("AutoModelForSeq2SeqLM",), rewriting.SUMMARY_ROLES, "transformers.DataCollatorForSeq2Seq",
-        ("rouge",), "a short text for a long one", rewriting.Rewriting, learning_rate=3e-4, batch_size=8,
+        ("rouge",), "a short text for a long one", rewriting.Rewriting, batch_size=8,
     ),
     TrainingTask(
         "translation", ("AutoModelForSeq2SeqLM",), rewriting.TRANSLATION_ROLES, "transformers.DataCollatorForSeq2Seq",
-        ("sacrebleu",), "a text in another language", rewriting.Rewriting, learning_rate=3e-4, batch_size=8,
+        ("sacrebleu",), "a text in another language", rewriting.Rewriting, batch_size=8,
     ),
 )  # fmt: skip
 TASKS = {row.name: row for row in ROWS}

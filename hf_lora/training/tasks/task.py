@@ -18,8 +18,9 @@ class TrainingTask:
 
     models: the Auto classes whose models it trains (rows of `config.tasks`, which know heads, tag and task type).
     roles: the columns it needs. collator: the dotted name of a class that is made with the processor. metrics: what is
-    measured, the first chooses the best checkpoint; names beginning with "-" are better when lower. learning_rate,
-    epochs, batch_size: the defaults. says: one line for the help. preparation: the Preparation that does it.
+    measured, the first chooses the best checkpoint; names beginning with "-" are better when lower. rate, epochs,
+    batch_size: the defaults; the rate is that of its models unless given. says: one line for the help. preparation: the
+    Preparation that does it.
     """
 
     name: str
@@ -29,9 +30,14 @@ class TrainingTask:
     metrics: tuple[str, ...]
     says: str
     preparation: type[Any]
-    learning_rate: float = 1e-3
+    rate: float | None = None
     epochs: float = 3.0
     batch_size: int = 16
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate of plain LoRA."""
+        return self.model_tasks[0].learning_rate if self.rate is None else self.rate
 
     @property
     def model_tasks(self) -> list[Task]:
