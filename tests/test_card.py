@@ -192,7 +192,7 @@ def test_every_row_of_the_variants_tables_has_its_paper_or_is_plain() -> None:
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
-        ({}, 8), ({"r": 9}, 16), ({"use_rslora": True}, 8), ({"use_dora": True}, None), ({"r": 513}, None),
+        ({}, 8), ({"r": 9}, 16), ({"use_rslora": True}, 8), ({"use_dora": True}, None), ({"r": 513, "lora_alpha": 513}, None),
         ({"modules_to_save": ["lm_head"]}, None), ({"init_lora_weights": "pissa"}, None),
         ({"bias": "all"}, None), ({"rank_pattern": {"q_proj": 4}}, None), ({"lora_bias": True}, None),
         ({"target_modules": ["q_proj", "embed_tokens"]}, None), ({"target_modules": ["q_proj", "lm_head"]}, None),

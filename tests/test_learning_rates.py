@@ -306,7 +306,9 @@ def test_any_optimizer_of_the_trainer_moves_adapters_only_at_their_rates(optim: 
 def test_eight_bit_states_are_of_eight_bits_and_resume_in_the_same_bits(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     settings = {"optim": "adamw_8bit", "max_steps": 4, "lr_scheduler_type": "constant", "save_total_limit": 3}
-    straight, resumed = (rated(r=256) for _ in range(2))  # tensors below 4,096 elements keep states of 32 bits
+    straight, resumed = (
+        rated(r=256, lora_alpha=256) for _ in range(2)
+    )  # tensors below 4,096 elements keep states of 32 bits
     first = ran(straight, tmp_path, **settings)
     assert torch.uint8 in [s["state1"].dtype for s in first.optimizer.optimizer.state.values()]
     trainer(resumed, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

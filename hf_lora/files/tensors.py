@@ -97,7 +97,9 @@ def _checked(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # SafetensorError, KeyError for a dtype of tomorrow, RuntimeError for a shape
-        raise AdapterFileError(f"{path} is truncated, damaged, no safetensors file, or one of a later version: {error!r}.") from None
+        raise AdapterFileError(
+            f"{path} is truncated, damaged, no safetensors file, or one of a later version: {error!r}."
+        ) from None
 
 
 def read_head(path: Path) -> tuple[dict[str, TensorEntry], dict[str, Any]]:
