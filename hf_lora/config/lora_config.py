@@ -21,9 +21,8 @@ from ..files.strict_json import read_json
 from ..files.transaction import settled
 from ..variants.initial import INITS
 from ..variants.table import FORMULAS, formula_named, formula_of, scaling_of, settings, switches
-from .expressions import may_hang
 from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, NO_TARGETS, PEFT, PRESETS, UNSUPPORTED, Fields
-from .rules import is_layers, is_names, problems_of
+from .rules import is_layers, is_names, may_hang, problems_of
 from .words import as_json, unknown_settings
 
 

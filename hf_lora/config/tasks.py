@@ -6,8 +6,6 @@ such models are "text-generation" there, and keep their old name as a plain tag.
 
 from dataclasses import dataclass
 
-__all__ = ["TASKS", "TASK_TYPES", "Task", "classes_of"]
-
 
 @dataclass(frozen=True)
 class Task:

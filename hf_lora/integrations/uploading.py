@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import run_as_future
 
 from ..files.privacy import public_base
-from ..hub import commits, uploads
+from ..hub import uploads
 from ..hub.card.metadata import joined
 from ..model.publishing import refuse_base_repo
 from .cards import facts_of, write_cards
@@ -92,7 +92,7 @@ def check_repo(model: Any, repo_id: str) -> None:
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
     token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
-    return lambda folder, message: commits.commit(folder, repo, message=message, token=token, revision=revision)
+    return lambda folder, message: uploads.commit(folder, repo, message=message, token=token, revision=revision)
 
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> TemporaryDirectory[str]:

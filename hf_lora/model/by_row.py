@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from ..errors import AdapterStateError, ArgumentError
 from ..layers.routes import BASE, OFF, Route, Rows, mix_of
 from ..layers.state import BLOCKS, AdapterState
-from ..targets.turning import below_turning
 from .hooks import around
-from .row_inputs import check_inputs, check_uncrossed
+from .row_inputs import below_turning, check_inputs, check_uncrossed
 from .selecting import check_known, check_together
 
 Given = Sequence[str | Sequence[str] | Mapping[str, float]]

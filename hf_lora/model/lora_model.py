@@ -38,7 +38,6 @@ from . import (
     saving,
     selecting,
     swapping,
-    within,
 )
 from .merging import MergeReport
 from .recipes import Request
@@ -364,8 +363,8 @@ class LoRAModel(Specialised, nn.Module):
         """Return all tensors, the adapters' among them; to the save_pretrained of a model around it, merged ones."""
         result = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "")
-        if prefix and (whole := within.whole_that_saves()) is not None:
-            within.merge_into(result, prefix, self, whole)
+        if prefix and (whole := saving.whole_that_saves()) is not None:
+            saving.merge_into(result, prefix, self, whole)
         return result
 
     def save_pretrained(

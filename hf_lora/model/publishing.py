@@ -26,8 +26,7 @@ from ..files.transaction import folders_of_adapters, settled
 from ..formats.contents import Contents
 from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card, is_of_other_weights
-from ..hub.commits import commit
-from ..hub.uploads import refuse_paths, scrub_configs
+from ..hub.uploads import commit, refuse_paths, scrub_configs
 from .arguments import as_card_data
 from .hints import checked, refuse_unknown
 from .loading import opened

@@ -3,7 +3,7 @@
 Each training has a twin (`model/twins.py`): its batch reaches the twin's trunk, waits there for the others', is
 computed with them by the model that carries all adapters, and comes back as leaves of the training's own graph. Head,
 loss and their gradients are the twin's own. Then the gradients of all leaves go through the trunk at once. Batches of
-other widths are padded on the right and their outputs cut again (`shares.py`).
+other widths are padded on the right and their outputs cut again (`calls.py`).
 """
 
 import copy
@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from ..errors import AdapterStateError, some
 from ..layers.rows import mapped
 from ..model.twins import mirror_checkpointing
-from .calls import ALONE, IDS, MASKS, Backward, Call, differing
-from .shares import Draws, Shares
+from .calls import ALONE, IDS, MASKS, Backward, Call, Draws, Shares, differing
 from .turns import Training, World
 
 # The batches that are compared with each training's own: the first, and one where fresh adapters have an effect.

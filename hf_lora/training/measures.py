@@ -23,8 +23,6 @@ from ..errors import ConfigError, HubError, MissingExtraError, some
 from ..files.privacy import is_repo_id
 from .columns import Columns
 
-__all__ = ["AVERAGES", "NAMES", "Measure", "measures_of"]
-
 AVERAGES = ("binary", "micro", "macro", "weighted")
 
 

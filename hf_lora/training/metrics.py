@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from evaluate import CombinedEvaluations, EvaluationModule
     from transformers import EvalPrediction
 
-__all__ = ["Metrics", "metrics"]
-
 
 def metrics(
     *names: str | EvaluationModule | CombinedEvaluations | Callable[..., Any] | Sequence[Any],

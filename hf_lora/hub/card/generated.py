@@ -13,8 +13,6 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Body", "section", "split"]
-
 _BEGIN = (
     "<!-- hf_lora: generated {} for weights {}. Every save renews all from here to the end marker; write above or "
     "below. -->"

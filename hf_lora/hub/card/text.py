@@ -18,11 +18,8 @@ from ...files.privacy import hub_id, public_setting
 from ...formats.notes import described_recipe
 from ...variants.table import scaling_of
 from . import generated
-from .metadata import papers_of
-from .results import label
+from .metadata import label, papers_of
 from .subject import CardSubject, labels_of, peft_class, peft_refusal, vllm_rank
-
-__all__ = ["repo_in", "text_of"]
 
 # In an installed package, and in a checkout.
 _TEMPLATES = (Path(__file__).parent / "adapter.md", Path(__file__).parents[3] / "model_cards/templates/adapter.md")

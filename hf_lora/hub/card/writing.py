@@ -22,12 +22,9 @@ from ...files.disk import write_atomically
 from ...files.names import WEIGHTS_NAME
 from ...files.privacy import hub_id, scrubbed
 from . import generated
-from .metadata import given_metadata, listed, merged, own_metadata
-from .results import index_with, results_of
+from .metadata import given_metadata, index_with, listed, merged, own_metadata, results_of
 from .subject import CardSubject, task_of
 from .text import repo_in, text_of
-
-__all__ = ["amend_card", "is_of_other_weights", "write_card"]
 
 _INDEX = "model-index"
 
