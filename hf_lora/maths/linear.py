@@ -2,8 +2,8 @@
 
     y = x W^T + bias + scaling * drop(x) A^T B^T      x (..., in), W (out, in), A (r, in), B (out, r), y (..., out)
 
-    S  = drop(x) A^T                 saved, with x itself: layers that read one x share it, and no cast or dropped
-    dS = scaling dY B                copy of it is kept
+    S  = drop(x) A^T                 saved, with x itself where A trains: layers that read one x share it, and no cast
+    dS = scaling dY B                or dropped copy of it is kept
     dB = scaling dY^T S
     dX = dY W + drop(dS A)
     dA = dS^T drop(x)
@@ -40,7 +40,8 @@ def lora_linear(
     x: (..., in), any strides, empty batches too; weight: (out, in), or (in, out) where `transposed`; a: (r, in) and
     b: (out, r) of any float dtype, cast to x's; p: the probability with which an element of x is dropped, 0 for none.
     A weight of a tensor class of its own (quantised or sharded after the adapter came) is left to F.linear.
-    Computed in x's dtype, under autocast in autocast's. Differentiable in every tensor, twice as well.
+    Computed in x's dtype, under autocast in autocast's. Differentiable in every tensor, twice as well where A or the
+    weight trains: x is not kept for B alone.
     """
     if _is_traced(x) or type(weight) not in _PLAIN:
         s = F.linear(F.dropout(x, p), a.to(x.dtype)) * scaling
@@ -96,7 +97,7 @@ class _LoRALinear(torch.autograd.Function):
         ctx.scaling = scaling * _gain(ctx.drawn)
         _, of_weight, _, of_a, of_b, *_ = ctx.needs_input_grad
         mask = ctx.drawn.give_up_mask() if ctx.drawn is not None else None
-        ctx.save_for_backward(x if of_weight or of_a or of_b else None, weight, a, b, s if of_b else None, mask)
+        ctx.save_for_backward(x if of_weight or of_a else None, weight, a, b, s if of_b else None, mask)
         return y
 
     @staticmethod
@@ -141,6 +142,11 @@ def _grads(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, drawn: Dr
 def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, dx: Any) -> tuple[Any, Any, Any]:
     """Return (dx, dA, dB) as a graph of their own, for second derivatives: S is part of it, nothing is in place."""
     of_x, _, _, of_a, of_b, *_ = ctx.needs_input_grad
+    if of_b and x is None:
+        raise AdapterStateError(
+            "a second derivative (create_graph=True) through a layer whose A is frozen needs the layer's input, which "
+            "is not kept there: take it of an adapter whose A trains."
+        )
     drop = ctx.drawn or (lambda t: t)
     ds = dy @ b * ctx.scaling
     dx = dx + drop(ds @ a) if of_x else None

@@ -223,8 +223,7 @@ def _route_of(state: AdapterState, entry: Any, what: str) -> Route:
 def _check_trains(state: AdapterState, rows: Rows, what: str) -> None:
     """Raise AdapterStateError where an adapter of a training batch would get no gradient."""
     for name in rows:
-        held = (p for each in state.carried(name) for p in each.adapter.parameters())
-        first = next((p for p in held if p.is_floating_point()), None)
+        first = next((p for each in state.carried(name) for p in each.adapter.trained()), None)
         if name in state.trainable and first is not None and not first.requires_grad:
             raise AdapterStateError(
                 f"{what}: {name!r} would get no gradient, because only selected adapters train: call "

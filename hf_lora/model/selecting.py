@@ -131,15 +131,14 @@ def set_requires_grad(state: AdapterState, given: str | Sequence[str], wanted: b
 
 
 def require_grad(layer: LoRALayer, name: str, wanted: bool) -> None:
-    """Switch requires_grad of an adapter's floating-point parameters in a layer."""
+    """Switch requires_grad of what trains of an adapter in a layer; what its row keeps as it began stays frozen."""
     if wanted:
         layer._steps.forget_stack()
     for adapter in layer.carried(name).values():
-        for parameter in adapter.parameters():
-            if parameter.is_floating_point():
-                if parameter.requires_grad and not wanted:
-                    _keep_pending_gradients(parameter)
-                parameter.requires_grad_(wanted)
+        for parameter in adapter.trained():
+            if parameter.requires_grad and not wanted:
+                _keep_pending_gradients(parameter)
+            parameter.requires_grad_(wanted)
 
 
 def _keep_pending_gradients(parameter: nn.Parameter) -> None:

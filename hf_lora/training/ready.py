@@ -121,6 +121,11 @@ def _lost_weights(model: nn.Module, state: AdapterState) -> Iterator[str]:
         for key, p in module._parameters.items():
             if p is not None and p.requires_grad:
                 found.setdefault(id(p), full_name(name, key))
+    for place, _, _, adapter in state.carried(*state.records):
+        trained = {id(p) for p in adapter.trained()}
+        for key, p in adapter.named_parameters(recurse=False):
+            if p.requires_grad and id(p) not in trained:
+                found.setdefault(id(p), f"{place}'s {key}, which its formula keeps as it began")
     if names := list(found.values()):
         yield (
             f"{len(names)} weights of the base require gradients ({some(names)}): they would train, and no save of an "

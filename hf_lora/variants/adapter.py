@@ -265,9 +265,16 @@ class Adapter(nn.Module):
     # --- its tensors ------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is trained and saved, by attribute: the adapter's own tensors, not copies."""
+        """Return what is saved, by attribute: the adapter's own tensors, not copies."""
         own = {**self._parameters, **self._buffers}
         return {k: v for k, v in own.items() if v is not None and k not in self._non_persistent_buffers_set}
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that training may write: floating-point ones that their row does not keep."""
+        stored = self.row.stored
+        for name, parameter in self.named_parameters(recurse=False):
+            if parameter.is_floating_point() and (name not in stored or stored[name].trains):
+                yield parameter
 
     def begin(self) -> None:
         """Note the tensors' shapes, before anything can shard them, and that no training has written them yet."""

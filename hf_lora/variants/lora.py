@@ -65,7 +65,8 @@ class LoRA(Adapter):
         self.__dict__.update({name: getattr(spec, name) for name in _SPECIFIED}, lora_bias=None)
         self.__dict__.update(moves_base=INITS[spec.init].moves_base, transposed=KINDS[spec.kind].transposed)
         for name, size in self.shapes(spec, None).items():
-            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
+            trains = self.row.stored[name].trains
+            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype), trains))
         if self.moves_base:
             self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
             self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)

@@ -31,7 +31,8 @@ class Stored:
 
     table_key: the key of an embedding's, where that is another. older: keys that are read and not written.
     part: what LoRA+ takes it for. decays: whether weight decay falls on it; None where that depends on what it copies.
-    inputs, outputs: the dimension that counts the inputs or the outputs of the weight.
+    inputs, outputs: the dimension that counts the inputs or the outputs of the weight. trains: False where it is saved
+    and stays as it began, so that no gradient is made for it and no optimizer gets it.
     """
 
     attribute: str
@@ -42,6 +43,7 @@ class Stored:
     decays: bool | None = False
     inputs: int | None = None
     outputs: int | None = None
+    trains: bool = True
 
     def key_on(self, embeds: bool) -> str:
         """Return the key that is written, of an embedding or another layer."""
