@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 
+from .peek import FORMULAS
+
 
 class Named(nn.Module):
     """A network of one layer called `layer`, behind a frozen front so that the layer's input has a gradient path."""
@@ -118,7 +120,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "rslora": {"use_rslora": True},
     "gaussian": {"init_lora_weights": "gaussian"},
     "dora": {"use_dora": True},
-    "hira": {"use_hira": True, "lora_alpha": 8},
+    "hira": {"use_hira": True},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
     "olora": {"init_lora_weights": "olora"},
@@ -149,9 +151,16 @@ PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v)]
 COVER = [(k, v) for k, v in PAIRS if k == "linear" or v == "lora"]
 
 
+def settings_of(variant: str, **changes: object) -> dict[str, object]:
+    """Return the settings of a variant, rank 2; what its formula has no setting for is left out."""
+    lacks = FORMULAS[LoRAConfig(**VARIANTS[variant]).formula].lacks  # type: ignore[arg-type]
+    asked = {"r": 2, "lora_alpha": 3, **VARIANTS[variant], **changes}
+    return {name: value for name, value in asked.items() if name not in lacks}
+
+
 def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
-    """Return the config of a case, rank 2."""
-    return LoRAConfig(**{"r": 2, "lora_alpha": 3, **KIND_CASES[kind].targets, **VARIANTS[variant], **changes})  # type: ignore[arg-type]
+    """Return the config of a case."""
+    return LoRAConfig(**{**KIND_CASES[kind].targets, **settings_of(variant, **changes)})  # type: ignore[arg-type]
 
 
 def network(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -14,14 +14,14 @@ from safetensors import safe_open
 
 from hf_lora import LoRAConfig, LoRAModel
 
-from .cases import VARIANTS, move
+from .cases import VARIANTS, move, settings_of
 from .peek import cli, merged_files
 from .tiny import tiny
 
 Capture = pytest.CaptureFixture[str]
 LINEAR = {"target_modules": "all-linear"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: ("bert", {**LINEAR, **settings}) for name, settings in VARIANTS.items()},
+    **{name: ("bert", {**LINEAR, **settings_of(name)}) for name in VARIANTS},
     "patterns": ("llama", {**LINEAR, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"k_proj": 9}}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"]}),
     "conv1d-dora": ("gpt2", {"target_modules": ["c_attn"], "use_dora": True}),
@@ -42,9 +42,8 @@ def made(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a case's base into `base` and its adapter, which was moved away from its start, into `adapter`."""
     family, settings = CASES[name]
     tiny(family).to(dtype).save_pretrained(folder / "base")
-    model = LoRAModel.from_pretrained(
-        str(folder / "base"), LoRAConfig(r=2, lora_alpha=3, **settings), auto_class=type(tiny(family))
-    )
+    settings = settings if family == "bert" else {"r": 2, "lora_alpha": 3, **settings}
+    model = LoRAModel.from_pretrained(str(folder / "base"), LoRAConfig(**settings), auto_class=type(tiny(family)))
     move(model, scale=0.1)
     model.save_pretrained(folder / "adapter")
     return folder / "adapter"

@@ -49,8 +49,7 @@ DORA = Row(
 )
 # What a method of PEFT's own has no setting for.
 _NO_LORA = frozenset({
-    "alpha_pattern", "bias", "ensure_weight_tying", "lora_alpha", "lora_bias", "target_parameters",
-    "trainable_token_indices", "use_rslora",
+    "alpha_pattern", "bias", "ensure_weight_tying", "lora_alpha", "lora_bias", "trainable_token_indices", "use_rslora",
 })  # fmt: skip
 HIRA = Row(
     name="hira",
