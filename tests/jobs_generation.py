@@ -85,4 +85,9 @@ JOBS = [
             ]
         ), REWRITES, ("eval_sacrebleu", 50.0),
     ),
+    Job(
+        "translation", llama, lambda at: write_csv(
+            at / "pairs.csv", ["source", "target"], [[f"the {a}", f"the {b}"] for a, b in COLOURS.items()] * 6
+        ), (*REWRITES, "--metric", "exact_match"), ("eval_exact_match", 1.0),
+    ),
 ]  # fmt: skip

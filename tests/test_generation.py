@@ -188,6 +188,30 @@ def test_a_text_is_read_behind_what_t5_was_taught_and_its_target_is_learnt_with_
     assert words.decode(feature["labels"]) == "c [EOS]"
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "line"),
+    [
+        ("summarization", {"source": "a b c d e f", "target": "g a b c"}, "TL ; DR :"),
+        ("translation", {"source": "a b c d e f", "target": "g a b c"}, "Translation :"),
+        ("translation", {"pair": {"de": "g a b c", "en": "a b c d e f"}}, "German :"),
+    ],
+)
+def test_a_decoder_reads_the_beginning_of_a_text_and_learns_the_target_behind_it(
+    task: str, row: dict[str, Any], line: str
+) -> None:
+    words = tokenizer(*WORDS, ";", ":", "TL", "DR", "German", "Translation")
+    made = TRAINING_TASKS[task].preparation(
+        TRAINING_TASKS[task], {name: name for name in row}, max_length=12, max_target_length=5
+    )
+    made.know_base(SimpleNamespace(is_encoder_decoder=False))
+    made.learn(Dataset.from_list([row]), words)
+    fitted(made, words, "gpt2")
+    read = " ".join("abcdef"[: 12 - 5 - len(line.split())])
+    assert words_of(words, made.features([row], words)[0]) == (f"{read} {line} g a b c [EOS]", "g a b c [EOS]")
+    assert words.decode(made.features([row], words, labelled=False)[0]["input_ids"]) == f"{read} {line}"
+    assert not made.training_arguments()  # a Seq2SeqTrainer that generates would read the target, too
+
+
 def test_languages_are_those_of_the_columns_unless_a_flag_says_another_way_round() -> None:
     words, row = tokenizer(*WORDS), {"pair": {"de": "c", "en": "a b", "fr": "d"}}
     with pytest.raises(DataError, match="de, en, fr.*--source-lang"):

@@ -11,7 +11,7 @@ from ..data.columns import PLACE, is_empty, place_of
 from ..data.written import Found
 from ..tasks.lengths import Lengths, measure_lengths
 from ..tasks.preparation import Preparation
-from .rows import choose_task, learn, load_part, read_found
+from .rows import choose_task, prepare, read_found
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def describe(settings: RunSettings, scratch: Path) -> dict[str, Any]:
     roles = {column: role for role, column in columns.items()}
     for each in told["columns"]:
         each["role"] = roles.get(each["name"])
-    preparation = task.preparation(task, columns, **{n: getattr(settings, n, None) for n in task.preparation.OPTIONS})
+    preparation = task.preparation(task, columns)
     told |= {"task": task.name, "why": why, "samples": _samples(rows["train"], columns)}
     return told | _values(rows, preparation) | _use(rows, preparation, settings)
 
@@ -69,8 +69,7 @@ def _use(rows: dict[str, Dataset], preparation: Preparation, settings: RunSettin
     if settings.model is None:
         problems = _problems(rows, lambda row: Preparation.problem(preparation, row, True))
         return {"lengths": _letters(rows["train"], _said(preparation)), "problems": problems}
-    processor = load_part(settings.model, preparation.processor_class)
-    learn(preparation, rows["train"], processor, str(settings.train))
+    preparation, processor = prepare(settings, preparation.task, preparation.columns, rows["train"])
     told = {"problems": _problems(rows, lambda row: preparation.problem(row, True))}
     if told["problems"]["count"]:
         return told

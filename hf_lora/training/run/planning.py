@@ -24,7 +24,7 @@ from ..tasks.preparation import Preparation
 from ..tasks.task import TrainingTask
 from . import arguments
 from .folder import check_output
-from .rows import choose_task, known_task, learn, load_part, part_rows, read_files
+from .rows import choose_task, known_task, part_rows, prepare, read_files
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
     settings = _checked(settings, overwrite, resume)
     rows = read_files(settings, scratch)
     task, columns, _ = choose_task(settings, rows["train"])
-    processor = load_part(settings.model, task.preparation.processor_class)
-    options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
-    preparation = task.preparation(task, columns, **options)
-    learn(preparation, rows["train"], processor, str(settings.train))
+    preparation, processor = prepare(settings, task, columns, rows["train"])
     lengths = part_rows(rows, settings, preparation, processor)
     plan = Plan(_decided(settings, preparation), preparation, processor, rows, lengths=lengths)
     plan.model = _model(plan.settings, preparation)

@@ -98,12 +98,23 @@ def known_task(name: str) -> TrainingTask:
     return TASKS[name]
 
 
-def learn(preparation: Preparation, rows: Dataset, processor: Any, source: str) -> None:
-    """Have a task find out what the rows to train on tell. Raises DataError that names the file."""
+def prepare(
+    settings: RunSettings, task: TrainingTask, columns: dict[str, str], rows: Dataset
+) -> tuple[Preparation, Any]:
+    """Return how a task prepares rows for a base, with what those to train on tell, and the base's processor.
+
+    Raises DataError that names the file, ModelError, ConfigError.
+    """
+    options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
+    preparation: Preparation = task.preparation(task, columns, **options)
+    preparation.know_base(base_config(settings))
+    processor = load_part(settings.model, preparation.processor_class)
     try:
         preparation.learn(rows, processor)
     except DataError as error:
+        source = str(settings.train)
         raise (error if source in str(error) else DataError(f"{source}: {error}")) from error
+    return preparation, processor
 
 
 def part_rows(

@@ -55,6 +55,9 @@ class Preparation:
         """Return what makes the same preparation again, as JSON takes it."""
         return {"task": self.task.name, "columns": self.columns, **self.options}
 
+    def know_base(self, config: Any) -> None:
+        """Set `options` by a base's config, before its weights are there."""
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         """Find out what only all the rows to train on tell: classes, lengths. Sets `options`. Raises DataError."""
         if "max_length" in self.OPTIONS and self.options.get("max_length") is None:

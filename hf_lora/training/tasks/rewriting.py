@@ -1,4 +1,8 @@
-"""A text from another one, by an encoder-decoder: summaries and translations."""
+"""A text from another one: summaries and translations, by an encoder-decoder, or by a decoder that goes on writing.
+
+A decoder reads the text and a line that says what comes next, and learns what follows: the target and its end. Of a
+summary that line begins with "TL;DR:" (Radford et al. 2019, Language models are unsupervised multitask learners).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ConfigError, DataError
+from ..columns import IGNORED, Columns, as_objects
 from ..data.columns import Role
-from .generating import Generating
+from .generating import Generating, generate
 from .languages import LANGUAGES, is_language, language_of, set_languages, task_prefix, tokenization
 from .texts import is_text, mean_length
 
@@ -41,12 +46,29 @@ class Rewriting(Generating):
 
     `source_lang`, `target_lang`: of a translation, or of a summary by a model of many languages; columns that are named
     as languages say them. `prefix`: what stands before each text. A column "translation" may hold both texts, by
-    language.
+    language. Where the base is a decoder, `separator` is what it reads between them; it is None for encoder-decoders.
+    max_length is then that of both texts, of which the target has at most half.
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_target_length", "prefix", "source_lang", "target_lang")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "max_length", "max_target_length", "prefix", "source_lang", "target_lang", "separator",
+    )  # fmt: skip
     trainer_class: ClassVar[str] = "transformers.Seq2SeqTrainer"
     arguments_class: ClassVar[str] = "transformers.Seq2SeqTrainingArguments"
+
+    _model: Any = None  # generates while a decoder is evaluated
+
+    @classmethod
+    def suits(cls, config: Any) -> bool:
+        return bool(config.is_encoder_decoder)  # what a decoder read before it wrote, only its training tells
+
+    def know_base(self, config: Any) -> None:
+        self.options["separator"] = None if config.is_encoder_decoder else ""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the base is a decoder."""
+        return self.options.get("separator") is not None
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
@@ -61,15 +83,21 @@ class Rewriting(Generating):
                     f"{name}_lang={given}: the {name} is the column {column!r}; take another with --column {name}=NAME."
                 )
             self.options[f"{name}_lang"] = given or (column if language_of(column) else None)
+        if self.goes_on:
+            into = LANGUAGES.get(language_of(self.options["target_lang"]) or "", "Translation")
+            self.options["separator"] = f"\n{'TL;DR' if self.task.name == 'summarization' else into}:"
 
     def fit_model(self, model: Any, processor: Any) -> None:
         super().fit_model(model, processor)
+        self._model = model
         source, target = self.options.get("source_lang"), self.options.get("target_lang")
         if self.options.get("prefix") is None:
             self.options["prefix"] = task_prefix(self.task.name, model, processor, source, target)
         set_languages(model, processor, source, target)
 
     def training_arguments(self) -> dict[str, Any]:
+        if self.goes_on:
+            return {}
         return {"predict_with_generate": True, "generation_max_length": self.options["max_target_length"]}
 
     def compute_metrics(self, names: Sequence[str], processor: Any) -> Any:
@@ -92,6 +120,15 @@ class Rewriting(Generating):
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
     ) -> list[dict[str, Any]]:
         texts = [(self.options.get("prefix") or "") + str(self.value(row, "source")) for row in rows]
+        if self.goes_on:
+            prompts = self._prompts(texts, processor)
+            if not labelled:
+                return [{"input_ids": ids} for ids in prompts]
+            targets = [f" {self.value(row, 'target')}" for row in rows]
+            how = {"add_special_tokens": False, "truncation": True, "max_length": self._target_length - 1}
+            answers = [[*ids, processor.eos_token_id] for ids in processor(targets, **how)["input_ids"]]
+            pairs = zip(prompts, answers, strict=True)
+            return [{"input_ids": ids + new, "labels": [IGNORED] * len(ids) + new} for ids, new in pairs]
         found = processor(texts, truncation=True, max_length=self.options["max_length"])
         features = [{"input_ids": ids} for ids in found["input_ids"]]
         if labelled:
@@ -106,6 +143,10 @@ class Rewriting(Generating):
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         import torch
 
+        if self.goes_on:
+            prompts = [feature["input_ids"] for feature in self.features(rows, processor, labelled=False)]
+            texts = generate(model, processor, prompts, self._target_length)
+            return [{"generated_text": text.strip()} for text in texts]
         batch = self.collator(processor, model)(self.features(rows, processor, labelled=False))
         with torch.inference_mode():
             found = model.generate(
@@ -114,6 +155,28 @@ class Rewriting(Generating):
                 max_length=self.options["max_target_length"],
             )
         return [{"generated_text": text.strip()} for text in processor.batch_decode(found, skip_special_tokens=True)]
+
+    def compared(self, rows: Dataset, processor: Any, predictions: Any, labels: Any) -> dict[str, Columns]:
+        if not self.goes_on:
+            return {}
+        texts: list[str] = []
+        for start in range(0, len(rows), self.task.batch_size):
+            batch = rows.select(range(start, min(start + self.task.batch_size, len(rows)))).to_list()
+            texts += [said["generated_text"] for said in self.predictions(self._model, processor, batch)]
+        wanted = [str(self.value(row, "target")).strip() for row in rows]
+        return {"texts": Columns(as_objects(texts), as_objects(wanted))}
+
+    @property
+    def _target_length(self) -> int:
+        """The tokens that a decoder writes at most."""
+        return int(min(self.options["max_target_length"], max(self.options["max_length"] // 2, 1)))
+
+    def _prompts(self, texts: Sequence[str], processor: Any) -> list[list[int]]:
+        """Return the tokens behind which a decoder writes: of a long text the beginning, so that the rest has room."""
+        line = processor(self.options["separator"], add_special_tokens=False)["input_ids"]
+        room = max(self.options["max_length"] - self._target_length - len(line), 1)
+        found = processor(texts, truncation=True, max_length=room)["input_ids"]
+        return [(ids[:-1] if ids[-1:] == [processor.eos_token_id] else ids) + line for ids in found]
 
     def _choose_languages(self, texts: Mapping[str, Any]) -> None:
         """Set the languages of cells with several texts; of two that nobody names, the first of LANGUAGES is read."""

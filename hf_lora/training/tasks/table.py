@@ -96,12 +96,14 @@ ROWS = (
         rate=5e-6, epochs=1.0, batch_size=4,
     ),
     TrainingTask(
-        "summarization", ("AutoModelForSeq2SeqLM",), rewriting.SUMMARY_ROLES, "transformers.DataCollatorForSeq2Seq",
-        ("rouge",), "a short text for a long one", rewriting.Rewriting, batch_size=8,
+        "summarization", ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM"), rewriting.SUMMARY_ROLES,
+        "transformers.DataCollatorForSeq2Seq", ("rouge",), "a short text for a long one",
+        rewriting.Rewriting, batch_size=8,
     ),
     TrainingTask(
-        "translation", ("AutoModelForSeq2SeqLM",), rewriting.TRANSLATION_ROLES, "transformers.DataCollatorForSeq2Seq",
-        ("sacrebleu",), "a text in another language", rewriting.Rewriting, batch_size=8,
+        "translation", ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM"), rewriting.TRANSLATION_ROLES,
+        "transformers.DataCollatorForSeq2Seq", ("sacrebleu",), "a text in another language",
+        rewriting.Rewriting, batch_size=8,
     ),
 )  # fmt: skip
 TASKS = {row.name: row for row in ROWS}
