@@ -65,7 +65,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "no label": ({"a.csv": "text\nfine\nawful\n"}, "--train a.csv --task text-classification", ("a.csv: no column for 'label'", "--column label=NAME")),
     "columns that fit no task": ({"a.csv": "n,m\n1,2\n3,4\n5,6\n"}, "--train a.csv", ("a.csv: it has the columns 'n', 'm', which fit no task", "--task")),
     "an unknown task": ({"a.csv": GOOD}, "--train a.csv --task text-classificaton", ("did you mean text-classification?",)),
-    "a single row": ({"a.jsonl": _json({"text": "fine"})}, "--train a.jsonl --task chat --chat-template simple --column prompt=text --column completion=text", ("a.jsonl: 1 row(s), too few", "--eval-share 0")),
+    "a single row": ({"a.jsonl": _json({"text": "fine"})}, "--train a.jsonl --task chat --chat-template simple --column prompt=text --column completion=text", ("a.jsonl: 1 row(s), too few", "with --eval, and say --test-share 0")),
     "one class only": ({"a.csv": "text,label\nfine,good\nlovely,good\n"}, "--train a.csv --task text-classification", ("a.csv: column 'label': every row has the label 'good'",)),
     "a row without text": ({"a.csv": GOOD + ",good\n"}, "--train a.csv", ("a.csv, line 6: its text (column 'text') is empty", "--skip-bad-rows")),
     "a row without label": ({"a.csv": GOOD + "fine,\n"}, "--train a.csv", ("a.csv, line 6: its label (column 'label') is empty", "--skip-bad-rows")),

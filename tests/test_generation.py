@@ -69,6 +69,46 @@ def test_packing_trains_every_token_once_with_an_end_after_each_row() -> None:
     assert words.decode(seen) == "a b c d e [EOS] f [EOS] g a [EOS]"
 
 
+@pytest.mark.parametrize("max_length", [12, 5])
+def test_packed_texts_are_learnt_as_each_alone(tmp_path: Path, max_length: int) -> None:
+    """The losses of all tokens in blocks are those of the texts, or of their parts in a block, by themselves."""
+    file = str(write_csv(tmp_path / "t.csv", ["text"], [["grass is green"], ["the sky"], ["of what colour is snow ?"]]))
+    settings = RunSettings(
+        model=str(jobs_generation.llama(tmp_path / "base")), task="causal-lm", train=file, packing=True,
+        max_length=max_length, output=str(tmp_path / "run"), test_share=0.0, eval=file,
+    )  # fmt: skip
+    plan = plan_run(settings, tmp_path)
+    trainer = plan.trainer()
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    assert "attention_mask" not in batch
+    torch.manual_seed(1)
+    for parameter in filter(lambda each: each.requires_grad, plan.model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2)
+    model, count, total = plan.model.eval().requires_grad_(False), 0, 0.0
+    for ids, labels, places in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+        starts = [at for at, place in enumerate(places.tolist()) if place == 0] + [len(places)]
+        for start, end in zip(starts, starts[1:], strict=False):
+            if trained := int((labels[start + 1 : end] != -100).sum()):
+                total += trained * float(model(input_ids=ids[None, start:end], labels=labels[None, start:end]).loss)
+                count += trained
+    assert count == 3 + 2 + 6  # each word but a text's first, and its end
+    assert float(model(**batch).loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_base_that_cannot_keep_packed_texts_apart_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = tokenizer(*WORDS)
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    special = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+    opt = transformers.OPTForCausalLM(
+        transformers.OPTConfig(vocab_size=len(words), num_hidden_layers=1, **sizes, **special)
+    )
+    rows = [{"text": "a b"}, {"text": "c"}]
+    made = preparation("causal-lm", rows, words, packing=True, max_length=8)
+    made.fit_model(opt, words)
+    assert "each sees those before it" in caplog.text
+    assert set(made.dataset(Dataset.from_list(rows), words).column_names) == {"input_ids", "labels"}
+
+
 def test_a_cut_keeps_something_to_train_on() -> None:
     words = tokenizer(*WORDS)
     rows = [{"prompt": "a b c d e f", "completion": "g"}, {"prompt": "a", "completion": "b c d e f g"}]

@@ -146,7 +146,7 @@ def part_rows(
             if len(rows["train"]) < 2:
                 raise DataError(
                     f"{settings.train}: {whole} row(s), too few to hold some back to choose by and to measure on. Give "
-                    "at least three, or say --eval-share 0 --test-share 0."
+                    "at least three, or name others with --eval, and say --test-share 0."
                 )
             column = preparation.columns.get("label")
             classes = rows["train"][column] if column and preparation.options.get("labels") else None

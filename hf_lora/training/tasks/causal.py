@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,16 +24,29 @@ ROLES = (
 )
 _LOOKED_AT = 100  # rows that tell how prompts and completions are joined
 
+logger = logging.getLogger(__name__)
+
 
 class CausalText(Generating):
     """A text a row, of which every token is learnt; or a prompt and a completion, of which the completion is learnt.
 
     A prompt and a completion are joined by a line break where the rows have no white space between them. `packing`:
     the texts stand one behind the other, an end token after each, in blocks of max_length. A block begins with the last
-    token of the one before, so that each token is learnt once.
+    token of the one before, so that each token is learnt once. Where the base can do that, no text sees the others: their
+    positions begin again, from which Transformers makes the mask.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_new_tokens", "packing", "separator")
+
+    _parts_texts = False  # whether the base keeps packed texts apart
+
+    def fit_model(self, model: Any, processor: Any) -> None:
+        super().fit_model(model, processor)
+        if self.options.get("packing"):
+            model.config.use_cache = False  # with a cache Transformers takes no packed texts; its Trainer sets it, too
+            self._parts_texts = parts_texts(model)
+            if not self._parts_texts:
+                logger.warning("This base cannot keep packed texts apart: in a block, each sees those before it.")
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
@@ -56,6 +70,19 @@ class CausalText(Generating):
         if not (self.options.get("packing") and labelled):
             return super().dataset(rows, processor, labelled)
         return rows.map(lambda batch: self._blocks(batch, processor), batched=True, remove_columns=rows.column_names)
+
+    def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        if not self._parts_texts:
+            return super().collator(processor, model)
+        import torch
+
+        def collated(features: list[dict[str, Any]]) -> dict[str, Any]:
+            """Pad what no token before it sees; an attention mask would take the place of the texts' own."""
+            fills = {"input_ids": processor.pad_token_id, "labels": IGNORED, "position_ids": 0}
+            rows = {name: [torch.tensor(feature[name]) for feature in features] for name in fills}
+            return {name: torch.nn.utils.rnn.pad_sequence(rows[name], True, fill) for name, fill in fills.items()}
+
+        return collated
 
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         prompts = [feature["input_ids"] for feature in self.features(rows, processor, labelled=False)]
@@ -94,11 +121,41 @@ class CausalText(Generating):
     def _blocks(self, batch: Mapping[str, list[Any]], processor: Any) -> dict[str, list[list[int]]]:
         """Return the tokens and labels of a batch of rows, a column each, in blocks."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        columns = zip(*self._whole(rows, processor), strict=True)
-        ids, labels = ([token for row in column for token in row] for column in columns)
+        whole = self._whole(rows, processor)
+        if self._parts_texts:  # a text's first token has nothing before it that tells it
+            whole = [(ids, [IGNORED, *labels[1:]]) for ids, labels in whole]
+        ids, labels = ([token for row in column for token in row] for column in zip(*whole, strict=True))
+        places = [place for row, _ in whole for place in range(len(row))]
         most = self.options["max_length"]
         starts = range(0, max(len(ids) - 1, 1), most - 1)
-        return {
+        found = {
             name: [tokens[start : start + most] for start in starts]
             for name, tokens in (("input_ids", ids), ("labels", labels))
         }
+        if self._parts_texts:
+            blocks = [places[start : start + most] for start in starts]
+            found["position_ids"] = [[min(at, place) for at, place in enumerate(block)] for block in blocks]
+        return found
+
+
+def parts_texts(model: Any) -> bool:
+    """Return whether a model keeps texts apart that stand in one row, each with positions from 0.
+
+    Tried on the model: its logits of two texts in a row, without a mask, are those of each alone.
+    """
+    import torch
+
+    ids = torch.arange(12, device=model.device)[None] % model.config.get_text_config().vocab_size
+    places = torch.cat([torch.arange(7), torch.arange(5)])[None].to(model.device)
+    trains = model.training
+    model.eval()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=part).logits for part in (ids[:, :7], ids[:, 7:])], dim=1).float()
+        try:
+            both = model(input_ids=ids.expand(2, -1), position_ids=places.expand(2, -1)).logits.float()
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        finally:
+            model.train(trains)
+        seen = model(input_ids=ids).logits.float()
+    return bool((both - alone).abs().mean() < 0.05 * (seen - alone).abs().mean())  # bfloat16 rounds
