@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,7 @@ def test_packed_texts_are_learnt_as_each_alone(tmp_path: Path, max_length: int) 
     model, count, total = plan.model.eval().requires_grad_(False), 0, 0.0
     for ids, labels, places in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
         starts = [at for at, place in enumerate(places.tolist()) if place == 0] + [len(places)]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             if trained := int((labels[start + 1 : end] != -100).sum()):
                 total += trained * float(model(input_ids=ids[None, start:end], labels=labels[None, start:end]).loss)
                 count += trained

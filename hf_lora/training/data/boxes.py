@@ -58,6 +58,11 @@ def objects_of(value: Any) -> list[tuple[Sequence[float], str]]:
     return [(box, str(label).strip()) for box, label in zip(boxes, labels, strict=True)]
 
 
+def places_of(value: Any) -> Sequence[str]:
+    """Return where each box of a cell stands, if the file that it was read from is not the row's; else nothing."""
+    return value.get("places") or () if isinstance(value, Mapping) else ()
+
+
 def _of(held: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((held[name] for name in names if held.get(name) is not None), None)
 

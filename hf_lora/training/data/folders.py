@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+_SPLITS = {
+    "train": ("train", "training"), "eval": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}  # fmt: skip
+
 
 def media_below(path: Path) -> list[Path]:
     """Return the pictures and sounds in a folder and in those below it, in the order of their names."""
@@ -42,7 +47,7 @@ def read_media(path: Path, table: Path, wanted: Wanted) -> Found:
         logger.warning("%s: left out, as they are no pictures or sounds: %s.", path, some(other))
     columns = ("file", "label", PLACE) if any(each.parent != path for each in media) else ("file", PLACE)
     rows = ({"file": str(each.absolute()), "label": _class_of(each, path), PLACE: str(each)} for each in media)
-    return Found(_written(rows, table, columns, wanted), {"format": "folder of pictures or sounds"})
+    return Found(write_media(rows, table, columns, wanted), {"format": "folder of pictures or sounds"})
 
 
 def _below(path: Path) -> list[Path]:
@@ -95,7 +100,7 @@ def read_coco(path: Path, table: Path, wanted: Wanted) -> Found:
             }
             for each in found["images"]
         )
-        return Found(_written(rows, table, ("file", "objects", PLACE), wanted), {"format": "COCO JSON"})
+        return Found(write_media(rows, table, ("file", "objects", PLACE), wanted), {"format": "COCO JSON"})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -132,12 +137,20 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _written(rows: Iterable[dict[str, Any]], table: Path, columns: Iterable[str], wanted: Wanted) -> Dataset:
+def write_media(rows: Iterable[dict[str, Any]], table: Path, columns: Iterable[str], wanted: Wanted) -> Dataset:
+    """Write rows of pictures or sounds, of "objects" their boxes, and return them."""
     import pyarrow as pa
 
-    boxes = [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string())), ("format", pa.string())]
+    boxes = [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))]
+    boxes += [("format", pa.string()), ("places", pa.list_(pa.string()))]
     kinds = {"objects": pa.struct(boxes)}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     waiting = iter(rows)
     parts = iter(lambda: list(islice(waiting, BATCH)), [])
     return write_batches((pa.RecordBatch.from_pylist(part, schema) for part in parts), schema, table, wanted.limit)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name tells: of train-00000-of-00002.parquet, "train"."""
+    words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
+    return next((split for word in words for split, names in _SPLITS.items() if word in names), None)

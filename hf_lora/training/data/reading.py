@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, some
-from . import columnar, folders, lines, objects, tables
+from . import annotated, columnar, folders, lines, objects, tables
+from .folders import split_of
 from .written import Found, Wanted
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ _ELSEWHERE = {
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "unpack it and name a file in it"),
     **dict.fromkeys((".pdf", ".docx", ".doc"), "save its text as .txt, or its rows as CSV"),
 }
-_SPLITS = {
-    "train": ("train", "training"), "eval": ("validation", "valid", "val", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}  # fmt: skip
 
 
 def read_rows(source: str, scratch: Path, limit: int | None = None, split: str = "train", **how: object) -> Dataset:
@@ -66,6 +63,8 @@ def read_splits(sources: Mapping[str, str | None], scratch: Path, wanted: Wanted
 def _read(source: str, scratch: Path, wanted: Wanted) -> dict[str, Found]:
     """Return the rows of a source by split; all of them as "train" where there are none."""
     path = Path(source)
+    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+        path = path.parent  # YOLO's
     if path.is_dir():
         return _folder(path, scratch, wanted)
     if path.is_file():
@@ -106,7 +105,7 @@ def _file(path: Path, scratch: Path, wanted: Wanted) -> Found:
     if not path.stat().st_size:
         raise DataError(f"{path}: it is empty. Was it saved, or is it still being written? Name a file with rows.")
     reader = folders.read_coco if ending == ".json" and folders.is_coco(path) else READERS[ending]
-    found = reader(path, _table(scratch), wanted)
+    found = annotated.gather_boxes(reader(path, _table(scratch), wanted), _table(scratch), wanted)
     if not len(found.rows):
         bad = f" Left out: {some(found.left_out, between='; ')}." if found.left_out else ""
         raise DataError(f"{path}: it has no rows; give it at least one to learn from.{bad}")
@@ -143,8 +142,10 @@ def _folder(path: Path, scratch: Path, wanted: Wanted) -> dict[str, Found]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         found = columnar.read_saved(path, wanted)
         return _by_split(found, str(path)) if len(found) > 1 else found
+    if (boxes := annotated.read_annotated(path, scratch, wanted)) is not None:
+        return boxes
     there = [each for each in sorted(path.iterdir()) if not each.name.startswith(".")]
-    splits = {_split_of(each.name): each for each in there if each.is_dir()}
+    splits = {split_of(each.name): each for each in there if each.is_dir()}
     files = [each for each in there if each.is_file() and _reader_of(each)]
     files = [each for each in files if not each.stem.lower().startswith("readme")]
     if "train" in splits and None not in splits and not files:
@@ -157,7 +158,7 @@ def _folder(path: Path, scratch: Path, wanted: Wanted) -> dict[str, Found]:
         )
     names: dict[str, list[Path]] = {}
     for each in files:
-        names.setdefault(_split_of(each.name) or "", []).append(each)
+        names.setdefault(split_of(each.name) or "", []).append(each)
     if len(names) == 1:
         return {"train": _joined(files, scratch, wanted)}
     if "" in names or "train" not in names:
@@ -172,14 +173,8 @@ def _by_split(found: dict[str, Found], source: str) -> dict[str, Found]:
     """Return the first split of each kind, as "train", "eval" and "test"."""
     named: dict[str, Found] = {}
     for name, each in found.items():
-        if (split := _split_of(name)) is not None:
+        if (split := split_of(name)) is not None:
             named.setdefault(split, each)
     if "train" not in named:
         raise DataError(f"{source}: it has the splits {', '.join(found)}; say which to train on, as {source}::split.")
     return named
-
-
-def _split_of(name: str) -> str | None:
-    """Return the split that a name tells: of train-00000-of-00002.parquet, "train"."""
-    words = "".join(letter if letter.isalpha() else " " for letter in name.lower()).split()
-    return next((split for word in words for split, names in _SPLITS.items() if word in names), None)

@@ -32,8 +32,8 @@ class CausalText(Generating):
 
     A prompt and a completion are joined by a line break where the rows have no white space between them. `packing`:
     the texts stand one behind the other, an end token after each, in blocks of max_length. A block begins with the last
-    token of the one before, so that each token is learnt once. Where the base can do that, no text sees the others: their
-    positions begin again, from which Transformers makes the mask.
+    token of the one before, so that each token is learnt once. Where the base can do that, no text sees the others:
+    their positions begin again, from which Transformers makes the mask.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_new_tokens", "packing", "separator")

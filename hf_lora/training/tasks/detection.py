@@ -82,7 +82,9 @@ class Detection(Preparation):
         if other := [label for _, label in objects if label not in self.options["labels"]]:
             return f"its label {other[0]!r} is none of those in training, {some(self.options['labels'])}"
         problems = (boxes.problem_of(box, self.options["box_format"], size) for box, _ in objects)
-        return next(filter(None, problems), None)
+        wrong = next(((at, problem) for at, problem in enumerate(problems) if problem), None)
+        places = boxes.places_of(self.value(row, "objects")) if wrong else ()
+        return wrong and (f"{wrong[1]} ({places[wrong[0]]})" if places else wrong[1])
 
     def features(
         self, rows: Sequence[Mapping[str, Any]], processor: Any, labelled: bool = True
