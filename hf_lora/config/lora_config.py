@@ -183,7 +183,11 @@ class LoRAConfig(Fields):
         elif not self.target_modules and not self.target_parameters:
             mine["target_modules"] = NO_TARGETS
         result, row = {"peft_type": self.peft_type, **self.other, **mine}, formula_of(self)
-        result = {key: value for key, value in result.items() if key in ALWAYS or not _is_default(key, value)}
+        result = {
+            key: value
+            for key, value in result.items()
+            if key in ALWAYS or key not in _DEFAULTS or value != _DEFAULTS[key]
+        }
         if row.peft_type != "LORA":
             gone = {row.switch, *row.lacks}
             result = {**row.settings, **{row.renamed.get(k, k): v for k, v in result.items() if k not in gone}}
@@ -270,10 +274,6 @@ _DEFAULTS = {
     "rank_pattern": {},
     "alpha_pattern": {},
 }
-
-
-def _is_default(key: str, value: Any) -> bool:
-    return key in _DEFAULTS and value == _DEFAULTS[key]
 
 
 def _formula_words() -> set[str]:

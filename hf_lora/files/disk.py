@@ -106,9 +106,4 @@ def locked(directory: Path) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text in UTF-8 so that a file of this name has all of it, or what it had before."""
-    beside = temporary(path)
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomically(path, text.encode())

@@ -7,18 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..errors import HubAccessError, HubError, HubNotFoundError
@@ -32,24 +22,24 @@ _LOGIN = "log in with `hf auth login`, or pass token=."
 _OFFLINE = "cannot {doing} {repo}: that takes the Hub, and {offline}; only what is in the cache can be read."
 # What huggingface_hub raises, what we raise instead, and what is told: what happened and what to do.
 _ERRORS: dict[type[Exception], tuple[type[HubError], str]] = {
-    GatedRepoError: (
+    errors.GatedRepoError: (
         HubAccessError,
         "{repo} is gated: accept its terms at https://huggingface.co/{repo}, wait where its owner approves of each "
         f"reader, then {_LOGIN}",
     ),
-    DisabledRepoError: (HubAccessError, "the Hub has disabled access to {repo}."),
-    RevisionNotFoundError: (
+    errors.DisabledRepoError: (HubAccessError, "the Hub has disabled access to {repo}."),
+    errors.RevisionNotFoundError: (
         HubNotFoundError,
         "{repo} has no revision {revision!r}; see https://huggingface.co/{repo} under 'Files' for its branches and "
         "commits, and pass revision=.",
     ),
-    RepositoryNotFoundError: (
+    errors.RepositoryNotFoundError: (
         HubNotFoundError,
         "{repo} does not exist on the Hub, or it is private and the token in use, if there is one, may not see it: "
         f"check the name, or {_LOGIN}",
     ),
-    LocalTokenNotFoundError: (HubAccessError, f"a token is needed to {{doing}} {{repo}}: {_LOGIN}"),
-    HFValidationError: (HubError, "{repo!r} is not the id of a Hub repo, which is 'name' or 'owner/name'."),
+    errors.LocalTokenNotFoundError: (HubAccessError, f"a token is needed to {{doing}} {{repo}}: {_LOGIN}"),
+    errors.HFValidationError: (HubError, "{repo!r} is not the id of a Hub repo, which is 'name' or 'owner/name'."),
     OfflineModeIsEnabled: (HubError, _OFFLINE),
     LocalEntryNotFoundError: (HubError, _OFFLINE),
 }
@@ -96,7 +86,9 @@ def call(action: Callable[[], T], subject: Request, again: bool = True) -> T:
     except HubError:
         raise
     except FAILURES as error:
-        cause = _root(error)
+        cause: Exception = error  # below the general errors that huggingface_hub raises from it
+        while isinstance(cause.__cause__, FAILURES) and not isinstance(cause, HfHubHTTPError):
+            cause = cause.__cause__
         given_up = isinstance(error, LocalEntryNotFoundError)  # by upstream, after several tries
         if given_up or not again or not _may_pass(cause):
             raise _as_hub_error(cause, subject) from None
@@ -115,13 +107,6 @@ def _refuse_to_wait(response: Any) -> None:
         if max(int(found[1]) if found else 0 for found in (asked, limit)) > _LONGEST:
             response.read()
             hf_raise_for_status(response)
-
-
-def _root(error: Exception) -> Exception:
-    """Return what really happened, below the general errors that huggingface_hub raises from it."""
-    while isinstance(error.__cause__, FAILURES) and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    return error
 
 
 def _may_pass(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""Which files of a training run go to the Hub, by name only and free of what names this machine; and the commit of them.
+"""Which files of a training run go to the Hub, by name only and free of what names this machine; and their commit.
 
 Everything is copied into a folder of its own first, because the training goes on, writes its logs, and deletes old
 checkpoints while that folder is uploaded.

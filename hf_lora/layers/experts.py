@@ -92,11 +92,11 @@ def by_row(layer: Any, again: Callable[..., Any], base: type[nn.Module], args: A
     parts = rows.times_in(layer, layer._lora, len(route.of_row), given[0])
     many = index * len(route.groups) + route.place_of_parts(parts, index.device)[:, None]
     forward: Callable[..., Any] = base.forward
-    return forward(seen, *(many if x is index else x for x in args), **{**kwargs, **_put(kwargs, index, many)})
-
-
-def _put(kwargs: Mapping[str, Any], old: Tensor, new: Tensor) -> dict[str, Tensor]:
-    return {key: new for key, each in kwargs.items() if each is old}
+    return forward(
+        seen,
+        *(many if x is index else x for x in args),
+        **{key: many if x is index else x for key, x in kwargs.items()},
+    )
 
 
 def experts_of(layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor:

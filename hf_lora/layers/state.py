@@ -124,6 +124,10 @@ class AdapterState:
                 for key, adapter in layer.carried(name).items():
                     yield Carried(module, layer, key, adapter)
 
+    def requires_gradients(self, name: str) -> bool:
+        """Return whether anything of an adapter is trained now."""
+        return any(p.requires_grad for each in self.carried(name) for p in each.adapter.parameters())
+
     @property
     def trainable(self) -> set[str]:
         """The names of the adapters that train when they are selected."""

@@ -62,14 +62,12 @@ def untie(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
 def _tie_equal(model: nn.Module, tied: list[tuple[str, ...]]) -> None:
     now = dict(model.named_parameters(remove_duplicate=False))
     for first, *others in filter(None, ([n for n in group if n in now] for group in tied)):
-        if any(now[n] is not now[first] for n in others) and all(_equal(now[n], now[first]) for n in others):
+        own = now[first]
+        apart = [now[n] for n in others if now[n] is not own]
+        if apart and all(not p.is_meta and p.dtype == own.dtype and torch.equal(p, own) for p in apart):
             for name in others:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._parameters[leaf] = now[first]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one is other or (not one.is_meta and one.dtype == other.dtype and torch.equal(one, other))
 
 
 def _parted(model: nn.Module, name: str, module: nn.Module) -> nn.Module:

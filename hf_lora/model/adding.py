@@ -49,7 +49,8 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
     """
     config.check_readable()
     with CHANGES:
-        modules = _checked(model, state, name)
+        check_name(name, state.records)
+        modules = own_modules(model, state)
         config = settle_saved(modules, settle_layers(model, config, modules))
         sites, targets, parameters = plan(model, config)
         sites = tied_copies(modules, config, sites)
@@ -254,12 +255,6 @@ def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Group
     state.records = {**state.records, name: record}
 
 
-def _checked(model: nn.Module, state: AdapterState, name: str) -> dict[str, nn.Module]:
-    """Return a model's own modules by name. Raises an error where it can take no adapter of that name now."""
-    check_name(name, state.records)
-    return own_modules(model, state)
-
-
 def own_modules(model: nn.Module, state: AdapterState) -> dict[str, nn.Module]:
     """Return a model's own modules by name. Raises an error where it can take no adapter now."""
     state.refuse_while_merged("adding an adapter")
@@ -301,10 +296,7 @@ def _resolved(
 def _rows_by_table(
     rows: Mapping[str, Sequence[int]], modules: Mapping[str, nn.Module], sites: Iterable[Site]
 ) -> dict[str, list[int]] | None:
-    """Return trainable_token_indices by names that PEFT takes, any ending of a name, for the tables and nothing else.
-
-    A row that is named twice has one place, in the file as well, and so has a table of two names.
-    """
+    """Return trainable_token_indices by names that PEFT takes, for the tables alone, each row and table once."""
     tables = {s.module: list(s.rows) for s in sites if s.row.of_rows and not s.shares}
     kept = {name: list(dict.fromkeys(each)) for name, each in rows.items() if each}
     plain = all({*saved_modules([name], modules)} == {*match_names([name], tables)} for name in kept)

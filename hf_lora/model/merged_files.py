@@ -8,6 +8,7 @@ well.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def save_merged(
             layer, adapters, parameter = parts[id(own)]
             values[name] = _Pending.of(own, chosen, _merging(layer, adapters, parameter, chosen))
         else:
-            values[name] = own.detach() if chosen is None else _Pending.of(own, chosen, _widening(own, chosen))
+            widens = chosen is not None and own.is_floating_point()
+            values[name] = _Pending.of(own, chosen, partial(own.detach().to, chosen)) if widens else own.detach()
     plain.save_pretrained(folder, state_dict=values, max_shard_size=max_shard_size)
     if chosen is not None:
         plain.config.dtype = chosen
@@ -114,10 +116,6 @@ def _merging(
     layer: nn.Module, adapters: Sequence[Adapter], parameter: str, dtype: torch.dtype | None
 ) -> Callable[[], Tensor]:
     return lambda: layers.merged_by(layer, adapters, dtype)[parameter]
-
-
-def _widening(own: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: own.detach().to(dtype) if own.is_floating_point() else own.detach()
 
 
 class _Pending(Tensor):

@@ -95,19 +95,13 @@ def merge_and_unload(
     dtype, verify = as_dtype(dtype), as_share(verify)
     if state.merged and given is not None and set(names_of(state, given)) - set(state.merged):
         merge(model, given, verify)
-    names = state.merged or _chosen(state, given)
     state.refuse_inside("merge_and_unload")
     check_in_place(model, model._lora)
-    _refuse_shards(model)
     if state.merged and (verify is not None or dtype is not None):
         late = "dtype" if verify is None else "verify"
         raise AdapterStateError(f"{late}= comes too late once adapters are merged; call unmerge_adapter() first.")
-    if dtype is not None:
-        _check_widening(model, dtype)
     with CHANGES:
-        if not state.merged:
-            _check(state, names, dtype)
-            _tell_loss(state, names, verify, dtype)
+        names = state.merged or check_mergeable(model, dtype, given, verify)
         if dtype is not None:
             model.to(dtype)
             if getattr(model, "config", None) is not None:
@@ -124,15 +118,17 @@ def merge_and_unload(
     return plain
 
 
-def check_mergeable(model: Any, dtype: torch.dtype | None) -> Route:
-    """Return the selected adapters, which can be merged; what rounding takes is told. Raises MergeError."""
+def check_mergeable(
+    model: Any, dtype: torch.dtype | None, given: str | Sequence[str] | None = None, verify: float | None = None
+) -> Route:
+    """Return the adapters that can be merged, the selected ones unless named; what rounding takes is told."""
     state: AdapterState = model._lora
-    names = _chosen(state, None)
+    names = _chosen(state, given)
     _refuse_shards(model)
     if dtype is not None:
         _check_widening(model, dtype)
     _check(state, names, dtype)
-    _tell_loss(state, names, None, dtype)
+    _tell_loss(state, names, verify, dtype)
     return names
 
 

@@ -112,7 +112,11 @@ def _save_one(
     card_data: ModelCardData | None,
     repo_id: str | None,
 ) -> None:
-    task = config.task_type if _has_task(model, config) else None
+    task = (
+        config.task_type if hasattr(model, "config") else None
+    )  # PEFT's class asks for a config, and for what generates
+    if task and TASK_TYPES[task].tag == "text-generation" and not hasattr(model, "prepare_inputs_for_generation"):
+        task = None
     published = config.copy(inference_mode=True, task_type=task)
     published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
@@ -164,12 +168,6 @@ def _name(model: Any, adapter_name: str | None) -> str:
         return chosen[0]
     check_known(state, [adapter_name])
     return adapter_name
-
-
-def _has_task(model: Any, config: LoRAConfig) -> bool:
-    """Return whether PEFT's class for the task can take the model: it asks for a config, and for what generates."""
-    generates = config.task_type is not None and TASK_TYPES[config.task_type].tag == "text-generation"
-    return hasattr(model, "config") and (not generates or hasattr(model, "prepare_inputs_for_generation"))
 
 
 def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:

@@ -38,7 +38,9 @@ def unreached(tree: Tree) -> Iterator[nn.Module]:
     """Yield the modules of a model that compute what nothing takes; what is below them is not yielded again."""
     for holder in tree.modules.values():
         towers = {label: child for label, child in tree.children(holder) if hasattr(child, "base_model_prefix")}
-        yield from (tower for tower in towers.values() if _quantises(tree, tower))
+        for tower in towers.values():  # one that hands over codes gives no gradient: a tokenizer of images
+            if any(says(type(m).__name__, QUANTIZER) for _, m in tree.children(tower)):
+                yield tower
         takes = _taken(_class(holder)) if towers else {}
         for label, tower in towers.items():
             if (taken := takes.get(label)) is None:
@@ -50,11 +52,6 @@ def unreached(tree: Tree) -> Iterator[nn.Module]:
                 yield from (child for name, child in tree.children(tower) if name in _pooling(_class(tower)))
             if taken.fields.isdisjoint({_LAST, _POOLED}):
                 yield from _later_layers(tree, holder, tower, taken)
-
-
-def _quantises(tree: Tree, tower: nn.Module) -> bool:
-    """Tell whether a model inside another hands over codes, through which no gradient comes: a tokenizer of images."""
-    return any(says(type(m).__name__, QUANTIZER) for _, m in tree.children(tower))
 
 
 def _class(module: nn.Module) -> type:

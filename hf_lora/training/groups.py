@@ -159,7 +159,8 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if role := roles.get(id(p)):
-                found.setdefault(role.part, set()).add(_start_of(group))
+                start = group.get("max_lr", group.get("initial_lr", group.get("lr")))  # OneCycleLR's is a part of it
+                found.setdefault(role.part, set()).add(float(start or 0.0))
     _check_taken(rates, found)
     wanted = {part: {getattr(rates, name)} for part, name in _SETTINGS.items() if getattr(rates, name) is not None}
     if "B" in wanted:
@@ -177,11 +178,6 @@ def check_rates(model: nn.Module, optimizer: Optimizer) -> None:
 def held_by(optimizer: Optimizer) -> set[int]:
     """Return the ids (Python's) of the parameters that an optimizer holds."""
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _start_of(group: dict[str, Any]) -> float:
-    """Return the rate that a group was given, whatever a schedule did since; OneCycleLR starts at a part of it."""
-    return float(group.get("max_lr", group.get("initial_lr", group.get("lr"))) or 0.0)
 
 
 def roles_of(model: nn.Module) -> dict[int, Role]:

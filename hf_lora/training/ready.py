@@ -92,7 +92,7 @@ def _problems(model: nn.Module, states: list[AdapterState]) -> list[str]:
 
 def _idle(state: AdapterState) -> Iterator[str]:
     """Yield why adapters that could train would get no gradient; those frozen by hand (a teacher's) are to get none."""
-    wanted = sorted(name for name in state.trainable & {*state.selected} if _requires_gradients(state, name))
+    wanted = sorted(name for name in state.trainable & {*state.selected} if state.requires_gradients(name))
     if wanted and state.merged:
         yield (
             f"{wanted} would not train: {list(state.merged)} are merged into the weights; call unmerge_adapter(), or "
@@ -100,10 +100,6 @@ def _idle(state: AdapterState) -> Iterator[str]:
         )
     elif wanted and state.is_off:
         yield f"{wanted} would not train: adapters are disabled; call enable_adapters() first."
-
-
-def _requires_gradients(state: AdapterState, name: str) -> bool:
-    return any(p.requires_grad for each in state.carried(name) for p in each.adapter.parameters())
 
 
 def _offloaded(model: nn.Module) -> Iterator[str]:

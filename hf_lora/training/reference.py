@@ -72,17 +72,12 @@ def _route(model: Any) -> Route:
     if REFERENCE in state.records:
         return (REFERENCE,)
     active = OFF if state.is_off else state.selected
-    trained = [name for name in active if _trains(model, name) and _changes(model, name)]
+    trained = [name for name in active if state.requires_gradients(name) and _changes(model, name)]
     copies = {name: REFERENCE if len(trained) == 1 else f"{REFERENCE}_{name}" for name in trained}
     for name, copy in copies.items():
         if copy not in state.records:
             copy_frozen(model, state, name, copy)
-    return tuple(copies.get(name, name) for name in active if name in copies or not _trains(model, name))
-
-
-def _trains(model: Any, name: str) -> bool:
-    """Return whether anything of an adapter is trained."""
-    return any(p.requires_grad for each in model._lora.carried(name) for p in each.adapter.parameters())
+    return tuple(copies.get(name, name) for name in active if name in copies or not state.requires_gradients(name))
 
 
 def _changes(model: Any, name: str) -> bool:

@@ -103,12 +103,6 @@ def check_settings(what: str, given: Collection[str], known: Collection[str] = _
         )
 
 
-def _refuse(name: str, args: TrainingArguments) -> None:
-    """Raise ConfigError where a run's arguments ask for what runs cannot have together."""
-    if why := [f"{setting}: {reason}" for setting, (is_so, reason) in _REFUSED.items() if is_so(args)]:
-        raise ConfigError(f"the run {name!r} cannot train together with others: {'; '.join(why)}.")
-
-
 class _Joined:
     """Above a Trainer: it waits after each step's backward for the gradients that all runs' batch brings."""
 
@@ -163,7 +157,8 @@ def prepared(
             given[key] = copy.deepcopy(given[key], memo)
     if given.get("train_dataset") is None:
         raise ConfigError(f"the run {name!r} has no train_dataset: give it to the run, or to all of them.")
-    _refuse(name, own)
+    if why := [f"{setting}: {reason}" for setting, (is_so, reason) in _REFUSED.items() if is_so(own)]:
+        raise ConfigError(f"the run {name!r} cannot train together with others: {'; '.join(why)}.")
     result: Trainer = _joined(cls)(  # type: ignore[arg-type]
         model=twin, args=own, **given
     )

@@ -74,7 +74,12 @@ def merged(there: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str,
     if task is None or f"` ({task})" in text:
         task = own.get("pipeline_tag")
     wanted = [*(f"{_OF_BASE}{base}" for base in bases), *own.get("tags", ())]
-    tags = [t for t in listed(there.get("tags")) if t in wanted or not (_is_of_an_adapter(t, text) or is_private(t))]
+    ours_before = PAPERS if text else ()  # an adapter's variant on a card of ours
+    tags = [
+        t
+        for t in listed(there.get("tags"))
+        if t in wanted or not (t.startswith(_OF_BASE) or t in ours_before or is_private(t))
+    ]
     ours = {
         "base_model": bases if len(bases) > 1 else "".join(bases),
         "base_model_relation": "adapter" if bases else "",
@@ -87,11 +92,6 @@ def merged(there: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str,
         if key != "base_model":
             result[key] = joined(result.get(key), value) if key in _LISTS else value
     return {key: value for key, value in result.items() if value != "" or key not in ours}
-
-
-def _is_of_an_adapter(tag: str, text: str) -> bool:
-    """Return whether a tag tells an adapter's base, or its variant on a card of ours."""
-    return tag.startswith(_OF_BASE) or (bool(text) and tag in PAPERS)
 
 
 def joined(there: Any, new: Any) -> list[str]:

@@ -98,13 +98,13 @@ def _training(hyperparameters: Mapping[str, Any]) -> str | None:
 
 
 def _adapter(weights: Path, subject: CardSubject, tensors: Mapping[str, Tensor]) -> str:
-    c = subject.config
+    c, record = subject.config, subject.model._lora.records.get(subject.name)
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     on_disk = f" ({weights.stat().st_size:,d} bytes on disk)" if weights.is_file() else ""
     rows = [
         ("variant", ", ".join(paper.short for paper in papers_of(c).values())),
-        ("combined of", _recipe(subject)),
+        ("combined of", described_recipe(None if record is None else record.origin.recipe)),
         ("rank `r`", str(c.r)),
         ("`lora_alpha`", f"{c.lora_alpha:g}"),
         ("scaling", f"{c.scaling_of(''):.4g} ({scaling_of(c).said})"),
@@ -122,12 +122,6 @@ def _adapter(weights: Path, subject: CardSubject, tensors: Mapping[str, Tensor])
         ("size", f"{size:,d} bytes of tensors{on_disk}"),
     ]
     return _table(("", ""), [row for row in rows if row[1]])
-
-
-def _recipe(subject: CardSubject) -> str:
-    """Return of which adapters it was made and how, "" for one that began by itself."""
-    record = subject.model._lora.records.get(subject.name)
-    return described_recipe(None if record is None else record.origin.recipe)
 
 
 def _names(spec: str | Sequence[str] | None) -> str:
