@@ -32,7 +32,7 @@ def fetch(repo_id: str, file: str, **kwargs: Any) -> Path | None:
     """
     if not is_repo_id(repo_id):
         return None
-    if _is_cached_base(repo_id, kwargs) and _lacks(repo_id, file, kwargs):
+    if _is_base_without(repo_id, file, kwargs):
         return None
     for again in (False, True):
         path = _download(repo_id, file, {**kwargs, "force_download": True} if again else kwargs)
@@ -135,21 +135,18 @@ def _is_whole(path: Path, repo_id: str, file: str, kwargs: Mapping[str, Any]) ->
     return hasher.hexdigest() == etag
 
 
-def _is_cached_base(repo_id: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the cache holds a repo's config.json and no adapter_config.json."""
-    is_cached = {file: isinstance(_cached(repo_id, file, kwargs), str) for file in ("config.json", CONFIG_NAME)}
-    return is_cached["config.json"] and not is_cached[CONFIG_NAME] and not kwargs.get("force_download")
-
-
-def _lacks(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a base has no such file, as far as can be found out at once."""
+def _is_base_without(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the cache holds a base that has no such file, as far as can be found out at once."""
     # hf_hub_download would ask for half a minute whether the network has come back; a base that loads without the
     # network goes on doing so.
+    is_cached = {name: isinstance(_cached(repo_id, name, kwargs), str) for name in ("config.json", CONFIG_NAME, file)}
+    if not is_cached["config.json"] or is_cached[CONFIG_NAME] or kwargs.get("force_download"):
+        return False
     if not _offline(kwargs):
         api = huggingface_hub.HfApi(token=kwargs.get("token"))
         with suppress(*FAILURES):
             return not api.file_exists(repo_id, _inside(file, kwargs), revision=kwargs.get("revision"))
-    return not isinstance(_cached(repo_id, file, kwargs), str)
+    return not is_cached[file]
 
 
 def _cached(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> Any:

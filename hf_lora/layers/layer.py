@@ -1,10 +1,7 @@
 """LoRALayer: a base layer whose class is specialised, so that it carries named adapters and stays what it was.
 
-A layer keeps its place, name, parameters and hooks; only its class becomes `LoRA<Base>(LoRALayer, <Base>)`. There
-are two ways in for an adapter. Behind the forward: y' = y + update(x, y), nothing of the weight's size is made.
-In the read: the class gets a property for the parameter, so that whoever reads `layer.weight` (the layer's own
-forward, or other code that never calls it, such as `nn.MultiheadAttention`) gets the adapted one. A layer that is
-called here and read there has both: its own forward reads what is its own.
+An adapter sits behind the forward, y' = y + update(x, y), or in the read of a parameter, for which the class then has a
+property. A layer that is called here and read there has both: its own forward reads what is its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -40,10 +40,7 @@ def from_pretrained(
     ignore_unknown: bool,
     kwargs: dict[str, Any],
 ) -> Any:
-    """Load a base with a fresh adapter, or an adapter with the base it names (`LoRAModel.from_pretrained`).
-
-    mixin: LoRAModel.
-    """
+    """Load a base with a fresh adapter, or an adapter with the base it names (`LoRAModel.from_pretrained`)."""
     if kwargs.pop("output_loading_info", False):
         raise ArgumentError(
             "output_loading_info: new parts of a base train and are saved; an adapter's all find a place."

@@ -1,8 +1,6 @@
 """A merged model as files: each weight is merged when its shard is written, so that no second copy of them is made.
 
-Transformers maps a base's safetensors files into memory, and reads a weight when it is looked at. So what is held are
-the adapter and one shard; of a base that is read in another way (a pickle, experts that loading stacks), the base as
-well.
+Transformers maps a base's safetensors files into memory, so what is held are the adapter and one shard.
 """
 
 from __future__ import annotations

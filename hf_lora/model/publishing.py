@@ -125,14 +125,7 @@ def push_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     card_data: ModelCardData | Mapping[str, Any] | None = None,
 ) -> str:
-    """Upload a model's adapters in one commit and return its URL (the pull request's with create_pr).
-
-    adapter_name: only this one. state_dict, card_data: as save_pretrained takes them. tokenizer, processing_class: two
-    names for what is uploaded along; anything with save_pretrained. tags: added to the card's. base_model: the base's
-    Hub id, needed where it was loaded from a local path: nobody else could load the adapter, and the path is nobody's
-    business. The card that the repo has is updated, not replaced.
-    Raises ModelError, AdapterStateError and HubError; the model and every file here stay as they are.
-    """
+    """Upload a model's adapters in one commit and return its URL (`LoRAModel.push_to_hub`)."""
     configs = {n: c for n, c in model._lora.configs.items() if adapter_name in (None, n)}
     bases = {n: public_base(c.base_model_name_or_path, base_model, f"the adapter {n!r}") for n, c in configs.items()}
     places = list(places_of(list(configs)).values())

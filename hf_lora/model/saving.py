@@ -55,10 +55,8 @@ def save_adapters(
     repo_id: str | None = None,
     bases: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model's adapters into a directory: one at its top, several into folders of their names.
+    """Write a model's adapters into a directory (`LoRAModel.save_pretrained`), or nothing where one is not fit for it.
 
-    Each folder holds the old adapter or the new one, whenever the process dies. Nothing is written where one of them
-    is not fit to be saved.
     write: False takes part in gathering tensors that are spread over processes, checks them, and writes nothing.
     card_data, repo_id: for the model cards (`card.write_card`). bases: the name of each adapter's base as it is
     written, where it is not the config's own.

@@ -35,7 +35,9 @@ def preset_targets(model: nn.Module, preset: Preset) -> tuple[str, ...]:
     ('layers.0.self_attn', 'layers.0.linear1', 'layers.0.linear2')
     """
     tree = Tree(model)
-    root = _backbone(tree)
+    prefix = getattr(model, "base_model_prefix", "")
+    base = model._modules.get(prefix) if isinstance(prefix, str) and prefix else None
+    root = model if base is None else base
     blocks = find_blocks(tree, root)
     if not blocks and root is not model:  # attention outside the base model alone: a text recogniser's
         blocks = find_blocks(tree, model)
@@ -67,13 +69,6 @@ def _nothing(tree: Tree, preset: str) -> TargetError:
     names = f"Its layers end in {some(sorted(layers), 20)}; name some of them" if layers else "It has no linear layer"
     instead = ", or use 'auto' or 'all-linear'" if layers and preset == "attention" else ""
     return TargetError(f"{preset!r} matches no layer of {type(tree.root).__name__}. {names}{instead}.")
-
-
-def _backbone(tree: Tree) -> nn.Module:
-    """Return the base model inside a model with a head, by the name Transformers gives it; else the model itself."""
-    prefix = getattr(tree.root, "base_model_prefix", "")
-    base = tree.root._modules.get(prefix) if isinstance(prefix, str) and prefix else None
-    return tree.root if base is None else base
 
 
 def _block_linears(tree: Tree, root: nn.Module, blocks: list[Block], only_called: bool = False) -> set[str]:

@@ -1,8 +1,7 @@
 """Many adapters trained in one pass over their base, each as the stock Trainer would train it alone.
 
 Every run has a Trainer, a twin of the model (`model/twins.py`) and a thread of its own; only the forward and backward
-of what lies below the heads are computed for all of them at once (`joint.py`). So data, seed, optimizer, schedule,
-clipping, evaluation, callbacks and checkpoints are a Trainer's own, and a run that ends leaves the batch.
+of what lies below the heads are computed for all of them at once (`joint.py`).
 """
 
 from collections.abc import Iterator, Mapping

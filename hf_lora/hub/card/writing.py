@@ -41,11 +41,9 @@ def write_card(
 ) -> None:
     """Write or update the card of an adapter, atomically; the same bytes where nothing changed.
 
-    card_data: what a Trainer or a user adds to the metadata (license, language, datasets, eval_results ...): set fields
-    are written, lists joined with what is there. hyperparameters: the training's, by the names that Transformers' own
-    cards give them. adapter_name: the adapter's in the model. repo_id: its own, for the snippets. It is kept once it
-    was given, and so are results and training for the same weights. No path of this machine and no token is written,
-    whoever gives it.
+    card_data: what is added to the metadata: set fields are written, lists joined with what is there. hyperparameters:
+    by the names of Transformers' own cards. repo_id: the adapter's own, for the snippets. It is kept once it was given,
+    and so are results and training for the same weights. No path of this machine and no token is written.
     A text edited between hf_lora's markers is renewed, and the card as it was is kept beside it. One without markers is
     the owner's: its metadata alone is updated. A card that cannot be read (no UTF-8, metadata that is no YAML) is left
     as it is. Each comes with a warning.
