@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .model.comparing import compare
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
+    from .model.truncating import truncate
     from .targets.names import resolve_targets
     from .training.groups import check_optimizer, parameter_groups
     from .training.metrics import metrics
@@ -57,6 +58,7 @@ __all__ = [
     "resolve_targets",
     "suggested_learning_rate",
     "train_together",
+    "truncate",
 ]
 
 # Read on first use: they import torch, which `import transformers` leaves alone as well.
@@ -77,6 +79,7 @@ _LAZY = {
     "resolve_targets": "targets.names",
     "suggested_learning_rate": "training.suggesting",
     "train_together": "training.together",
+    "truncate": "model.truncating",
 }
 
 

@@ -70,7 +70,9 @@ class LoRAConfig(Fields):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         own = {name: kwargs.pop(name) for name in (settings().keys() & kwargs.keys()) - _NAMES}
         super().__init__(*args, **kwargs)
-        self.other = {**self.other, **{key: as_json(value) for key, value in own.items()}}
+        usual = settings()
+        other = {**self.other, **{key: as_json(value) for key, value in own.items()}}
+        self.other = {key: value for key, value in other.items() if key not in usual or value != usual[key]}
         self.__post_init__()
 
     def __getattr__(self, name: str) -> Any:

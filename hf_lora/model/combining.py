@@ -6,7 +6,7 @@ that are all it adds to a weight (`Adapter.pairs`), and `maths/combining.py` mak
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import AdapterStateError, ConfigError, full_name, some
+from ..formats.pairs import with_sizes
 from ..kinds.table import KINDS
 from ..layers.offload import brought_in
 from ..layers.state import CHANGES, AdapterState, Record
@@ -62,7 +63,8 @@ def _copies(state: AdapterState, name: str, low_rank: bool = True) -> Groups:
     groups: Groups = {}
     for module, layer, key, adapter in state.carried(name):
         if low_rank or not adapter.low_rank:
-            site = Site(adapter.parameter, adapter.role, module=module, behind=key in layer.behind(name))
+            behind, shown = key in layer.behind(name), layer._steps.shown
+            site = Site(adapter.parameter, adapter.role, module=module, behind=behind, shown=shown)
             groups.setdefault(module, {})[key] = (site, copy.deepcopy(adapter, memo))
     return groups
 
@@ -75,22 +77,53 @@ def combine(model: nn.Module, state: AdapterState, asked: Request, new: str) -> 
     """
     with CHANGES:
         check_name(new, state.records)
-        check_known(state, asked.adapters)
-        modules = own_modules(model, state)
-        keeper = _check(state, asked)
-        groups = {} if keeper is None else _copies(state, keeper, low_rank=False)
-        places = _places(state, asked)
+        groups, record = combined(model, state, asked)
+        put_on(model, state, new, groups, replace(record, origin=replace(record.origin, recipe=asked.recipe())))
+
+
+def combined(
+    model: nn.Module, state: AdapterState, asked: Request, chosen: Callable[[Place], int] | None = None
+) -> tuple[Groups, Record]:
+    """Return a combination beside the model, by module and key, and its record.
+
+    chosen: the rank of a parameter's pairs; the same for all of them, as `asked` says, unless given.
+    """
+    check_known(state, asked.adapters)
+    modules = own_modules(model, state)
+    keeper = _check(state, asked)
+    groups = {} if keeper is None else _copies(state, keeper, low_rank=False)
+    places = _places(state, asked)
+    names = _names(state, asked, places, modules)
+    config = _config(state, asked, keeper, places, names, modules)
+    if chosen is None:
         rank = _rank(asked, places)
-        config = _config(state, asked, keeper, places, modules).copy(r=rank, lora_alpha=rank)
-        draw = None if asked.seed is None else torch.Generator("cpu").manual_seed(asked.seed)
-        for place in places:
-            KINDS[place.site.kind].check(modules[place.site.module], place.site.module, rank)
-        for place in places:
-            made = _made(asked, place, config, modules[place.site.module], draw)
-            groups.setdefault(place.site.module, {})[place.site.key] = made
-        origin = origin_of(model, modules, [site for group in groups.values() for site, _ in group.values()])
-        trains = all(state.records[name].trainable for name in asked.adapters)
-        put_on(model, state, new, groups, Record(config, replace(origin, recipe=asked.recipe()), trains))
+        config = config.copy(r=rank, lora_alpha=rank)
+    else:
+        ranks: dict[str, int] = {}
+        for name, place in zip(names, places, strict=True):
+            ranks[name] = max(ranks.get(name, 1), place.rank(chosen(place)))
+        config = with_sizes(config, {name: (rank, rank) for name, rank in ranks.items()})
+    draw = None if asked.seed is None else torch.Generator("cpu").manual_seed(asked.seed)
+    for name, place in zip(names, places, strict=True):
+        KINDS[place.site.kind].check(modules[place.site.module], place.site.module, config.rank_of(name))
+    for name, place in zip(names, places, strict=True):
+        made = _made(asked, place, config, config.rank_of(name), modules[place.site.module], draw)
+        groups.setdefault(place.site.module, {})[place.site.key] = made
+    origin = origin_of(model, modules, [site for group in groups.values() for site, _ in group.values()])
+    return groups, Record(config, origin, all(state.records[name].trainable for name in asked.adapters))
+
+
+def _names(state: AdapterState, asked: Request, places: list[Place], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the name by which a config knows each place: a raw parameter's, a module's, or that of its attention."""
+    raw = [name for adapter in asked.adapters for name in state.configs[adapter].target_parameters or ()]
+    names = []
+    for place in places:
+        module, full = place.site.module, full_name(place.site.module, place.site.parameter)
+        owner = module.rpartition(".")[0]
+        is_part = isinstance(modules.get(owner), nn.MultiheadAttention)  # its output projection
+        is_raw = not place.site.behind and bool(match_names(raw, [full]))
+        names.append(full if is_raw else owner if is_part else module)
+    return names
 
 
 def _check(state: AdapterState, asked: Request) -> str | None:
@@ -142,8 +175,8 @@ def _places(state: AdapterState, asked: Request) -> list[Place]:
                     assert pairs is not None
                     bias = each.effective_bias(None) if each.changes_bias else None
                     terms.append(Term(weights[name], _wide(pairs), bias))
-            behind = key in layer.behind(first)
-            places.append(Place(Site(**vars(adapter.plain()), module=module, behind=behind), terms))
+            behind, shown = key in layer.behind(first), layer._steps.shown
+            places.append(Place(Site(**vars(adapter.plain()), module=module, behind=behind, shown=shown), terms))
     if not places:
         raise AdapterStateError(f"{list(asked.adapters)} add no product to any weight: there is nothing to combine.")
     return places
@@ -169,19 +202,17 @@ def _rank(asked: Request, places: list[Place]) -> int:
 
 
 def _config(
-    state: AdapterState, asked: Request, keeper: str | None, places: list[Place], modules: Mapping[str, nn.Module]
+    state: AdapterState,
+    asked: Request,
+    keeper: str | None,
+    places: list[Place],
+    names: list[str],
+    modules: Mapping[str, nn.Module],
 ) -> LoRAConfig:
     """Return the combination's config but for its rank: plain LoRA with its targets written out."""
     configs = [state.configs[name] for name in asked.adapters]
-    targets, parameters = set[str](), set[str]()
-    raw = [name for config in configs for name in config.target_parameters or ()]
-    for place in places:
-        module, full = place.site.module, full_name(place.site.module, place.site.parameter)
-        owner = module.rpartition(".")[0]
-        if not place.site.behind and match_names(raw, [full]):
-            parameters.add(full)
-        else:  # of a packed attention the output projection is a part
-            targets.add(owner if isinstance(modules.get(owner), nn.MultiheadAttention) else module)
+    targets = {name for name in names if name in modules}
+    parameters = {*names} - targets
     kept = LoRAConfig() if keeper is None else state.configs[keeper]
     whole = ("modules_to_save", "bias", "trainable_token_indices", "ensure_weight_tying")
     dropouts = {config.lora_dropout for config in configs}
@@ -203,11 +234,11 @@ def _config(
 
 
 def _made(
-    asked: Request, place: Place, config: LoRAConfig, layer: nn.Module, draw: torch.Generator | None
+    asked: Request, place: Place, config: LoRAConfig, rank: int, layer: nn.Module, draw: torch.Generator | None
 ) -> tuple[Site, Adapter]:
     """Return the combination of one parameter, with its site."""
-    site = replace(place.site, r=config.r, dropout=place.site.dropout and config.lora_dropout)
-    adapter, parts = site.build(layer), config.r // place.rank(1)
+    site = replace(place.site, r=rank, dropout=place.site.dropout and config.lora_dropout)
+    adapter, parts = site.build(layer), rank // place.rank(1)
     with torch.no_grad():
         biases = [term.weight * term.bias for term in place.terms if term.bias is not None]
         bias = torch.stack(biases).sum(dim=0) if biases else None
