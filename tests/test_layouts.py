@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from hf_lora.errors import DataError
 
-from .peek import CHAT_ROLES, PREFERENCE_ROLES, chat_of, choose_columns, preference_of
+from .peek import CHAT_ROLES, PREFERENCE_ROLES, chat_of, choose_columns, preference_of, read_rows
 
 USER, ANSWER = {"role": "user", "content": "¿Qué es?"}, {"role": "assistant", "content": "一只猫 🐈"}
 SYSTEM = {"role": "system", "content": "قل الحقيقة"}
@@ -47,6 +49,33 @@ def test_calls_of_tools_stay_in_their_turn() -> None:
     calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     turns = [USER, calls, {"role": "tool", "content": "3", "tool_call_id": "a"}, ANSWER]
     assert _chat({"messages": turns}) == [USER, {**calls, "content": ""}, *turns[2:]]
+
+
+def _calling(**arguments: Any) -> list[dict[str, Any]]:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
+    return [USER, {"role": "assistant", "content": "", "tool_calls": calls}, ANSWER]
+
+
+@pytest.mark.parametrize("before", [1, 10_000])
+def test_turns_of_texts_and_of_parts_stand_in_one_file(before: int, tmp_path: Path) -> None:
+    rows = [{"messages": [USER, ANSWER]}] * before + [{"messages": PARTS}]
+    for each in (rows, rows[::-1]):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+        read = read_rows(str(tmp_path / "a.jsonl"), tmp_path)
+        assert all(_chat(read[place]) == [USER, ANSWER] for place in (0, -1))
+
+
+def test_the_arguments_of_a_call_have_no_keys_of_other_calls(tmp_path: Path) -> None:
+    chats = [_calling(town="Rome", day={"from": None, "days": [1, None]}), _calling(price=1.5), [USER, ANSWER]]
+    tools = [[], [{"parameters": {"type": "object", "default": None}}], [{"parameters": {"other": 1}}]]
+    told = [{"messages": chat, "tools": each} for chat, each in zip(chats, tools, strict=True)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    read = read_rows(str(tmp_path / "a.jsonl"), tmp_path)
+    assert [_chat(row) for row in read] == chats
+    assert [json.loads(row["tools"] or "[]") for row in read] == tools
+    stored = [_calling(town="Rome"), _calling(price=1.5), [USER, ANSWER]]  # in Parquet the nulls are there already
+    datasets.Dataset.from_list([{"messages": chat} for chat in stored]).to_parquet(tmp_path / "a.parquet")
+    assert [_chat(row) for row in read_rows(str(tmp_path / "a.parquet"), tmp_path)] == stored
 
 
 @pytest.mark.parametrize(

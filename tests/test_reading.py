@@ -113,6 +113,12 @@ def test_another_encoding_is_refused_with_its_name_and_read_when_it_is_said(enco
     assert _rows(path, tmp_path / "scratch", encoding=encoding)[1]["text"] == said[encoding]
 
 
+def test_a_link_to_nothing_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to("gone.csv")
+    with pytest.raises(DataError, match=r"a\.csv: it is a link to gone\.csv, where nothing is; link it anew"):
+        read_rows(str(tmp_path / "a.csv"), tmp_path)
+
+
 def test_decimal_commas_become_points_where_a_column_holds_only_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text;score;mixed\n1,5;-0,125;1,5\nb;3;x\nc;;\n")
     rows = _plain(_rows(tmp_path / "a.csv", tmp_path / "scratch"))

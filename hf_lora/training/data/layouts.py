@@ -180,10 +180,24 @@ def _of(turn: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _opened(value: Any) -> Any:
-    """Return what a cell holds; a text that looks like a list of JSON objects is read as one."""
+    """Return what a cell holds; a text that looks like a list of JSON objects is read as one.
+
+    Arrow gives an object the keys of all others in its column, with nulls, which are left out.
+    """
     if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"looks like JSON, but is none: {error}") from error
-    return value
+    return without_nulls(value)
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys of its objects, however deep, that hold None.
+
+    >>> without_nulls([{"a": 1, "b": None, "c": {"d": None}}, None])
+    [{'a': 1, 'c': {}}, None]
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return list(map(without_nulls, value)) if isinstance(value, list) else value

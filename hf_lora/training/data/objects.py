@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20  # letters read at once
 _KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 _NESTED = (list, dict)
+_OWN_KEYS = ("arguments", "parameters")
 _Placed = tuple[int, dict[str, Any]]  # the line where a row begins, and its values
 
 
@@ -27,30 +28,31 @@ def read_json(path: Path, table: Path, wanted: Wanted) -> Found:
     """Return the rows of a file of JSON objects, a line each or in a list, written to `table` as Arrow.
 
     It is read again where later rows have columns, or types, that the first 10,000 did not tell. What a row lacks is
-    None.
+    None. A column whose lists Arrow has no type for, or would give keys that others have, stays JSON (`_is_free`).
     Raises DataError with the line of what is no JSON, no object, or of another type than in the rows before.
     """
     import pyarrow as pa
 
     encoding = encoding_of(path, wanted.encoding)
     left_out: list[str] = []
+    free: set[str] = set()  # columns that stay JSON
 
     def batches() -> Iterator[list[_Placed]]:
         left_out.clear()
         with open_text(path, encoding) as file:
-            rows = _checked(path, _listed(path, file), wanted, left_out)
+            rows = _checked(path, _listed(path, file), wanted, left_out, free)
             rows = islice(rows, wanted.limit)
             while batch := list(islice(rows, BATCH)):
                 yield batch
 
     with open_text(path, encoding) as file:
         is_list = file.read(_CHUNK).lstrip("\ufeff \t\r\n")[:1] == "["
-    kind = assumed = _joined(path, pa.struct([]), next(batches(), []))[0]
+    kind = assumed = _joined(path, pa.struct([]), next(batches(), []), free)[0]
 
     def written(names: Any) -> Iterator[RecordBatch]:
         nonlocal kind
         for batch in batches():
-            kind, values = _joined(path, kind, batch)
+            kind, values = _joined(path, kind, batch, free)
             if kind == assumed:
                 values = values if values.type == kind else pa.array([row for _, row in batch], kind)
                 places = pa.array([f"{path}, line {line}" for line, _ in batch], pa.string())
@@ -139,11 +141,13 @@ def _list(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
         at = end
 
 
-def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left_out: list[str]) -> Iterator[_Placed]:
+def _checked(
+    path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left_out: list[str], free: set[str]
+) -> Iterator[_Placed]:
     for line, value in values:
         if isinstance(value, dict) and PLACE not in value:
-            mixed = {k: json.dumps(v) for k, v in value.items() if type(v) in _NESTED and _is_mixed(v)}
-            yield line, {**value, **mixed} if mixed else value
+            free.update(k for k, v in value.items() if type(v) in _NESTED and k not in free and _is_free(v))
+            yield line, value
             continue
         if isinstance(value, json.JSONDecodeError):
             problem = f"{path}, line {line}: it is no JSON: {value.msg} (column {value.colno})"
@@ -158,13 +162,16 @@ def _checked(path: Path, values: Iterator[tuple[int, Any]], wanted: Wanted, left
         left_out.append(problem)
 
 
-def _is_mixed(value: Any) -> bool:
-    """Return whether it has lists of numbers and words, as [0, 5, "PER"], which Arrow has not: they stay JSON."""
+def _is_free(value: Any) -> bool:
+    """Return whether it has lists of numbers and words, as [0, 5, "PER"], which Arrow has not, or keys of its own.
+
+    The arguments of a tool call, and the parameters of a tool, would get those of all other tools, with nulls.
+    """
     if isinstance(value, dict):
-        return any(map(_is_mixed, value.values()))
+        return any(isinstance(value.get(key), dict) for key in _OWN_KEYS) or any(map(_is_free, value.values()))
     if not isinstance(value, list) or not value or isinstance(value[0], str):
         return False
-    return len({isinstance(each, str) for each in value}) > 1 or any(map(_is_mixed, value))
+    return len({isinstance(each, str) for each in value}) > 1 or any(map(_is_free, value))
 
 
 def _is_bare(value: Any) -> bool:
@@ -172,13 +179,18 @@ def _is_bare(value: Any) -> bool:
     return value == [] or (isinstance(value, dict) and bool(value) and all(each == [] for each in value.values()))
 
 
-def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType, Any]:
+def _joined(path: Path, kind: DataType, batch: list[_Placed], free: set[str]) -> tuple[DataType, Any]:
     """Return the type that fits the rows before (kind) and those of a batch, and these as an Arrow array.
 
-    Raises DataError with the first row that is of another type.
+    free: the columns that stay JSON, to which lists of objects of other types than before are added. Raises DataError
+    with the first row that is of another type.
     """
     import pyarrow as pa
 
+    kind = pa.struct([pa.field(each.name, pa.string()) if each.name in free else each for each in kind])
+    for _, row in batch:
+        nested = {name: row[name] for name in free & row.keys() if type(row[name]) in _NESTED}
+        row.update({name: json.dumps(value) if value else None for name, value in nested.items()})
     if bare := {name for _, row in batch for name, value in row.items() if type(value) in _NESTED and _is_bare(value)}:
         texts = {name for _, row in batch for name in bare if isinstance(row.get(name), str)}
         for _, row in batch:
@@ -196,11 +208,19 @@ def _joined(path: Path, kind: DataType, batch: list[_Placed]) -> tuple[DataType,
             try:
                 kind = _both(kind, pa.array([{name: value}]).type)
             except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+                if isinstance(value, list) and all(isinstance(each, dict) for each in value) and not _is_word(before):
+                    free.add(name)
+                    return _joined(path, kind, batch, free)
                 raise DataError(
                     f"{path}, line {line}: {name!r} is {_KINDS.get(type(value), 'null')}, {str(value)[:60]!r}, and in "
                     f"the rows before it is {before}; write it alike in all rows."
                 ) from error
     raise DataError(f"{path}, line {batch[0][0]} onward: {whole}")
+
+
+def _is_word(kind: DataType) -> bool:
+    """Return whether a column has held neither lists nor objects."""
+    return kind.num_fields == 0 and str(kind) != "null"
 
 
 def _half_letter(path: Path, batch: list[_Placed]) -> str:

@@ -80,6 +80,8 @@ def _read(source: str, scratch: Path, wanted: Wanted) -> dict[str, Found]:
 
 def _not_there(path: Path) -> str:
     """Say that a file is missing, and what lies there instead."""
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}, where nothing is; link it anew, or name the file itself."
     if not path.parent.is_dir():
         return f"there is no such file, and no folder {path.parent}."
     there = [each.name for each in path.parent.iterdir()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import ConfigError, DataError
 from ..columns import IGNORED
 from ..data.columns import Role, place_of
-from ..data.layouts import CHAT_ROLES, chat_of
+from ..data.layouts import CHAT_ROLES, chat_of, without_nulls
 from .generating import Generating, cut, generate
 from .templates import answer_mask, chat_tokens, named_template
 
@@ -75,7 +75,8 @@ class Chat(Generating):
                 tools = json.loads(tools)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"its tools (column {self.columns['tools']!r}) are no JSON: {error}") from error
-        return tools
+            return tools
+        return without_nulls(tools)
 
 
 def use_template(processor: Any, name: str | None) -> None:
