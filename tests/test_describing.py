@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .peek import cli
 from .runs import write_base, write_rows
@@ -80,3 +81,44 @@ def test_rows_whose_task_is_not_told_are_shown_all_the_same(place: Path, capsys:
     assert (told["task"], [each["type"] for each in told["columns"]]) == (None, ["list", "object"])
     assert "--task" in told["why"]
     assert cli.main(["data", "nowhere.csv"]) == 2
+
+
+def test_labels_are_counted_shown_of_each_kind_and_told_where_they_are_odd(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"a film {n};{'bad' if n else 'Good'}" for n in range(9)] + ["a story;good", "fine;good", "so;N/A"]
+    Path("a.csv").write_text("\n".join(["text;label", *lines]))
+    told = _told("a.csv", capsys)
+    assert told["classes"] == {"bad": {"train": 8}, "good": {"train": 2}, "Good": {"train": 1}}
+    assert told["problems"]["first"] == ["a.csv, line 13: its label (column 'label') is empty: it says 'N/A'"]
+    assert [sample["label"] for sample in told["samples"]] == ["Good", "bad", "good"]
+    assert "'good' (2 rows) and 'Good' (1: a.csv, line 2) are 2 classes" in told["remarks"][0]
+    assert cli.main(["data", "a.csv"]) == 0
+    assert "'Good' (1: a.csv, line 2) are 2 classes" in capsys.readouterr().err
+    write_base(place / "base")
+    Path("b.csv").write_text("\n".join(["text;label", *lines[:-1]]))
+    assert _told("b.csv --model base", capsys)["remarks"] == [
+        each.replace("a.csv", "b.csv") for each in told["remarks"]
+    ]
+    flags = ["--model", "base", "--train", "b.csv", "--dry-run"]
+    assert cli.main(["train", *flags]) == 0
+    assert "are 2 classes; write them alike if they are one." in capsys.readouterr().out
+
+
+def test_of_several_labels_each_is_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.csv").write_text("text,tags\na film,x; y\na story,x\nfine,\nso,y;x\n")
+    assert _told("a.csv --task multi-label", capsys)["classes"] == {"x": {"train": 3}, "y": {"train": 2}}
+    Path("b.csv").write_text("text,x,y\na film,1,0\na story,1,N/A\nfine,0,\nso,1,1\n")
+    assert _told("b.csv --task multi-label", capsys)["classes"] == {"x": {"train": 3}, "y": {"train": 1}}
+
+
+def test_paths_of_pictures_have_no_length_and_titles_stay_whole(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(Path("photos", name))
+    told = _told("photos", capsys)
+    assert (told["task"], "lengths" in told, len(told["classes"])) == ("image-classification", False, 2)
+    assert cli.main(["data", "photos"]) == 0
+    assert "Rows of each class\n" in capsys.readouterr().out

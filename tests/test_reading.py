@@ -125,6 +125,14 @@ def test_decimal_commas_become_points_where_a_column_holds_only_numbers(tmp_path
     assert [row["score"] for row in rows] == ["-0.125", "3", ""]
     assert [row["mixed"] for row in rows] == ["1,5", "x", ""]
     assert rows[0]["text"] == "1,5"
+    (tmp_path / "c.csv").write_text("text;price;score;name\na;1.037;2,5;1.037\nb;12;1.250,75;1.x\n")
+    rows = _plain(_rows(tmp_path / "c.csv", tmp_path / "scratch"))
+    assert [(row["price"], row["score"], row["name"]) for row in rows] == [
+        ("1037", "2.5", "1.037"),
+        ("12", "1250.75", "1.x"),
+    ]
+    (tmp_path / "d.csv").write_text("text;price\na;1,037\nb;2,500\n")  # may be thousands: whoever reads numbers asks
+    assert _plain(_rows(tmp_path / "d.csv", tmp_path / "scratch"))[0]["price"] == "1,037"
     (tmp_path / "b.csv").write_text('text,score\na,"1,500"\n')
     assert _plain(_rows(tmp_path / "b.csv", tmp_path / "scratch"))[0]["score"] == "1,500"
 

@@ -67,6 +67,38 @@ def test_numbers_of_a_class_label_are_its_names(words: Any) -> None:
     ]
 
 
+NO_LABELS = ["N/A", "nan", "null", "-", "", " ", "NA", None]
+
+
+def test_words_for_a_missing_label_are_no_classes(words: Any) -> None:
+    cells = ["good", "bad", *NO_LABELS]
+    preparation, rows = learned("text-classification", [{"text": "a film", "label": cell} for cell in cells], words)
+    assert preparation.options["labels"] == ["bad", "good"]
+    problems = [preparation.problem(row, True) for row in rows]
+    assert problems[:2] == [None, None]
+    assert all(str(each).startswith("its label (column 'label') is empty") for each in problems[2:])
+    assert problems[2] == "its label (column 'label') is empty: it says 'N/A'"
+    assert targets("text-classification", [{"text": "a", "label": cell} for cell in "+-+"], words) == [0, 1, 0]
+    rows = [{"text": "a film", "labels": cell} for cell in ("a;b", *NO_LABELS)]
+    assert targets("multi-label", rows, words) == [[1.0, 1.0], *[[0.0, 0.0]] * len(NO_LABELS)]
+
+
+def test_labels_that_differ_in_capitals_and_those_of_one_row_are_told(words: Any) -> None:
+    cells = ["Pos", "pos ", "Pos", "very  bad", "Very bad", "Very bad", "odd", "x", "x"]
+    rows = [{"text": "a film", "label": cell, "__place__": f"line {n}"} for n, cell in enumerate(cells)]
+    told = [
+        "the labels 'Pos' (2 rows) and 'pos' (1: line 1) are 2 classes; write them alike if they are one.",
+        "the labels 'Very bad' (2 rows) and 'very  bad' (1: line 3) are 2 classes; write them alike if they are one.",
+        "one row alone has the label 'pos' (line 1) or 'very  bad' (line 3) or 'odd' (line 6): too little to learn and "
+        "to measure it.",
+    ]
+    assert learned("text-classification", rows, words)[0].remarks == told
+    several = [{**row, "label": [row["label"]]} for row in rows]
+    assert learned("multi-label", several, words)[0].remarks == told
+    tagged = [{"words": ["a"], "tags": [row["label"].strip()], "__place__": row["__place__"]} for row in rows]
+    assert learned("token-classification", tagged, words)[0].remarks == told
+
+
 def test_labels_that_are_no_classes_are_refused(words: Any) -> None:
     rows = [{"text": "a film", "label": f"label {n}"} for n in range(30)]
     with pytest.raises(DataError, match="30 labels in 30 rows.*--task regression"):
@@ -111,10 +143,20 @@ def test_several_labels_have_a_column_of_marks_each(words: Any) -> None:
         (["1,234,567", "8"], [1234567.0, 8.0]),
         (["1.234.567", "8"], [1234567.0, 8.0]),
         (["1.234", "2,5"], [1234.0, 2.5]),
+        (["7,50 €", "1.037,00 €", "12"], [7.5, 1037.0, 12.0]),
+        (["$1,200.50", "-$3", "USD 1"], [1200.5, -3.0, 1.0]),
+        (["85 %", "7.5%"], [85.0, 7.5]),
+        (["1 200,50", "1\u202f000 €", "\u22123"], [1200.5, 1000.0, -3.0]),
+        (["1'200.50", "CHF 3"], [1200.5, 3.0]),
+        (["N/A", "3,5", "-", "nan", "4"], [None, 3.5, None, None, 4.0]),
+        (["1.037", "1200"], [1.037, 1200.0]),
     ],
 )
-def test_numbers_stand_in_texts_with_either_decimal_mark(cells: list[Any], numbers: list[float], words: Any) -> None:
+def test_numbers_stand_in_texts_as_people_write_them(cells: list[Any], numbers: list[Any], words: Any) -> None:
     preparation, rows = learned("regression", [{"text": "a film", "score": cell} for cell in map(str, cells)], words)
+    missing = [number is None for number in numbers]
+    rows, numbers = rows.select(np.flatnonzero(np.logical_not(missing))), [n for n in numbers if n is not None]
+    assert [preparation.problem({"text": "a", "score": cell}, True) is not None for cell in map(str, cells)] == missing
     assert [preparation.number(row["score"]) for row in rows] == numbers
     scaled = np.array([preparation.target(row) for row in rows])
     np.testing.assert_allclose(scaled * preparation.options["std"] + preparation.options["mean"], numbers)
@@ -126,7 +168,10 @@ def test_numbers_stand_in_texts_with_either_decimal_mark(cells: list[Any], numbe
     ("cells", "told"),
     [
         (["1,234", "5,678"], "'1,234' may be 1234 or 1.234"),
-        (["1,5", "2.5"], "some numbers have a decimal comma"),
+        (["1,5", "2.5"], "a row: its label '1,5' and a row: its label '2.5': some numbers have a decimal comma"),
+        (["1.037", "998", "2.100"], "a row: its label '1.037' may be 1037 or 1.037"),
+        (["85 %", "0.85"], "its label '85 %' and a row: its label '0.85' are in two units"),
+        (["5 €", "$3", "4"], "its label '5 €' and a row: its label '.3' are in two units"),
         (["3", "3"], "nothing to learn"),
     ],
 )
@@ -137,7 +182,18 @@ def test_numbers_that_could_be_two_are_refused(cells: list[str], told: str, word
 
 def test_a_label_that_is_no_number_is_told_with_its_row(words: Any) -> None:
     preparation, _ = learned("regression", [{"text": "a", "score": "1"}, {"text": "a", "score": "2"}], words)
-    assert preparation.problem({"text": "a", "score": "1.2.3"}, True) == "its label '1.2.3' is no number"
+    told = {
+        "1.2.3": "its label '1.2.3' is no number",
+        "5 apples": "its label '5 apples' is no number",
+        "85 %": "its label '85 %' is in another unit than those in training ('')",
+        "N/A": "its label (column 'score') is empty: it says 'N/A'",
+    }
+    assert {cell: preparation.problem({"text": "a", "score": cell}, True) for cell in told} == told
+
+
+def test_three_decimals_that_could_be_thousands_are_told(words: Any) -> None:
+    preparation, _ = learned("regression", [{"text": "a", "score": cell} for cell in ("1.037", "2.100")], words)
+    assert preparation.remarks == ["a row: its label '1.037' is read as 1.037, and not as 1037."]
 
 
 # --- entities -----------------------------------------------------------------------------------------------------------

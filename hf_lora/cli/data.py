@@ -87,6 +87,7 @@ def _remarks(told: dict[str, Any]) -> list[str]:
     for split, about in told["splits"].items():
         if about["left_out"]:
             said.append(f"{about['left_out']:,} rows of {split} cannot be read.")
+    said += told.get("remarks", ())
     if problems["count"]:
         said.append(f"{problems['count']:,} rows cannot be used: {'; '.join(problems['first'])}.")
     return said

@@ -99,7 +99,7 @@ def show_dry_run(found: Mapping[str, Any], as_json: bool) -> None:
         show_json(found)
         return
     memory, words = found["memory"], ("now", "step", "optimizer")
-    for name in ("model", "task", "columns", "rows", "classes", "output"):
+    for name in ("model", "task", "columns", "rows", "classes", "remarks", "output"):
         if name in found:
             print(printable(f"{name}: {found[name]}"))
     print(f"steps: {found['steps']:,}\n\n{found['targets']}\n")

@@ -20,9 +20,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     from rich.text import Text
 
     every = [list(row) for row in rows]
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title and Text(printable(title), "bold"), title_justify="left", pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(columns):
         are_numbers = every and all(isinstance(row[number], int | float | None) for row in every)
         justify: Literal["left", "right"] = "right" if are_numbers else "left"
@@ -30,6 +28,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     for row in every:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console(highlight=False, soft_wrap=False)
+    if title:  # not the table's, which would break it to the table's width
+        console.print(Text(printable(title), "bold"))
     console.print(table)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, some
@@ -61,20 +62,33 @@ def check_columns(rows: Dataset, columns: Mapping[str, str], source: str, traine
         )
 
 
-def count_values(rows: Dataset, column: str) -> dict[str, int]:
-    """Return how often each value of a column is there, as texts, the most frequent first; lists count each value."""
-    import pyarrow.compute as pc
+def label_remarks(labels: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what is odd about labels, a sentence each: those written in two ways, and those of a single row.
 
-    values = rows.with_format("arrow")[column]
-    chunks: Sequence[Any] = getattr(values, "chunks", [values])
-    counts: dict[str, int] = {}
-    for chunk in chunks:
-        while hasattr(chunk.type, "value_type") and not hasattr(chunk.type, "index_type"):
-            chunk = chunk.flatten()
-        for each in pc.value_counts(chunk).to_pylist():
-            name = str(each["values"]).strip()
-            counts[name] = counts.get(name, 0) + each["counts"]
-    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+    labels: each with the place of its row.
+
+    >>> label_remarks([("good", "a.csv, line 2"), ("good", "a.csv, line 3"), ("Good", "a.csv, line 4")])[0]
+    "the labels 'good' (2 rows) and 'Good' (1: a.csv, line 4) are 2 classes; write them alike if they are one."
+    """
+    counts: Counter[str] = Counter()
+    places: dict[str, list[str]] = {}
+    for label, place in labels:
+        counts[label] += 1
+        if counts[label] <= _TOLD:
+            places.setdefault(label, []).append(place)
+    alike: dict[str, list[str]] = {}
+    for label, _ in counts.most_common():
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    said = []
+    for first, *others in (each for each in alike.values() if len(each) > 1):
+        rare = [f"{label!r} ({counts[label]:,}: {some(places[label], between='; ')})" for label in others]
+        told = f"the labels {first!r} ({counts[first]:,} rows) and {' and '.join(rare)}"
+        said.append(f"{told} are {len(others) + 1} classes; write them alike if they are one.")
+    if single := [f"{label!r} ({places[label][0]})" for label, count in counts.items() if count == 1]:
+        said.append(
+            f"one row alone has the label {some(single, between=' or ')}: too little to learn and to measure it."
+        )
+    return said
 
 
 def count_different(rows: Dataset, columns: Sequence[str]) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 from ...errors import DataError
 
+# What people and programs write where there is nothing, casefolded; "NA" in capitals alone.
+_NO_VALUE = ("n/a", "#n/a", "<na>", "nan", "null", "-", "--", "\u2013", "\u2014")
 PLACE = "__place__"  # the column that every reader adds: "ratings.csv, line 17"
 
 
@@ -65,8 +67,8 @@ def choose_columns(
 
 
 def values_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return what stands in each column of some rows, without what is empty."""
-    return {name: [row[name] for row in rows if not is_empty(row[name])] for name in rows[0] if name != PLACE}
+    """Return what stands in each column of some rows, without what is missing."""
+    return {name: [row[name] for row in rows if not is_missing(row[name])] for name in rows[0] if name != PLACE}
 
 
 def columns_by_name(
@@ -149,6 +151,16 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or value != value or (isinstance(value, list | dict) and not value)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds nothing, or says that it does.
+
+    >>> is_missing("N/A"), is_missing(" - "), is_missing("NA"), is_missing("na"), is_missing("none")
+    (True, True, True, False, False)
+    """
+    said = value.strip() if isinstance(value, str) else None
+    return is_empty(value) or said == "NA" or (said is not None and said.casefold() in _NO_VALUE)
 
 
 def written_out(cell: str) -> Any:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _LOOKED_AT = 100  # rows that tell the delimiter, and whether there is a header
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]*\d[\d.,]*%?\s*")
-_DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
+# Numbers with a decimal comma, and points between thousands; those whose comma is none between thousands.
+_WITH_COMMA = r"^\s*([-+]?(\d+|[1-9]\d{0,2}(\.\d{3})+)(,\d+)?)?\s*$"
+_SURELY = r"^\s*[-+]?(0\d*,\d+|\d{4,},\d+|\d+,(\d{1,2}|\d{4,})|[\d.]*\.\d{3},\d+)\s*$"
 
 
 def read_csv(path: Path, table: Path, wanted: Wanted) -> Found:
     """Return the rows of a CSV or TSV, all cells as texts, written to `table` as Arrow.
 
-    Numbers in a column of a file with semicolons get points where all of them have commas. Raises DataError.
+    Numbers in a file with semicolons and decimal commas get decimal points, and lose those between thousands. Raises
+    DataError.
     """
     import pyarrow as pa
 
@@ -150,26 +153,24 @@ def _check_header(path: Path, names: Sequence[str], columns: Sequence[Sequence[s
 
 
 def _with_points(rows: Any, header: Sequence[str], table: Path) -> Any:
-    """Return the rows with decimal points in the columns whose cells are all numbers, some with a decimal comma."""
+    """Return the rows with decimal points in the columns of numbers, where any of these surely has a decimal comma."""
     import pyarrow.compute as pc
 
-    def are_numbers(name: str) -> bool:
+    def matches(name: str, pattern: str, which: Any) -> list[bool]:
         cells = [chunk for chunk in rows.data.column(name).chunks if len(chunk)]
-        blank = lambda cell: pc.equal(pc.utf8_trim_whitespace(cell), "")  # noqa: E731
-        with_comma = any(pc.any(pc.match_substring(cell, ",")).as_py() for cell in cells)
-        return with_comma and all(
-            pc.all(pc.or_(blank(cell), pc.match_substring_regex(cell, _DECIMAL_COMMA))).as_py() for cell in cells
-        )
+        return [which(pc.match_substring_regex(cell, pattern)).as_py() for cell in cells]
 
-    changed = [name for name in header if are_numbers(name)]
-    if not changed:
+    numbers = [name for name in header if all(matches(name, _WITH_COMMA, pc.all))]
+    changed = [name for name in numbers if any(matches(name, "[.,]", pc.any))]
+    if not any(any(matches(name, _SURELY, pc.any)) for name in changed):
         return rows
 
     def batches() -> Iterator[RecordBatch]:
         for batch in rows.data.to_batches():
             for name in changed:
                 at = batch.schema.get_field_index(name)
-                batch = batch.set_column(at, name, pc.replace_substring(batch.column(name), ",", "."))
+                whole = pc.replace_substring(batch.column(name), ".", "")
+                batch = batch.set_column(at, name, pc.replace_substring(whole, ",", "."))
             yield batch
 
     return write_batches(batches(), rows.data.schema, table.with_suffix(".points.arrow"), None)

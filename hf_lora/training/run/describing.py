@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
-from ..data.checking import count_different, count_empty, count_shared, count_values, stream_rows
+from ..data.checking import count_different, count_empty, count_shared, stream_rows
 from ..data.columns import PLACE, is_empty, place_of
 from ..data.written import Found
 from ..tasks.lengths import Lengths, measure_lengths
@@ -39,22 +40,49 @@ def describe(settings: RunSettings, scratch: Path) -> dict[str, Any]:
     try:
         task, columns, why = choose_task(settings, rows["train"])
     except DataError as error:
-        return {**told, "task": None, "why": str(error), "samples": _samples(rows["train"], {})}
+        return {
+            **told,
+            "task": None,
+            "why": str(error),
+            "samples": _samples(rows["train"], _spread(rows["train"], _SAMPLES), {}),
+        }
     roles = {column: role for role, column in columns.items()}
     for each in told["columns"]:
         each["role"] = roles.get(each["name"])
-    preparation = task.preparation(task, columns)
-    told |= {"task": task.name, "why": why, "samples": _samples(rows["train"], columns)}
-    return told | _values(rows, preparation) | _use(rows, preparation, settings)
+    told |= {"task": task.name, "why": why}
+    if settings.model is None:
+        preparation = _without_base(task.preparation(task, columns), rows["train"])
+        told |= {"problems": _problems(rows, preparation)}
+        if preparation.processor_class == "AutoTokenizer":  # else they are pictures or sounds
+            told["lengths"] = _letters(rows["train"], _said(preparation))
+    else:
+        preparation, processor = prepare(settings, task, columns, rows["train"])
+        told |= _use(rows, preparation, processor)
+    told["samples"] = _samples(rows["train"], _chosen(rows["train"], preparation), columns)
+    return told | _values(rows, preparation)
 
 
 def _values(rows: dict[str, Dataset], preparation: Preparation) -> dict[str, Any]:
-    """Return the classes, and what comes again."""
+    """Return the classes, what comes again, and what is odd."""
     columns, roles = preparation.columns, preparation.task.roles
     labels = [role.name for role in roles if role.is_label and role.name in columns]
-    said = _said(preparation)
-    classes = {"classes": _classes(rows, columns["label"])} if "label" in labels else {}
-    return {**classes, "odd": _odd(rows, said, [columns[name] for name in labels])}
+    counted = "label" in labels or preparation.options.get("marked")
+    classes = {"classes": _classes(rows, preparation)} if counted else {}
+    odd = _odd(rows, _said(preparation), [columns[name] for name in labels])
+    return {**classes, "odd": odd, "remarks": preparation.remarks}
+
+
+def _without_base(preparation: Preparation, rows: Dataset) -> Preparation:
+    """Return what checks rows where no base is named: the task's own way, if rows alone tell it, or a simpler one."""
+    try:
+        preparation.look(rows)
+        if preparation.rows_tell:
+            return preparation
+    except DataError as error:
+        preparation.remarks = [str(error)]
+    simpler = Preparation(preparation.task, preparation.columns)
+    simpler.remarks, simpler.processor_class = preparation.remarks, preparation.processor_class  # type: ignore[misc]
+    return simpler
 
 
 def _said(preparation: Preparation) -> list[str]:
@@ -64,17 +92,13 @@ def _said(preparation: Preparation) -> list[str]:
     return [column for role, column in columns.items() if role not in labels] or list(columns.values())
 
 
-def _use(rows: dict[str, Dataset], preparation: Preparation, settings: RunSettings) -> dict[str, Any]:
-    """Return what a training can use of the rows: those with problems, and lengths; and, with a base, what it sees."""
-    if settings.model is None:
-        problems = _problems(rows, lambda row: Preparation.problem(preparation, row, True))
-        return {"lengths": _letters(rows["train"], _said(preparation)), "problems": problems}
-    preparation, processor = prepare(settings, preparation.task, preparation.columns, rows["train"])
-    told = {"problems": _problems(rows, lambda row: preparation.problem(row, True))}
+def _use(rows: dict[str, Dataset], preparation: Preparation, processor: Any) -> dict[str, Any]:
+    """Return what a training can use of the rows: those with problems, lengths in tokens, and what a base sees."""
+    told = {"problems": _problems(rows, preparation)}
     if told["problems"]["count"]:
         return told
     lengths = measure_lengths(preparation, rows["train"], processor)
-    first = preparation.features(rows["train"].select(_spread(rows["train"], _SAMPLES)).to_list(), processor)
+    first = preparation.features(rows["train"].select(_chosen(rows["train"], preparation)).to_list(), processor)
     tokens = {} if lengths is None else {"lengths": _tokens(lengths)}
     return {**told, **tokens, "seen": [preparation.shown(each, processor) for each in first]}
 
@@ -105,12 +129,23 @@ def _spread(rows: Dataset, most: int) -> list[int]:
     return [number * len(rows) // most for number in range(most)] if len(rows) > most else list(range(len(rows)))
 
 
-def _samples(rows: Dataset, columns: dict[str, str]) -> list[dict[str, str]]:
-    """Return three rows from all over the file, by role where there are some."""
+def _chosen(rows: Dataset, preparation: Preparation) -> list[int]:
+    """Return the numbers of three rows from all over the file, of different labels where there are some."""
+    numbers = _spread(rows, _LOOKED_AT)
+    first: dict[str, int] = {}
+    for number, row in zip(numbers, stream_rows(rows.select(numbers)), strict=True):
+        first.setdefault(str(preparation.labels_of(row)), number)
+    labels = list(first.values())
+    different = [labels[number * len(labels) // _SAMPLES] for number in range(_SAMPLES)]
+    return sorted(list(dict.fromkeys([*different, *_spread(rows, _SAMPLES)]))[:_SAMPLES])
+
+
+def _samples(rows: Dataset, chosen: list[int], columns: dict[str, str]) -> list[dict[str, str]]:
+    """Return some rows, by role where there are some."""
     names = columns or {name: name for name in rows.column_names if name != PLACE}
     return [
         {"place": place_of(row), **{role: _short(row[column]) for role, column in names.items()}}
-        for row in rows.select(_spread(rows, _SAMPLES)).to_list()
+        for row in rows.select(chosen).to_list()
     ]
 
 
@@ -119,10 +154,15 @@ def _short(value: Any, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _classes(rows: dict[str, Dataset], column: str) -> dict[str, dict[str, int]]:
+def _classes(rows: dict[str, Dataset], preparation: Preparation) -> dict[str, dict[str, int]]:
     """Return how many rows of each split have each label, the most frequent first; nothing for too many labels."""
-    counts = {split: count_values(each, column) for split, each in rows.items() if column in each.column_names}
-    labels = dict.fromkeys(label for each in counts.values() for label in each)
+    needed = {*preparation.columns.values(), *(preparation.options.get("marked") or ())}
+    counts = {
+        split: Counter(label for row in stream_rows(each) for label in preparation.labels_of(row))
+        for split, each in rows.items()
+        if needed <= set(each.column_names)
+    }
+    labels = dict.fromkeys(label for each in counts.values() for label, _ in each.most_common())
     few = len(labels) <= _CLASSES and len(labels) <= max(len(rows["train"]) / 2, 2)
     return {label: {split: each.get(label, 0) for split, each in counts.items()} for label in labels} if few else {}
 
@@ -139,12 +179,12 @@ def _odd(rows: dict[str, Dataset], said: list[str], labels: list[str]) -> dict[s
     return {name: number for name, number in found.items() if number}
 
 
-def _problems(rows: dict[str, Dataset], problem: Any) -> dict[str, Any]:
+def _problems(rows: dict[str, Dataset], preparation: Preparation) -> dict[str, Any]:
     count = 0
     told: list[str] = []
     for each in rows.values():
         for row in stream_rows(each):
-            if (wrong := problem(row)) is not None:
+            if (wrong := preparation.problem(row, True)) is not None:
                 count += 1
                 told += [f"{place_of(row)}: {wrong}"] if len(told) < _TOLD else []
     return {"count": count, "first": told}

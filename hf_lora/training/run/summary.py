@@ -28,6 +28,8 @@ def understood(plan: Plan, trainer: Any) -> dict[str, str]:
     if labels := preparation.options.get("labels"):
         more = f", and {len(labels) - 20} more" if len(labels) > 20 else ""
         found["classes"] = ", ".join(map(str, labels[:20])) + more
+    if preparation.remarks:
+        found["remarks"] = " ".join(preparation.remarks)
     rows = trainer.get_total_train_batch_size(trainer.args)
     found["steps"] = f"{steps_of(trainer)[1]:,} of {rows} rows, peak learning rate {settings.learning_rate:g}"
     found["output"] = str(settings.output)

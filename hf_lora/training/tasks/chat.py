@@ -32,6 +32,8 @@ class Chat(Generating):
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_new_tokens", "chat_template", "answers")
 
+    rows_tell: ClassVar[bool] = True
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         if rows:  # an adapter that others trained may have learnt no chat

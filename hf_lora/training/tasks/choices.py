@@ -44,6 +44,7 @@ class Choices(Preparation):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "choice_columns", "first", "numbered")
+    rows_tell: ClassVar[bool] = True
     ADOPTED = {"choice_columns": None, "first": 0, "numbered": True}
 
     @classmethod
@@ -53,8 +54,7 @@ class Choices(Preparation):
             return all(isinstance(_opened(row[columns["choices"]] or []), list | Mapping) for row in rows)
         return len(_choice_columns(rows[0], columns)) > 1
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        super().learn(rows, processor)
+    def look(self, rows: Dataset) -> None:
         if "choices" not in self.columns:
             named = _choice_columns(rows.column_names, self.columns)
             self.options["choice_columns"] = named

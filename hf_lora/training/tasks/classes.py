@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
-from ..data.columns import Role, is_empty
+from ..data.checking import label_remarks, stream_rows
+from ..data.columns import PLACE, Role, is_empty, is_missing, place_of
 from .texts import PAIR, TEXT, Texts, in_order, label_names, label_text
 
 if TYPE_CHECKING:
@@ -46,19 +47,25 @@ class Classes(Texts):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids")
+    rows_tell: ClassVar[bool] = True
 
     @classmethod
     def suits(cls, config: Any) -> bool:
         return config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        super().learn(rows, processor)
+    def look(self, rows: Dataset) -> None:
         if self.options.get("labels") is None:
             column = self.columns["label"]
             names = label_names(rows.features[column])
-            found = {label_text(value, names) for value in rows.unique(column) if not is_empty(value)}
+            found = known({label_text(value, names) for value in rows.unique(column) if not is_empty(value)})
             _check_classes(found, len(rows), column)
             self.options |= {"labels": names or in_order(found), "ids": bool(names)}
+        told = rows.select_columns([name for name in (self.columns["label"], PLACE) if name in rows.column_names])
+        self.remarks = label_remarks((each, place_of(row)) for row in stream_rows(told) for each in self.labels_of(row))
+
+    def labels_of(self, row: Mapping[str, Any]) -> list[str]:
+        label = self.label(row)
+        return [label] if label in self.options["labels"] or not is_missing(label) else []
 
     def model_arguments(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.options["labels"]))}
@@ -71,6 +78,8 @@ class Classes(Texts):
         found = super().problem(row, labelled)
         if found or not labelled or (label := self.label(row)) in self.options["labels"]:
             return found
+        if is_missing(label):
+            return self.missing(row, "label")
         return f"its label {label!r} is none of those in training, {some(self.options['labels'])}"
 
     def target(self, row: Mapping[str, Any]) -> int:
@@ -88,6 +97,11 @@ class Classes(Texts):
 def averaged(average: str) -> dict[str, dict[str, Any]]:
     """Return the options of metrics that are a mean over classes; a class that no row has, or is given, counts 0."""
     return {name: {"average": average, "zero_division": 0} for name in ("f1", "precision", "recall")}
+
+
+def known(labels: set[str]) -> set[str]:
+    """Return labels without those that say that there is none; "-" is one beside "+"."""
+    return {label for label in labels if not is_missing(label) or (label == "-" and "+" in labels)}
 
 
 def _check_classes(found: set[str], rows: int, column: str) -> None:

@@ -13,7 +13,8 @@ from transformers.utils import logging
 from ...errors import ConfigError, DataError, some
 from ..columns import Columns, as_objects
 from ..data import boxes, media
-from ..data.columns import Role
+from ..data.checking import label_remarks
+from ..data.columns import Role, place_of
 from .preparation import Preparation
 from .texts import in_order
 
@@ -37,27 +38,30 @@ class Detection(Preparation):
     ADOPTED: ClassVar[Mapping[str, Any]] = {"threshold": _LEAST, "box_format": "coco"}
     processor_class: ClassVar[str] = "AutoImageProcessor"
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        super().learn(rows, processor)
+    rows_tell: ClassVar[bool] = True
+
+    def look(self, rows: Dataset) -> None:
         self.options["threshold"] = _LEAST if self.options.get("threshold") is None else self.options["threshold"]
         found = list(self._readable(rows))
-        self.options["labels"] = in_order({label for objects, _ in found for _, label in objects})
+        names = [(label, place) for objects, _, place in found for _, label in objects]
+        self.remarks = label_remarks(names)
+        self.options["labels"] = in_order({label for label, _ in names})
         if not self.options["labels"]:
             raise DataError(f"column {self.columns['objects']!r}: no picture has a box; there is nothing to learn.")
         if self.options.get("box_format") is None:
             declared = {row.get("format") for row in rows[self.columns["objects"]] if isinstance(row, dict)}
             named = declared.pop() if len(declared) == 1 else None
             self.options["box_format"] = named or boxes.format_of(
-                (box, size) for objs, size in found for box, _ in objs
+                (box, size) for objs, size, _ in found for box, _ in objs
             )
             if not named:
                 logger.warning("The boxes are read as %s.", self.options["box_format"])
 
-    def _readable(self, rows: Dataset) -> Iterator[tuple[list[tuple[Sequence[float], str]], tuple[int, int]]]:
-        """Yield the objects and the picture's size of the rows that have them; `check` tells of the others."""
+    def _readable(self, rows: Dataset) -> Iterator[tuple[list[tuple[Sequence[float], str]], tuple[int, int], str]]:
+        """Yield objects, the picture's size and place of the rows that have them; `check` tells of the others."""
         for row in rows:
             try:
-                yield self._objects(row), media.picture_size(row, self.value(row, "image"))
+                yield self._objects(row), media.picture_size(row, self.value(row, "image")), place_of(row)
             except DataError:
                 continue
 

@@ -44,6 +44,8 @@ class Preference(Generating):
     def suits(cls, config: Any) -> bool:
         return False  # what learnt preferences answers chats, which is that task
 
+    rows_tell: ClassVar[bool] = True
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         if rows and importlib.util.find_spec("trl") is None:
             raise MissingExtraError("--task preference is TRL's, which is not here: pip install 'hf-lora[trl]'.")

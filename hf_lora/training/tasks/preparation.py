@@ -31,7 +31,7 @@ class Preparation:
 
     task: the row of the table. columns: the column of each role. options: what the user set that a family reads
     (`OPTIONS`), None for what is to be found out by `learn`. `record()` gives all of it as JSON, and
-    `Preparation(**record)` is the same again.
+    `Preparation(**record)` is the same again. remarks: what is odd about the rows to train on, a sentence each.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length",)
@@ -41,10 +41,12 @@ class Preparation:
     processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers
     trainer_class: ClassVar[str] = "transformers.Trainer"
     arguments_class: ClassVar[str] = "transformers.TrainingArguments"
+    rows_tell: ClassVar[bool] = False  # whether `look` finds out all that `problem` needs
     trains_labels: ClassVar[bool] = False  # the layer of the labels in full, where no task type of PEFT's says so
 
     def __init__(self, task: TrainingTask, columns: Mapping[str, str], **options: Any) -> None:
         self.task, self.columns, self.options = task, dict(columns), options
+        self.remarks: list[str] = []
 
     @classmethod
     def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
@@ -58,8 +60,21 @@ class Preparation:
     def know_base(self, config: Any) -> None:
         """Set `options` by a base's config, before its weights are there."""
 
+    def look(self, rows: Dataset) -> None:
+        """Find out what all the rows to train on tell by themselves: classes. Sets `options` and `remarks`.
+
+        Raises DataError.
+        """
+
+    def labels_of(self, row: Mapping[str, Any]) -> list[str]:
+        """Return a row's labels as they are counted."""
+        value = self.value(row, "label")
+        return [] if value is None or isinstance(value, list | dict) else [str(value).strip()]
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         """Find out what only all the rows to train on tell: classes, lengths. Sets `options`. Raises DataError."""
+        if len(rows):
+            self.look(rows)
         if "max_length" in self.OPTIONS and self.options.get("max_length") is None:
             self.options["max_length"] = min(LONGEST, processor.model_max_length)
 
@@ -99,7 +114,13 @@ class Preparation:
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         """Return what is wrong with a row, and what to do; None where it can be used."""
         empty = next((name for name in self.needed(labelled) if self.value(row, name) is None), None)
-        return empty and f"its {empty} (column {self.columns.get(empty, empty)!r}) is empty"
+        return empty and self.missing(row, empty)
+
+    def missing(self, row: Mapping[str, Any], role: str) -> str:
+        """Say that a row has nothing for a role."""
+        column = self.columns.get(role, role)
+        said = "" if is_empty(row.get(column)) else f": it says {row[column]!r}"
+        return f"its {role} (column {column!r}) is empty{said}"
 
     def needed(self, labelled: bool) -> Sequence[str]:
         """Return the roles that every row has to have something for."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..columns import Columns, as_objects
-from ..data.columns import Role, is_empty, plain_name
+from ..data.columns import Role, is_missing, plain_name
 from .classes import is_label
 from .numbers import Numbers
 from .texts import is_text, label_text, mean_length, shortened, split_up
@@ -55,10 +55,10 @@ class Recommendations(Numbers):
         column = columns["history"]
         return plain_name(column) in HISTORY.names or any(isinstance(row[column], list) for row in rows)
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        said = {_word(value) for value in rows.unique(self.columns["label"]) if not is_empty(value)}
+    def look(self, rows: Dataset) -> None:
+        said = {_word(value) for value in rows.unique(self.columns["label"]) if not is_missing(value)}
         self.options["clicks"] = len(said) == 2 and len(said & _YES) == 1 and len(said & _NO) == 1
-        super().learn(rows, processor)
+        super().look(rows)
         if self.options["clicks"]:
             self.options |= {"mean": 0.0, "std": 1.0}
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
-from ..data.columns import PLACE, Role, is_empty, written_out
-from .classes import averaged, is_label
+from ..data.checking import label_remarks, stream_rows
+from ..data.columns import PLACE, Role, is_empty, is_missing, place_of, written_out
+from .classes import averaged, is_label, known
 from .texts import PAIR, TEXT, Texts, in_order, label_names, label_text
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Labels(Texts):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids", "separator", "marked")
+    rows_tell: ClassVar[bool] = True
     ADOPTED = {"ids": False, "separator": ",", "marked": None}
 
     @classmethod
@@ -53,8 +55,14 @@ class Labels(Texts):
         cells = [row[columns["label"]] for row in rows]
         return any(isinstance(cell, list) or (isinstance(cell, str) and ";" in cell) for cell in cells) or _recur(cells)
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        super().learn(rows, processor)
+    def look(self, rows: Dataset) -> None:
+        self._find_labels(rows)
+        self.remarks = label_remarks((each, place_of(row)) for row in stream_rows(rows) for each in self.labels(row))
+
+    def labels_of(self, row: Mapping[str, Any]) -> list[str]:
+        return sorted(self.labels(row))
+
+    def _find_labels(self, rows: Dataset) -> None:
         if "label" not in self.columns:
             self.options["marked"] = _marked(rows, set(self.columns.values()))
             self.options["labels"] = self.options["marked"]
@@ -63,7 +71,7 @@ class Labels(Texts):
         names = label_names(rows.features[column])
         texts = [value for value in rows[column] if isinstance(value, str)]
         self.options["separator"] = next((s for s in _SEPARATORS if any(s in text for text in texts)), _SEPARATORS[0])
-        found = {label_text(each, names) for value in rows[column] for each in self._parts(value)}
+        found = known({label_text(each, names) for value in rows[column] for each in self._parts(value)})
         if not found:
             raise DataError(f"column {column!r}: no row has a label; there is nothing to learn.")
         self.options |= {"labels": names or in_order(found), "ids": bool(names)}
@@ -85,7 +93,8 @@ class Labels(Texts):
         if marked := self.options.get("marked"):
             return {name for name in marked if _mark(row.get(name)) in _YES}
         names = self.options["labels"] if self.options.get("ids") else ()
-        return {label_text(each, names) for each in self._parts(row.get(self.columns["label"]))}
+        found = {label_text(each, names) for each in self._parts(row.get(self.columns["label"]))}
+        return {label for label in found if label in self.options["labels"] or not is_missing(label)}
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         if found := super().problem(row, labelled):
@@ -138,7 +147,7 @@ def _is_mark(value: Any) -> bool:
 
 
 def _mark(value: Any) -> str:
-    return "" if is_empty(value) else label_text(value).casefold()
+    return "" if is_missing(value) else label_text(value).casefold()
 
 
 def _marked(rows: Dataset, taken: set[str]) -> list[str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError, some
 from ..columns import IGNORED
-from ..data.columns import Role, is_empty, written_out
+from ..data.checking import label_remarks, stream_rows
+from ..data.columns import Role, is_empty, place_of, written_out
 from .classes import averaged
 from .texts import label_names, label_text, trimmed
 from .windows import Windowed, cut_up, model_inputs
@@ -62,6 +63,7 @@ class Tokens(Windowed):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids", "spans")
+    rows_tell: ClassVar[bool] = True
     ADOPTED = {"ids": True, "spans": False}
 
     @classmethod
@@ -71,8 +73,7 @@ class Tokens(Windowed):
         tagged = any(str(cell)[:2] in ("B-", "I-", "S-") or isinstance(cell, Mapping | list) for cell in cells)
         return tagged or any(isinstance(row[columns["text"]], list) for row in rows)
 
-    def learn(self, rows: Dataset, processor: Any) -> None:
-        super().learn(rows, processor)
+    def look(self, rows: Dataset) -> None:
         column = self.columns["tags"]
         names = label_names(getattr(rows.features[column], "feature", None))
         cells = [_opened(value) for value in rows[column]]
@@ -88,6 +89,15 @@ class Tokens(Windowed):
             raise DataError(f"column {column!r}: no row has a tag other than {_OUTSIDE!r}; there is nothing to learn.")
         tags = [f"{p}-{kind}" for kind in sorted(kinds) for p in "BI"] if spans else sorted(kinds - {_OUTSIDE})
         self.options["labels"] = names or [*([_OUTSIDE] if spans or _OUTSIDE in kinds else []), *tags]
+        self.remarks = label_remarks((each, place_of(row)) for row in stream_rows(rows) for each in self._names(row))
+
+    def _names(self, row: Mapping[str, Any]) -> list[str]:
+        """Return a row's tags, or what its entities are; none where they cannot be read."""
+        try:
+            given = self._given(row)
+        except DataError:
+            return []
+        return [kind for *_, kind in given] if self.options["spans"] else given
 
     @property
     def has_entities(self) -> bool:
