@@ -97,6 +97,20 @@ def test_evaluate_measures_other_rows_other_metrics_and_the_base(capsys: Capture
     assert [line.split()[0] for line in table.splitlines()[-4:-1]] == ["loss", "accuracy", "f1"]
 
 
+def test_evaluate_says_which_of_two_labels_is_the_positive_one(capsys: Capture) -> None:
+    found = json.loads(run("evaluate run --json", capsys))
+    record = json.loads(Path("run", "task.json").read_text(encoding="utf-8"))
+    assert found["positive"] == record["labels"][1]
+    assert "positive" not in json.loads(run("evaluate run --metric accuracy --json", capsys))
+    assert cli.main(["evaluate", "run"]) == 0
+    assert f"f1, precision and recall are of the label {found['positive']!r}." in capsys.readouterr().err
+
+
+def test_words_of_a_table_stay_whole(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert {"rewards/accuracies", "mean_average_precision"} - {*run("tasks", capsys).split()} == set()
+
+
 def test_what_bitsandbytes_says_of_itself_is_not_printed(capsys: Capture) -> None:
     run("tasks", capsys)
     assert any(isinstance(each, logging.NullHandler) for each in logging.getLogger("bitsandbytes").handlers)
@@ -245,6 +259,10 @@ def test_two_runs_are_compared_by_settings_results_and_what_one_seed_can_tell(pl
     assert near["chance"].startswith("One seed cannot tell")
     assert far["chance"].startswith("That is more than")
     assert told(right)["better"] is None
+    whole = {**record, "test": {**record["test"], "accuracy": 1.0}}
+    Path("run", "metrics.json").write_text(json.dumps(whole), encoding="utf-8")
+    assert "up to 0.12 (" in told(1.0)["chance"]  # 20 rows without a mistake
+    Path("run", "metrics.json").write_text(json.dumps(record), encoding="utf-8")
     data = {**record["data"], "train": {**record["data"]["train"], "sha256": "0"}}
     assert told(right, data=data)["chance"].startswith("They were measured on other rows")
     told(right - 0.05)

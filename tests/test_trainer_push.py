@@ -234,10 +234,13 @@ def test_a_local_base_is_refused_before_training_and_a_named_one_is_not(tmp_path
 
 
 def test_the_card_is_told_what_the_trainer_knows_and_the_user_says(tmp_path: Path, hub: Hub) -> None:
-    run = trainer(public_bert(), tmp_path / "out", hub, max_steps=2, eval_strategy="steps", eval_steps=2, bf16=False)
+    given = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "bf16": False, "optim": "adamw_torch"}
+    run = trainer(public_bert(), tmp_path / "out", hub, **given, warmup_steps=0.5)
     run.train()
     data, hyperparameters = facts_of(run, license="mit", tags=["a"])
-    assert hyperparameters.items() >= {"learning_rate": 0.02, "training_steps": 2, "seed": 1}.items()
+    told = {"optimizer": "adamw_torch, betas=(0.9, 0.999), epsilon=1e-08", "lr_scheduler_warmup_ratio": 0.5}
+    assert hyperparameters.items() >= {"learning_rate": 0.02, "training_steps": 2, "seed": 1, **told}.items()
+    assert "lr_scheduler_warmup_steps" not in hyperparameters
     assert [result.metric_type for result in data.eval_results] == ["loss"]
     assert data.license == "mit"
     run.push_to_hub(

@@ -55,5 +55,7 @@ def evaluate(
     columns = ["metric", "adapter", *(["base"] if found.base is not None else [])]
     parts = [found.adapter, *([found.base] if found.base is not None else [])]
     show_table(columns, [[name, *(part.get(name) for part in parts)] for name in found.adapter], title=found.rows)
+    if found.positive:
+        remark(f"f1, precision and recall are of the label {found.positive!r}.")
     if found.untrained:
         remark(f"of the base, {found.untrained} is untrained, so its numbers are those of chance.")

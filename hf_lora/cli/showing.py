@@ -12,8 +12,13 @@ from ..errors import printable
 __all__ = ["dumped", "hush", "remark", "show_json", "show_table"]
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table on stdout, as wide as the terminal at most. Numbers stand to the right; None is a dash."""
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None, whole: Sequence[str] = ()
+) -> None:
+    """Print a table on stdout, as wide as the terminal at most. Numbers stand to the right; None is a dash.
+
+    whole: columns whose lines are not broken, beside the first.
+    """
     from rich import box  # not above: they take a tenth of a second
     from rich.console import Console
     from rich.table import Table
@@ -24,7 +29,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str
     for number, name in enumerate(columns):
         are_numbers = every and all(isinstance(row[number], int | float | None) for row in every)
         justify: Literal["left", "right"] = "right" if are_numbers else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=number == 0)  # names stay whole
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=number == 0 or name in whole)
     for row in every:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console(highlight=False, soft_wrap=False)

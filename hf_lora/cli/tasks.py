@@ -27,7 +27,7 @@ def tasks(as_json: Annotated[bool, Option("--json", help="print everything as JS
         show_json(rows)
         return
     cells = [(row["task"], row["says"], " ".join(_named(row)), " ".join(row["metrics"])) for row in rows]
-    show_table(("task", "learns", "columns", "metrics"), cells)
+    show_table(("task", "learns", "columns", "metrics"), cells, whole=["metrics"])
 
 
 def _named(row: dict) -> list[str]:

@@ -30,8 +30,15 @@ def facts_of(
     """
     from transformers.modelcard import extract_hyperparameters_from_trainer  # not above: only a card needs it
 
-    hyperparameters = dict(extract_hyperparameters_from_trainer(trainer))
-    if trainer.args.bf16:
+    hyperparameters, args = dict(extract_hyperparameters_from_trainer(trainer)), trainer.args
+    optimizer = str(
+        getattr(args.optim, "value", args.optim)
+    )  # Transformers writes "Use OptimizerNames.ADAMW_TORCH with"
+    betas = f"betas={(args.adam_beta1, args.adam_beta2)}, epsilon={args.adam_epsilon}" if "adam" in optimizer else None
+    hyperparameters["optimizer"] = ", ".join(filter(None, (optimizer, betas, args.optim_args)))
+    if 0 < hyperparameters.get("lr_scheduler_warmup_steps", 0) < 1:  # a share of the steps
+        hyperparameters["lr_scheduler_warmup_ratio"] = hyperparameters.pop("lr_scheduler_warmup_steps")
+    if args.bf16:
         hyperparameters["mixed_precision_training"] = "bfloat16"
     tags, names = listed(dataset_tags), listed(dataset)
     about = {

@@ -124,7 +124,10 @@ def _chance(metric: str, values: Pair, records: list[Any], settings: list[RunSet
         return "They were measured on other rows, so the numbers do not compare: evaluate both on one file."
     rows = _inside(records[0], ("data", split, "rows"))
     if metric in _SHARES and rows:
-        spread = _Z * math.sqrt(sum(value * (1 - value) for value in values) / rows)
+        shares = [
+            (value * rows + 1) / (rows + 2) for value in values
+        ]  # so that none is certain: Agresti and Caffo 2000
+        spread = _Z * math.sqrt(sum(share * (1 - share) for share in shares) / (rows + 2))
         if abs(values[1] - values[0]) <= spread:
             return (
                 f"One seed cannot tell which is better: on {rows:,} rows chance alone makes differences of up to "

@@ -37,6 +37,7 @@ class Measured:
     rows: which, in words. untrained: the parts of the base that start at random, so that its numbers mean nothing.
     differs: in which number the run's own metrics.json differs; empty where it does not, or says nothing of these rows.
     learnt: how many of the rows were trained on, in words; empty where they are others than the run's.
+    positive: of two labels, the one that f1, precision and recall are of; empty where they are not measured, or averages.
     """
 
     rows: str
@@ -46,6 +47,7 @@ class Measured:
     untrained: str
     differs: str
     learnt: str
+    positive: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -91,7 +93,8 @@ def measure(
     seen = min(rows_learnt(Path(name), source), len(rows)) if source else 0
     learnt = f"{seen:,} of the {len(rows):,} rows were trained on" if seen else ""
     differs = _difference(found[0], own)
-    return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, differs, learnt)
+    positive = (run.preparation.positive() or "") if {"f1", "precision", "recall"} & found[0].keys() else ""
+    return Measured(where, len(rows), found[0], found[1] if with_base else None, heads, differs, learnt, positive)
 
 
 def settings_of(folder: Path) -> RunSettings:

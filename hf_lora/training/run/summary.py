@@ -28,6 +28,8 @@ def understood(plan: Plan, trainer: Any) -> dict[str, str]:
     if labels := preparation.options.get("labels"):
         more = f", and {len(labels) - 20} more" if len(labels) > 20 else ""
         found["classes"] = ", ".join(map(str, labels[:20])) + more
+        if positive := preparation.positive():
+            found["classes"] += f"; f1, precision and recall are of {positive!r}"
     if preparation.remarks:
         found["remarks"] = " ".join(preparation.remarks)
     rows = trainer.get_total_train_batch_size(trainer.args)

@@ -177,6 +177,11 @@ class Preparation:
         """Return the options of metrics by their names."""
         return {}
 
+    def positive(self) -> str | None:
+        """Return the label that f1, precision and recall are of, where there are two; None where they are averages."""
+        is_one = self.metric_options().get("f1", {}).get("average") == "binary"
+        return str(self.options["labels"][1]) if is_one and len(self.options["labels"]) == 2 else None
+
     def outputs(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
         """Return a model's outputs for a batch of rows without labels. The model is in eval mode."""
         import torch

@@ -87,7 +87,7 @@ ROWS = (
     ),
     TrainingTask(
         "chat", ("AutoModelForCausalLM",), chat.ROLES, "transformers.DataCollatorForSeq2Seq",
-        ("perplexity",), "conversations, or questions and answers; the answers are learnt", chat.Chat,
+        ("perplexity",), "chats, or questions and answers; the answers are learnt", chat.Chat,
         batch_size=8,
     ),
     TrainingTask(
