@@ -62,6 +62,9 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "a column misspelt": ({"a.csv": GOOD}, "--train a.csv --task text-classification --column label=lable", ("a.csv has no such column", "Did you mean 'label'?")),
     "an unknown role": ({"a.csv": GOOD}, "--train a.csv --task text-classification --column verdict=label", ("this task has no 'verdict', but text",)),
     "several labels": ({"a.csv": "text,x,y\n" + "a film,1,2\n" * 4}, "--train a.csv --task text-classification", ("a.csv: no column for 'label'", "'x', 'y' could each be it", "--column label=NAME")),
+    "a task of other bases": ({"a.csv": GOOD}, "--train a.csv --task image-classification", ("it is a bert, for text-classification (text and label)", "needs a base for AutoModelForImageClassification")),
+    "pictures for a base of texts": ({f"d/{c}/{n}.png": b"x" for c in "ab" for n in "12"}, "--train d", ("d: it has the columns 'file', 'label', which are for image-classification", "Take a base for AutoModelForImageClassification, or rows")),
+    "paths of pictures for texts": ({f"d/{c}/{n}.png": b"x" for c in "ab" for n in "12"}, "--train d --task text-classification", ("d: 'file' holds pictures or sounds", "--column text=NAME")),
     "no label": ({"a.csv": "text\nfine\nawful\n"}, "--train a.csv --task text-classification", ("a.csv: no column for 'label'", "--column label=NAME")),
     "columns that fit no task": ({"a.csv": "n,m\n1,2\n3,4\n5,6\n"}, "--train a.csv", ("a.csv: it has the columns 'n', 'm', which fit no task", "--task")),
     "an unknown task": ({"a.csv": GOOD}, "--train a.csv --task text-classificaton", ("did you mean text-classification?",)),
@@ -127,7 +130,7 @@ def test_bad_data_is_an_error_that_names_file_row_and_cure(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", _load)
     for file, held in files.items():
-        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_bytes(held if isinstance(held, bytes) else held.encode())
     before = sorted(tmp_path.rglob("*"))
     model = base / ("gpt2" if "chat" in flags else "bert")

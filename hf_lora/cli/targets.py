@@ -53,7 +53,6 @@ def targets(
 
 
 def _auto_class(model: str, task: str | None) -> str | None:
-    from ..training.run.planning import model_task
-    from ..training.run.rows import known_task
+    from ..training.run.rows import known_task, model_task
 
     return None if task is None else model_task(model, known_task(task)).auto_class

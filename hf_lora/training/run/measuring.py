@@ -37,7 +37,7 @@ class Measured:
     rows: which, in words. untrained: the parts of the base that start at random, so that its numbers mean nothing.
     differs: in which number the run's own metrics.json differs; empty where it does not, or says nothing of these rows.
     learnt: how many of the rows were trained on, in words; empty where they are others than the run's.
-    positive: of two labels, the one that f1, precision and recall are of; empty where they are not measured, or averages.
+    positive: of two labels, the one that f1, precision and recall are of; empty where none of these is measured so.
     """
 
     rows: str

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from ...config.tasks import Task
-from ...errors import ConfigError, ModelError
+from ...errors import ConfigError
 from ...files.privacy import is_repo_id, public_base
 from ...model.heads import label_layers
 from ...model.lora_model import LoRAModel
 from ..suggesting import scaled_rate
 from ..tasks.lengths import Lengths
 from ..tasks.preparation import Preparation
-from ..tasks.task import TrainingTask
 from . import arguments
 from .folder import check_output
-from .rows import choose_task, known_task, part_rows, prepare, read_files
+from .rows import choose_task, known_task, model_task, part_rows, prepare, read_files
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -131,17 +129,6 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
     given |= {"ignore_mismatched_sizes": True} if made else {}  # a head for other labels gives way to a new one
     return LoRAModel.from_pretrained(name, config, **{**given, **made})
-
-
-def model_task(name: str, task: TrainingTask) -> Task:
-    """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
-    base = transformers.AutoConfig.from_pretrained(name)
-    if (found := task.model_task(base)) is not None:
-        return found
-    raise ModelError(
-        f"--model {name}: it is a {base.model_type}, which {' and '.join(task.models)} do not know; --task "
-        f"{task.name} needs another base."
-    )
 
 
 def _fit_positions(plan: Plan, given: int | None) -> None:

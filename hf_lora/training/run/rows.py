@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
+from ...config.tasks import Task
 from ...errors import ConfigError, DataError, ModelError, some
 from ..data.checking import check_columns, count_shared, usable_rows
 from ..data.columns import choose_columns
 from ..data.reading import read_splits
 from ..data.splitting import split_rows
 from ..data.written import Found, Wanted
-from ..tasks.guessing import guess_task
+from ..tasks.guessing import guess_task, refuse_files, what_fits
 from ..tasks.lengths import Lengths, check_lengths, measure_lengths
 from ..tasks.preparation import Preparation
 from ..tasks.table import TASKS
@@ -51,6 +52,17 @@ def base_config(settings: RunSettings) -> Any:
     return settings.model and load_part(settings.model, "AutoConfig")
 
 
+def model_task(name: str, task: TrainingTask) -> Task:
+    """Return the first row of the models' table that a task trains and a base is of. Raises ModelError for none."""
+    config = load_part(name, "AutoConfig")
+    if (found := task.model_task(config)) is not None:
+        return found
+    raise ModelError(
+        f"--model {name}: it is a {config.model_type}, for {what_fits(config)}; --task {task.name} needs a base for "
+        f"{' or '.join(task.models)}."
+    )
+
+
 def read_found(settings: RunSettings, scratch: Path) -> dict[str, Found]:
     """Return what was read of each file that the settings name, or that a folder of splits has. Raises DataError."""
     given = {name: getattr(settings, name) for name in ("train", "eval", "test")}
@@ -69,13 +81,17 @@ def read_files(settings: RunSettings, scratch: Path) -> dict[str, Dataset]:
 def choose_task(settings: RunSettings, rows: Dataset) -> tuple[TrainingTask, dict[str, str], str]:
     """Return the task of the settings, or the one that the columns tell, the column of each role, and why.
 
-    Raises DataError, ConfigError for a task that there is not.
+    Raises DataError, ConfigError for a task that there is not, ModelError for a base of other tasks.
     """
     first = rows.select(range(min(_LOOKED_AT, len(rows)))).to_list()
     if settings.task is not None:
         task = known_task(settings.task)
         _refuse_idle(settings, task)
-        return task, choose_columns(first, task.roles, settings.column, str(settings.train)), "as you say"
+        if settings.model is not None:
+            model_task(settings.model, task)
+        columns = choose_columns(first, task.roles, settings.column, str(settings.train))
+        refuse_files(task, columns, first, str(settings.train))
+        return task, columns, "as you say"
     guess = guess_task(first, settings.column, str(settings.train), base_config(settings))
     _refuse_idle(settings, guess.task)
     return guess.task, guess.columns, guess.why()

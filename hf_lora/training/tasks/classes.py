@@ -33,7 +33,9 @@ LABEL = Role(
     (
         "label", "labels", "class", "category", "target", "sentiment", "etikett", "klasse", "kategorie", "etiqueta",
         "categoría", "clase", "étiquette", "catégorie", "classe", "categoria", "etichetta", "klasa", "метка", "класс",
-        "标签", "类别", "標籤", "類別", "ラベル", "라벨", "فئة", "תווית",
+        "标签", "类别", "標籤", "類別", "ラベル", "라벨", "فئة", "תווית", "intent", "emotion", "polarity", "stimmung",
+        "bewertung", "wertung", "sentimiento", "valoración", "sentimento", "valutazione", "avaliação", "polarité",
+        "évaluation", "ocena", "оценка", "тональность", "情感", "情绪", "感情", "感情ラベル", "감정", "تصنيف", "duygu",
     ),
     is_label, is_label=True, preference=repetition,
 )  # fmt: skip
@@ -48,6 +50,16 @@ class Classes(Texts):
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids")
     rows_tell: ClassVar[bool] = True
+
+    @classmethod
+    def fits(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
+        """Return whether labels are words or whole numbers: decimals of texts are learnt as numbers."""
+        said = [str(row[columns["label"]]) for row in rows if not is_missing(row[columns["label"]])]
+        decimals = re.compile(r"[-+]?\d+[.,]\d+")
+        are_decimals = any(re.search("[.,]0*[1-9]", each) for each in said) and all(
+            each.isdecimal() or decimals.fullmatch(each) for each in map(str.strip, said)
+        )
+        return not (are_decimals and "text" in columns)
 
     @classmethod
     def suits(cls, config: Any) -> bool:

@@ -65,10 +65,38 @@ def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], sour
         return best[0]
     has = f"{source}: it has the columns {', '.join(map(repr, values))}"
     if not best:
+        other = [guess for task in TASKS.values() if (guess := _fit(task, rows, values, given, source)) is not None]
+        if other:
+            fitting = max(other, key=lambda guess: guess.score).task
+            raise DataError(
+                f"{has}, which are for {fitting.name}, and the base is a {config.model_type}, for {what_fits(config)}. "
+                f"Take a base for {' or '.join(fitting.models)}, or rows for this one."
+            )
         named = ", ".join(task.name for task in tasks)
         raise DataError(f"{has}, which fit no task. Say which with --task ({named}), and which column is what.")
     names = list(dict.fromkeys([*(guess.task.name for guess in best), *others]))
     raise DataError(f"{has}, which could be for {' or '.join(names)}. Say which with --task, as --task {names[0]}.")
+
+
+def what_fits(config: Any) -> str:
+    """Return the tasks that a base can learn, with the columns that each needs."""
+    tasks = [task for task in TASKS.values() if task.model_task(config) is not None]
+    said = [f"{task.name} ({' and '.join(task.described()['columns'])})" for task in tasks]
+    return ", ".join(said) or "no task of this command"
+
+
+def refuse_files(
+    task: TrainingTask, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], source: str
+) -> None:
+    """Raise DataError where a task would take the paths of pictures or sounds for texts."""
+    values = values_of(rows)
+    for role in task.roles:
+        if role.name in columns and role.holds is is_text and _are_files(values[columns[role.name]]):
+            raise DataError(
+                f"{source}: {columns[role.name]!r} holds pictures or sounds, as {values[columns[role.name]][0]}, and "
+                f"{task.name} reads a {role.name}. Take the task of these files (`hf-lora tasks`), or name another "
+                f"column with --column {role.name}=NAME."
+            )
 
 
 def _fit(
@@ -94,7 +122,13 @@ def _fit(
     guess = Guess(task, columns, frozenset(told))
     guessed = [name for name in columns if name not in told]
     liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
-    return guess if not guessed or (liked and (given or not guess.left(values))) else None
+    alone = all(roles[name].is_label and _are_words(values[columns[name]]) for name in guessed) or not guess.left(values)
+    return guess if not guessed or (liked and (given or alone)) else None
+
+
+def _are_words(values: Sequence[Any]) -> bool:
+    """Return whether a column holds words, and not only numbers."""
+    return any(str(value).strip()[:1].isalpha() for value in values)
 
 
 def _are_files(values: Sequence[Any]) -> bool:
