@@ -363,6 +363,30 @@ def test_the_right_choice_is_a_number_a_letter_a_key_or_a_text(choices: Any, lab
 
 
 @pytest.mark.parametrize(
+    ("rows", "places", "meaning"),
+    [
+        ([(["2", "4", "1"], "1"), (["3", "2", "1"], "2")], [2, 1], "the choice"),
+        ([(["2", "4", "1"], "1"), (["5", "6", "7"], "2")], [1, 2], "the number of a choice, from 0 on"),
+        ([(["4", "2", "6"], "2"), (["5", "6", "7"], "3")], [1, 2], None),  # both readings are one
+        ([(["2", "4", "8"], 2), (["8", "2", "9"], 9)], [0, 2], None),
+    ],
+)
+def test_a_label_that_is_a_choice_and_the_number_of_another_is_read_alike_in_all_rows(
+    rows: list[tuple[list[str], Any]], places: list[int], meaning: str | None, words: Any
+) -> None:
+    named = [{"question": "a", "choices": choices, "answer": answer} for choices, answer in rows]
+    assert targets("multiple-choice", named, words) == places
+    told = f"a row: its label '1' is a choice, and the number of another one; in all rows labels are read as {meaning}."
+    assert learned("multiple-choice", named, words)[0].remarks == ([told] if meaning else [])
+
+
+def test_a_choice_without_a_label_changes_no_other(words: Any) -> None:
+    rows = [{"question": "a", "choices": ["slow", "loud"], "answer": answer} for answer in ("1", "0", "N/A", "")]
+    preparation, found = learned("multiple-choice", rows, words)
+    assert [preparation.problem(row, True) is None for row in found] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
     "names",
     [
         "ABC",

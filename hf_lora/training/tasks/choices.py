@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..columns import Columns
-from ..data.columns import Role, is_empty, plain_name, written_out
+from ..data.columns import Role, is_empty, is_missing, place_of, plain_name, written_out
 from .preparation import Preparation
 from .texts import is_text, label_names, label_text, mean_length, pad, split_up
 
@@ -63,17 +63,36 @@ class Choices(Preparation):
                     f"there are no choices: neither a column of lists nor several, as choice1 and choice2, among "
                     f"{', '.join(map(repr, rows.column_names))}. Say which one with --column choices=NAME."
                 )
-        pairs = []
+        given = []
         for row in rows:
+            label = self.value(row, "label")
             with suppress(DataError):  # `problem` tells of it
-                pairs.append((self.value(row, "label"), len(self.choices(row))))
-        said = [(int(label_text(label)), count) for label, count in pairs if label_text(label).isdecimal()]
+                given += [] if is_missing(label) else [(label_text(label), self.choices(row), place_of(row))]
+        said = [(int(label), len(choices)) for label, choices, _ in given if label.isdecimal()]
         is_class = bool(label_names(rows.features[self.columns["label"]]))
         first = int(
             bool(said) and not is_class and all(n > 0 for n, _ in said) and any(n == count for n, count in said)
         )
-        numbered = len(said) == len(pairs) and all(0 <= number - first < count for number, count in said)
+        numbered = len(said) == len(given) and all(0 <= number - first < count for number, count in said)
         self.options |= {"first": first, "numbered": numbered}
+        if numbered:
+            self._tell_numbers_from_texts(given)
+
+    def _tell_numbers_from_texts(self, given: Sequence[tuple[str, dict[str, str], str]]) -> None:
+        """Decide for all rows what labels mean that are a choice, and the number of another: choices where all are.
+
+        given: each row's label, choices and place.
+        """
+        texts = [(label, [text.strip() for text in choices.values()], place) for label, choices, place in given
+                 if label not in choices]  # fmt: skip
+        first = self.options["first"]
+        both = [(label, place) for label, said, place in texts if label in said and said[int(label) - first] != label]
+        if both:
+            self.options["numbered"] = not all(label in said for label, said, _ in texts)
+            meaning = f"the number of a choice, from {first} on" if self.options["numbered"] else "the choice"
+            label, place = both[0]
+            told = f"{place}: its label {label!r} is a choice, and the number of another one"
+            self.remarks = [f"{told}; in all rows labels are read as {meaning}."]
 
     def choices(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return a row's choices by their keys: letters, unless the row has its own."""
