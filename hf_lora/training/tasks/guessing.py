@@ -122,10 +122,8 @@ def _fit(
     guess = Guess(task, columns, frozenset(told))
     guessed = [name for name in columns if name not in told]
     liked = all(_likes(roles[name], values[columns[name]]) for name in guessed)
-    alone = all(roles[name].is_label and _are_words(values[columns[name]]) for name in guessed) or not guess.left(
-        values
-    )
-    return guess if not guessed or (liked and (given or alone)) else None
+    are_words = all(roles[name].is_label and _are_words(values[columns[name]]) for name in guessed)
+    return guess if not guessed or (liked and (given or are_words or not guess.left(values))) else None
 
 
 def _are_words(values: Sequence[Any]) -> bool:
