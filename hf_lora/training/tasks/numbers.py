@@ -100,8 +100,10 @@ class Numbers(Texts):
         said = {cell: f"{places[cell]}: its label {cell!r}" for cell in parts}
         self.options["units"] = _units({unit: said[cell] for cell, (_, unit) in parts.items()})
         self.options["decimal"], self.remarks = _decimal({number: said[cell] for cell, (number, _) in parts.items()})
-        read = (self.number(value) for value in rows[column] if not is_missing(value))
-        numbers = [number for number in read if math.isfinite(number)]  # `problem` tells of others
+        values = list(rows[column])
+        read = {value: self.number(value) for value in set(values) if not is_missing(value)}
+        finite = {value: number for value, number in read.items() if math.isfinite(number)}  # `problem` tells of others
+        numbers = [finite[value] for value in values if value in finite]
         if len(set(numbers)) < 2:
             raise DataError(f"column {column!r}: every row has the number {numbers[:1]}; there is nothing to learn.")
         mean, std = float(np.mean(numbers)), float(np.std(numbers))
