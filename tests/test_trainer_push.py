@@ -7,6 +7,7 @@ import threading
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -102,10 +103,10 @@ class _Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.messages, commit = threading.Event(), [], commits.commit
 
-        def gated(folder: Path, repo_id: str, message: str, **kwargs: object) -> object:
-            self.messages.append(message)
+        def gated(folder: Path, repo_id: str, how: Any) -> object:
+            self.messages.append(how.message)
             assert self.opened.wait(PATIENCE)
-            return commit(folder, repo_id, message=message, **kwargs)
+            return commit(folder, repo_id, how)
 
         monkeypatch.setattr(commits, "commit", gated)
 

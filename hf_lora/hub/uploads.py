@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, HfApi
 
@@ -138,26 +138,24 @@ def _take(source: Path, target: Path) -> bool:
     return True
 
 
-def commit(
-    folder: Path,
-    repo_id: str,
-    *,
-    message: str,
-    description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    paths: Sequence[str] = (),
-) -> CommitInfo:
+class Commit(NamedTuple):
+    """How files go into a repo. revision: the branch, made where it is missing. private: of a repo that is made."""
+
+    message: str | None = None
+    description: str | None = None
+    private: bool | None = None
+    token: str | bool | None = None
+    revision: str | None = None
+    create_pr: bool = False  # propose it as a pull request instead
+
+
+def commit(folder: Path, repo_id: str, how: Commit, paths: Sequence[str] = ()) -> CommitInfo:
     """Put a folder's files into a repo, made where it is missing, in one commit, and return what the Hub says of it.
 
-    revision: the branch, made from main where it is missing. create_pr: propose the commit as a pull request instead.
-    private: of a repo that is made. paths: of this machine, which no file may name. Where the files are there already,
-    there is no commit, and the last one is returned.
-    Raises ModelError where a file holds a path or a token, and HubError; also where private=True and the repo is
-    public.
+    paths: of this machine, which no file may name. Where the files are there already, the last commit is returned.
+    Raises ModelError where a file holds a path or a token, and HubError, also where a repo is public against `private`.
     """
+    message, description, private, token, revision, create_pr = how
     _refuse_secrets(folder, paths, token)
     api = HfApi(token=token)
 
@@ -177,8 +175,8 @@ def commit(
         if not (create_pr or revision in (None, "main") or str(revision).startswith("refs/")):
             api.create_branch(repo, branch=str(revision), exist_ok=True)
         return api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=message, commit_description=description,
-            revision=revision, create_pr=create_pr,
+            repo_id=repo, folder_path=folder, commit_message=message or "Upload adapter",
+            commit_description=description, revision=revision, create_pr=create_pr,
         )  # fmt: skip
 
     # Files that have arrived are not sent again; a pull request whose answer is lost would be opened twice.

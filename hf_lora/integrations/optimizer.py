@@ -48,7 +48,14 @@ class OptimizerCheck(TrainerCallback):
 def check_start(trainer: Any, model: Any) -> None:
     """Raise AdapterStateError where a model would not train, or FSDP1 would flatten adapters and frozen weights."""
     check_ready(model)
-    _check_columns(trainer)
+    data = trainer.train_dataset
+    first = data[0] if isinstance(data, list) and data else {}
+    names = getattr(data, "column_names", None) or (first if isinstance(first, Mapping) else ())
+    if "adapter_names" in names and trainer.args.remove_unused_columns:  # all rows would train what is selected
+        raise AdapterStateError(
+            "the column 'adapter_names' of train_dataset would be left out: set remove_unused_columns=False, and have "
+            "a data_collator put the list of them into the batch. train_together trains each adapter on its own data."
+        )
     warn_of_tokens(model, trainer.processing_class)
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None) if trainer.is_fsdp_enabled else None
     if getattr(plugin, "fsdp_version", 1) == 1 and getattr(plugin, "use_orig_params", None) is False:
@@ -58,18 +65,6 @@ def check_start(trainer: Any, model: Any) -> None:
             "2 for accelerate), or use_orig_params=True."
         )
     widen(trainer, model)
-
-
-def _check_columns(trainer: Any) -> None:
-    """Raise AdapterStateError where a Trainer would leave out who answers each row, and train what is selected."""
-    data = trainer.train_dataset
-    first = data[0] if isinstance(data, list) and data else {}
-    names = getattr(data, "column_names", None) or (first if isinstance(first, Mapping) else ())
-    if "adapter_names" in names and trainer.args.remove_unused_columns:
-        raise AdapterStateError(
-            "the column 'adapter_names' of train_dataset would be left out: set remove_unused_columns=False, and have "
-            "a data_collator put the list of them into the batch. train_together trains each adapter on its own data."
-        )
 
 
 def widen(trainer: Any, model: Any) -> None:

@@ -92,7 +92,7 @@ def check_repo(model: Any, repo_id: str) -> None:
 
 def _uploader(trainer: Any, token: str | None = None, revision: str | None = None) -> Callable[[Path, str], Any]:
     token, revision, repo = token or trainer.args.hub_token, revision or trainer.args.hub_revision, trainer.hub_model_id
-    return lambda folder, message: uploads.commit(folder, repo, message=message, token=token, revision=revision)
+    return lambda folder, message: uploads.commit(folder, repo, uploads.Commit(message, None, None, token, revision))
 
 
 def _staged(model: Any, trainer: Any, source: Path, strategy: str = "end") -> TemporaryDirectory[str]:

@@ -92,7 +92,12 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str], model
     0      1       -1.000  1.000   1.000    32    16
     all    1       -1.000  1.000   1.000    32    16
     """
-    _check_given(first, second, model)
+    are_names = isinstance(first, str | os.PathLike) and isinstance(second, str | os.PathLike)
+    if not are_names or not (model is None or isinstance(getattr(model, "_lora", None), AdapterState)):
+        raise ArgumentError(
+            f"compare({', '.join(type(each).__name__ for each in (first, second, model))}): it takes two names of "
+            "adapters and their LoRAModel, compare('a', 'b', model), or two folders or Hub ids."
+        )
     one, other = _in_files(first, second) if model is None else (_on(model._lora, str(n)) for n in (first, second))
     compared = tuple(_compared(layer, one[layer], other[layer]) for layer in one if layer in other)
     if not compared:
@@ -101,16 +106,6 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str], model
         )
     names = (os.fspath(first), os.fspath(second))
     return Comparison(names, compared, tuple(n for n in one if n not in other), tuple(n for n in other if n not in one))
-
-
-def _check_given(first: Any, second: Any, model: Any) -> None:
-    """Raise ArgumentError where a model stands in a name's place, or something else in a model's."""
-    names = [each for each in (first, second) if not isinstance(each, str | os.PathLike)]
-    if names or not (model is None or isinstance(getattr(model, "_lora", None), AdapterState)):
-        raise ArgumentError(
-            f"compare({', '.join(type(each).__name__ for each in (first, second, model))}): it takes two names of "
-            "adapters and their LoRAModel, compare('a', 'b', model), or two folders or Hub ids."
-        )
 
 
 def _on(state: AdapterState, name: str) -> dict[str, Decomposed]:

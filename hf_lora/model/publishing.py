@@ -26,7 +26,7 @@ from ..files.transaction import folders_of_adapters, settled
 from ..formats.contents import Contents
 from ..hub.card.metadata import joined
 from ..hub.card.writing import amend_card, is_of_other_weights
-from ..hub.uploads import commit, refuse_paths, scrub_configs
+from ..hub.uploads import Commit, commit, refuse_paths, scrub_configs
 from .arguments import as_card_data
 from .hints import checked, refuse_unknown
 from .loading import opened
@@ -144,10 +144,8 @@ def push_adapter(
         save_adapters(model, folder, adapter_name, state_dict, card_data=card_data, repo_id=known, bases=bases)
 
     named = [c.base_model_name_or_path for c in configs.values()]
-    return _publish(
-        write, repo_id, places, named, bases, commit_message, token=token, revision=revision,
-        create_pr=create_pr, private=private, description=commit_description,
-    )  # fmt: skip
+    how = Commit(commit_message, commit_description, private, token, revision, create_pr)
+    return _publish(write, repo_id, places, named, bases, how)
 
 
 def push_folder(
@@ -180,10 +178,8 @@ def push_folder(
         for place, contents in found.items():
             _copy_adapter(contents, directory / place, folder / place, bases[place])
 
-    return _publish(
-        write, repo_id, places, list(named.values()), bases, commit_message, revision=revision, create_pr=create_pr,
-        private=private,
-    )  # fmt: skip
+    how = Commit(commit_message, None, private, None, revision, create_pr)
+    return _publish(write, repo_id, places, list(named.values()), bases, how)
 
 
 def refuse_base_repo(repo_id: str, bases: Collection[str]) -> None:
@@ -201,28 +197,24 @@ def _publish(
     places: Sequence[str],
     bases: Sequence[str | None],
     published: Mapping[str, str],
-    message: str | None,
-    *,
-    revision: str | None,
-    token: str | bool | None = None,
-    **how: Any,
+    how: Commit,
 ) -> str:
     """Commit what `write` puts into a folder, where the cards lie that the repo has; return the commit's URL.
 
     write: takes the folder and the repo's full id. places: the adapters' places in it. bases: how they name their
-    bases, of which no path is published; published: the names that are. how: as `commit` takes it.
+    bases, of which no path is published; published: the names that are.
     """
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set.")
     if "/" not in repo_id:  # the repo of whose token it is
-        whoami, subject = huggingface_hub.HfApi().whoami, Request(repo_id, token=token, doing="write to")
-        repo_id = f"{call(lambda: whoami(token), subject)['name']}/{repo_id}"
-    if not revision and not how.get("create_pr"):
+        whoami, subject = huggingface_hub.HfApi().whoami, Request(repo_id, token=how.token, doing="write to")
+        repo_id = f"{call(lambda: whoami(how.token), subject)['name']}/{repo_id}"
+    if not how.revision and not how.create_pr:
         refuse_base_repo(repo_id, published.values())
     local = {base for base in bases if base and is_local_base(base) and _is_path(base)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "adapter")
-        cards = _fetch_cards(repo_id, places, folder, revision, token, Path(temporary, "cache"))
+        cards = _fetch_cards(repo_id, places, folder, how, Path(temporary, "cache"))
         write(folder, repo_id)
         for place in places:
             refuse_paths(folder / place / CONFIG_NAME)
@@ -231,22 +223,18 @@ def _publish(
             if card.read_bytes() == content:  # perhaps one that nobody can read, which the Hub would refuse
                 card.unlink()
         paths = [*local, *(os.path.abspath(os.path.expanduser(base)) for base in local)]
-        info = commit(
-            folder, repo_id, message=message or "Upload adapter", revision=revision, token=token, paths=paths, **how
-        )
+        info = commit(folder, repo_id, how, paths)
     return str(info.pr_url or info.commit_url)
 
 
-def _fetch_cards(
-    repo_id: str, places: Sequence[str], folder: Path, revision: str | None, token: str | bool | None, cache: Path
-) -> dict[Path, bytes]:
+def _fetch_cards(repo_id: str, places: Sequence[str], folder: Path, how: Commit, cache: Path) -> dict[Path, bytes]:
     """Put the cards that a repo has, on the branch or else on main, where the adapters' own go; return them."""
     cards = {}
     for place in places:
         (folder / place).mkdir(parents=True, exist_ok=True)
-        for branch in dict.fromkeys((revision, None)):
+        for branch in dict.fromkeys((how.revision, None)):
             try:
-                found = fetch(repo_id, CARD_NAME, subfolder=place, revision=branch, token=token, cache_dir=cache)
+                found = fetch(repo_id, CARD_NAME, subfolder=place, revision=branch, token=how.token, cache_dir=cache)
             except HubNotFoundError:  # no such repo, or no such branch yet
                 continue
             if found is not None:
