@@ -45,6 +45,59 @@ def test_entities_count_where_kind_and_both_ends_are_right() -> None:
         metrics("seqeval")(EvalPrediction(predictions=np.zeros(2), label_ids=np.zeros(2, int)))
 
 
+SCHEMES = ("IOB1", "IOB2", "IOBES", "BILOU", "BMES")
+Span = tuple[int, int, str]
+
+
+def tagged(spans: list[Span], length: int, scheme: str) -> list[str]:
+    """Return the tags of entities (start, end, kind) that do not overlap, in a scheme."""
+    found = ["O"] * length
+    single, inner, last = {"IOBES": "SIE", "BILOU": "UIL", "BMES": "SME"}.get(scheme, "BII")
+    for number, (start, end, kind) in enumerate(spans):
+        letters = single if end - start == 1 else "B" + inner * (end - start - 2) + last
+        touches = number > 0 and spans[number - 1][1:] == (start, kind)
+        if scheme == "IOB1":
+            letters = ("B" if touches else "I") + "I" * (end - start - 1)
+        found[start:end] = [f"{letter}-{kind}" for letter in letters]
+    return found
+
+
+def some_spans(length: int, rng: np.random.Generator) -> list[Span]:
+    spans, place = [], 0
+    while (place := place + int(rng.choice([0, 0, 1, 2]))) < length:
+        end = min(place + int(rng.integers(1, 4)), length)
+        spans.append((place, end, str(rng.choice(["PER", "ORG"]))))
+        place = end
+    return spans
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_entities_are_counted_right_in_each_scheme_also_next_to_each_other(scheme: str) -> None:
+    """Counted as sets of (row, start, end, kind), of which the tags were made, without reading any tag."""
+    rng = np.random.default_rng(1)
+    truths = [some_spans(9, rng) for _ in range(40)]
+    said = [
+        [span for span in truth if rng.random() < 0.6] if n % 2 else some_spans(9, rng)
+        for n, truth in enumerate(truths)
+    ]
+    mine, theirs = ({(n, *span) for n, row in enumerate(rows) for span in row} for rows in (said, truths))
+    shared = len(mine & theirs)
+    rows = [[tagged(spans, 9, scheme) for spans in each] for each in (truths, said)]
+    found = scores.seqeval(*rows)
+    assert 20 < shared < len(theirs)
+    assert found["overall_precision"] == pytest.approx(shared / len(mine))
+    assert found["overall_recall"] == pytest.approx(shared / len(theirs))
+    assert found["overall_f1"] == pytest.approx(2 * shared / (len(mine) + len(theirs)))
+    turned = [[["-".join(tag.split("-")[::-1]) for tag in row] for row in each] for each in rows]
+    assert scores.seqeval(*turned, suffix=True) == found
+
+
+@pytest.mark.parametrize("tag", ["PER", "ORG", "NOUN", "X-PER"])
+def test_tags_that_do_not_say_where_an_entity_begins_are_none_for_seqeval(tag: str) -> None:
+    with pytest.raises(ValueError, match=f"'{tag}' says nothing of where an entity begins"):
+        scores.seqeval([["O", tag]], [["O", "O"]])
+
+
 def test_answers_are_compared_as_squad_does() -> None:
     truths = [["Denver Broncos", "the Broncos"], ["1976"]]
     assert scores.squad(truths, ["The Denver, broncos!", "in 1976"]) == {

@@ -17,6 +17,7 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
     WhisperFeatureExtractor,
 )
 
@@ -131,6 +132,57 @@ def test_texts_in_another_script_or_too_long_for_their_sound_are_refused(tmp_pat
         _speech(tmp_path, _said(tmp_path, ["hl" * 30, *["hl"] * 9]))
     with pytest.raises(DataError, match=r"takes 1\.0 seconds, and 0\.5 are used: part it"):
         _speech(tmp_path, _said(tmp_path, ["hl"] * 9), max_seconds=0.5)
+
+
+def test_a_base_without_tokenizer_spells_with_the_letters_of_its_texts_and_keeps_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """XLS-R: the tokenizer is saved in the run and reads what the model writes."""
+    base = wav2vec2(tmp_path / "base", (8, 8, 8))
+    plan = _speech(tmp_path, _said(tmp_path, ["Ça va|?", "it's 2"] * 8), base)
+    assert "in lower case: '2aistvç" in caplog.text
+    assert "does not know '|' (8 times), '?' (8 times)" in caplog.text
+    rows = {row["text"]: row for row in plan.rows["train"].to_list()}
+    (ids,) = (each["labels"] for each in plan.preparation.features([rows["Ça va|?"]], plan.processor))
+    plan.processor.save_pretrained(tmp_path / "run")
+    read = Wav2Vec2Processor.from_pretrained(tmp_path / "run").tokenizer
+    assert read.decode(ids, group_tokens=False) == "ça va"
+    assert plan.model.config.vocab_size == len(read) == 5 + len("'2aistvç")
+    assert any(name.startswith("lm_head") for name, each in plan.model.named_parameters() if each.requires_grad)
+    with pytest.raises(DataError, match=r"said\.csv: the texts have no letters"):
+        _speech(tmp_path, _said(tmp_path, ["?!"] * 8), base)
+
+
+@pytest.mark.parametrize("family", [speller, whisper])
+def test_a_long_sound_is_read_in_parts_but_not_learnt(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is at most as long as the model takes, the parts cover the sound, and the short ones stay as they are."""
+    base, spoken = family(tmp_path / "base"), {"language": "de"} if family is whisper else {"max_seconds": 1.0}
+    plan = _speech(tmp_path, _said(tmp_path, ["hl"] * 9, 0.5), base, **spoken)
+    made = plan.preparation
+    rows = plan.rows["train"].to_list()[:1]
+    soundfile.write(tmp_path / "long.wav", _tone(16000, 2.5), 16000)
+    long = {**rows[0], "audio": "long.wav"}
+    assert "part it" in made.problem(long, labelled=True)
+    assert made.problem(long, labelled=False) is None
+    seen, extract = [], type(plan.processor.feature_extractor).__call__
+    monkeypatch.setattr(
+        type(plan.processor.feature_extractor), "__call__",
+        lambda self, raw, *args, **how: (seen.append(np.shape(raw)), extract(self, raw, *args, **how))[1],
+    )  # fmt: skip
+    model = plan.model.eval()
+    found = made.predictions(model, plan.processor, [rows[0], long, rows[0]])
+    assert all(isinstance(each["text"], str) for each in found)
+    assert found[0] == found[2] == made.predictions(model, plan.processor, rows)[0]
+    parts = [shape[-1] for shape in seen if len(shape) == 1]
+    assert max(parts) <= 16000
+    assert sum(parts) >= 40000
+
+
+def test_a_text_of_more_tokens_than_the_model_writes_is_told_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2: its text has \d+ tokens, and the model writes 16: part its sound"):
+        _speech(tmp_path, _said(tmp_path, ["h" * 40, *["hl"] * 9], 0.5), whisper(tmp_path / "whisper"), language="de")
 
 
 def test_whisper_has_to_be_told_a_language_that_it_knows(tmp_path: Path) -> None:

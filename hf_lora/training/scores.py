@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S", "M": "I"}
+
 
 def seqeval(
     references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], suffix: bool = False
@@ -18,10 +20,14 @@ def seqeval(
     """Return F1, precision and recall of whole entities, and accuracy of tags. A list of tags a row ("B-PER", "O").
 
     An entity counts where its kind, its first and its last tag are right. Ramshaw and Marcus 1995, cmp-lg/9505040; the
-    package seqeval computes it as conlleval does.
+    package seqeval computes it as conlleval does: of IOB1, IOB2 and IOBES. BILOU's L and U are IOBES' E and S, and
+    BMES' M is I, which it would not know. Raises ValueError for tags without such a letter.
     """
     from seqeval import metrics  # an extra, which no other metric needs
 
+    references, predictions = (
+        [[_iobes(tag, suffix) for tag in row] for row in rows] for rows in (references, predictions)
+    )
     common = {"suffix": suffix, "zero_division": 0}
     return {
         "overall_precision": float(metrics.precision_score(references, predictions, **common)),
@@ -29,6 +35,16 @@ def seqeval(
         "overall_accuracy": float(metrics.accuracy_score(references, predictions)),
         "overall_f1": float(metrics.f1_score(references, predictions, **common)),
     }
+
+
+def _iobes(tag: str, suffix: bool) -> str:
+    """Return a tag with a letter that seqeval knows."""
+    kind, mark, letter = tag.rpartition("-") if suffix else tag.partition("-")[::-1]
+    if tag != "O" and (not mark or letter not in _LETTERS):
+        raise ValueError(
+            f"{tag!r} says nothing of where an entity begins, as B-{tag} and I-{tag} would; measure accuracy and f1"
+        )
+    return tag if tag == "O" else f"{kind}-{_LETTERS[letter]}" if suffix else f"{_LETTERS[letter]}-{kind}"
 
 
 def sacrebleu(

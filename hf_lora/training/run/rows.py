@@ -39,7 +39,7 @@ def load_part(model: str | None, name: str) -> Any:
     """
     try:
         return getattr(transformers, name).from_pretrained(model)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:  # TypeError: a file that is not there
         told = " ".join(str(error).split())
         raise ModelError(
             f"--model {model}: no {name} could be loaded from there; name a model of the Hub, or a folder "
@@ -124,8 +124,8 @@ def prepare(
     options = {name: getattr(settings, name, None) for name in task.preparation.OPTIONS}
     preparation: Preparation = task.preparation(task, columns, **options)
     preparation.know_base(base_config(settings))
-    processor = load_part(settings.model, preparation.processor_class)
     try:
+        processor = preparation.load_processor(lambda name: load_part(settings.model, name), rows)
         preparation.learn(rows, processor)
     except DataError as error:
         source = str(settings.train)

@@ -71,6 +71,10 @@ class Preparation:
         value = self.value(row, "label")
         return [] if value is None or isinstance(value, list | dict) else [str(value).strip()]
 
+    def load_processor(self, load: Callable[[str], Any], rows: Dataset) -> Any:
+        """Return the base's processor. load: returns what an Auto class loads for the base, or raises ModelError."""
+        return load(self.processor_class)
+
     def learn(self, rows: Dataset, processor: Any) -> None:
         """Find out what only all the rows to train on tell: classes, lengths. Sets `options`. Raises DataError."""
         if len(rows):

@@ -6,14 +6,20 @@ classification. Radford et al. 2022, arXiv:2212.04356 (Whisper).
 
 from __future__ import annotations
 
+import json
+import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import transformers
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging
 
-from ...errors import ConfigError, DataError, some
+from ...errors import ConfigError, DataError, ModelError, some
 from ..columns import IGNORED, heard
 from ..data import media
 from ..data.columns import Role, is_empty
@@ -38,11 +44,14 @@ _FASTEST = 50  # letters a second: the frames of most CTC models, and three time
 class Speech(Preparation):
     """The text of each sound.
 
-    options: max_seconds, what is longer is refused: a part of a sound has not its text. language and speech_task are
-    Whisper's. Of CTC, which `is_ctc` says: letters, those that the tokenizer knows, and case, how they are written.
+    options: max_seconds, what is longer is not learnt, as a part of a sound has not its text. language and speech_task
+    are Whisper's. Of CTC, which `is_ctc` says: letters, those that the tokenizer knows, and case, how they are written.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_seconds", "language", "speech_task")
+    _type: str = ""  # the base's model type, of CTC's
+    _most: int | None = None  # the tokens of a text that it writes
+    _tokenizer: Any = None
     processor_class: ClassVar[str] = "AutoProcessor"
     trainer_class: ClassVar[str] = "transformers.Seq2SeqTrainer"
     arguments_class: ClassVar[str] = "transformers.Seq2SeqTrainingArguments"
@@ -50,6 +59,25 @@ class Speech(Preparation):
     @classmethod
     def suits(cls, config: Any) -> bool:
         return not hasattr(config, "ctc_loss_reduction")  # which letters CTC learnt, only its rows tell
+
+    def know_base(self, config: Any) -> None:
+        is_ctc = hasattr(config, "ctc_loss_reduction")
+        self._type = config.model_type if is_ctc else ""
+        self._most = None if is_ctc else getattr(config, "max_target_positions", None)
+
+    def load_processor(self, load: Callable[[str], Any], rows: Dataset) -> Any:
+        """Return the base's processor. One without a tokenizer (XLS-R) gets the letters of the texts to train on."""
+        try:
+            found = load(self.processor_class)
+        except ModelError:
+            if not self._type:
+                raise
+            found = None
+        if hasattr(found, "tokenizer") or not self._type:
+            return found
+        texts = [value for value in rows[self.columns["text"]] if not is_empty(value)]
+        name = PROCESSOR_MAPPING_NAMES.get(self._type, "Wav2Vec2Processor")
+        return getattr(transformers, name)(load("AutoFeatureExtractor"), _spelling(texts))
 
     @property
     def is_ctc(self) -> bool:
@@ -59,7 +87,7 @@ class Speech(Preparation):
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
         self.options["max_seconds"] = longest(self.options.get("max_seconds"), processor.feature_extractor)
-        tokenizer = processor.tokenizer
+        self._tokenizer = tokenizer = processor.tokenizer
         if hasattr(tokenizer, "word_delimiter_token"):
             found = Counter(c for value in rows[self.columns["text"]] if not is_empty(value) for c in _plain(value))
             self.options |= _writing(found, tokenizer)
@@ -124,10 +152,12 @@ class Speech(Preparation):
         except DataError as error:
             return str(error)
         most = self.options["max_seconds"]
-        if takes > most:
+        if labelled and takes > most:
             return f"its sound takes {takes:.1f} seconds, and {most:g} are used: part it, or raise --max-seconds"
         if labelled and not (letters := len(self.text(row))):
             return f"its text {self.value(row, 'text')!r} has no letter that the tokenizer knows"
+        if labelled and self._most and (tokens := len(self._tokenizer(self.text(row)).input_ids) - 1) > self._most:
+            return f"its text has {tokens} tokens, and the model writes {self._most}: part its sound"
         if labelled and self.is_ctc and letters > _FASTEST * takes:
             return f"its text has {letters} letters for {takes:.1f} seconds; is it of another sound?"
         return None
@@ -166,17 +196,39 @@ class Speech(Preparation):
         return metrics(*names, processing_class=processor)
 
     def predictions(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return each sound's text. A longer one than max_seconds is read in parts that overlap, as Transformers does.
+
+        Its texts are joined where they agree, without time stamps, which the training has not kept up.
+        """
+        most = self.options["max_seconds"]
+        are_long = [media.seconds(row, self.value(row, "audio")) > most for row in rows]
+        short = [row for row, is_long in zip(rows, are_long, strict=True) if not is_long]
+        texts = iter(self._texts(model, processor, short) if short else ())
+        found = []
+        for row, is_long in zip(rows, are_long, strict=True):
+            text = self._long_text(model, processor, row) if is_long else next(texts)
+            found.append({"text": text.strip()})
+        return found
+
+    def _long_text(self, model: Any, processor: Any, row: Mapping[str, Any]) -> str:
+        extractor = processor.feature_extractor
+        (sound,) = opened([row], self.columns["audio"], extractor.sampling_rate)
+        reads = transformers.pipeline(
+            "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=extractor,
+            chunk_length_s=self.options["max_seconds"],
+        )  # fmt: skip
+        return str(reads({"raw": sound, "sampling_rate": extractor.sampling_rate})["text"])
+
+    def _texts(self, model: Any, processor: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if self.is_ctc:
             logits = self.outputs(model, processor, rows).logits.float().cpu().numpy()
             letters = heard(logits, self.options["blank"])
             ids = [[int(letter) for letter in row if letter != IGNORED] for row in letters]
-            texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True, group_tokens=False)
-        else:
-            batch = self.collator(processor, model)(self.features(rows, processor, labelled=False))
-            with torch.inference_mode():
-                written = model.generate(**{key: value.to(model.device) for key, value in batch.items()})
-            texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [{"text": text.strip()} for text in texts]
+            return list(processor.tokenizer.batch_decode(ids, skip_special_tokens=True, group_tokens=False))
+        batch = self.collator(processor, model)(self.features(rows, processor, labelled=False))
+        with torch.inference_mode():
+            written = model.generate(**{key: value.to(model.device) for key, value in batch.items()})
+        return list(processor.tokenizer.batch_decode(written, skip_special_tokens=True))
 
     def shown(self, feature: Mapping[str, Any], processor: Any) -> dict[str, str]:
         how = {"group_tokens": False} if self.is_ctc else {}
@@ -213,3 +265,17 @@ def _writing(found: Counter[str], tokenizer: Any) -> dict[str, str]:
     if case != "as it is":
         logger.warning("The tokenizer's letters are in %s case: the texts are put into it.", case)
     return {"letters": letters, "case": case}
+
+
+def _spelling(texts: Sequence[Any]) -> Any:
+    """Return a tokenizer of the letters, marks and digits of texts, in lower case, as recipes for CTC make it."""
+    found = Counter(c for text in texts for c in _plain(text).lower())
+    letters = sorted(c for c in found if unicodedata.category(c)[0] in "LMN" or c == "'")
+    if not letters:
+        raise DataError("the texts have no letters, of which the tokenizer that the base lacks could be made.")
+    logger.warning("The base has no tokenizer: it gets one of the texts' letters, in lower case: %s.", "".join(letters))
+    words = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *letters])}
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "vocab.json"
+        file.write_text(json.dumps(words), encoding="utf-8")
+        return transformers.Wav2Vec2CTCTokenizer(str(file))
