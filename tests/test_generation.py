@@ -253,6 +253,17 @@ def test_a_decoder_reads_the_beginning_of_a_text_and_learns_the_target_behind_it
     assert not made.training_arguments()  # a Seq2SeqTrainer that generates would read the target, too
 
 
+def test_targets_keep_their_length_and_what_is_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    words = transformers.ByT5Tokenizer()  # whose tokens are bytes
+    rows = [{"source": "a", "target": "b" * 200}, {"source": "a", "target": "c"}]
+    made = preparation("summarization", rows, words)
+    assert (made.options["max_target_length"], caplog.text) == (201, "")
+    assert len(made.features(rows, words)[0]["labels"]) == 201
+    preparation("summarization", rows, words, max_target_length=100)
+    assert "50.0% of the targets have more than 100 tokens and are cut" in caplog.text
+    assert preparation("summarization", rows[1:], words).options["max_target_length"] == 128
+
+
 def test_languages_are_those_of_the_columns_unless_a_flag_says_another_way_round() -> None:
     words, row = tokenizer(*WORDS), {"pair": {"de": "c", "en": "a b", "fr": "d"}}
     with pytest.raises(DataError, match="de, en, fr.*--source-lang"):

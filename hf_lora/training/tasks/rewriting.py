@@ -6,6 +6,7 @@ summary that line begins with "TL;DR:" (Radford et al. 2019, Language models are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from ..columns import IGNORED, Columns, as_objects
 from ..data.columns import Role
 from .generating import Generating, generate
 from .languages import LANGUAGES, is_language, language_of, set_languages, task_prefix, tokenization
+from .preparation import LONGEST
 from .texts import is_text, mean_length
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY_ROLES", "TRANSLATION_ROLES", "Rewriting"]
 
+logger = logging.getLogger(__name__)
+_LOOKED_AT = 1000  # rows whose targets are measured, spread over all
 _LANGUAGES = (*LANGUAGES, *(name.lower() for name in LANGUAGES.values()))
 SUMMARY_ROLES = (
     Role(
@@ -72,8 +76,7 @@ class Rewriting(Generating):
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
-        self.options["max_target_length"] = self.options.get("max_target_length") or self.options.pop("max_new_tokens")
-        self.options.pop("max_new_tokens", None)
+        least = self.options.pop("max_new_tokens")
         if "pair" in self.columns and (texts := next(filter(None, (row[self.columns["pair"]] for row in rows)), None)):
             self._choose_languages(texts)
         for name in ("source", "target"):
@@ -86,6 +89,21 @@ class Rewriting(Generating):
         if self.goes_on:
             into = LANGUAGES.get(language_of(self.options["target_lang"]) or "", "Translation")
             self.options["separator"] = f"\n{'TL;DR' if self.task.name == 'summarization' else into}:"
+        self._fit_targets(rows, processor, least)
+
+    def _fit_targets(self, rows: Dataset, processor: Any, least: int) -> None:
+        """Set how many tokens a target has, where nobody says it, and tell which are cut. least: of those, at least."""
+        looked_at = rows.select(range(0, len(rows), max(len(rows) // _LOOKED_AT, 1))) if len(rows) else ()
+        texts = [str(text) for row in looked_at if (text := self.value(row, "target")) is not None]
+        tokens = [len(ids) for ids in processor(text_target=texts)["input_ids"]] if texts else [0]
+        if not self.options.get("max_target_length"):
+            self.options["max_target_length"] = min(max(least, *tokens), LONGEST)
+        most = self._target_length if self.goes_on else self.options["max_target_length"]
+        if cut := sum(length > most for length in tokens):
+            logger.warning(
+                "%.1f%% of the targets have more than %d tokens and are cut, also where they are measured; the longest "
+                "has %d. --max-target-length says how many stay.", 100 * cut / len(tokens), most, max(tokens)
+            )  # fmt: skip
 
     def fit_model(self, model: Any, processor: Any) -> None:
         super().fit_model(model, processor)
