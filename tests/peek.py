@@ -39,6 +39,7 @@ PLACES = {
     "media": "hf_lora.training.data.media",
     "running": "hf_lora.training.run.running",
     "load_run": "hf_lora.training.run.using:load_run",
+    "training_arguments": "hf_lora.training.run.arguments:training_arguments",
     "plan_run": "hf_lora.training.run.planning:plan_run",
     "estimated_memory": "hf_lora.training.run.probing:estimated_memory",
     "fastest_threads": "hf_lora.training.run.probing:fastest_threads",

@@ -18,7 +18,7 @@ from hf_lora.errors import ConfigError, DataError, MissingExtraError
 
 from . import jobs_generation
 from .jobs import write_csv
-from .peek import TRAINING_TASKS, RunSettings, TrainedRun, cli, load_run, plan_run
+from .peek import TRAINING_TASKS, RunSettings, TrainedRun, cli, load_run, plan_run, training_arguments
 from .trainings import tokenizer
 
 WORDS = "a b c d e f g".split()
@@ -262,6 +262,45 @@ def test_targets_keep_their_length_and_what_is_cut_is_told(caplog: pytest.LogCap
     preparation("summarization", rows, words, max_target_length=100)
     assert "50.0% of the targets have more than 100 tokens and are cut" in caplog.text
     assert preparation("summarization", rows[1:], words).options["max_target_length"] == 128
+
+
+@pytest.mark.parametrize("task", TRAINING_TASKS)
+def test_labels_are_smoothed_or_that_is_refused(task: str, tmp_path: Path) -> None:
+    row = TRAINING_TASKS[task]
+    given = {"output": str(tmp_path), "task": task, "trainer": {"label_smoothing_factor": 0.1}, "metric": ["loss"]}
+    settings = RunSettings(epochs=1.0, batch_size=2, learning_rate=0.1, **given)
+    made = row.preparation(row, {}, **dict.fromkeys(row.preparation.OPTIONS, 1))
+    if task in ("regression", "multi-label", "question-answering", "object-detection", "speech-recognition",
+                "preference", "recommendation"):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{task} has no classes or tokens that the Trainer could smooth"):
+            training_arguments(settings, made)
+    else:
+        assert training_arguments(settings, made).label_smoothing_factor == 0.1
+
+
+def test_smoothed_labels_of_an_encoder_decoder_are_the_formula(tmp_path: Path) -> None:
+    """Loss = (1 - e) nll + e mean(-log p) over the words, in the mean over the labels. Szegedy et al. 2015."""
+    file = str(
+        write_csv(tmp_path / "t.csv", ["article", "summary"], [["the sky is", "blue"], ["snow", "is white"]] * 4)
+    )
+    base = str(jobs_generation.t5(tmp_path / "base"))
+    settings = RunSettings(
+        model=base,
+        task="summarization",
+        train=file,
+        output=str(tmp_path / "run"),
+        trainer={"label_smoothing_factor": 0.2},
+    )
+    trainer = plan_run(settings, tmp_path).trainer()
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    labels = batch["labels"]
+    with torch.no_grad():
+        shares = trainer.model(**batch).logits.log_softmax(-1)
+        found = trainer.compute_loss(trainer.model, dict(batch))
+    kept = labels != -100
+    nll = -shares.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    want = (0.8 * nll - 0.2 * shares.mean(-1))[kept].mean()
+    assert float(found) == pytest.approx(float(want), rel=1e-5)
 
 
 def test_languages_are_those_of_the_columns_unless_a_flag_says_another_way_round() -> None:

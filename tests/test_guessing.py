@@ -36,6 +36,12 @@ GUESSES: list[tuple[list[dict[str, Any]], Any, str, dict[str, str]]] = [
     (_rows(Text=TEXTS, Bewertung=["1,5", "2,25"]), BertConfig(), "regression", {"text": "Text", "label": "Bewertung"}),
     (_rows(Text=TEXTS, Bewertung=["1", "2"]), BertConfig(), "text-classification", {"text": "Text", "label": "Bewertung"}),
     (_rows(text=TEXTS, price=["7,50 €", "8 €", "N/A"]), BertConfig(), "regression", {"text": "text", "label": "price"}),
+    *(
+        (_rows(**{one: TEXTS, two: TEXTS[::-1], "is_same": ["0", "1"]}), BertConfig(), "text-classification",
+         {"text": one, "text_pair": two, "label": "is_same"})
+        for one, two in [("question1", "question2"), ("sentence1", "sentence2"), ("text_a", "text_b"), ("query", "passage"),
+                         ("premise", "hypothesis"), ("text1", "text2")]
+    ),
     (_rows(text=TEXTS), GPT2Config(), "causal-lm", {"text": "text"}),
     (_rows(text=TEXTS), BertConfig(), "masked-lm", {"text": "text"}),
     (_rows(text=TEXTS, tags=[["a", "b"], []]), BertConfig(), "multi-label", {"text": "text", "label": "tags"}),

@@ -131,9 +131,15 @@ def training_arguments(settings: RunSettings, preparation: Preparation) -> Any:
     }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        return cls(**{**given, **preparation.training_arguments(), **settings.trainer})
+        made = cls(**{**given, **preparation.training_arguments(), **settings.trainer})
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"the Trainer refuses the settings: {' '.join(str(error).split())}") from error
+    if made.label_smoothing_factor and not preparation.smooths:
+        raise ConfigError(
+            f"--trainer label_smoothing_factor={made.label_smoothing_factor}: {preparation.task.name} has no classes "
+            "or tokens that the Trainer could smooth; leave it out."
+        )
+    return made
 
 
 def check_trainer(settings: RunSettings, cls: type) -> None:

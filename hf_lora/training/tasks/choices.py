@@ -43,6 +43,7 @@ class Choices(Preparation):
     the number of the first choice; numbered, whether all labels are numbers of choices, and none their text.
     """
 
+    smooths: ClassVar[bool] = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "choice_columns", "first", "numbered")
     rows_tell: ClassVar[bool] = True
     ADOPTED = {"choice_columns": None, "first": 0, "numbered": True}

@@ -48,6 +48,7 @@ class Classes(Texts):
     options: labels, in the order of the model's outputs; ids, whether whole numbers in the rows are places in it.
     """
 
+    smooths: ClassVar[bool] = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids")
     rows_tell: ClassVar[bool] = True
 

@@ -22,6 +22,7 @@ _NEW_TOKENS = 128  # of an answer, where nobody says it
 class Generating(Preparation):
     """A task whose model writes text. Predictions are {"generated_text": ...}, as Transformers' pipelines give it."""
 
+    smooths: ClassVar[bool] = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "max_new_tokens")
 
     def learn(self, rows: Dataset, processor: Any) -> None:

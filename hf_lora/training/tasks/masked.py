@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ _BEST = 5  # words that a prediction names
 
 class Masked(Windowed):
     """A text a row, in windows of max_length tokens. Predictions fill the mask tokens of a row."""
+
+    smooths: ClassVar[bool] = True
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)

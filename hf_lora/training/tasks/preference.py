@@ -36,6 +36,7 @@ class Preference(Generating):
     r(chosen) - r(rejected).
     """
 
+    smooths: ClassVar[bool] = False  # DPO has a label_smoothing of its own
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "chat_template", "beta")
     trainer_class: ClassVar[str] = "trl.DPOTrainer"
     arguments_class: ClassVar[str] = "trl.DPOConfig"

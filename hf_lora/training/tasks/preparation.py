@@ -36,6 +36,7 @@ class Preparation:
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length",)
     cuts: ClassVar[bool] = True  # whether rows lose what is behind max_length
+    smooths: ClassVar[bool] = False  # whether the Trainer's label_smoothing_factor does to its labels what it says
     # The options of an adapter that others trained, beside its labels; None where `learn` finds them without rows.
     ADOPTED: ClassVar[Mapping[str, Any] | None] = None
     processor_class: ClassVar[str] = "AutoTokenizer"  # of Transformers

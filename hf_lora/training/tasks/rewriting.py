@@ -7,7 +7,7 @@ summary that line begins with "TL;DR:" (Radford et al. 2019, Language models are
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import ConfigError, DataError
@@ -112,6 +112,15 @@ class Rewriting(Generating):
         if self.options.get("prefix") is None:
             self.options["prefix"] = task_prefix(self.task.name, model, processor, source, target)
         set_languages(model, processor, source, target)
+
+    def collator(self, processor: Any, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        if self.goes_on:
+            return super().collator(processor, model)
+        from transformers import DataCollatorForSeq2Seq
+
+        # With what the decoder reads: where labels are smoothed, the Trainer keeps them from the model.
+        made: Callable[[list[dict[str, Any]]], dict[str, Any]] = DataCollatorForSeq2Seq(processor, model=model)
+        return made
 
     def training_arguments(self) -> dict[str, Any]:
         if self.goes_on:

@@ -213,7 +213,7 @@ class Speech(Preparation):
     def _long_text(self, model: Any, processor: Any, row: Mapping[str, Any]) -> str:
         extractor = processor.feature_extractor
         (sound,) = opened([row], self.columns["audio"], extractor.sampling_rate)
-        reads = transformers.pipeline(
+        reads: Any = transformers.pipeline(
             "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=extractor,
             chunk_length_s=self.options["max_seconds"],
         )  # fmt: skip

@@ -24,13 +24,17 @@ def mean_length(values: Sequence[Any]) -> float:
 TEXT = Role(
     "text",
     (
-        "text", "sentence", "review", "comment", "content", "message", "body", "rezension", "kommentar", "nachricht",
+        "text", "sentence", "review", "comment", "content", "message", "body", "premise",
+        "sentence1", "text1", "text a", "question1", "query", "rezension", "kommentar", "nachricht",
         "texto", "reseña", "comentario", "texte", "avis", "commentaire", "testo", "recensione", "commento", "tekst",
         "текст", "отзыв", "文本", "内容", "评论", "評論", "本文", "レビュー", "텍스트", "리뷰", "نص", "טקסט",
     ),
     is_text, preference=mean_length,
 )  # fmt: skip
-PAIR = Role("text_pair", ("text pair", "sentence2", "text2", "hypothesis"), is_text, is_required=False)
+PAIR = Role(
+    "text_pair",
+    ("text pair", "sentence2", "text2", "text b", "hypothesis", "question2", "passage"), is_text, is_required=False,
+)  # fmt: skip
 
 
 class Texts(Preparation):

@@ -62,6 +62,7 @@ class Tokens(Windowed):
     are places in them; spans, whether rows are texts with entities.
     """
 
+    smooths: ClassVar[bool] = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_length", "labels", "ids", "spans")
     rows_tell: ClassVar[bool] = True
     ADOPTED = {"ids": True, "spans": False}
