@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .formats.inspection import inspect_adapter
     from .model.cache import AdapterCache
     from .model.comparing import compare
+    from .model.compressing import compress, compression_error, load_compressed
+    from .model.extracting import extract
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
     from .model.truncating import truncate
@@ -50,9 +52,13 @@ __all__ = [
     "check_optimizer",
     "check_ready",
     "compare",
+    "compress",
+    "compression_error",
     "errors",
+    "extract",
     "inspect_adapter",
     "leave_adapters_to_peft",
+    "load_compressed",
     "metrics",
     "parameter_groups",
     "resolve_targets",
@@ -72,8 +78,12 @@ _LAZY = {
     "check_optimizer": "training.groups",
     "check_ready": "training.ready",
     "compare": "model.comparing",
+    "compress": "model.compressing",
+    "compression_error": "model.compressing",
+    "extract": "model.extracting",
     "inspect_adapter": "formats.inspection",
     "leave_adapters_to_peft": "model.hooks",
+    "load_compressed": "model.compressing",
     "metrics": "training.metrics",
     "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",

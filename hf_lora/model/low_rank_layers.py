@@ -1,0 +1,87 @@
+"""Linear layers that hold their weight by two factors, and the class of a model that is saved with some of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..files.sources import HUB_KWARGS
+from ..kinds.table import kind_of
+
+RANKS = "low_rank"  # of a model's config: module -> rank
+
+
+class LowRankLinear(nn.Module):
+    """x A' B' + bias in the place of a linear layer, whose weight is B A.
+
+    down.weight: A (r, in); up.weight: B (out, r), with the layer's bias.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, r: int, bias: bool, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.down = nn.Linear(in_features, r, bias=False, device=device, dtype=dtype)
+        self.up = nn.Linear(r, out_features, bias=bias, device=device, dtype=dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """B A, (out, in): a new tensor at each read, for code that reads a weight instead of calling its layer."""
+        return self.up.weight @ self.down.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, (out,)."""
+        return self.up.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output, (..., out), for an input (..., in)."""
+        return self.up(self.down(x))
+
+
+def class_as_saved(cls: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
+    """Return the class to load a base as: one that makes low-rank layers where its config says so, else `cls`.
+
+    kwargs: those of from_pretrained.
+    """
+    config = kwargs.get("config")
+    if config is None:
+        try:
+            values, _ = PreTrainedConfig.get_config_dict(name, **{k: kwargs[k] for k in HUB_KWARGS if k in kwargs})
+        except (OSError, ValueError):  # loading says what is wrong
+            return cls
+        if RANKS not in values:
+            return cls
+        config = AutoConfig.from_pretrained(name, **{k: kwargs[k] for k in HUB_KWARGS if k in kwargs})
+    own_ranks: Any = getattr(config, RANKS, None)
+    if not isinstance(own_ranks, Mapping):
+        return cls
+    mapping = getattr(cls, "_model_mapping", None)
+    if mapping is not None:
+        cls = mapping[type(config)]
+        cls = cls[0] if isinstance(cls, tuple) else cls
+
+    class Compressed(cls):
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            there = dict(self.named_modules())
+            for noted, rank in own_ranks.items():
+                # Names are those of the class that was compressed: a head may have come around it, or gone.
+                around, bare = f"{self.base_model_prefix}.{noted}", noted.removeprefix(f"{self.base_model_prefix}.")
+                name = next((each for each in (noted, around, bare) if each in there), noted)
+                layer: Any = self.get_submodule(name)
+                kind: Any = kind_of(layer)
+                out, in_ = kind.matrix(layer.weight).shape
+                own = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+                put(self, name, LowRankLinear(in_, out, rank, layer.bias is not None, **own))
+
+    Compressed.__name__, Compressed.__qualname__, Compressed.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return Compressed
+
+
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of a model's."""
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, layer)
