@@ -150,6 +150,9 @@ PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v)]
 # Every kind and every variant at least once: enough for what does not depend on how the two meet.
 COVER = [(k, v) for k, v in PAIRS if k == "linear" or v == "lora"]
 
+# Variants that add a product to a weight and do no more to it.
+SUMS = [v for v, s in VARIANTS.items() if not FORMULAS[LoRAConfig(**s).formula].adapter.exclusive]  # type: ignore[arg-type]
+
 
 def settings_of(variant: str, **changes: object) -> dict[str, object]:
     """Return the settings of a variant, rank 2; what its formula has no setting for is left out."""

@@ -41,7 +41,7 @@ def by_svd(model: LoRAModel) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for module, layer in model._lora.layers.items():
         for adapter in layer.carried("default").values():
-            if not isinstance(adapter, LoRA):
+            if not isinstance(adapter, LoRA) or adapter.product_of_factors() is None:  # not a product that is added
                 continue
             words = ["N" if word.isdigit() and i else word for i, word in enumerate(module.split("."))]
             group = ".".join([*words, *([adapter.parameter] if adapter.parameter != "weight" else [])])

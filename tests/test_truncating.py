@@ -10,11 +10,9 @@ import torch
 from hf_lora import LoRAConfig, LoRAModel, truncate
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError
 
-from .cases import COVER, VARIANTS, adapted, config_of, example, mergeable, move, network
-from .peek import FORMULAS
+from .cases import COVER, SUMS, adapted, config_of, example, mergeable, move, network
 from .tiny import inputs, tiny
 
-SUMS = [v for v in VARIANTS if not FORMULAS[LoRAConfig(**VARIANTS[v]).formula].adapter.exclusive]
 CASES = [(k, v) for k, v in COVER if v in SUMS]
 laws = pytest.mark.parametrize(("kind", "variant"), CASES, ids=[f"{k}-{v}" for k, v in CASES])
 
