@@ -121,6 +121,9 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gaussian": {"init_lora_weights": "gaussian"},
     "dora": {"use_dora": True},
     "hira": {"use_hira": True},
+    "vera": {"use_vera": True, "r": 4},
+    "vera-drawn": {"use_vera": True, "save_projection": False},
+    "sharelora": {"use_sharelora": True},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
     "olora": {"init_lora_weights": "olora"},
@@ -138,6 +141,9 @@ def allowed(kind: str, variant: str) -> bool:
     """Return whether a variant is defined on a kind; where not, attaching must raise (tested elsewhere)."""
     case = KIND_CASES[kind]
     if ("dora" in variant or variant == "hira") and not case.dora:
+        return False
+    is_raw = kind == "attention" or "target_parameters" in case.targets
+    if variant.startswith(("vera", "sharelora")) and (is_raw or ("vera" in variant and not case.matrix)):
         return False
     if moves_base(variant) and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always

@@ -23,8 +23,20 @@ def _hira(weight: Tensor, v: Values, scaling: float) -> Tensor:
     return weight + weight * (v["lora_B"] @ v["lora_A"])
 
 
+def _vera(weight: Tensor, v: Values, scaling: float) -> Tensor:
+    return weight + torch.diag(v["lambda_b"]) @ v["vera_B"] @ torch.diag(v["lambda_d"]) @ v["vera_A"]
+
+
+def _plain(weight: Tensor, v: Values, scaling: float) -> Tensor:
+    return weight + scaling * v["lora_B"] @ v["lora_A"]
+
+
 # By switch: the weight that the paper makes of a linear layer's, (out, in), and of the adapter's tensors.
-PAPERS: dict[str, Callable[[Tensor, Values, float], Tensor]] = {"use_hira": _hira}
+PAPERS: dict[str, Callable[[Tensor, Values, float], Tensor]] = {
+    "use_hira": _hira,
+    "use_vera": _vera,
+    "use_sharelora": _plain,
+}
 
 
 @pytest.mark.parametrize("switch", PAPERS)

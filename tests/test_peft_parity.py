@@ -182,6 +182,10 @@ CASES: dict[str, Case] = {
     "hira-embedding": _lora("llama", "embed_tokens", "v_proj", use_hira=True),
     "hira-convolution": _lora("conv2d", "first", "second", use_hira=True),
     "hira-saved-whole": _lora("bert", "query", use_hira=True, task_type="SEQ_CLS"),
+    "vera": _lora("llama", *LLAMA, use_vera=True),
+    "vera-conv1d": _lora("gpt2", "c_attn", "c_fc", use_vera=True, projection_prng_key=7, d_initial=0.5),
+    "vera-saved-whole": _lora("bert", "query", use_vera=True, task_type="SEQ_CLS"),
+    "vera-biases": _lora("bert", "query", "output.dense", use_vera=True, bias="lora_only"),
     "rslora": _lora("roberta", "query", "value", use_rslora=True),
     "gaussian": _lora("llama", "q_proj", "v_proj", init_lora_weights="gaussian"),
     "random": _lora("llama", "q_proj", "v_proj", init_lora_weights=False),
@@ -242,7 +246,7 @@ def _each(cases: dict[str, Case]) -> Any:
 every_case = _each(CASES)
 
 
-PEFT_CONFIGS = {"LORA": "LoraConfig", "HIRA": "HiraConfig"}
+PEFT_CONFIGS = {"LORA": "LoraConfig", "HIRA": "HiraConfig", "VERA": "VeraConfig"}
 
 
 def _settings(case: Case) -> dict[str, Any]:
@@ -264,7 +268,8 @@ def _theirs(case: Case, moved: bool = True) -> peft.PeftModel:
     torch.manual_seed(20)
     config, row = {**_settings(case), **case.theirs}, FORMULAS[LoRAConfig(**_settings(case)).formula]
     if row.peft_type != "LORA":
-        config = {row.renamed.get(key, key): value for key, value in config.items() if key != row.switch}
+        words = {key: row.values[key].get(value, value) for key, value in config.items() if key in row.values}
+        config = {row.renamed.get(key, key): v for key, v in {**config, **words}.items() if key != row.switch}
     made = getattr(peft, PEFT_CONFIGS[row.peft_type])(**config)
     model = peft.get_peft_model(copy.deepcopy(_base(case.base)), made).eval()
     if moved:
@@ -334,7 +339,9 @@ def test_both_write_the_same_tensors_and_what_peft_reads_as_the_same_config(name
     if case.base in NETS:  # no class of transformers that the file could name
         assert ours.pop("auto_mapping") is None
         del theirs["auto_mapping"]
-    if not {"use_hira"} & case.config.keys():  # whose configs say what they were told; here the layer says it
+    if (
+        not {"use_hira", "use_vera"} & case.config.keys()
+    ):  # whose configs say what they were told; here the layer says it
         assert ours["fan_in_fan_out"] == theirs["fan_in_fan_out"]
     assert {**ours, "fan_in_fan_out": None} == {**theirs, "fan_in_fan_out": None}
     ours, theirs = (json.loads((tmp_path / w / "adapter_config.json").read_text()).keys() for w in ("ours", "theirs"))
@@ -345,6 +352,38 @@ def _config(directory: Path) -> dict[str, Any]:
     """Return a saved config as PEFT reads it, the order of its lists aside."""
     values = peft.LoraConfig.from_pretrained(str(directory)).to_dict()
     return {k: sorted(v) if isinstance(v, list | set) else v for k, v in values.items()}
+
+
+def test_vera_starts_as_in_peft_and_a_file_without_its_matrices_has_the_same_in_both(tmp_path: Path) -> None:
+    case = CASES["vera-conv1d"]
+    model, theirs = (
+        LoRAModel.from_model(copy.deepcopy(_base("gpt2")), LoRAConfig(**_settings(case))),
+        _theirs(case, False),
+    )
+    (matrices,) = {
+        (id(each.adapter.vera_A), id(each.adapter.vera_B)): each for each in model._lora.carried("default")
+    }.values()
+    assert torch.equal(matrices.adapter.vera_A, theirs.base_model.vera_A["default"])
+    assert torch.equal(matrices.adapter.vera_B, theirs.base_model.vera_B["default"])
+    case = Case("gpt2", {**case.config, "save_projection": False})
+    for who, model in (("ours", _ours(case)), ("theirs", _quietly(_theirs, case))):
+        model.save_pretrained(tmp_path / who)
+        assert not [key for key in load_file(tmp_path / who / WEIGHTS) if "lambda" not in key]
+        _agree(_load_here(case, tmp_path / who), model, case.base)
+        _agree(_quietly(_load_there, case, tmp_path / who), model, case.base)
+
+
+def test_peft_refuses_a_file_of_shared_factors_that_it_would_read_wrong(tmp_path: Path) -> None:
+    LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, use_sharelora=True)).save_pretrained(tmp_path)
+    with pytest.raises((KeyError, ValueError), match="SHARELORA"):
+        peft.PeftModel.from_pretrained(tiny("llama"), str(tmp_path))
+
+
+def _quietly(call: Callable[..., Any], *args: Any) -> Any:
+    """Return what PEFT gives, which warns of matrices that no file holds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specified to not")
+        return call(*args)
 
 
 def _losses(model: nn.Module, name: str) -> list[float]:

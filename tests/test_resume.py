@@ -31,6 +31,8 @@ CASES: dict[str, tuple[Callable[[int], LoRAModel], dict[str, Any]]] = {
     "accumulated gradients": (lambda seed: gpt2(seed=seed), {"gradient_accumulation_steps": 2}),
     "gradient checkpointing": (lambda seed: gpt2(seed=seed), {CHECKPOINTING: True}),
     "DoRA": (lambda seed: bert(seed=seed, use_dora=True), {}),
+    "VeRA": (lambda seed: bert(seed=seed, use_vera=True, init_lora_weights=False), {}),
+    "a shared A": (lambda seed: bert(seed=seed, use_sharelora=True), {}),
     "trained rows of tokens": (lambda seed: bert(seed=seed, trainable_token_indices=[3, 4, 5]), {}),
     "biases": (lambda seed: bert(seed=seed, bias="lora_only"), {}),
     "float32 masters on bfloat16": (lambda seed: bert(seed=seed, dtype=torch.bfloat16), {"bf16": True}),

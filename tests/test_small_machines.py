@@ -145,6 +145,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "lora": {},
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa", "target_modules": ["c_fc"]},
+    "vera": {"use_vera": True},
+    "sharelora": {"use_sharelora": True},
     "a saved head": {"modules_to_save": ["lm_head"]},
     "a saved table": {"modules_to_save": ["wte"]},
     "biases": {"bias": "all"},
@@ -180,7 +182,7 @@ def test_an_offloaded_base_gives_the_same_gradients(place: str, settings: str, f
     assert equal(gradients(split, TOKENS), want)
 
 
-@pytest.mark.parametrize("settings", ["lora", "dora", "biases"])
+@pytest.mark.parametrize("settings", ["lora", "dora", "biases", "vera", "sharelora"])
 @pytest.mark.parametrize("place", PLACES[:2])
 def test_the_trainer_trains_an_offloaded_base_to_the_same_adapter(place: str, settings: str, folder: Path) -> None:
     changes = {**SETTINGS[settings], "init_lora_weights": True}

@@ -192,7 +192,8 @@ class LoRAConfig(Fields):
         }
         if row.peft_type != "LORA":
             gone = {row.switch, *row.lacks}
-            result = {**row.settings, **{row.renamed.get(k, k): v for k, v in result.items() if k not in gone}}
+            told = {row.renamed.get(k, k): _reworded(row.values, k, v) for k, v in result.items() if k not in gone}
+            result = {**row.settings, **told}
         return dict(json.loads(json.dumps({key: result[key] for key in sorted(result)}, default=_plain)))
 
     def to_json(self) -> str:
@@ -219,7 +220,9 @@ class LoRAConfig(Fields):
             raise ConfigError(f"{source} {found}; hf_lora reads {known} adapters. Its keys: {told}.")
         if row.peft_type != "LORA":
             ours = {theirs: key for key, theirs in row.renamed.items()}
-            values = {**{ours.get(key, key): value for key, value in values.items()}, row.switch: True}
+            theirs = {key: {word: own for own, word in words.items()} for key, words in row.values.items()}
+            read = {ours.get(key, key): value for key, value in values.items()}
+            values = {**{key: _reworded(theirs, key, value) for key, value in read.items()}, row.switch: True}
         keys = _Keys.of(values, ignore_unknown)
         mine, other = keys.mine, keys.other
         problems = [*keys.problems, *_unreadable(mine)]
@@ -356,6 +359,11 @@ def key_for(patterns: Mapping[str, Any], name: str) -> str | None:
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     key = key_for(patterns, name)
     return default if key is None else patterns[key]
+
+
+def _reworded(words: Mapping[str, Mapping[str, str]], key: str, value: Any) -> Any:
+    """Return a setting's value by another tool's word for it."""
+    return words.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

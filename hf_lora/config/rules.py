@@ -135,6 +135,9 @@ def _formula_problems(c: Fields) -> list[str]:
     ]
     if row.own_start and c.init_lora_weights in INITS and INITS[c.init_lora_weights].reads_weight:
         found.append(f"init_lora_weights={c.init_lora_weights!r} is no start of {row.title}'s ({row.switch}=True).")
+    if row.starts and c.init_lora_weights in INITS and c.init_lora_weights not in row.starts:
+        known = ", ".join(sorted(map(repr, row.starts), reverse=True))
+        found.append(f"init_lora_weights={c.init_lora_weights!r}: {row.title} ({row.switch}=True) takes {known}.")
     for name, default in settings().items():
         if name not in c.other or name in switches():
             continue

@@ -7,15 +7,19 @@ base_model.model.<module>.modules_to_save.default.weight       saved whole; `ori
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import TypeVar
 
 from ..variants.row import Row
 from ..variants.table import COPIES, FORMULAS, SAVED, TOKENS
 
 PREFIX = "base_model.model."
+TOP = "base_model."
+TOP_KEYS = frozenset(stored.key for row in FORMULAS.values() for stored in row.tensors if stored.at_top)
 WRAP = "base_layer"
 ROWS_KEY = TOKENS.tensors[0].key
+Value = TypeVar("Value")
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -28,6 +32,18 @@ def split_key(key: str) -> tuple[str, str, str]:
     if pair in leaves:
         return before, pair, leaves[pair]
     return path, last, leaves.get(last, SAVED.name)
+
+
+def lowered(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a file's tensors with what lies at its top below the first layer that it adapts.
+
+    >>> lowered({"base_model.vera_A": 1, "base_model.model.fc.vera_lambda_b": 2})
+    {'base_model.model.fc.vera_A': 1, 'base_model.model.fc.vera_lambda_b': 2}
+    """
+    tops = {key: key.removeprefix(TOP) for key in tensors if key.removeprefix(TOP) in TOP_KEYS}
+    rest = (split_key(key) for key in sorted(tensors.keys() - tops.keys()))
+    first = next((path for path, _, attribute in rest if attribute not in COPIES), "")
+    return {f"{PREFIX}{first}.{tops[key]}" if key in tops and first else key: each for key, each in tensors.items()}
 
 
 def unwrapped(path: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from ..files.strict_json import read_json
 from ..files.transaction import find_config, folders_of_adapters
 from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
+from .keys import lowered
 from .loralib import read_loralib
 from .pairs import checked_flags, fit_pairs
 
@@ -48,6 +49,7 @@ def read_folder(candidate: Candidate) -> Contents | None:
             f"{source.name} holds {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_NAMES)}, whole or sharded."
         )
     tensors, notes = read_weights(source, path)
+    tensors = lowered(tensors)
 
     def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
         pairs = fit_pairs(config, tensors, modules, enabled)

@@ -6,6 +6,7 @@
     base_model.model.<embedding>.token_adapter.trainable_tokens_delta
     base_model.model.<embedding>.token_adapter.base_layer.weight    the base's own table, where it was resized
     base_model.model.<module>.<parameter>               saved whole
+    base_model.<key of its row>                         one for all layers (`Stored.at_top`)
 
 PEFT wraps modules, and its wrappers show in the names: `base_layer` stands behind a layer that has an adapter of its
 own, once for each, when something further in is named (a bias, a child, another parameter of the same owner).
@@ -28,11 +29,12 @@ from ..layers.layer import LoRALayer
 from ..targets.names import match_names, parameter_names
 from ..targets.plan import low_rank_sites, rows_of, tied_sites
 from ..targets.reads import Uses
+from ..targets.sharing import grouped, spread
 from ..targets.site import Site
 from ..targets.ties import tied_names
 from ..variants.adapter import own_tensor
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS
-from .keys import PREFIX, ROWS_KEY, WRAP, split_key, unwrapped
+from .keys import PREFIX, ROWS_KEY, TOP, TOP_KEYS, WRAP, split_key, unwrapped
 from .mismatch import mismatch, missing_names, other_size
 
 _TABLE = f".{ROWS_KEY.partition('.')[0]}.{WRAP}."
@@ -65,8 +67,13 @@ def adapter_tensors(
         if state_dict is not None:
             at = full_name(module, "adapters", name, key)
             values = {attribute: state_dict[f"{at}.{attribute}"] for attribute in values}
+        others = [] if adapter.leads else [adapter.row.stored[each] for each in adapter.shared()]
+        held = {leaf for stored in others for leaf in stored.keys}  # below the first of the group
         for leaf, tensor in adapter.to_file(values):
-            result[PREFIX + full_name(path, leaf)] = tensor
+            if leaf not in held:
+                full = TOP + leaf if leaf in TOP_KEYS else PREFIX + full_name(path, leaf)
+                assert full not in result, f"two tensors of {name!r} are called {full}: one would be lost"
+                result[full] = tensor
     return result
 
 
@@ -92,8 +99,10 @@ def read_sites(
     parts, unexpected, problems = _group(tensors, modules, config, places)
     found: list[tuple[Site, dict[str, Tensor]]] = []
     uses = Uses(modules)
-    for (module, parameter, role), values in parts.items():
-        site = _site(modules, uses, config, module, parameter, role)
+    sites = grouped([_site(modules, uses, config, *place) for place in parts])
+    held, twice = spread(list(zip(sites, parts.values(), strict=True)))
+    problems += twice
+    for site, values in held:
         values, trouble = _fit(site, values, modules, config)
         problems += trouble
         found.append((site, values))
@@ -223,7 +232,8 @@ def _fit(
     if site.row.low_rank:
         values = _of_experts(site, values, config)
     values = site.row.adapter.from_file(site, values)
-    wanted = site.shapes(layer)
+    left_out = site.row.adapter.left_out(site)
+    wanted = {name: shape for name, shape in site.shapes(layer).items() if name not in left_out}
     where = f"{site.module}.{site.parameter}"
     trouble = [f"missing {k} of {where}" for k in wanted if k not in values]
     trouble += [f"unexpected {k} of {where}" for k in values if k not in wanted]

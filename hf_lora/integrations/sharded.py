@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import AdapterStateError
 from ..model.hooks import around
 from .trained_model import is_lora
 
@@ -42,9 +43,21 @@ def prepares(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
     with ExitStack() as stack:
         for model in args if getattr(self, "is_fsdp2", False) else ():
             if is_lora(model):
+                _refuse_shared(model)
                 stack.enter_context(model._lora.routed(()))
                 _make_distinct(model)
         return original(self, *args, **kwargs)
+
+
+def _refuse_shared(model: Any) -> None:
+    """Raise AdapterStateError where layers share a tensor that trains: FSDP2 gives each layer a piece of its own."""
+    for module, _, _, adapter in model._lora.carried(*model._lora.configs):
+        if any(adapter._parameters[name].requires_grad for name in adapter.shared()):
+            raise AdapterStateError(
+                f"{module} shares a tensor that trains with other layers ({adapter.row.title}), and FSDP2 would train "
+                "one of each layer's own. Train it on one device, with DistributedDataParallel or DeepSpeed ZeRO-1 or "
+                "2, or train an adapter that shares nothing."
+            )
 
 
 def _make_distinct(model: Any) -> None:

@@ -69,17 +69,17 @@ def add_up(y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
 
     y: (..., out), the output of some layer's own forward; s: (..., r); b: (out, r), both cast to y's dtype.
     """
-    if not _is_writable(y) or not y.is_contiguous():
+    if not is_writable(y) or not y.is_contiguous():
         return y + F.linear(s * scaling, b.to(s.dtype)).to(y.dtype)
     return _AddUp.apply(y, s.to(y.dtype), b, scaling)
 
 
 def add(y: Tensor, update: Tensor, scaling: float) -> Tensor:
     """Return y + scaling * update, written into y where autograd allows it; both of one shape."""
-    return y.add_(update, alpha=scaling) if _is_writable(y) else torch.add(y, update, alpha=scaling)
+    return y.add_(update, alpha=scaling) if is_writable(y) else torch.add(y, update, alpha=scaling)
 
 
-def _is_writable(y: Tensor) -> bool:
+def is_writable(y: Tensor) -> bool:
     """Return whether y may be written in place: the outputs of some functions are views that may not."""
     return not (_is_traced(y) or y._is_view())
 

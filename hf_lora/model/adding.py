@@ -160,9 +160,12 @@ def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites:
 def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
     """Return the empty adapters of sites. Raises AdapterStateError and TargetError where a layer cannot take one."""
     groups: Groups = {}
+    firsts: dict[str, Adapter] = {}
     for site in sites:
         _check_own(state, modules[site.module], site.module)
         adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
+        if site.group:
+            adapter.share(firsts.setdefault(site.group, adapter))
         groups.setdefault(site.module, {})[site.key] = (site, adapter)
     return groups
 
@@ -182,6 +185,8 @@ def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor],
             adapter.initialise(layer)
             if checked is not None:
                 provenance.check_start(adapter.redrawn(layer), checked)
+    if adapter.leads and not adapter.tensors().keys() <= values.keys():
+        adapter.draw()
     for attribute, tensor in values.items():
         own = getattr(adapter, attribute)
         own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()

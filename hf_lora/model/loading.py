@@ -115,6 +115,8 @@ def copy_in(
         for _, adapter, values in targets:
             for attribute, tensor in values.items():
                 fill(getattr(adapter, attribute), tensor)
+            if adapter.leads and not adapter.tensors().keys() <= values.keys():
+                adapter.draw()
             adapter.restart()
 
 
@@ -153,7 +155,8 @@ def _changes(site: Site, adapter: Adapter, values: Mapping[str, Tensor]) -> list
     """Return in what a file's adapter differs from one that is there, besides its numbers."""
     if site.shares:  # a tied table's, which is looked at where it is held
         return []
-    where, sizes = f"{site.module}.{site.parameter}", adapter.sizes()
+    where, gone = f"{site.module}.{site.parameter}", site.row.adapter.left_out(site)
+    sizes = {attribute: size for attribute, size in adapter.sizes().items() if attribute not in gone}
     found = {attribute: tuple(tensor.shape) for attribute, tensor in values.items()}
     if found != sizes:
         return [f"{where} is {found} in the file, {sizes} on the model"]

@@ -29,11 +29,13 @@ def target_rows(model: Any, adapter_name: str | None = None) -> list[tuple[str, 
             if value is not None:
                 there[numberless(full_name(module, parameter))] += 1
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    seen: set[int] = set()  # tensors that layers share count where the first of them is
     for module, _, _, adapter in state.carried(name):
         what, shape = adapter.described()
         row = rows[numberless(full_name(module, adapter.parameter)), what, shape]
         row[0] += 1
-        row[1] += sum(p.numel() for p in adapter.parameters())
+        row[1] += sum(p.numel() for p in adapter.parameters() if id(p) not in seen)
+        seen |= {id(adapter._parameters[name]) for name in adapter.shared()}
     return [
         (pattern.removesuffix(".weight"), kind, shape, count, there[pattern], size)
         for (pattern, kind, shape), (count, size) in rows.items()

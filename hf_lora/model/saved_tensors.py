@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import AdapterStateError, full_name, some
@@ -44,21 +45,19 @@ def gather(model: Any, name: str, state_dict: Mapping[str, Tensor] | None = None
     return {key: whole(held[key] if state_dict is None else state_dict[key]) for key in sorted(held)}
 
 
-def count(model: Any, name: str) -> int:
-    """Return how many tensors an adapter's file has: rows that layers share (tied) once, a shared copy by each name."""
-    held = _held(model, name)
-    return sum({prefix if a.row.whole else id(a): len(a.tensors()) for prefix, a in held}.values())
-
-
 def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise AdapterStateError, naming every tensor concerned, where an adapter is not fit to be saved.
 
     tensors: as `gather` returns them.
     """
-    problems = []
+    problems, shared = [], dict[tuple[str, str], Tensor]()
     for prefix, adapter in _held(model, name):
         for attribute, shape in adapter.sizes().items():
-            problem = _problem(tensors[f"{prefix}.{attribute}"], shape)
+            tensor, of = tensors[f"{prefix}.{attribute}"], (adapter.group, attribute)
+            if attribute in adapter.shared() and (first := shared.setdefault(of, tensor)) is not tensor:
+                problem = "" if _is_same(first, tensor) else f"is one with that of {adapter.group}, and another by now"
+            else:
+                problem = _problem(tensor, shape)
             problems += [f"{prefix}.{attribute} {problem}"] if problem else []
     if problems:
         shards = f" {_SHARDS}" if any(" of its " in p for p in problems) else ""
@@ -79,6 +78,10 @@ def check(model: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
             "used them. Build the optimizer of this model's parameters, after adding, loading or choosing adapters.",
             stacklevel=2,
         )
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return first.data_ptr() == second.data_ptr() or torch.equal(first, second)
 
 
 def _problem(tensor: Tensor, shape: tuple[int, ...]) -> str:

@@ -27,7 +27,7 @@ from ..layers.specialising import base_of
 from ..layers.state import CHANGES, AdapterState
 from .provenance import note_of
 from .replacing import check_in_place
-from .saved_tensors import check, count, gather, is_sharded
+from .saved_tensors import check, gather, is_sharded
 from .selecting import check_known
 from .settings import SETTINGS_NOTE, Checkpoint, checkpoint_of, differs_in_labels, own_numbers, settings_of
 
@@ -150,9 +150,7 @@ def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None, che
         ) from None
     if checked:
         check(model, name, gathered)
-    result = adapter_tensors(model._lora.layers, name, gathered)
-    assert len(result) == count(model, name), f"two tensors of {name!r} have one name: one would be lost"
-    return result
+    return adapter_tensors(model._lora.layers, name, gathered)
 
 
 def _name(model: Any, adapter_name: str | None) -> str:

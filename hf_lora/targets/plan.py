@@ -15,11 +15,12 @@ from ..layers.layer import base_modules
 from ..layers.specialising import base_of
 from ..variants.adapter import own_tensor
 from ..variants.initial import INITS, InitName
-from ..variants.table import SAVED, TOKENS
+from ..variants.table import FORMULAS, SAVED, TOKENS
 from .idle import idle_settings, idle_tables, warn_of_no_biases, warn_of_saved_targets
 from .misfits import misfits
 from .names import find_targets, input_table, is_saved, match_names, saved_modules
 from .reads import Use, Uses, weight_is_rescaled
+from .sharing import grouped
 from .site import Site
 
 
@@ -63,7 +64,7 @@ def plan(model: nn.Module, config: LoRAConfig) -> tuple[list[Site], list[str], l
         problems.append("nothing to train: no target, no module to save.")
     if problems:
         raise TargetError(f"{type(model).__name__}: {some(problems, 6, ' ')}")
-    return list({(s.module, s.key): s for s in sites}.values()), targets, parameters
+    return grouped(list({(s.module, s.key): s for s in sites}.values())), targets, parameters
 
 
 def low_rank_sites(modules: Mapping[str, nn.Module], uses: Uses, config: LoRAConfig, target: str) -> list[Site]:
@@ -109,6 +110,7 @@ def _low_rank_site(
         factor=factor,
         bias=config.lora_bias,
         init=init,
+        settings={key: getattr(config, key) for key in FORMULAS[config.formula].settings},
         behind=behind,
         shown=shown,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -31,7 +31,9 @@ class Spec:
 
     parameter: the name of what it adapts in its layer. role: its row in `ADAPTERS`. kind: a key of `KINDS`.
     shape: the weight's. dropout: the probability with which each input feature is dropped in training. factor: what
-    the layer's own forward multiplies its result by. rows: of a table, those that train.
+    the layer's own forward multiplies its result by. rows: of a table, those that train. settings: the formula's own.
+    group: the name of those that it shares tensors with; leads: whether it is the first of them; widest: the most
+    outputs and the most inputs in the group.
     """
 
     parameter: str
@@ -45,6 +47,10 @@ class Spec:
     bias: bool = False
     init: InitName = True
     rows: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    group: str = ""
+    leads: bool = True
+    widest: Shape = ()
 
     @property
     def row(self) -> Row:
@@ -75,6 +81,7 @@ class Adapter(nn.Module):
     transposed: whether the weight is stored as (..., in, out).
     vanishing: the tensors each of which, all zero, makes it change nothing; the one that training writes first, first.
     settings: the attributes beside its tensors that are another's where it becomes it.
+    group, leads: see `Spec`.
     """
 
     role: ClassVar[str]
@@ -85,6 +92,8 @@ class Adapter(nn.Module):
     settings: ClassVar[tuple[str, ...]] = ()
     transposed: bool = False
     parameter: str
+    group: str
+    leads: bool
     _sizes: dict[str, tuple[int, ...]]
     _written: dict[str, int]
     _steps: int
@@ -96,7 +105,8 @@ class Adapter(nn.Module):
         """
         super().__init__()
         # A module's own __setattr__ takes microseconds, and a model may have a thousand adapters of one name.
-        self.__dict__.update(parameter=spec.parameter, _sizes={}, _written={}, _steps=0)
+        self.__dict__.update(parameter=spec.parameter, group=spec.group, leads=spec.leads)
+        self.__dict__.update(_sizes={}, _written={}, _steps=0)
 
     def forward(self, step: Callable[[], Result]) -> Result:
         """Return what a step gives that computes with this adapter's tensors; see `run`."""
@@ -177,6 +187,19 @@ class Adapter(nn.Module):
     def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a file's tensors, by attribute, in the shapes of such an adapter; as they are where they can't be."""
         return dict(values)
+
+    @classmethod
+    def group_of(cls, spec: Spec, module: str) -> str:
+        """Return what names the adapters, of those added at once, that share its row's shared tensors; "" for none."""
+        return ""
+
+    @classmethod
+    def left_out(cls, spec: Spec) -> tuple[str, ...]:
+        """Return the attributes that no file of such an adapter holds, since `draw` makes them again."""
+        return ()
+
+    def draw(self) -> None:
+        """Fill in place what its files leave out."""
 
     @property
     def row(self) -> Row:
@@ -276,6 +299,15 @@ class Adapter(nn.Module):
             if parameter.is_floating_point() and (name not in stored or stored[name].trains):
                 yield parameter
 
+    def shared(self) -> tuple[str, ...]:
+        """Return the attributes of the tensors that are those of its group."""
+        return tuple(name for name, stored in self.row.stored.items() if stored.shared) if self.group else ()
+
+    def share(self, other: Adapter) -> None:
+        """Hold the shared tensors of another adapter of its group in the place of its own."""
+        for name in self.shared():
+            self._parameters[name] = other._parameters[name]
+
     def begin(self) -> None:
         """Note the tensors' shapes, before anything can shard them, and that no training has written them yet."""
         self.__dict__["_sizes"] = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
@@ -299,7 +331,8 @@ class Adapter(nn.Module):
         attributes: the tensors to ask, all of them unless given.
         Every optimizer writes once or twice a step, but a fused one does so unseen. A copy's tensors count anew.
         """
-        asked = {k: t for k, t in self.tensors().items() if attributes is None or k in attributes}
+        own = {k: t for k, t in self.tensors().items() if k not in self.shared()}  # others' steps write shared ones
+        asked = {k: t for k, t in own.items() if attributes is None or k in attributes}
         seen = [version(t) - self._written.get(name, 0) for name, t in asked.items()]
         return max(self._steps, *seen, 0)
 

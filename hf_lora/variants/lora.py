@@ -113,11 +113,15 @@ class LoRA(Adapter):
     def unlike(self, other: Adapter) -> str:
         if type(self) is not type(other) or not isinstance(other, LoRA) or self.held().keys() != other.held().keys():
             return super().unlike(other)
+        if self.group != other.group:
+            return "shares its tensors with other layers in the file"
         if self.room and other.r > self.room:
             return f"has rank {other.r} in the file, and there is room for {self.room} (prepare_hotswap(max_r=))"
         return ""
 
     def refuses_room(self, max_r: int) -> str:
+        if self.group:
+            return "shares tensors with other layers, which have one rank"
         if self._kind.whole_rank(1, self.shape) != 1:
             return "is a convolution in groups, whose ranks belong to the groups"
         return f"has rank {self.r}" if self.r > max_r else ""

@@ -47,6 +47,14 @@ PAPERS: dict[str, Paper] = {
         "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu", 2025,
         "https://openreview.net/forum?id=TwJrTz9cRS",
     ),
+    "vera": Paper(
+        "VeRA", "VeRA: Vector-based Random Matrix Adaptation",
+        "Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.", 2023, "2310.11454",
+    ),
+    "sharelora": Paper(
+        "ShareLoRA", "ShareLoRA: Parameter Efficient and Robust Large Language Model Fine-tuning via Shared Low-Rank "
+        "Adaptation", "Song, Yurun and Zhao, Junchen and Harris, Ian G. and Jyothi, Sangeetha Abdu", 2024, "2406.10785",
+    ),
     "pissa": Paper(
         "PiSSA", "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
         "Meng, Fanxu and Wang, Zhaohui and Zhang, Muhan", 2024, "2404.02948",

@@ -32,7 +32,9 @@ class Stored:
     table_key: the key of an embedding's, where that is another. older: keys that are read and not written.
     part: what LoRA+ takes it for. decays: whether weight decay falls on it; None where that depends on what it copies.
     inputs, outputs: the dimension that counts the inputs or the outputs of the weight. trains: False where it is saved
-    and stays as it began, so that no gradient is made for it and no optimizer gets it.
+    and stays as it began, so that no gradient is made for it and no optimizer gets it. rank: the dimension that counts
+    the rank. shared: one tensor for all adapters of a group (`Adapter.group_of`), which a file holds once: below the
+    first layer of the group, or at_top of the file. needed: False where an adapter may be without it.
     """
 
     attribute: str
@@ -44,6 +46,10 @@ class Stored:
     inputs: int | None = None
     outputs: int | None = None
     trains: bool = True
+    rank: int | None = None
+    shared: bool = False
+    at_top: bool = False
+    needed: bool = True
 
     def key_on(self, embeds: bool) -> str:
         """Return the key that is written, of an embedding or another layer."""
@@ -69,9 +75,11 @@ class Row:
     low_rank: it is a product of two factors on a weight. whole: it holds all of a parameter. of_rows: some of its rows.
     switch: the key of a config that asks for it; a key that is no field of LoRAConfig lies in `other`.
     peft_type: the method's name in an adapter_config.json, where PEFT or we have it as a method of its own; the switch
-    is then in no file. renamed: fields of LoRAConfig -> their keys in such a file. lacks: fields of LoRAConfig that it
-    has no place for. settings: keys of its own -> their defaults. unscaled: alpha / r has no part in it. own_start:
-    none of the starts that take factors out of the weight makes sense for it.
+    is then in no file. renamed: fields of LoRAConfig -> their keys in such a file; values: of such a field, our word ->
+    theirs. lacks: fields of LoRAConfig that it has no place for. in_peft: whether PEFT has the method at all.
+    settings: keys of its own -> their defaults. unscaled: alpha / r has no part in it. own_start: none of the starts
+    that take factors out of the weight makes sense for it; starts: the values of init_lora_weights that it takes, where
+    these are fewer still.
     no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
     own_tensor: what its first tensor beyond plain LoRA's is called in a report.
     elsewhere: why another tool's adapter under the same switch is something else, by tool. rate: None where nobody has
@@ -87,9 +95,12 @@ class Row:
     of_rows: bool = False
     switch: str = ""
     peft_type: str = "LORA"
+    in_peft: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    starts: frozenset[bool | str] = frozenset()
     unscaled: bool = False
     own_start: bool = False
     paper: Paper | None = None
@@ -104,6 +115,11 @@ class Row:
         """The class, a subclass of `adapter.Adapter`."""
         module, _, name = self.code.partition(":")
         return getattr(importlib.import_module(module), name)
+
+    @property
+    def needed(self) -> set[str]:
+        """The attributes of the tensors that a file holds for each adapted layer."""
+        return {stored.attribute for stored in self.tensors if stored.needed and not stored.shared}
 
     @cached_property
     def stored(self) -> dict[str, Stored]:

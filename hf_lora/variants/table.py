@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from .papers import PAPERS, Paper
 from .row import Rate, Row, Stored
 
 _PRODUCT = (
-    Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1),
-    Stored("lora_B", "lora_B.weight", "lora_embedding_B", part="B", decays=True, outputs=0),
-    Stored("lora_bias", "lora_B.bias", part="B", outputs=0),
+    Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1, rank=0),
+    Stored("lora_B", "lora_B.weight", "lora_embedding_B", part="B", decays=True, outputs=0, rank=1),
+    Stored("lora_bias", "lora_B.bias", part="B", outputs=0, needed=False),
 )
 
 LORA = Row(
@@ -31,7 +31,7 @@ LORA = Row(
     rate=Rate(1.0, "by definition"),
     engines=frozenset({"vLLM"}),
 )
-_LENGTH = Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0)
+_LENGTH = Stored("magnitude", "lora_magnitude_vector", older=("lora_magnitude_vector.weight",), outputs=0, needed=False)
 DORA = Row(
     name="dora",
     title="DoRA",
@@ -56,8 +56,8 @@ HIRA = Row(
     title="HiRA",
     code="hf_lora.variants.hira:HiRA",
     tensors=(
-        Stored("lora_A", "hira_A", "hira_embedding_A", part="A", decays=True, inputs=-1),
-        Stored("lora_B", "hira_B", "hira_embedding_B", part="B", decays=True, outputs=0),
+        Stored("lora_A", "hira_A", "hira_embedding_A", part="A", decays=True, inputs=-1, rank=0),
+        Stored("lora_B", "hira_B", "hira_embedding_B", part="B", decays=True, outputs=0, rank=1),
     ),
     low_rank=True,
     switch="use_hira",
@@ -67,6 +67,41 @@ HIRA = Row(
     unscaled=True,
     own_start=True,
     paper=PAPERS["hira"],
+)
+VERA = Row(
+    name="vera",
+    title="VeRA",
+    code="hf_lora.variants.vera:VeRA",
+    tensors=(
+        Stored("lambda_b", "vera_lambda_b", outputs=0),
+        Stored("lambda_d", "vera_lambda_d", rank=0),
+        Stored("vera_A", "vera_A", trains=False, shared=True, at_top=True),
+        Stored("vera_B", "vera_B", trains=False, shared=True, at_top=True),
+    ),
+    low_rank=True,
+    switch="use_vera",
+    peft_type="VERA",
+    renamed={"lora_dropout": "vera_dropout", "init_lora_weights": "init_weights"},
+    values={"bias": {"lora_only": "vera_only"}},
+    lacks=(_NO_LORA - {"bias"}) | {"exclude_modules", "rank_pattern"},
+    settings={"projection_prng_key": 0, "save_projection": True, "d_initial": 0.1},
+    starts=frozenset({True, False}),
+    unscaled=True,
+    own_start=True,
+    paper=PAPERS["vera"],
+)
+SHARELORA = Row(
+    name="sharelora",
+    title="ShareLoRA",
+    code="hf_lora.variants.sharelora:ShareLoRA",
+    tensors=(replace(_PRODUCT[0], shared=True), _PRODUCT[1]),
+    low_rank=True,
+    switch="use_sharelora",
+    peft_type="SHARELORA",
+    in_peft=False,
+    lacks=frozenset({"lora_bias", "target_parameters"}),
+    own_start=True,
+    paper=PAPERS["sharelora"],
 )
 SAVED = Row(
     name="saved",
@@ -83,7 +118,7 @@ TOKENS = Row(
     of_rows=True,
 )
 
-FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA, HIRA)}  # what a config chooses from
+FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA, HIRA, VERA, SHARELORA)}  # what a config chooses from
 COPIES: dict[str, Row] = {row.name: row for row in (SAVED, TOKENS)}  # what a config adds to it
 ADAPTERS: Mapping[str, Row] = ChainMap(FORMULAS, COPIES)
 

@@ -44,10 +44,11 @@ def of_tensors(layout: Layout, config: LoRAConfig | None, may_be_merged: bool) -
     """
     problems = [] if layout.adapted else ["the file holds no low-rank tensors"]
     are_experts = config is not None and bool(config.target_parameters)
+    needed = layout.formula({} if config is None else config).needed
     for path, parts in layout.adapted.items():
         module = unwrapped(path)[0]
         wanted = config.rank_of(module) if config and layout.names == "PEFT" else 0
-        if found := _misfit(parts, wanted, are_experts, may_be_merged):
+        if found := _misfit(parts, needed, wanted, are_experts, may_be_merged):
             problems.append(f"{module} {found}")
     for row in FORMULAS.values() if config is not None else ():
         held, of, asked = layout.holding(row), len(layout.adapted), is_on(config, row.switch)
@@ -57,10 +58,10 @@ def of_tensors(layout: Layout, config: LoRAConfig | None, may_be_merged: bool) -
         yield Finding("tensors", some(problems, between="; "), True)
 
 
-def _misfit(parts: Parts, wanted: int, are_experts: bool, may_be_merged: bool) -> str:
+def _misfit(parts: Parts, needed: set[str], wanted: int, are_experts: bool, may_be_merged: bool) -> str:
     """Return what is wrong with the tensors of one adapted parameter. wanted: the config's rank, 0 for any."""
     ranks = ranks_of(parts)
-    if not {"lora_A", "lora_B"} <= parts.keys():
+    if not needed <= parts.keys():
         return f"has only {' and '.join(sorted(parts))}"
     if any(0 in entry.shape for entry in parts.values()):
         return "is empty, as the shard of a run that saved no whole adapter"

@@ -222,7 +222,8 @@ def _origin(config: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, An
 def _format(config: Mapping[str, Any]) -> str:
     """Return whose config this is, "" where there is none."""
     if "peft_type" in config:
-        return f"PEFT ({config['peft_type']})"
+        row = formula_named(config["peft_type"])
+        return f"{'hf_lora' if row is not None and not row.in_peft else 'PEFT'} ({config['peft_type']})"
     return "AdapterHub" if isinstance(config.get("config"), Mapping) else "unknown" if config else ""
 
 

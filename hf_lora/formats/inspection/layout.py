@@ -9,9 +9,9 @@ from typing import Any
 
 from ...errors import numberless
 from ...files.tensors import TensorEntry
-from ...variants.row import Row
+from ...variants.row import Row, Stored
 from ...variants.table import COPIES, FORMULAS, LORA, formula_of
-from ..keys import plain_keys, split_key, unwrapped
+from ..keys import lowered, plain_keys, split_key, unwrapped
 
 _NUMBER = re.compile(r"(?<![^.])\d{1,5}(?![^.])")
 
@@ -20,17 +20,25 @@ Parts = dict[str, TensorEntry]  # of one adapted parameter, by the adapter's att
 
 
 def ranks_of(parts: Parts) -> tuple[int, ...]:
-    """Return the rank that A and the rank that B has, which in a grouped convolution is divided by its groups."""
+    """Return the rank that each tensor has: A's, then B's, which in a grouped convolution is divided by its groups."""
     a, b = (parts[part].shape if part in parts else () for part in ("lora_A", "lora_B"))
     if len(a) > 2 and b[1:2] > (0,) and a[0] % b[1] == 0:
         return a[:1] * 2
-    return (*a[:1], *b[1:2])
+    at = ((parts[each.attribute].shape, each.rank) for each in _stored(parts) if each.rank is not None)
+    return tuple(size for shape, rank in at for size in shape[rank : rank + 1])
 
 
 def _shape_of(parts: Parts) -> tuple[int, ...]:
     """Return (out, in) of what is adapted, as far as the file tells."""
-    a, b = (parts[part].shape if part in parts else () for part in ("lora_A", "lora_B"))
-    return (*b[:1], *a[1:2])
+    outputs = [parts[each.attribute].shape[:1] for each in _stored(parts) if each.outputs is not None]
+    inputs = [parts[each.attribute].shape[1:2] for each in _stored(parts) if each.inputs is not None]
+    return (*next(iter(outputs), ()), *next(iter(inputs), ()))
+
+
+def _stored(parts: Parts) -> list[Stored]:
+    """Return what the formulas say of the tensors of one adapted parameter."""
+    known = {stored.attribute: stored for row in FORMULAS.values() for stored in row.tensors}
+    return [stored for name, stored in known.items() if name in parts]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Layout:
         own = row.stored.keys() - LORA.stored.keys()
         return sum(bool(own & parts.keys()) for parts in self.adapted.values())
 
-    def formula(self, config: Mapping[str, Any]) -> Row:
+    def formula(self, config: Any) -> Row:
         """Return the formula that the tensors show, or else the one that a config asks for."""
         return next((row for row in FORMULAS.values() if self.holding(row)), formula_of(config))
 
@@ -77,12 +85,14 @@ class Layout:
 
     def _target(self, name: str, paths: list[str], of: int) -> Target:
         members = [self.adapted[path] for path in paths]
+        found = {_shape_of(parts) for parts in members}
+        whole = {shape for shape in found if not any(shape == other[: len(shape)] for other in found - {shape})}
         return Target(
             name=name,
             layers=tuple(sorted({_place(path)[1] for path in paths} - {-1})),
             of=of,
             ranks=tuple(sorted({rank for parts in members for rank in ranks_of(parts)})),
-            shapes=tuple(sorted({_shape_of(parts) for parts in members})),
+            shapes=tuple(sorted(whole)),  # of several that share a factor one shows all
             parameters=sum(prod(entry.shape) for parts in members for entry in parts.values()),
         )
 
@@ -92,6 +102,7 @@ def layout_of(tensors: Mapping[str, TensorEntry]) -> Layout:
     adapted: dict[str, Parts] = {}
     saved: dict[str, list[TensorEntry]] = defaultdict(list)
     names = ""
+    tensors = lowered(tensors)
     for name, key in sorted(plain_keys(tensors).items()):
         is_loralibs = key.endswith((".lora_A", ".lora_B"))
         path, _, part = split_key(f"{key}.weight" if is_loralibs else key)

@@ -82,6 +82,8 @@ def peft_refusal(subject: CardSubject) -> str:
     """Return why PEFT does not load the adapter as it is meant, "" where it does."""
     if subject.name is None:
         return ""
+    if not (row := formula_of(subject.config)).in_peft:
+        return f"PEFT cannot open this adapter: it has no {row.title}."
     if reason := no_peft(subject.model, subject.name, subject.config):
         return f"PEFT cannot open this adapter: {reason}."
     reason = differs_in_peft(subject.model, subject.name)
