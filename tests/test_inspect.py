@@ -168,7 +168,11 @@ def test_the_published_adapters_and_configs_are_told_in_less_than_40_lines(tmp_p
         assert len(str(seen).splitlines()) < 40
         assert seen.to_dict()["name"] == str(tmp_path)
         peft_type = json.loads(path.read_text()).get("peft_type")
-        assert "config" in found or peft_type in {row.peft_type for row in FORMULAS.values()} or seen.format == "AdapterHub"
+        assert (
+            "config" in found
+            or peft_type in {row.peft_type for row in FORMULAS.values()}
+            or seen.format == "AdapterHub"
+        )
         local |= {int(path.stem[:2])} if "is a path" in found.get("base", "") else set()
     assert local == {2, 26, 32, 47, 60}
 

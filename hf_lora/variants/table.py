@@ -99,7 +99,7 @@ SHARELORA = Row(
     switch="use_sharelora",
     peft_type="SHARELORA",
     in_peft=False,
-    lacks=frozenset({"lora_bias", "target_parameters"}),
+    lacks=frozenset({"lora_bias"}),
     own_start=True,
     paper=PAPERS["sharelora"],
 )
