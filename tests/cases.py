@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 
 from .peek import FORMULAS
+from .quantising import FIRST, PACKED, read
 
 
 class Named(nn.Module):
@@ -88,6 +91,11 @@ class KindCase:
     dropout: bool = True
     bias: bool = True
     merges: bool = True  # whether its weight has a place for what the adapter does
+    pack: Callable[[nn.Module], nn.Module] | None = None  # what a quantising library makes of its layer
+    copies: bool = True  # whether the library's layer can be copied
+    pickles: bool = True  # whether it can be pickled
+    compiles: bool = True  # whether it can be compiled as one graph
+    tolerance: float = 1e-5  # of float32, for what the library computes with a weight that it says it has
 
 
 LAYER = {"target_modules": ["layer"]}
@@ -114,6 +122,11 @@ KIND_CASES: dict[str, KindCase] = {
     "experts-transposed": KindCase(lambda: Named(Experts(True)), lambda: torch.randn(3, 4, 6), {"target_parameters": ["layer.up", "layer.down"]}, dora=False, dropout=False, bias=False),
     "raw-matrix": KindCase(lambda: Named(nn.Linear(6, 10)), lambda: torch.randn(4, 6), {"target_parameters": ["layer.weight"]}, dora=False, matrix=True, dropout=False, bias=False),
 }  # fmt: skip
+for _name, _pack in PACKED.items():
+    KIND_CASES[_name] = KindCase(
+        lambda: Named(nn.Linear(64, 32)), lambda: torch.randn(4, 3, 64), LAYER, matrix=True, pack=_pack,
+        copies=not _name.startswith("quanto"), pickles=not _name.startswith("torchao"), compiles=_name != "bnb-int8", tolerance=3e-2 if _name == "bnb-int8" else 1e-5,
+    )  # fmt: skip
 
 VARIANTS: dict[str, dict[str, object]] = {
     "lora": {},
@@ -152,7 +165,8 @@ def allowed(kind: str, variant: str) -> bool:
     return case.bias or variant != "lora-bias"
 
 
-PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v)]
+FEW = ("lora", "dora", "pissa")  # for a library's other formats, which are read and packed by the same code
+PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v) and (k not in PACKED or k in FIRST or v in FEW)]
 # Every kind and every variant at least once: enough for what does not depend on how the two meet.
 COVER = [(k, v) for k, v in PAIRS if k == "linear" or v == "lora"]
 
@@ -175,7 +189,26 @@ def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
 def network(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a case's network in eval mode, its weights seeded."""
     torch.manual_seed(1)
-    return KIND_CASES[kind].build().to(dtype).eval()
+    case = KIND_CASES[kind]
+    net = case.build().to(dtype).eval()
+    if case.pack is not None:
+        net.layer = case.pack(net.layer).eval()
+    return net
+
+
+def is_packed(kind: str) -> bool:
+    """Return whether a case's layer is a quantising library's."""
+    return KIND_CASES[kind].pack is not None
+
+
+def readable(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a case's network in plain tensors; of a packed layer with the weight that its library says it has."""
+    net: Any = network(kind)
+    if is_packed(kind):
+        plain = nn.Linear(net.layer.in_features, net.layer.out_features).eval()
+        plain.load_state_dict({"weight": read(net.layer), "bias": net.layer.bias})
+        net.layer = plain
+    return net.to(dtype)  # type: ignore[no-any-return]
 
 
 def example(kind: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -213,3 +246,16 @@ def move(model: nn.Module, seed: int = 3, scale: float = 0.6) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+
+
+def widened(model: LoRAModel, kind: str, variant: str) -> LoRAModel:
+    """Return a copy of a case's model in float64 and plain tensors."""
+    if not is_packed(kind):
+        return copy.deepcopy(model).double()
+    wide = add_lora(readable(kind, torch.float64), config_of(kind, variant))
+    for (module, layer), own in zip(wide._lora.layers.items(), model._lora.layers.values(), strict=True):
+        for key, adapter in layer.carried("default").items():
+            for name, tensor in adapter.held().items():
+                tensor.data.copy_(own.carried("default")[key].held()[name].detach())
+        assert module == "layer"
+    return wide.train(model.training)

@@ -93,6 +93,8 @@ PLACES = {
     "is_repo_id": "hf_lora.files.privacy:is_repo_id",
     "list_files": "hf_lora.files.hub_files:list_files",
     "KINDS": "hf_lora.kinds.table:KINDS",
+    "kind_of": "hf_lora.kinds.table:kind_of",
+    "rounding": "hf_lora.maths.rounding",
     "own_tensor": "hf_lora.variants.adapter:own_tensor",
     "add_up": "hf_lora.maths.linear:add_up",
     "down": "hf_lora.maths.linear:down",

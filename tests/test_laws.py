@@ -11,14 +11,30 @@ from torch import nn
 
 from hf_lora import LoRAModel, add_lora
 
-from .cases import COVER, KIND_CASES, PAIRS, adapted, config_of, example, mergeable, move, moves_base, network
+from .cases import (
+    COVER,
+    KIND_CASES,
+    PAIRS,
+    adapted,
+    config_of,
+    example,
+    is_packed,
+    mergeable,
+    move,
+    moves_base,
+    network,
+    readable,
+    widened,
+)  # fmt: skip
 from .peek import FORMULAS, INITS, KINDS, SCALINGS
+from .quantising import LIBRARIES, bits_of, is_here, same_bits
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 laws = pytest.mark.parametrize(("kind", "variant"), PAIRS, ids=[f"{k}-{v}" for k, v in PAIRS])
 cover = pytest.mark.parametrize(("kind", "variant"), COVER, ids=[f"{k}-{v}" for k, v in COVER])
-TYPED = [(k, v, d) for k, v in PAIRS for d in DTYPES if d is torch.float32 or (k, v) in COVER]
+HALF_COVER = [(k, v) for k, v in COVER if not is_packed(k)]
+TYPED = [(k, v, d) for k, v in PAIRS for d in DTYPES if d is torch.float32 or (k, v) in HALF_COVER]
 typed = pytest.mark.parametrize(("kind", "variant", "dtype"), TYPED, ids=[f"{k}-{v}-{str(d)[6:]}" for k, v, d in TYPED])
 
 
@@ -42,17 +58,18 @@ def test_the_forward_equals_the_forward_of_the_merged_weight(kind: str, variant:
     model, x = mergeable(kind, variant, dtype), example(kind, dtype)
     live, base = model(x), network(kind, dtype)(x)
     model.merge_adapter()
-    assert close(model(x), live, TOLERANCE[dtype])
-    assert not close(live, base, 3 * TOLERANCE[dtype]), "the adapter has no effect, so this test proves nothing"
+    tolerance = max(TOLERANCE[dtype], KIND_CASES[kind].tolerance)
+    assert close(model(x), live, tolerance)
+    assert not close(live, base, 3 * tolerance), "the adapter has no effect, so this test proves nothing"
 
 
 @typed
 def test_merging_then_unmerging_restores_every_bit(kind: str, variant: str, dtype: torch.dtype) -> None:
     model, x = mergeable(kind, variant, dtype), example(kind, dtype)
-    before, live = {k: v.clone() for k, v in model.state_dict().items()}, model(x)
+    before, live = bits_of(model.state_dict()), model(x)
     model.merge_adapter()
     model.unmerge_adapter()
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert same_bits(bits_of(model.state_dict()), before)
     assert torch.equal(model(x), live)
 
 
@@ -78,26 +95,27 @@ def test_saving_then_loading_restores_every_bit_and_the_same_bytes(kind: str, va
 
 @laws
 def test_leaving_restores_classes_keys_and_flags_with_the_bases_tensors_or_outputs(kind: str, variant: str) -> None:
-    reference, x = network(kind), example(kind)
+    x = example(kind)
     live = mergeable(kind, variant)(x)
     for leave in ("unload", "merge_and_unload"):
         plain = getattr(mergeable(kind, variant), leave)()
+        reference = network(kind) if leave == "unload" else readable(kind)
         assert [type(m) for m in plain.modules()] == [type(m) for m in reference.modules()]
         assert [m.__dict__.keys() for m in plain.modules()] == [m.__dict__.keys() for m in reference.modules()]
         got, want = plain.state_dict(), reference.state_dict()
         assert list(got) == list(want)
         if leave == "unload":
-            assert all(torch.equal(got[k], want[k]) for k in want)
-            assert all(p.requires_grad for p in plain.parameters())
+            assert same_bits(bits_of(got), bits_of(want))
+            assert [p.requires_grad for p in plain.parameters()] == [p.requires_grad for p in reference.parameters()]
         else:
-            assert close(plain(x), live, 1e-5)
+            assert close(plain(x), live, KIND_CASES[kind].tolerance)
 
 
 @laws
 def test_gradients_land_in_the_adapter_only_and_match_a_float64_reference(kind: str, variant: str) -> None:
     """The reference is the same adapter in float64, differentiated through the merged weight, not the live path."""
     model, x = adapted(kind, variant).train(), example(kind)
-    wide = copy.deepcopy(model).double()
+    wide = widened(model, kind, variant)
     weights = torch.randn(model(x).shape, dtype=torch.float64)
     (model(x) * weights.float()).sum().backward()
     _through_the_weight(wide, x.double() if x.is_floating_point() else x, weights)
@@ -135,9 +153,11 @@ def _ungrouped(layer: nn.Module, weight: torch.Tensor, added: torch.Tensor) -> t
 
 @laws
 def test_copies_and_pickles_compute_the_same_and_share_nothing(kind: str, variant: str) -> None:
+    if not KIND_CASES[kind].copies:
+        pytest.skip("the library's own layer cannot be copied")
     model, x = adapted(kind, variant), example(kind)
     live = model(x)
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    for copied in (copy.deepcopy(model), *([pickle.loads(pickle.dumps(model))] if KIND_CASES[kind].pickles else [])):
         assert isinstance(copied, LoRAModel)
         assert torch.equal(copied(x), live)
         move(copied)
@@ -147,6 +167,8 @@ def test_copies_and_pickles_compute_the_same_and_share_nothing(kind: str, varian
 
 @cover
 def test_compiling_changes_nothing_and_breaks_no_graph(kind: str, variant: str) -> None:
+    if not KIND_CASES[kind].compiles:
+        pytest.skip("the library's own layer cannot be compiled as one graph")
     model, x = adapted(kind, variant).train(), example(kind)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert close(compiled(x), model(x), 1e-5)
@@ -179,7 +201,7 @@ def test_dropout_falls_on_the_adapter_alone_and_only_in_training(kind: str, vari
     model.train()
     assert not x.is_floating_point() or not torch.equal(model(x), model(x))
     model.disable_adapters()
-    assert torch.equal(model(x), network(kind).requires_grad_(False)(x))
+    assert torch.equal(model(x), network(kind).train().requires_grad_(False)(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -197,7 +219,8 @@ def test_every_row_of_the_kinds_table_has_a_case() -> None:
     models = [add_lora(network(kind), config_of(kind, "lora")) for kind in KIND_CASES]
     layers = [layer for model in models for layer in model._lora.layers.values()]
     seen = {adapter.kind for layer in layers for adapter in layer.carried("default").values()}
-    assert seen | {"packed"} == set(KINDS)  # packed layers have tests of their own, without merging
+    absent = {row for row, package in LIBRARIES.items() if not is_here(package)}
+    assert seen | {"packed"} | absent == set(KINDS)  # packed layers have tests of their own, without merging
 
 
 def test_every_row_of_the_variant_tables_has_a_case() -> None:

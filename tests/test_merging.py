@@ -225,7 +225,7 @@ def test_the_factors_bound_what_changes(kind: str, variant: str) -> None:
     model = mergeable(kind, variant)
     for layer in model._lora.layers.values():
         for adapter in (a for a in layer.adapters["default"].values() if isinstance(a, LoRA)):
-            own = layer._parameters[adapter.parameter].detach()
+            own = adapter.numbers(layer, layer._parameters[adapter.parameter]).detach()
             assert 0 < float((adapter.effective(own) - own).abs().max().detach()) <= adapter.largest_change()
             assert variant != "lora" or math.isfinite(adapter.largest_change()) is KIND_CASES[kind].merges
 

@@ -28,7 +28,7 @@ class Kind:
     stacked: the weight is a stack of matrices. convolves: it is a convolution's.
     is_matrix: it is one matrix of numbers, which a start can take factors out of.
     within_weight: a product lies within the weight, so that it can act in the weight's read.
-    is_quantised: its numbers are packed, and can be neither read nor merged into.
+    is_quantised: its numbers are packed. is_readable: which can be read as floats all the same, and packed again.
     fan_in_fan_out: it is what PEFT's configs mean by that word.
     """
 
@@ -41,6 +41,7 @@ class Kind:
     within_weight: ClassVar[bool] = True
     _forward: ClassVar[Any] = None
     is_quantised: ClassVar[bool] = False
+    is_readable: ClassVar[bool] = False
     fan_in_fan_out: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -67,6 +68,18 @@ class Kind:
         weight = computed(module, "weight") if weight is None else weight
         assert weight is not None
         return tuple(weight.shape)
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether its numbers can be neither read nor merged into."""
+        return self.is_quantised and not self.is_readable
+
+    def numbers(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """Return the numbers of a layer's weight as a plain tensor in its layout: what is stored, unless it is packed.
+
+        Raises TargetError where they cannot be read.
+        """
+        return weight
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as its (..., out, in) matrix; a view where the layout allows."""

@@ -1,4 +1,4 @@
-"""Linear layers whose weight is packed: quantised libraries' own."""
+"""Linear layers whose weight is packed by a library that no file beside this one knows."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ class PackedKind(Kind):
 
     def weight_shape(self, module: nn.Module) -> Shape:
         return int(module.out_features), int(module.in_features)
+
+    def numbers(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        raise TargetError(
+            f"its weight is packed (quantised) in a way that is not known here (a {type(weight).__name__} in a "
+            f"{type(layer).__name__}): it can be neither read nor merged into. Load the base in float "
+            "(quantization_config=None)."
+        )
 
     def matrix(self, weight: Tensor) -> Tensor:
         raise TargetError("its weight is packed (quantised) and cannot be read as a matrix; load the base in float.")

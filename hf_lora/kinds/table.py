@@ -8,14 +8,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import TargetError
+from .bitsandbytes import EightBitKind, FourBitKind
 from .convolution import ConvKind, GroupedConvKind
 from .experts import ExpertsKind, TransposedExpertsKind
 from .kind import Kind, is_packed
 from .linear import Conv1DKind, EmbeddingKind, LinearKind
 from .packed import PackedKind
+from .quanto import QuantoKind
+from .torchao import TorchAoKind
 
 # In the order in which they are asked whether a layer is theirs: a quantised layer may be a linear one by its class.
 KINDS: dict[str, Kind] = {
+    "bitsandbytes_4bit": FourBitKind(),
+    "bitsandbytes_8bit": EightBitKind(),
+    "torchao": TorchAoKind(),
+    "quanto": QuantoKind(),
     "packed": PackedKind(),
     "linear": LinearKind(),
     "conv1d": Conv1DKind(),

@@ -18,12 +18,13 @@ from ..variants.adapter import Adapter
 from ..variants.initial import taken_anew
 from .forward import Watch, adapted, followed, read_property, reading_its_own, unwatch, watch
 from .offload import keep_flags
+from .packing import Unpacked
 from .specialising import Specialised, base_of, refine, restore
 from .state import AdapterState
 from .steps import Steps, StepsOfReplica
 from .tying import is_plain
 
-TAKEN = ("adapters", "_lora", "_originals", "_steps", "_watch")  # what a layer with adapters has besides its own
+TAKEN = ("adapters", "_lora", "_originals", "_steps", "_unpacked", "_watch")  # what a layer has with adapters
 _MERGED = "hf_lora_merged"  # of a layer's entry in a state dict's metadata: parameters with adapters inside
 _LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
@@ -36,6 +37,7 @@ class LoRALayer(Specialised, nn.Module):
     _lora: AdapterState
     _steps: Steps
     _originals: dict[str, Tensor]  # parameter -> the base's own tensor, while merged
+    _unpacked: Unpacked | None  # what the library's layer was, while a plain weight is merged in its place
     _watch: Watch | None  # where somebody gave the layer itself a forward
 
     @classmethod
@@ -66,11 +68,12 @@ class LoRALayer(Specialised, nn.Module):
                 adapter.factor = forward_factor(KINDS[adapter.kind], self, base_of(type(self))) or adapter.factor
         for name, own in self._originals.items():
             with torch.no_grad():
-                moved = fn(own.data)
-            if torch._has_compatible_shallow_copy_type(own.data, moved):
+                moved = fn(own.data if is_plain(own) else own)
+            if is_plain(own) and torch._has_compatible_shallow_copy_type(own.data, moved):
                 own.data = moved  # the same object, so that ties come back
             else:
-                self._originals[name] = nn.Parameter(moved, False) if isinstance(own, nn.Parameter) else moved
+                wrapped = isinstance(own, nn.Parameter) and not isinstance(moved, nn.Parameter)
+                self._originals[name] = nn.Parameter(moved, False) if wrapped else moved
         return self
 
     def __delattr__(self, name: str) -> None:
@@ -143,7 +146,8 @@ def attach(
         # Whether it computes x W^T + bias with a weight of torch's own, which one product can do together.
         fuses = base_of(type(layer)).forward in _LINEAR_FORWARDS and is_plain(layer._parameters.get("weight"))
         layer.add_module("adapters", nn.ModuleDict().train(layer.training))
-        layer.__dict__.update(_lora=state, _originals={}, _steps=Steps(state, fuses, {}, {}), _watch=None)
+        own = {"_lora": state, "_originals": {}, "_steps": Steps(state, fuses, {}, {})}
+        layer.__dict__.update(own, _unpacked=None, _watch=None)
         watch(layer)
     group = layer.adapters._modules.setdefault(name, nn.ModuleDict())
     group._modules.update(adapters)  # a parameter may be called what a method of ModuleDict is

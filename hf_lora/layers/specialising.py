@@ -78,6 +78,23 @@ def _anew(cls: type, mixin: type[Specialised], make: Callable[[type], type]) -> 
     return type(cls)(name, bases, content)
 
 
+def rebase(target: Any, old: type, new: type) -> None:
+    """Put a class in the place of another behind an object's specialised ones, or of its own; in place."""
+    _become(target, _rebased(type(target), old, new))
+
+
+def _rebased(cls: type, old: type, new: type) -> type:
+    if cls is old:
+        return new
+    made: Made = cls.__dict__["_lora_made"]
+    return refined(made.mixin, _rebased(made.base, old, new), *made.key)
+
+
+def have_one_layout(cls: type, other: type) -> bool:
+    """Tell whether Python lets an object of one class become one of the other; see `_begins_without_dict`."""
+    return _begins_without_dict(cls) == _begins_without_dict(other)
+
+
 def plain(cls: type) -> type:
     """Return the class behind the topmost specialised one, whatever others made of it since (fully_shard)."""
     return next((c.__dict__["_lora_made"].base for c in cls.__mro__ if "_lora_made" in c.__dict__), cls)

@@ -128,6 +128,14 @@ def effective_rank(values: Tensor) -> Tensor:
     return torch.where(total == 0, 0, rank)
 
 
+def within(left: Tensor, right: Tensor, moments: Tensor) -> Tensor:
+    """Return the inner product of what two matrices make of the same inputs, tr(L X^T X R^T), a scalar.
+
+    left, right: (out, in); moments: X^T X, (in, in), of inputs X (n, in).
+    """
+    return torch.sum((left.to(moments.dtype) @ moments) * right.to(moments.dtype))
+
+
 def squared_distance(left: Tensor, right: Tensor) -> float:
     """Return the sum of the squares of left - right, in the right one's dtype, without a tensor of their size."""
     rows = max(1, (1 << 22) // max(1, left.numel() // max(1, len(left)))) if left.ndim else 1

@@ -204,7 +204,8 @@ def _copied(sites: Iterable[Site]) -> set[str]:
 
 def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
     """Return what is known of the base that is here, for an adapter that trains on it."""
-    seen = provenance.observe(modules, _weights(sites))
+    took = any(INITS[site.init].moves_base for site in sites if site.row.low_rank)
+    seen = provenance.observe(modules, _weights(sites), took)
     is_whole = seen.read == len(seen.grids)
     return Origin(seen=seen, floats=None if is_whole else provenance.observe_floats(model, _copied(sites)))
 

@@ -6,7 +6,7 @@ Each method is one line over a function of this room, of `layers/memory` or of `
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -309,26 +309,40 @@ class LoRAModel(Specialised, nn.Module):
 
     # --- merging ------------------------------------------------------------------------------------------------
 
-    def merge_adapter(self, adapter_names: str | Sequence[str] | None = None, *, verify: float | None = None) -> None:
+    def merge_adapter(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        verify: float | None = None,
+        requantize: bool = False,
+    ) -> None:
         """Put adapters (the active ones unless named) into the weights; `unmerge_adapter` restores every bit.
 
         Keeps the base's own tensors, so that the adapted weights are held twice while merged. Where others are merged,
         these come on top of them.
         verify: the largest share of the adapters' effect that may be lost to rounding (`merge_report`). Raises
         MergeError above it, with nothing merged.
+        requantize: quantised layers get a weight that their library packs; else they are plain ones while merged.
         """
-        merging.merge(self, adapter_names, verify)
+        merging.merge(self, adapter_names, verify, requantize)
 
     def unmerge_adapter(self) -> None:
         """Take merged adapters out of the weights."""
         merging.unmerge(self._lora)
 
-    def merge_report(self, adapter_names: str | Sequence[str] | None = None) -> MergeReport:
+    def merge_report(
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        *,
+        requantize: bool = False,
+        calibration: Iterable[Any] | None = None,
+    ) -> MergeReport:
         """Return how much of the adapters' effect (the active ones' unless named) merging would lose to rounding.
 
         Nothing is changed. Takes about as long as two merges, one weight at a time.
+        requantize, calibration: as for `merge_and_unload`; the report then says what is kept of the outputs.
         """
-        return merging.merge_report(self._lora, adapter_names)
+        return merging.merge_report(self, adapter_names, requantize, calibration)
 
     def merge_and_unload(
         self,
@@ -336,16 +350,21 @@ class LoRAModel(Specialised, nn.Module):
         *,
         dtype: torch.dtype | str | None = None,
         verify: float | None = None,
+        requantize: bool = False,
+        calibration: Iterable[Any] | None = None,
     ) -> Any:
         """Put adapters into the weights for good and return the plain model, the same object.
 
         dtype: torch.float32 (or float64), which the whole model becomes before merging, so that a half-precision one
-            loses nothing of the adapter. verify: as for `merge_adapter`.
+            loses nothing of the adapter. A quantised base becomes a plain model of any floating dtype, its own unless
+            given. verify: as for `merge_adapter`.
+        requantize: the weights of a quantised base are packed by its library again, which loses more. calibration: a
+            few batches for the model; their rounding is chosen so that the layers' outputs on these are kept.
 
         Where that parts a weight from one it was tied to, the config's `tie_word_embeddings` is switched off, so
         that a saved and reloaded model is the same. Raises MergeError with the model unchanged.
         """
-        return merging.merge_and_unload(self, adapter_names, dtype, verify)
+        return merging.merge_and_unload(self, adapter_names, dtype, verify, requantize, calibration)
 
     def unload(self) -> Any:
         """Remove every adapter and return the plain model, the same object, as it was before."""

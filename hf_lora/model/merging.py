@@ -1,13 +1,15 @@
 """Merging: a LoRAModel's adapters put into the weights and taken out again, and what rounding takes of them.
 
 A half-precision weight rounds what is added to it: of an adapter that changes a bfloat16 weight by 1%, 16% is lost, by
-0.3%, 46%. That share is measured, told and, on request, limited.
+0.3%, 46%. That share is measured, told and, on request, limited. What a quantised base adds is in `quantised.py`.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,12 +19,14 @@ from transformers.utils import logging
 from ..errors import AdapterStateError, MergeError, full_name
 from ..layers import merging as layers
 from ..layers.distributed import is_spread
+from ..layers.packing import Loss, Packing
 from ..layers.routes import Route
 from ..layers.state import BLOCKS, CHANGES, AdapterState
 from ..layers.tying import tied_groups, untie
 from . import hooks
 from .arguments import as_dtype, as_share
 from .creating import leave
+from .quantised import check_form, make_plain, packing_for
 from .replacing import check_in_place
 from .selecting import check_together, names_of
 
@@ -31,36 +35,71 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How much of a wanted change of outputs, (W' - W) X, a packed weight makes: the share along it, 1 for all.
+
+    nearest: where every value is rounded to the nearest; nearest_lost: what `MergeReport.losses` would be then.
+    fed_back, lost: the same where the rounding is chosen by the inputs X.
+    """
+
+    nearest: float
+    fed_back: float
+    nearest_lost: float
+    lost: float
+
+    @classmethod
+    def of(cls, losses: Iterable[Loss]) -> Kept | None:
+        """Return it of all losses together, None where none was measured on inputs."""
+        found = [(*loss.nearest, loss.lost, loss.along, loss.effect) for loss in losses if loss.nearest is not None]
+        nearest_lost, nearest, lost, along, effect = map(sum, zip(*found, strict=True)) if found else (0.0,) * 5
+        if not effect:
+            return None
+        return cls(nearest / effect, along / effect, math.sqrt(nearest_lost / effect), math.sqrt(lost / effect))
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """What merging loses: shares of the adapters' effect, between 0 (exact) and 1 (all of it), above that noise.
 
     losses: by full parameter name, |W' as its dtype rounds it - W'| / |W' - W|, Frobenius norms, W' and W computed in a
-    wider dtype. total: the same of all weights together.
+    wider dtype. total: the same of all weights together. Of packed weights that are packed again it may be above 1.
+    With calibration inputs X, both are of what a layer makes of them, |(W' as it is packed - W') X| / |(W' - W) X|.
+    kept: with them, by parameter, how much of the change is kept; total_kept: of all together.
     """
 
     losses: dict[str, float]
     total: float
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    total_kept: Kept | None = None
 
     def __str__(self) -> str:
         worst = max(self.losses, key=self.losses.__getitem__, default="")
-        return f"{self.total:.2%} of the effect" + (f", at most {self.losses[worst]:.2%} ({worst})" if worst else "")
+        told = f"{self.total:.2%} of the effect" + (f", at most {self.losses[worst]:.2%} ({worst})" if worst else "")
+        if (kept := self.total_kept) is None:
+            return told
+        return (
+            f"{told}, on the calibration batches, on which {kept.fed_back:.1%} of the wanted change is kept (rounded "
+            f"to the nearest, {kept.nearest_lost:.2%} would be lost and {kept.nearest:.1%} kept)"
+        )
 
 
-def merge(model: Any, given: str | Sequence[str] | None, verify: float | None) -> None:
+def merge(model: Any, given: str | Sequence[str] | None, verify: float | None, requantize: bool = False) -> None:
     """Put adapters into the weights; the base's own tensors are kept aside, so that unmerging restores every bit."""
     state: AdapterState = model._lora
     verify = as_share(verify)
     check_in_place(model, model._lora)
     _refuse_shards(model)
     names = _on_top(state, given)
-    _tell_loss(state, names, verify)
+    packing = packing_for(model, names, requantize)
+    check_form(state, packing)
+    _tell_loss(state, names, verify, packing=packing)
     with CHANGES:
         state.refuse_inside("merge_adapter")
         check_together(state, names)
         values = []
         for module, layer in state.layers.items():
             with _merging(module):
-                values.append((layer, layers.merged_values(layer, names)))
+                values.append((layer, layers.merged_values(layer, names, packing=packing)))
         with BLOCKS:
             state.refuse_inside("merge_adapter")  # one may have begun meanwhile
             for layer, merged in values:
@@ -78,14 +117,23 @@ def unmerge(state: AdapterState) -> None:
         state.merged = ()
 
 
-def merge_report(state: AdapterState, given: str | Sequence[str] | None) -> MergeReport:
+def merge_report(
+    model: Any, given: str | Sequence[str] | None, requantize: bool = False, calibration: Iterable[Any] | None = None
+) -> MergeReport:
     """Return how much of the adapters' effect (the selected ones' unless named) merging would lose to rounding."""
+    state: AdapterState = model._lora
     with CHANGES:
-        return _loss(state, _named(state, given))
+        names = _named(state, given)
+        return _loss(state, names, packing=packing_for(model, names, requantize, calibration=calibration))
 
 
 def merge_and_unload(
-    model: Any, given: str | Sequence[str] | None, dtype: torch.dtype | str | None, verify: float | None
+    model: Any,
+    given: str | Sequence[str] | None,
+    dtype: torch.dtype | str | None,
+    verify: float | None,
+    requantize: bool = False,
+    calibration: Iterable[Any] | None = None,
 ) -> Any:
     """Put adapters into the weights for good, one layer after the other, and return the plain model.
 
@@ -94,15 +142,20 @@ def merge_and_unload(
     state: AdapterState = model._lora
     dtype, verify = as_dtype(dtype), as_share(verify)
     if state.merged and given is not None and set(names_of(state, given)) - set(state.merged):
-        merge(model, given, verify)
+        merge(model, given, verify, requantize)
     state.refuse_inside("merge_and_unload")
     check_in_place(model, model._lora)
     if state.merged and (verify is not None or dtype is not None):
         late = "dtype" if verify is None else "verify"
         raise AdapterStateError(f"{late}= comes too late once adapters are merged; call unmerge_adapter() first.")
     with CHANGES:
-        names = state.merged or check_mergeable(model, dtype, given, verify)
-        if dtype is not None:
+        names = state.merged or _chosen(state, given)
+        packing = packing_for(model, names, requantize, dtype, calibration)
+        if state.merged:
+            check_form(state, packing)
+        else:
+            check_mergeable(model, dtype, names, verify, packing)
+        if packing is None and dtype is not None:
             model.to(dtype)
             if getattr(model, "config", None) is not None:
                 model.config.dtype = dtype
@@ -110,25 +163,31 @@ def merge_and_unload(
         if not state.merged:
             for module, layer in state.layers.items():
                 with _merging(module):
-                    layers.swap_in(layer, layers.merged_values(layer, names), keep=False)
+                    layers.swap_in(layer, layers.merged_values(layer, names, packing=packing), keep=False)
             state.merged = names
         plain = leave(model)
+        if packing is not None and not packing.requantize:
+            make_plain(plain, packing.dtype)
         untie(plain, tied)
         hooks.MERGED.add(plain)
     return plain
 
 
 def check_mergeable(
-    model: Any, dtype: torch.dtype | None, given: str | Sequence[str] | None = None, verify: float | None = None
+    model: Any,
+    dtype: torch.dtype | None,
+    given: str | Sequence[str] | None = None,
+    verify: float | None = None,
+    packing: Packing | None = None,
 ) -> Route:
     """Return the adapters that can be merged, the selected ones unless named; what rounding takes is told."""
     state: AdapterState = model._lora
     names = _chosen(state, given)
     _refuse_shards(model)
-    if dtype is not None:
+    if packing is None and dtype is not None:
         _check_widening(model, dtype)
-    _check(state, names, dtype)
-    _tell_loss(state, names, verify, dtype)
+    _check(state, names, dtype, packing)
+    _tell_loss(state, names, verify, dtype, packing)
     return names
 
 
@@ -159,37 +218,52 @@ def _on_top(state: AdapterState, given: str | Sequence[str] | None) -> Route:
     return tuple(dict.fromkeys((*state.merged, *names)))
 
 
-def _check(state: AdapterState, names: Route, dtype: torch.dtype | None = None) -> None:
+def _check(state: AdapterState, names: Route, dtype: torch.dtype | None = None, packing: Packing | None = None) -> None:
     """Raise MergeError where merging would, AdapterStateError where the adapters cannot act at once."""
     check_together(state, names)
     for module, layer in state.layers.items():
         with _merging(module):
-            layers.check_merge(layer, names, dtype)
+            layers.check_merge(layer, names, dtype, packing)
 
 
-def _loss(state: AdapterState, names: Route, half_only: bool = False, dtype: torch.dtype | None = None) -> MergeReport:
+def _loss(
+    state: AdapterState,
+    names: Route,
+    half_only: bool = False,
+    dtype: torch.dtype | None = None,
+    packing: Packing | None = None,
+) -> MergeReport:
     """Return what merging would lose. half_only: leave out weights of float32 and wider, which lose next to nothing."""
-    shares, all_lost, all_effect = {}, 0.0, 0.0
+    losses: dict[str, Loss] = {}
     for module, layer in state.layers.items():
         with _merging(module):
-            for parameter, lost, effect in layers.merge_losses(layer, names, half_only, dtype):
-                shares[full_name(module, parameter)] = math.sqrt(lost / effect) if effect else 0.0
-                all_lost, all_effect = all_lost + lost, all_effect + effect
-    return MergeReport(shares, math.sqrt(all_lost / all_effect) if all_effect else 0.0)
+            for loss in layers.merge_losses(layer, names, half_only, dtype, packing):
+                losses[full_name(module, loss.parameter)] = loss
+    shares = {name: math.sqrt(loss.lost / loss.effect) if loss.effect else 0.0 for name, loss in losses.items()}
+    lost, effect = sum(loss.lost for loss in losses.values()), sum(loss.effect for loss in losses.values())
+    kept = {name: share for name, loss in losses.items() if (share := Kept.of([loss])) is not None}
+    return MergeReport(shares, math.sqrt(lost / effect) if effect else 0.0, kept, Kept.of(losses.values()))
 
 
-def _tell_loss(state: AdapterState, names: Route, verify: float | None, dtype: torch.dtype | None = None) -> None:
+def _tell_loss(
+    state: AdapterState,
+    names: Route,
+    verify: float | None,
+    dtype: torch.dtype | None = None,
+    packing: Packing | None = None,
+) -> None:
     """Warn where merging loses much of the effect. Raises MergeError where it loses more than `verify`."""
-    report = _loss(state, names, half_only=verify is None, dtype=dtype)
+    report = _loss(state, names, half_only=verify is None, dtype=dtype, packing=packing)
+    way = "merge_and_unload(dtype=torch.float32) loses nothing"
+    if packing is not None and packing.requantize and not packing.made:
+        way += ", merge_and_unload(requantize=True, calibration=batches) less"
     if verify is not None and not report.total <= verify:
         raise MergeError(
-            f"merging {list(names)} would lose {report} to rounding, more than verify={verify}; merge_and_unload with "
-            "dtype=torch.float32 loses nothing, and an unmerged adapter is exact."
+            f"merging {list(names)} would lose {report} to rounding, more than verify={verify}; {way}, and an unmerged "
+            "adapter is exact."
         )
     if report.total > _TOLD_ABOVE:
-        logger.warning(
-            "merging %s loses %s to rounding; merge_and_unload(dtype=torch.float32) loses nothing.", list(names), report
-        )
+        logger.warning("merging %s loses %s to rounding; %s.", list(names), report, way)
 
 
 def _check_widening(model: nn.Module, dtype: torch.dtype) -> None:

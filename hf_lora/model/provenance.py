@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import huggingface_hub
+import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -19,6 +20,7 @@ from ..config.lora_config import LoRAConfig
 from ..errors import BaseMismatchError
 from ..files.privacy import hub_id
 from ..formats.notes import FLOATS, FORMAT, read_base_note
+from ..kinds.quantised import QuantisedKind
 from ..kinds.table import kind_of
 from ..layers.layer import base_modules
 from ..layers.specialising import base_of
@@ -37,9 +39,13 @@ _MOST = 1024  # weights that are looked at: a mixture of single experts has tens
 Weights = Iterable[tuple[str, str]]  # (module, parameter)
 
 
-def observe(modules: Mapping[str, nn.Module], weights: Weights) -> fp.Fingerprint:
-    """Return the fingerprint of the base's own values of some adapted weights, in the order of their names."""
-    return fp.fingerprint([_readable(modules[module], parameter) for module, parameter in _chosen(weights)])
+def observe(modules: Mapping[str, nn.Module], weights: Weights, packed: bool = False) -> fp.Fingerprint:
+    """Return the fingerprint of the base's own values of some adapted weights, in the order of their names.
+
+    packed: quantised ones are read as well, for an adapter that took its start out of what they stand for. Any other
+    adapter may be used on the same base in float.
+    """
+    return fp.fingerprint([_readable(modules[module], parameter, packed) for module, parameter in _chosen(weights)])
 
 
 def observe_floats(model: nn.Module, saved: Collection[str]) -> tuple[fp.Fingerprint, str]:
@@ -85,7 +91,8 @@ def check(
     weights = list(weights)
     # A class that names its layers otherwise may sort them otherwise.
     in_order = known.get("names") == _names(weights)
-    differ = None if theirs is None else fp.differ(observe(modules, weights), theirs, in_order=in_order)
+    took = known.get(_START) is not None
+    differ = None if theirs is None else fp.differ(observe(modules, weights, took), theirs, in_order=in_order)
     if differ is None and floats is not None:
         mine, names = observe_floats(model, saved)
         differ = fp.differ(mine, floats) if known[FLOATS].get("names") == names else None
@@ -131,12 +138,13 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     if origin.note is not None:
         return dict(origin.note)
     weights = adapted(state, name)
-    found = observe(state.layers, weights)
+    took = any(each.adapter.moves_base for each in state.carried(name))
+    found = observe(state.layers, weights, took)
     if origin.seen is not None and origin.seen.read > found.read and len(origin.seen.grids) == len(found.grids):
         found = origin.seen
     note: dict[str, Any] = {"format": FORMAT, "hf_lora": __version__, **_identity(model)}
     written = config or state.configs[name]
-    if any(each.adapter.moves_base for each in state.carried(name)):
+    if took:
         note[_START] = _SEEDED
         if origin.seen is not None and fp.differ(found, origin.seen):
             raise BaseMismatchError(
@@ -207,10 +215,13 @@ def _names(weights: Weights) -> str:
     return f"{zlib.crc32(' '.join('.'.join(w) for w in _chosen(weights)).encode()):08x}"
 
 
-def _readable(layer: nn.Module, parameter: str) -> Tensor | None:
+def _readable(layer: nn.Module, parameter: str, packed: bool) -> Tensor | None:
     """Return a base's own weight where all its numbers can be looked at here."""
     # FSDP1 and DeepSpeed leave a flat piece of it, or nothing, under the same name.
-    own = own_tensor(layer, parameter)
+    # What is packed is rounded: a forward of bitsandbytes on a CPU rounds its scales to bfloat16, in place.
+    own, kind = own_tensor(layer, parameter), kind_of(layer)
+    if own is not None and packed and parameter == "weight" and isinstance(kind, QuantisedKind) and not own.is_meta:
+        return kind.numbers(layer, own).to(torch.bfloat16)
     return None if own is None or own.ndim < 2 else _plain(own)
 
 

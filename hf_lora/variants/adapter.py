@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterStateError
 from ..kinds.kind import Shape, computed
+from ..kinds.quantised import QuantisedKind
 from .initial import InitName
 from .row import Part, Row
 from .table import ADAPTERS
@@ -156,6 +157,10 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
+    def numbers(self, layer: nn.Module, own: Tensor) -> Tensor:
+        """Return its parameter of a layer as `effective` takes it: the tensor itself, unless that is packed."""
+        return own
+
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return the output of a plain linear layer for its input x, with this adapter, in one step; if it `fuses`."""
         raise NotImplementedError
@@ -205,6 +210,11 @@ class Adapter(nn.Module):
     def row(self) -> Row:
         """What is known of such adapters."""
         return ADAPTERS[self.role]
+
+    @property
+    def quantised_kind(self) -> QuantisedKind | None:
+        """The kind of the parameter where that is packed, and can be read and packed again."""
+        return None
 
     @property
     def low_rank(self) -> bool:

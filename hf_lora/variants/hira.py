@@ -32,8 +32,8 @@ class HiRA(LoRA):
     def refusal(cls, spec: Spec, raw: bool) -> str:
         if raw:
             return "a raw parameter, for which no published layout of HiRA exists"
-        if KINDS[spec.kind].is_quantised:
-            return "packed (quantised)"
+        if KINDS[spec.kind].is_opaque:
+            return "packed (quantised) in a way that cannot be read"
         return "" if KINDS[spec.kind].within_weight else "a convolution in groups, on which HiRA is not defined"
 
     def product_of_factors(self) -> Product | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Kind, Shape
+from ..kinds.quantised import QuantisedKind
 from ..kinds.table import KINDS, kind_of, name_of
 from ..maths import low_rank
 from ..maths.linear import down, lora_linear
@@ -100,6 +101,11 @@ class LoRA(Adapter):
     @property
     def _kind(self) -> Kind:
         return KINDS[self.kind]
+
+    @property
+    def quantised_kind(self) -> QuantisedKind | None:
+        kind = self._kind
+        return kind if isinstance(kind, QuantisedKind) else None
 
     def described(self) -> tuple[str, str]:
         return f"{self.kind}, r={self.r}", " x ".join(map(str, self.shape))
@@ -184,13 +190,16 @@ class LoRA(Adapter):
 
     def matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's weight as this adapter's kind reads it, detached."""
-        return self._kind.matrix(getattr(layer, self.parameter).detach())
+        return self._kind.matrix(self.numbers(layer, getattr(layer, self.parameter)).detach())
 
     def own_matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's own weight, without adapters, as this adapter's kind reads it, detached."""
         own = base_tensor(layer, self.parameter)
         assert own is not None
-        return self._kind.matrix(own.detach())
+        return self._kind.matrix(self.numbers(layer, own).detach())
+
+    def numbers(self, layer: nn.Module, own: Tensor) -> Tensor:
+        return self._kind.numbers(layer, own)
 
     def product(self) -> Tensor:
         """Return what is added to the (..., out, in) matrix, before scaling; float32 or wider."""
