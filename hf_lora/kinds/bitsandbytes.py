@@ -15,7 +15,7 @@ from .quantised import Grid, QuantisedKind, of_library
 
 
 class FourBitKind(QuantisedKind):
-    """Four bits a value, in blocks along the rows one after another, each with the largest magnitude for its scale."""
+    """Four bits a value, in blocks along the rows one after another, each with its largest absolute value."""
 
     package = "bitsandbytes"
     added = frozenset({
@@ -65,7 +65,7 @@ class FourBitKind(QuantisedKind):
 
 
 class EightBitKind(QuantisedKind):
-    """Eight bits a value, each row with the largest magnitude for its scale."""
+    """Eight bits a value, each row with the largest absolute value for its scale."""
 
     package = "bitsandbytes"
     added = frozenset({"state", "index"})
@@ -102,7 +102,7 @@ class EightBitKind(QuantisedKind):
 
 
 def _row_scales(layer: Any, weight: Any) -> Tensor:
-    """Return the largest magnitude of each row, (out, 1): with the weight at first, with the layer after a forward."""
+    """Return the largest absolute value of each row, (out, 1), from the weight or, after a forward, the layer."""
     found = weight.SCB if weight.SCB is not None else layer.state.SCB
     return found.to(weight.device).float().view(-1, 1)
 
@@ -120,7 +120,7 @@ def _empty_like(like: Any, data: Tensor) -> Any:
 
 
 def _scales(state: Any) -> Tensor:
-    """Return the largest magnitude of each block, float32."""
+    """Return the largest absolute value of each block, float32."""
     from bitsandbytes.functional import dequantize_blockwise
 
     if not state.nested:

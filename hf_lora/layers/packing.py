@@ -94,7 +94,7 @@ def make_plain(layer: nn.Module, kind: QuantisedKind) -> Unpacked:
     base, own = base_of(type(layer)), layer.__dict__
     attributes = {name: own.pop(name) for name in kind.added if name in own}
     buffers = {name: layer._buffers.pop(name) for name in kind.added if name in layer._buffers}
-    plain = kind.plain_class(base)
+    plain: Any = kind.plain_class(base)
     stands = plain if have_one_layout(plain, base) else refined(AsPlain, base, plain)
     rebase(layer, base, stands)
     return Unpacked(base, stands, attributes, buffers)

@@ -87,7 +87,7 @@ def _rebased(cls: type, old: type, new: type) -> type:
     if cls is old:
         return new
     made: Made = cls.__dict__["_lora_made"]
-    return refined(made.mixin, _rebased(made.base, old, new), *made.key)
+    return refined(made.mixin, _rebased(made.base, old, new), *made.key)  # type: ignore[arg-type]
 
 
 def have_one_layout(cls: type, other: type) -> bool:
