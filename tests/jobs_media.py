@@ -147,7 +147,7 @@ def whisper(folder: Path) -> Path:
     marks = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|zh|>", "<|de|>", "<|translate|>", "<|transcribe|>"]
     marks += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     vocabulary = {letter: number for number, letter in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
-    tokenizer = WhisperTokenizer(vocabulary, [])
+    tokenizer = WhisperTokenizer(vocabulary, [], pad_token=marks[0])  # as Whisper's; Transformers 5.0 goes by it
     tokenizer.add_special_tokens({"additional_special_tokens": marks[1:]})
     numbers = {mark: vocabulary[mark] for mark in marks}
     special = {"pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 256, "decoder_start_token_id": 257}

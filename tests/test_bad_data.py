@@ -97,7 +97,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "a cell without end": ({"a.csv": "question,choices,answer\n" + "what,a;b,a\n" * 3 + f"what,{'[' * 20_000},a\n"}, "--train a.csv --task multiple-choice", ("a.csv, line 5: it has fewer than two choices",)),
     "a setting that is no YAML": ({"a.csv": GOOD}, "--train a.csv --lora x=[1", ("--lora x=[1: it is no YAML: while parsing",)),
     "a column that is a number": ({"a.csv": GOOD, "y.yaml": "column: {text: 1}"}, "--train a.csv --config y.yaml", ("column 'text': 1 is no text", "write quotes")),
-    "threads beyond number": ({"a.csv": GOOD}, "--train a.csv --threads 100000", ("threads=100000: torch takes at most 1,024",)),
+    "threads beyond number": ({"a.csv": GOOD}, "--train a.csv --threads 100000", ("threads=100000: it has to be above 0 and at most 1,024",)),
     "a chat of nobody": ({"a.jsonl": _json(TURNS, {"messages": [{"role": "alien", "content": "x"}]})}, "--train a.jsonl --task chat --chat-template simple", ("a.jsonl, line 2: its chat (column 'messages'), turn 1 has the unknown role 'alien'", "assistant")),
     "a chat without an answer": ({"a.jsonl": _json(TURNS, {"messages": TURNS["messages"][:1]})}, "--train a.jsonl --task chat --chat-template simple", ("a.jsonl, line 2: its chat has no turn of the assistant", "--skip-bad-rows")),
 }  # fmt: skip

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from .hub import Hub
 from .peek import COMMANDS, TRAINING_TASKS, cli, load_run, read_rows
@@ -212,7 +214,7 @@ def test_predict_takes_an_adapter_that_nobody_recorded_a_task_of_also_from_the_h
     hub.add("me/bare", {names[0]: json.dumps(config).encode(), names[1]: Path("run", names[1]).read_bytes()})
     expected = lines(run("predict run rows.csv", capsys))
     assert lines(run("predict me/bare rows.csv", capsys)) == expected
-    measured = json.loads(run("evaluate me/bare rows.csv --json", capsys))
+    measured = json.loads(run("evaluate me/bare rows.csv --batch-size 8 --json", capsys))  # the run's: the same bits
     assert measured["adapter"] == json.loads(run("evaluate run rows.csv --json", capsys))["adapter"]
     assert cli.main("predict me/bare rows.csv --task nonsense".split()) == 2
 
@@ -272,6 +274,24 @@ def test_two_runs_are_compared_by_settings_results_and_what_one_seed_can_tell(pl
     Path("other", "metrics.json").write_text(json.dumps({**record, "finished": False}), encoding="utf-8")
     assert cli.main(["compare", "run", "other"]) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_says_its_dtype_and_clears_what_a_killed_one_left(dtype: str, capsys: Capture) -> None:
+    left, mine = Path(f".in-{dtype}.0123abcd.tmp"), Path(f".in-{dtype}")
+    for folder in (left, mine):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    said = run(f"merge run in-{dtype} --verify" + (f" --dtype {dtype}" if dtype != "float32" else ""), capsys)
+    assert f"wrote in-{dtype} in {dtype}; its outputs differ" in said
+    assert json.loads(Path(f"in-{dtype}", "config.json").read_text())["dtype"] == dtype
+    assert {value.dtype for value in load_file(Path(f"in-{dtype}", "model.safetensors")).values()} == {
+        getattr(torch, dtype)
+    }
+    assert not left.exists()
+    assert mine.exists()
+    assert cli.main(["merge", "run", "rows.csv/merged"]) == 2
+    assert "rows.csv is no folder" in capsys.readouterr().err
 
 
 def test_two_adapters_are_compared_layer_by_layer(capsys: Capture) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +23,17 @@ from hf_lora.errors import ConfigError, LoRAError
 
 from .forks import run as run_program
 from .hub import Hub
-from .peek import BestBy, RunSettings, chosen_metric, cli, plan_run, train_plan
+from .peek import (
+    BestBy,
+    RunSettings,
+    TrainedRun,
+    chosen_metric,
+    cli,
+    load_run,
+    plan_run,
+    read_rows,
+    train_plan,
+)
 from .runs import write_base, write_rows
 
 FLAGS = "--train rows.csv --epochs 3 --learning-rate 0.01 --batch-size 8 --threads 1 --eval-steps 4"
@@ -171,7 +183,31 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path: Path, capsy
 # The folder
 
 
-def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path: Path, capsys: Capture) -> None:
+def full(path: Path, *_: Any, **__: Any) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+@pytest.mark.parametrize("when", ["unlink", "rmtree"])
+def test_where_replacing_a_run_is_cut_off_the_new_one_goes_on(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unfinished(f"cut-{when}", 6, tmp_path)
+    there = []
+
+    def cut(path: Any, **_: Any) -> None:
+        there.extend(each.name for each in Path(f"cut-{when}").iterdir())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if when == "unlink" else shutil, when, cut)
+        assert hf_lora(f"{TRAIN} cut-{when} --max-steps 2 --overwrite") == 130
+    assert {"run.yaml", "metrics.json"} <= set(there)
+    assert hf_lora(f"train --resume --output cut-{when}") == 0
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("mine").mkdir()
     for name in ("README.md", "adapter_config.json"):
         Path("mine", name).write_text("mine")
@@ -183,6 +219,11 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path: Path, capsy
     leave_unfinished("half", 6, tmp_path)
     assert "go on with `hf-lora train --resume --output half`" in told(f"{TRAIN} half", capsys)
     Path("half", "left.txt").write_text("of the old run")
+    before = {path: path.read_bytes() for path in Path("half").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert "No space left" in told(f"{TRAIN} half --overwrite", capsys)
+    assert {path: path.read_bytes() for path in Path("half").rglob("*") if path.is_file()} == before
     assert hf_lora(f"{TRAIN} half --max-steps 2 --overwrite") == 0
     assert record("half")["steps"] == 2
     assert not Path("half", "left.txt").exists()
@@ -265,6 +306,18 @@ def test_push_uploads_the_adapter_and_nothing_of_the_record(
         ("--config wrong.yaml", "there is no setting 'epoch'; did you mean 'epochs'?"),
         ("--config twice.yaml", "'r' is there twice"),
         ("--config type.yaml", "epochs='many': it is a text, and has to be a number or nothing"),
+        ("--r 999999", "r=999999: it has to be above 0 and at most 65,536"),
+        ("--learning-rate 1e9", "learning_rate=1000000000.0: it has to be above 0 and at most 10"),
+        ("--lora-alpha 1e300", "lora_alpha=1e+300"),
+        ("--batch-size 999999999999", "batch_size=999999999999"),
+        ("--weight-decay -1", "weight_decay=-1.0: it has to be at least 0"),
+        ("--epochs 0", "epochs=0"),
+        ("--trainer max_grad_norm=-1", "max_grad_norm=-1: it has to be at least 0"),
+        ("--trainer adam_beta1=7", "--trainer adam_beta1=7: Invalid beta"),  # of what the Trainer makes
+        ("--trainer per_device_eval_batch_size=0", "per_device_eval_batch_size=0: batch_size"),
+        ("--trainer lr_scheduler_kwargs={a:1}", "lr_scheduler_kwargs"),
+        ("--trainer report_to=nonsense", "nonsense is not supported"),
+        ("--output rows.csv/run", "rows.csv is no folder"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named_before_the_data_is_read(flags: str, message: str, capsys: Capture) -> None:
@@ -317,16 +370,41 @@ def test_patience_ends_a_run_that_gets_no_better() -> None:
     assert record("patient")["steps"] < 24
 
 
-def test_quantize_trains_a_base_of_four_bits_and_a_missing_package_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "bitsandbytes", None)
         assert "pip install bitsandbytes" in told(f"{TRAIN} quantized --quantize 4bit", capsys)
-    write_base(Path("wide"), hidden_size=64, intermediate_size=128)  # what its kernel can divide
-    assert hf_lora(f"{TRAIN} quantized --model wide --quantize 4bit --max-steps 2") == 0
-    assert record("quantized")["steps"] == 2
-    assert hf_lora("evaluate quantized") == 0
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("width", [16, 64])  # the CPU's packing of 4 bits, which has no backward, takes the second only
+def test_a_quantised_base_trains_on_after_an_evaluation_and_is_the_same_when_reloaded(
+    bits: str, width: int, tmp_path: Path, capsys: Capture
+) -> None:
+    run = f"{bits}-{width}"
+    write_base(tmp_path / "base", hidden_size=width, intermediate_size=2 * width)
+    settings = {"model": str(tmp_path / "base"), "train": "rows.csv", "quantize": bits, "output": run, "threads": 1}
+    plan = plan_run(RunSettings(**settings, max_steps=8, eval_steps=4, batch_size=8, learning_rate=0.01), tmp_path)
+    assert train_plan(plan)["steps"] == 8
+    capsys.readouterr()
+    assert hf_lora(f"evaluate {run} --json") == 0
+    found = capsys.readouterr()
+    measured = json.loads(found.out)["adapter"]
+    assert measured == {name: record(run)["test"][name] for name in measured}
+    (tmp_path / "scratch").mkdir()
+    rows = read_rows("rows.csv", tmp_path / "scratch")
+    model = TrainedRun(plan.model.eval().requires_grad_(False), plan.processor, plan.preparation)
+    assert list(load_run(run).predict(rows, 16)) == list(model.predict(rows, 16))
+    assert hf_lora(f"merge {run} merged-{run} --verify") == 0
+    assert f"wrote merged-{run} in float32" in capsys.readouterr().out
+
+
+def test_a_rank_above_every_layer_s_smaller_side_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert hf_lora(f"{TRAIN} dry --dry-run --r 60") == 0
+    assert "--r 60 is above the smaller side of every layer: their updates have 16 directions" in caplog.text
+    caplog.clear()
+    assert hf_lora(f"{TRAIN} dry --dry-run --r 16") == 0
+    assert "smaller side" not in caplog.text
 
 
 # What is shown

@@ -105,6 +105,7 @@ def _told(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
     if type(error).__name__ == "SafetensorError" or "PytorchStreamWriter failed" in str(error):
         return f"a file of weights cannot be read or written ({' '.join(str(error).split())[:200]}); is the disk full?"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; nothing is imported to find out
-        return f"{error} A smaller --batch-size, a shorter --max-length or a quantised base takes less memory."
+    name, text = type(error).__name__, " ".join(str(error).split())  # torch's errors, which is not imported to ask
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return f"{text} A smaller --batch-size, a shorter --max-length or a quantised base takes less memory."
     return None

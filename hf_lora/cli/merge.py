@@ -14,6 +14,7 @@ from .showing import hush, remark
 
 __all__ = ["merge"]
 
+_NARROW = ("bfloat16", "float16")  # the base is loaded so, as for a training with --dtype
 # The largest |a - b| / |a| of the outputs that `--verify` lets pass: rounding, in both ways to compute them.
 _TOLERANCES = {4: 1e-4, 2: 3e-2}  # by the bytes of a weight
 
@@ -23,7 +24,8 @@ def merge(
     output: Annotated[Path, Argument(metavar="OUT", help="the folder to make; it must not be there yet, or be empty")],
     base_model: Annotated[str | None, Option(metavar="ID_OR_PATH", help="the base, where it lies elsewhere")] = None,
     dtype: Annotated[
-        Literal["float32", "float64"] | None, Option(help="write wider weights, which lose nothing of the adapter")
+        Literal["float64", "float32", "bfloat16", "float16"] | None,
+        Option(help="of the weights (default: the base checkpoint's); wider ones lose nothing of the adapter"),
     ] = None,
     max_shard_size: Annotated[str, Option(metavar="SIZE", help="of a file of weights, as 500MB or 5GB")] = "5GB",
     verify: Annotated[bool, Option("--verify", help="compare outputs with those of base and adapter")] = False,
@@ -46,20 +48,24 @@ def merge(
     _check_free(output)
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
         raise ArgumentError(f"--max-shard-size {max_shard_size}: it is a number of bytes with a unit, as 500MB or 5GB.")
-    from ..files.disk import temporary
+    from ..files.disk import sweep, temporary
     from ..model.merged_files import save_merged  # not above: it imports torch
+    from ..training.run.folder import check_place
 
+    check_place(output)
     hush()
     beside = temporary(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    narrow = dtype if dtype in _NARROW else None
     try:
-        model = _loaded(adapter, base_model)
+        model = _loaded(adapter, base_model, narrow)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sweep(output.parent, [output.name])  # of a merge that was killed
         known = model.peft_config["default"].base_model_name_or_path if base_model is None else base_model
-        plain = save_merged(model, beside, dtype, max_shard_size)
+        plain = save_merged(model, beside, None if narrow else dtype, max_shard_size)
         _save_processor(adapter, str(known), beside)
-        told = f"wrote {output}"
+        told = f"wrote {output} in {str(plain.config.dtype).removeprefix('torch.')}"
         if verify:
-            found = _verified(_loaded(adapter, base_model), type(plain).from_pretrained(beside), tolerance)
+            found = _verified(_loaded(adapter, base_model, narrow), type(plain).from_pretrained(beside), tolerance)
             told += f"; its outputs differ by {found:.1e} from those of base and adapter"
         if output.is_dir():
             output.rmdir()  # empty: a rename would not replace it on every system
@@ -74,13 +80,14 @@ def _check_free(output: Path) -> None:
         raise AdapterFileError(f"{output} is there already; name a folder that is not, or remove it.")
 
 
-def _loaded(adapter: str, base_model: str | None) -> Any:
-    """Return the adapter on its base in float: into quantised weights nothing can be merged."""
+def _loaded(adapter: str, base_model: str | None, dtype: str | None) -> Any:
+    """Return the adapter on its base in float: into quantised weights nothing can be merged. dtype: of the base."""
     from ..model.loading import opened
     from ..model.lora_model import LoRAModel
     from ..model.settings import is_quantised
 
     given: dict[str, Any] = {} if base_model is None else {"base_model": base_model}
+    given |= {} if dtype is None else {"dtype": dtype}
     if is_quantised(opened(adapter).notes):
         remark(
             "the adapter was trained on a quantised base, and is merged into the base in float, which differs a little."

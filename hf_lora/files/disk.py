@@ -1,7 +1,9 @@
 """Files on this machine: only regular ones are read, and what is written is there whole or not at all."""
 
+import glob
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -65,10 +67,10 @@ def temporary(path: Path) -> Path:
 
 
 def sweep(directory: Path, names: Iterable[str]) -> None:
-    """Delete what crashed writers of files of these names have left in a directory."""
+    """Delete what crashed writers of files or folders of these names have left in a directory."""
     for name in names:
-        for path in directory.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
+        for path in directory.glob(f".{glob.escape(name)}.*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -8,6 +8,17 @@ from ..errors import TargetError
 from .kind import Kind, Shape, is_packed
 
 
+def keep_backward(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew in a first evaluation on a CPU.
+
+    Where the CPU has AVX512-BF16, `Linear4bit.forward` would in eval mode: for good, into a form that has no backward
+    and not all widths (0.50, `_convert_weight_packed_for_cpu`). A training that goes on would fail, or lose gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 class PackedKind(Kind):
     """A linear layer whose weight is not a plain float matrix (quantised): adapted from outside, never merged."""
 

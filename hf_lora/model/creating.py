@@ -11,6 +11,7 @@ from ..errors import ArgumentError, ModelError, full_name, some
 from ..files.sources import HUB_KWARGS, place_of
 from ..formats.contents import Contents
 from ..formats.opening import open_adapter
+from ..kinds.packed import keep_backward
 from ..layers.memory.head import disable_linear_cross_entropy, own_head
 from ..layers.memory.mlp import disable_mlp_recompute
 from ..layers.specialising import Specialised, refine, restore
@@ -187,6 +188,7 @@ def enter(mixin: type[Specialised], model: Any) -> None:
     thawed = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    keep_backward(model)
     model.__dict__.update(_lora=AdapterState(thawed=thawed), _hf_peft_config_loaded=True)
     refine(model, mixin)
     takes_gradients(model)

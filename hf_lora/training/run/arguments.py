@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import re
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import transformers
 
 from ...config.keys import PRESETS
 from ...config.lora_config import LoRAConfig
-from ...errors import ConfigError, MissingExtraError
+from ...errors import ConfigError, LoRAError, MissingExtraError
 from ...variants.table import formula_of
 from ..tasks.preparation import Preparation
 from .record import CHECKPOINTS
@@ -130,16 +132,26 @@ def training_arguments(settings: RunSettings, preparation: Preparation) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     given = {name: value for name, value in given.items() if value is not None}
-    try:
+    with refusals(settings):
         made = cls(**{**given, **preparation.training_arguments(), **settings.trainer})
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"the Trainer refuses the settings: {' '.join(str(error).split())}") from error
     if made.label_smoothing_factor and not preparation.smooths:
         raise ConfigError(
             f"--trainer label_smoothing_factor={made.label_smoothing_factor}: {preparation.task.name} has no classes "
             "or tokens that the Trainer could smooth; leave it out."
         )
     return made
+
+
+@contextmanager
+def refusals(settings: RunSettings) -> Iterator[None]:
+    """Raise ConfigError for what the Trainer, or what it makes, raises of its arguments."""
+    try:
+        yield
+    except LoRAError:
+        raise
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        given = "".join(f" --trainer {name}={value}" for name, value in settings.trainer.items())
+        raise ConfigError(f"the Trainer refuses the settings{given}: {' '.join(str(error).split())}") from error
 
 
 def check_trainer(settings: RunSettings, cls: type) -> None:
@@ -149,6 +161,17 @@ def check_trainer(settings: RunSettings, cls: type) -> None:
         raise ConfigError(f"--trainer: {unknown}")
     if flag := next((f"{name}: that is --{_FLAGS[name]}" for name in settings.trainer if name in _FLAGS), None):
         raise ConfigError(f"--trainer {flag}.")
+    negative = [
+        f"{name}={value}: it has to be at least 0."
+        for name, value in settings.trainer.items()
+        if _is_negative(value) and not _is_negative(fields[name].default)
+    ]
+    if negative:
+        raise ConfigError(f"--trainer {' '.join(negative)}")
     hints = typing.get_type_hints(cls)
     if wrong := [told for name, value in settings.trainer.items() if (told := wrong_type(name, value, hints[name]))]:
         raise ConfigError(f"--trainer {' '.join(wrong)}")
+
+
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ...errors import AdapterFileError, ConfigError, some
 from ...files.strict_json import read_json
-from .record import METRICS, SETTINGS
+from .record import CHECKPOINTS, METRICS, SETTINGS, write_json
+from .settings import RunSettings
 
-__all__ = ["check_output", "check_resumable", "clear_output"]
+__all__ = ["begin", "check_output", "check_place", "check_resumable"]
 
 
 def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> None:
@@ -20,8 +23,7 @@ def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> No
         raise AdapterFileError(
             f"--output {folder}: {inside[0]}, which the run reads, lies there; name another folder for the output."
         )
-    if folder.is_file():
-        raise AdapterFileError(f"--output {folder}: that is a file; name a folder.")
+    check_place(folder, "--output ")
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not there or (overwrite and SETTINGS in there):
         return
@@ -37,6 +39,16 @@ def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> No
         f"--output {folder}: it holds an unfinished run; go on with `hf-lora train --resume --output {folder}`, name "
         "another folder, or replace that run with --overwrite."
     )
+
+
+def check_place(folder: Path, flag: str = "") -> None:
+    """Raise AdapterFileError where a folder is none, or could not be made or written into. flag: what names it."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is None or not there.is_dir():
+        what = "that is a file" if there == folder else f"{there or folder.anchor} is no folder"
+        raise AdapterFileError(f"{flag}{folder}: {what}; name a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise AdapterFileError(f"{flag}{folder}: nothing may be written into {there}; name another folder.")
 
 
 def _is_within(path: Path, folder: Path) -> bool:
@@ -63,7 +75,16 @@ def is_finished(folder: Path) -> bool:
     return path.is_file() and bool(read_json(path).get("finished"))
 
 
-def clear_output(folder: Path) -> None:
-    """Remove the run that a folder holds, and with it all else there."""
-    if (folder / SETTINGS).is_file():
-        shutil.rmtree(folder)
+def begin(folder: Path, settings: RunSettings, record: Mapping[str, Any]) -> None:
+    """Make a folder that of a run which has not trained yet: its settings and its record, and nothing else.
+
+    Of an earlier run all is kept until the record is written; it goes before anything could mix the two.
+    """
+    earlier = (folder / SETTINGS).is_file()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / METRICS, record)  # from here on the earlier run counts as unfinished
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    settings.save(folder / SETTINGS)
+    for path in folder.iterdir() if earlier else ():
+        if path.name not in (METRICS, SETTINGS):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from .settings import RunSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # BERT, XLM, BART and OPT, GPT-2
 
@@ -128,7 +131,23 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
         config = config.copy(modules_to_save=[*(config.modules_to_save or ()), *layers])
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
     given |= {"ignore_mismatched_sizes": True} if made else {}  # a head for other labels gives way to a new one
-    return LoRAModel.from_pretrained(name, config, **{**given, **made})
+    model = LoRAModel.from_pretrained(name, config, **{**given, **made})
+    _tell_useless_ranks(model)
+    return model
+
+
+def _tell_useless_ranks(model: Any) -> None:
+    """Warn where every layer's rank is above its smaller side: B A has no more directions than that."""
+    tensors = {name: each.shape for name, each in model.named_parameters() if each.requires_grad and each.dim() == 2}
+    pairs = [(shape, tensors.get(name.replace("lora_A", "lora_B"))) for name, shape in tensors.items()
+             if name.endswith("lora_A")]  # fmt: skip
+    sides = [(a[0], min(a[1], b[0])) for a, b in pairs if b is not None]
+    if sides and all(rank > side for rank, side in sides):
+        most = max(side for _, side in sides)
+        logger.warning(
+            "--r %s is above the smaller side of every layer: their updates have %s directions at most, so --r %s does "
+            "the same with fewer parameters.", max(rank for rank, _ in sides), most, most,
+        )  # fmt: skip
 
 
 def _fit_positions(plan: Plan, given: int | None) -> None:

@@ -20,11 +20,11 @@ from ...files.names import CARD_NAME
 from ...files.privacy import hub_id
 from ...hub.card.writing import amend_card
 from ...model.publishing import push_folder
-from . import record
+from . import arguments, record
 from .arguments import chosen_metric
 from .callbacks import BestBy, Progresses
 from .curves import write_curves
-from .folder import clear_output
+from .folder import begin
 from .log import logged_to
 from .measuring import figures
 from .planning import Plan
@@ -61,18 +61,16 @@ def train_plan(
         if resume:
             raise DataError(f"{told}; bring it back, or start a new run.")
         say(f"{told}.")
-    if not resume:
-        clear_output(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.save(folder / record.SETTINGS)
+    whole = resume and any((folder / record.CHECKPOINTS).glob("checkpoint-*/_COMPLETE"))
+    if not whole:
+        begin(folder, settings, found)
     record.save_preparation(plan.preparation, folder)
-    record.write_json(folder / record.METRICS, found)
     with logged_to(folder / record.LOG) as log:
         trainer.add_callback(log)
         for name, value in understood(plan, trainer).items():
             log.say(f"{name}: {value}")
             say(f"{name}: {value}")
-        found |= _trained(trainer, folder, resume)
+        found |= _trained(trainer, whole)
         _save(trainer, plan, folder)
     write_curves(trainer.state.log_history, folder)
     found["seconds"]["all"] = round(time.monotonic() - began, 1)
@@ -85,12 +83,11 @@ def train_plan(
     return found
 
 
-def _trained(trainer: Any, folder: Path, resume: bool) -> dict[str, Any]:
-    """Train, measure the best weights, and return what is known of both."""
+def _trained(trainer: Any, resume: bool) -> dict[str, Any]:
+    """Train, measure the best weights, and return what is known of both. resume: from the last checkpoint."""
     held, trainer.eval_dataset = trainer.eval_dataset, trainer.eval_dataset["eval"]
-    whole = any((folder / record.CHECKPOINTS).glob("checkpoint-*/_COMPLETE"))
     set_seed(trainer.args.seed)  # whatever was drawn since the plan
-    trained = trainer.train(resume_from_checkpoint=True if resume and whole else None)
+    trained = trainer.train(resume_from_checkpoint=resume or None)
     state, best = trainer.state, trainer.args.metric_for_best_model
     return {
         **_measured(trainer, held),
@@ -108,12 +105,19 @@ def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, An
     chooses: list[Any] = [BestBy(chosen_metric(plan.settings)[0], getattr(plan.compute_metrics, "names", {}))]
     if plan.settings.patience:
         chooses.append(EarlyStoppingCallback(plan.settings.patience))
-    trainer = plan.trainer([*chooses, *callbacks])
+    with arguments.refusals(plan.settings):
+        trainer = plan.trainer([*chooses, *callbacks])
     trainer.remove_callback(PrinterCallback)
     epoch, steps = steps_of(trainer)
     every = plan.settings.eval_steps or math.ceil(epoch / math.ceil(epoch / _OFTEN))
     trainer.args.eval_steps = trainer.args.save_steps = min(every, steps)
     trainer.args.logging_steps = max(steps // 100, 1)
+    with arguments.refusals(plan.settings):  # what a training makes, before anything is written
+        trainer.get_train_dataloader()
+        for rows in trainer.eval_dataset.values():
+            trainer.get_eval_dataloader(rows)
+        trainer.create_optimizer_and_scheduler(steps)
+    trainer.optimizer = trainer.lr_scheduler = None
     threads = plan.settings.threads
     if not threads:
         computed = not isinstance(plan.settings.lora.get("init_lora_weights", True), bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 import types
 import typing
@@ -21,12 +22,15 @@ __all__ = ["RunSettings", "read_yaml", "unknown_names", "wrong_type"]
 
 
 _THREADS = 1024  # so many more than processors have; torch crashes where the system gives no further ones
+_MANY = 2**20  # more rows of a batch, or batches of a step, than anybody means
+_BOUNDS = {"above": operator.gt, "at least": operator.ge, "at most": operator.le, "below": operator.lt}
 
 
-def _set(says: str, panel: str, default: Any = None, above: float | None = None, choices: Sequence[str] = ()) -> Any:
-    """Return a field. says: the help of its flag. panel: under which heading the help lists it. above: what a number
-    has to be larger than. choices: what a text can be."""
-    about = {"says": says, "panel": panel, "above": above, "choices": choices}
+def _set(says: str, panel: str, default: Any = None, choices: Sequence[str] = (), **bounds: float) -> Any:
+    """Return a field. says: the help of its flag. panel: under which heading the help lists it. choices: what a text
+    can be. bounds: of a number, by `_BOUNDS`, as at_least=0."""
+    limits = {name.replace("_", " "): bound for name, bound in bounds.items()}
+    about = {"says": says, "panel": panel, "choices": choices, "bounds": limits}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -59,10 +63,13 @@ class RunSettings:
         "share of the rows to choose by, where --eval is not given (default: a tenth, 5,000 rows at most)",
         "Model and data",
         above=0,
+        below=1,
     )
     test_share: float | None = _set(
         "share of the rows to measure on, where --test is not given; 0 for none (default: a tenth, 5,000 rows at most)",
         "Model and data",
+        at_least=0,
+        below=1,
     )
     limit: int | None = _set("use at most so many rows of each file", "Model and data", above=0)
     max_length: int | None = _set("tokens of a row; what is longer is cut", "Model and data", above=0)
@@ -75,7 +82,9 @@ class RunSettings:
         "Task",
         choices=("coco", "pascal_voc", "albumentations", "yolo"),
     )
-    threshold: float | None = _set("object-detection: least score of what is predicted (default: 0.5)", "Task")
+    threshold: float | None = _set(
+        "object-detection: least score of what is predicted (default: 0.5)", "Task", at_least=0, at_most=1
+    )
     speech_task: str | None = _set(
         "speech-recognition by Whisper: write what is said, or translate it into English (default: transcribe)",
         "Task",
@@ -90,9 +99,9 @@ class RunSettings:
     language: str | None = _set("of the data, as en: for the card, and for Whisper", "Output")
     license: str | None = _set("of the adapter, for the card, as apache-2.0", "Output")
 
-    r: int = _set("rank", "LoRA", 16, above=0)
-    lora_alpha: float = _set("the update is scaled by alpha / r", "LoRA", 32)
-    lora_dropout: float = _set("dropout before the adapters", "LoRA", 0.0)
+    r: int = _set("rank", "LoRA", 16, above=0, at_most=2**16)
+    lora_alpha: float = _set("the update is scaled by alpha / r", "LoRA", 32, above=0, at_most=1e6)
+    lora_dropout: float = _set("dropout before the adapters", "LoRA", 0.0, at_least=0, below=1)
     target_modules: str = _set(
         "auto, attention, all-linear, names with commas between, or a regular expression", "LoRA", "all-linear"
     )
@@ -102,16 +111,18 @@ class RunSettings:
         "of the base (default: the checkpoint's)", "LoRA", choices=("float32", "bfloat16", "float16")
     )
 
-    epochs: float | None = _set("passes over the rows (default: the task's)", "Training", above=0)
-    max_steps: int | None = _set("stop after so many optimizer steps", "Training", above=0)
-    batch_size: int | None = _set("rows a step on each device (default: the task's)", "Training", above=0)
-    accumulate: int = _set("batches that make a step", "Training", 1, above=0)
+    epochs: float | None = _set("passes over the rows (default: the task's)", "Training", above=0, at_most=1e6)
+    max_steps: int | None = _set("stop after so many optimizer steps", "Training", above=0, at_most=10**9)
+    batch_size: int | None = _set(
+        "rows a step on each device (default: the task's)", "Training", above=0, at_most=_MANY
+    )
+    accumulate: int = _set("batches that make a step", "Training", 1, above=0, at_most=_MANY)
     learning_rate: float | None = _set(
-        "peak learning rate (default: the task's, times what the variant needs)", "Training", above=0
+        "peak learning rate (default: the task's, times what the variant needs)", "Training", above=0, at_most=10
     )
     scheduler: str = _set("course of the learning rate", "Training", "cosine")
-    warmup: float = _set("share of the steps in which the learning rate rises", "Training", 0.05)
-    weight_decay: float = _set("AdamW's", "Training", 0.0)
+    warmup: float = _set("share of the steps in which the learning rate rises", "Training", 0.05, at_least=0, below=1)
+    weight_decay: float = _set("AdamW's", "Training", 0.0, at_least=0, at_most=10)
     precision: str | None = _set(
         "of the arithmetic (default: bf16 on a GPU that has it)", "Training", choices=("float32", "bf16", "fp16")
     )
@@ -125,9 +136,12 @@ class RunSettings:
     metric: list[str] = _set(
         "what to measure; the first chooses the best checkpoint (default: the task's)", "Training", []
     )
-    seed: int = _set("of the split, the start and the order", "Training", 0)
+    seed: int = _set("of the split, the start and the order", "Training", 0, at_least=0, below=2**32)
     threads: int | None = _set(
-        "CPU threads; the same number gives the same bits again (default: what is fastest here)", "Training", above=0
+        "CPU threads; the same number gives the same bits again (default: what is fastest here)",
+        "Training",
+        above=0,
+        at_most=_THREADS,
     )
     trainer: dict[str, Any] = _set("any other argument of TrainingArguments, as max_grad_norm=0.5", "Training", {})
 
@@ -237,26 +251,27 @@ def _problems(settings: RunSettings) -> Iterator[str]:
             yield wrong
         elif is_number and not math.isfinite(value):
             yield f"{each.name}={value}: it is not a finite number."
-        elif is_number and (least := each.metadata["above"]) is not None and value <= least:
-            yield f"{each.name}={value}: it has to be above {least}."
+        elif is_number and (missed := _missed(value, each.metadata["bounds"])):
+            yield f"{each.name}={value}: it has to be {missed}."
         elif value is not None and (choices := each.metadata["choices"]) and value not in choices:
             yield f"{each.name}={value!r}: it is one of {', '.join(choices)}."
+
+
+def _missed(value: float, bounds: Mapping[str, float]) -> str:
+    """Return the bounds of a number in words where it is outside of them; nothing where it is inside."""
+    if all(_BOUNDS[name](value, bound) for name, bound in bounds.items()):
+        return ""
+    return " and ".join(f"{name} {bound:,}" for name, bound in bounds.items())
 
 
 def _ranges(settings: RunSettings) -> Iterator[str]:
     """Yield what is out of the range that it has beside others."""
     shares = settings.eval_share or 0, settings.test_share or 0
-    if min(shares) < 0 or sum(shares) >= 1:
+    if sum(shares) >= 1:
         yield f"eval_share={shares[0]}, test_share={shares[1]}: they are shares, together below 1."
-    if not 0 <= settings.warmup < 1:
-        yield f"warmup={settings.warmup}: it is a share of the steps, from 0 to below 1."
     for role, name in settings.column.items():
         if not isinstance(role, str) or not isinstance(name, str):
             yield f"column {role!r}: {name!r} is no text; write quotes around what is a column's name."
-    if (settings.threads or 0) > _THREADS:
-        yield f"threads={settings.threads}: torch takes at most {_THREADS:,} of them."
-    if not 0 <= settings.seed < 2**32:
-        yield f"seed={settings.seed}: it is a whole number from 0 to 2^32 - 1."
 
 
 def wrong_type(name: str, value: Any, kind: Any) -> str:
