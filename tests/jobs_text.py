@@ -194,7 +194,7 @@ def ratings(folder: Path) -> Path:
     """Write histories and candidates with stars."""
     rows = [
         [f"{GOOD[user % 4]} film | quiet story", f"{word} film", 5 if word in GOOD else 1]
-        for user, word in itertools.product(range(6), (*GOOD, *BAD))
+        for user, word in itertools.product(range(12), (*GOOD, *BAD))
     ]
     return write_csv(folder / "stars.csv", ["history", "candidate", "rating"], rows)
 

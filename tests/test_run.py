@@ -183,8 +183,8 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(tmp_path: Path, capsy
 # The folder
 
 
-def full(path: Path, *_: Any, **__: Any) -> int:
-    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("when", ["unlink", "rmtree"])
@@ -221,7 +221,7 @@ def test_a_folder_that_holds_something_is_refused_and_kept(
     Path("half", "left.txt").write_text("of the old run")
     before = {path: path.read_bytes() for path in Path("half").rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr("os.fsync", full)
         assert "No space left" in told(f"{TRAIN} half --overwrite", capsys)
     assert {path: path.read_bytes() for path in Path("half").rglob("*") if path.is_file()} == before
     assert hf_lora(f"{TRAIN} half --max-steps 2 --overwrite") == 0
@@ -418,7 +418,7 @@ def test_without_a_terminal_there_are_plain_lines_and_the_next_command(capsys: C
     assert found.err == ""
     lines = found.out.splitlines()
     assert "rows: 64 to train on, 8 to choose the best checkpoint by, 8 to test on" in lines
-    assert "classes: neg, pos" in lines
+    assert any(line.startswith("classes: neg, pos") for line in lines)
     assert any(line.startswith("step 8 of 8, epoch 1: loss ") for line in lines)
     assert lines[-1] == "Next: hf-lora predict shown rows.csv"
 
