@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, dry_run, experts, memory, operations, rows, step, switches, together
+from . import accuracy, cache, dry_run, experts, formulas, memory, operations, rows, step, switches, together
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "step": step.run,
     "memory": memory.run,
+    "formulas": formulas.run,
     "switches": switches.run,
     "operations": operations.run,
     "experts": experts.run,

@@ -342,7 +342,7 @@ def test_veras_step_keeps_neither_the_layers_input_nor_anything_of_its_outputs_s
     torch.manual_seed(0)
     for p in (0.0, 0.5):
         model = add_lora(nn.Sequential(nn.Linear(64, 96)), LoRAConfig(r=4, use_vera=True, lora_dropout=p)).train()
-        x, kept = torch.randn(32, 64, requires_grad=True), dict[int, int]()
+        x, kept = torch.randn(4, 8, 64, requires_grad=True), dict[int, int]()
         own = {t.data_ptr() for t in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: (kept.__setitem__(t.untyped_storage().data_ptr(), t.nbytes), t)[1], lambda t: t

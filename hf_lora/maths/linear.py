@@ -43,13 +43,23 @@ def lora_linear(
     Computed in x's dtype, under autocast in autocast's. Differentiable in every tensor, twice as well where A or the
     weight trains: x is not kept for B alone.
     """
-    if _is_traced(x) or type(weight) not in _PLAIN:
+    if not fuses(x, weight, a):
         s = F.linear(F.dropout(x, p), a.to(x.dtype)) * scaling
         return _base(x, weight, bias, transposed) + F.linear(s, b.to(s.dtype))
+    args = (x, weight, bias, a, b, scaling, p, transposed)
+    return _LoRALinear.apply(*args) if torch.is_grad_enabled() else add_product(*args)[0]
+
+
+def fuses(x: Tensor, weight: Tensor, a: Tensor) -> bool:
+    """Return whether a layer and its adapter compute as one, and are not left to plain operations.
+
+    Raises AdapterStateError where the adapter's tensors have no values.
+    """
+    if _is_traced(x) or type(weight) not in _PLAIN:
+        return False
     if a.is_meta and not x.is_meta:  # what would be added has no values, and torch adds whatever lies in memory
         raise AdapterStateError("an adapter's tensors are on the meta device: they are offloaded or were never loaded.")
-    args = (x, weight, bias, a, b, scaling, p, transposed)
-    return _LoRALinear.apply(*args) if torch.is_grad_enabled() else _forward(*args)[0]
+    return True
 
 
 def down(x: Tensor, a: Tensor, p: float, half_step: Down) -> Tensor:
@@ -69,17 +79,17 @@ def add_up(y: Tensor, s: Tensor, b: Tensor, scaling: float) -> Tensor:
 
     y: (..., out), the output of some layer's own forward; s: (..., r); b: (out, r), both cast to y's dtype.
     """
-    if not is_writable(y) or not y.is_contiguous():
+    if not _is_writable(y) or not y.is_contiguous():
         return y + F.linear(s * scaling, b.to(s.dtype)).to(y.dtype)
     return _AddUp.apply(y, s.to(y.dtype), b, scaling)
 
 
 def add(y: Tensor, update: Tensor, scaling: float) -> Tensor:
     """Return y + scaling * update, written into y where autograd allows it; both of one shape."""
-    return y.add_(update, alpha=scaling) if is_writable(y) else torch.add(y, update, alpha=scaling)
+    return y.add_(update, alpha=scaling) if _is_writable(y) else torch.add(y, update, alpha=scaling)
 
 
-def is_writable(y: Tensor) -> bool:
+def _is_writable(y: Tensor) -> bool:
     """Return whether y may be written in place: the outputs of some functions are views that may not."""
     return not (_is_traced(y) or y._is_view())
 
@@ -93,7 +103,7 @@ class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, _, a, b, scaling, _, ctx.transposed = args
-        y, s, ctx.drawn = _forward(*args)
+        y, s, ctx.drawn = add_product(*args)
         ctx.scaling = scaling * _gain(ctx.drawn)
         _, of_weight, _, of_a, of_b, *_ = ctx.needs_input_grad
         mask = ctx.drawn.give_up_mask() if ctx.drawn is not None else None
@@ -122,7 +132,7 @@ class _LoRALinear(torch.autograd.Function):
                 dx, da, db = _grads_to_differentiate(ctx, dy, x, a, b, dx)
             else:  # the small factor first is faster in bfloat16
                 db = _scaled_product(ctx.scaling, s.t(), dy).t() if of_b else None
-                dx, da = _grads(_scaled_product(ctx.scaling, dy, b), x if of_a else None, a, dx, ctx.drawn)
+                dx, da = added_gradients(_scaled_product(ctx.scaling, dy, b), x if of_a else None, a, dx, ctx.drawn)
         dx = None if dx is None else dx.view(shape)
         return dx, dweight, dy.sum(0) if of_bias else None, da, db, None, None, None
 
@@ -132,7 +142,7 @@ def _scaled_product(scaling: float, first: Tensor, second: Tensor) -> Tensor:
     return torch.addmm(first.new_empty(()), first, second, beta=0, alpha=scaling)
 
 
-def _grads(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, drawn: Drawn | None) -> tuple[Any, Any]:
+def added_gradients(ds: Tensor, x: Tensor | None, a: Tensor, dx: Tensor | None, drawn: Drawn | None) -> tuple[Any, Any]:
     """Return dx + drop(dS A), added in place, and dS^T drop(x); None for what is None."""
     if drawn is not None:
         return dx, drawn.backward(ds, x, a, dx)
@@ -155,7 +165,7 @@ def _grads_to_differentiate(ctx: Any, dy: Tensor, x: Any, a: Tensor, b: Tensor, 
     return dx, da, db
 
 
-def _forward(
+def add_product(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, p: float, transposed: bool
 ) -> tuple[Tensor, Tensor, Drawn | None]:
     """Return what `lora_linear` does, S of shape (tokens, r), and what was dropped."""

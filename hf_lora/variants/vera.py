@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..kinds.kind import Shape
 from ..kinds.table import KINDS
-from ..maths.vectors import add_between
+from ..maths.vectors import between_linear
 from .adapter import Spec
 from .lora import LoRA
 
@@ -31,7 +31,6 @@ class VeRA(LoRA):
     """
 
     role: ClassVar[str] = "vera"
-    fuses: ClassVar[bool] = False
     vanishing: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
     settings: ClassVar[tuple[str, ...]] = (*LoRA.settings, "key", "saves")
     key: int
@@ -109,6 +108,7 @@ class VeRA(LoRA):
         a, b = self._matrices()
         return a, self.lambda_b[:, None] * b * self.lambda_d
 
-    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         a, b = self._matrices()
-        return add_between(y, x, a, self.lambda_d, b, self.lambda_b, self.scaling * self.factor, self._p())
+        own = (layer.weight, layer.bias, a, self.lambda_d, b, self.lambda_b)
+        return between_linear(x, *own, self.scaling, self._p(), self.transposed)
