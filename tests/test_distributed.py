@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import LlamaForCausalLM
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
-from hf_lora.errors import AdapterFileError, ModelError
+from hf_lora.errors import AdapterFileError, AdapterStateError, ModelError
 
 from .ranks import (
     TOLERANCE,
@@ -55,6 +55,7 @@ DDP: dict[str, Any] = {
         gpt2(), at / "ddp_accumulates", 1, gradient_accumulation_steps=2, ddp_find_unused_parameters=False
     ),
     "ddp_checkpoints": lambda at: trained(gpt2(), at / "ddp_checkpoints", 2, gradient_checkpointing=True),
+    "ddp_shared": lambda at: trained(gpt2(use_sharelora=True), at / "ddp_shared", 2),
     "ddp_head": lambda at: trained(bert(at / "bert"), at / "ddp_head", 2),
 }
 FSDP: dict[str, Any] = {
@@ -103,6 +104,9 @@ def _refusals(at: Path) -> dict[str, Any]:
     after = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
     found["untouched"] = before == after and type(model) is cls and "_lora" not in model.__dict__
     net = add_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAConfig(target_modules=["0"]))
+    for formula in ("use_vera", "use_sharelora") if HAS_FSDP2 else ():
+        with pytest.raises(AdapterStateError, match="FSDP2 gives each layer pieces of its own"):
+            under_fsdp(gpt2(**{formula: True}), at / formula)
     torch.distributed.fsdp.fully_shard(net, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
     found["late"] = _message(lambda: net.add_adapter(LoRAConfig(target_modules=["0"]), "late"))
     return found
@@ -167,6 +171,12 @@ def test_a_new_head_has_the_losses_of_one_process(runs: Runs, name: str, tmp_pat
     want = trained(bert(runs[0] / "bert"), tmp_path / "head", 4)
     assert found(runs, name)["losses"] == pytest.approx(want["losses"], **TOLERANCE)
     assert_close(adapter(runs[0], name), adapter(tmp_path, "head"))
+
+
+def test_a_factor_that_layers_share_trains_as_in_one_process(runs: Runs, tmp_path: Path) -> None:
+    want = trained(gpt2(use_sharelora=True), tmp_path / "one", 4)
+    assert found(runs, "ddp_shared")["losses"] == pytest.approx(want["losses"], **TOLERANCE)
+    assert_close(adapter(runs[0], "ddp_shared"), adapter(tmp_path, "one"))
 
 
 @fsdp2

@@ -13,8 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments, set_seed
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora, compare, inspect_adapter, parameter_groups
+from hf_lora import (  # fmt: skip
+    AdapterCache,
+    LoRAConfig,
+    LoRAModel,
+    Run,
+    add_lora,
+    compare,
+    inspect_adapter,
+    parameter_groups,
+    train_together,
+)
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterStateError, ConfigError, TargetError
 
 from .cases import move
@@ -336,6 +347,78 @@ def test_a_layer_without_a_meaning_is_refused_when_the_adapter_is_added(
 ) -> None:
     with pytest.raises(TargetError, match=told):
         add_lora(nn.Sequential(layer), LoRAConfig(**{**SHARING[formula], "target_modules": ["0"]}))
+
+
+class Packed(nn.Module):
+    """A layer whose weight is a library's own affair."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_features = self.out_features = width
+        self.register_buffer("qweight", torch.randint(-7, 8, (width, width), dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.qweight.to(x.dtype).T / 7
+
+
+@every
+def test_a_packed_layer_carries_it_and_trains(formula: str, tmp_path: Path) -> None:
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(Packed(6), Packed(6))
+
+    model, x = add_lora(base(), LoRAConfig(**{**SHARING[formula], "target_modules": ["0", "1"]})), torch.randn(3, 6)
+    plain = model(x)
+    move(model)
+    assert is_one(model)
+    want = x
+    for layer, (_, _, _, adapter) in zip(base(), model._lora.carried("default"), strict=True):
+        want = layer(want) + adapter.scaling * want @ adapter.product().T
+    assert torch.allclose(model(x), want, atol=1e-5)
+    assert not torch.allclose(model(x), plain, atol=1e-3)
+    model.train()(x).sum().backward()
+    assert all((p.grad is not None) is p.requires_grad for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LoRAModel.from_pretrained(tmp_path, base_model=base())(x), model.eval()(x))
+
+
+@saving
+def test_a_cache_counts_it_once_and_brings_it_back_as_one(formula: str, tmp_path: Path) -> None:
+    model = made(formula).eval()
+    for seed, name in enumerate("ab"):
+        move(model, seed)
+        model.save_pretrained(tmp_path / name)
+        want = model(example())
+    carrier = add_lora(net(), LoRAConfig(r=1, target_modules=["up"])).eval()
+    cache = AdapterCache(carrier, max_adapters=1)
+    for name in "ab":
+        cache.register(name, tmp_path / name)
+    for name in "bab":
+        with cache.using(name), carrier.adapters_active(name):
+            assert is_one(carrier, name)
+            assert torch.equal(carrier(example()), want) is (name == "b")
+            assert cache.info().bytes == 8 * COUNTS[formula][1]
+
+
+@saving
+def test_runs_that_train_together_end_as_each_alone(formula: str, tmp_path: Path) -> None:
+    ids = torch.randint(4, 30, (8, 6), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row[0] % 2} for row in ids]
+    settings = {"max_steps": 3, "save_strategy": "no", "remove_unused_columns": False, "per_device_train_batch_size": 4}
+    args = {**settings, "use_cpu": True, "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False}
+    runs = {name: Run(LoRAConfig(**SHARING[formula]), train_dataset=rows, seed=i) for i, name in enumerate("ab")}
+    base = tiny("bert", num_labels=2).double()
+    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=1), "mine")
+    train_together(model, runs, TrainingArguments(output_dir=str(tmp_path / "all"), **args))
+    for name, run in runs.items():
+        set_seed(run.settings["seed"])
+        alone = LoRAModel.from_model(copy.deepcopy(base), run.config, name)
+        own = TrainingArguments(output_dir=str(tmp_path / name), seed=run.settings["seed"], **args)
+        Trainer(alone, own, train_dataset=rows).train()
+        got, want = (each.get_adapter_state_dict(name) for each in (model, alone))
+        assert got.keys() == want.keys()
+        assert all(torch.allclose(got[key], want[key], rtol=0, atol=1e-10) for key in want)
+        assert is_one(model, name)
 
 
 def test_veras_step_keeps_neither_the_layers_input_nor_anything_of_its_outputs_size() -> None:

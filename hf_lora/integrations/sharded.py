@@ -50,13 +50,13 @@ def prepares(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any)
 
 
 def _refuse_shared(model: Any) -> None:
-    """Raise AdapterStateError where layers share a tensor that trains: FSDP2 gives each layer a piece of its own."""
+    """Raise AdapterStateError where layers share tensors: FSDP2 cuts each layer by itself."""
     for module, _, _, adapter in model._lora.carried(*model._lora.configs):
-        if any(adapter._parameters[name].requires_grad for name in adapter.shared()):
+        if adapter.shared():
             raise AdapterStateError(
-                f"{module} shares a tensor that trains with other layers ({adapter.row.title}), and FSDP2 would train "
-                "one of each layer's own. Train it on one device, with DistributedDataParallel or DeepSpeed ZeRO-1 or "
-                "2, or train an adapter that shares nothing."
+                f"{module} shares {' and '.join(adapter.shared())} with other layers ({adapter.row.title}), and FSDP2 "
+                "gives each layer pieces of its own. Train it on one device or with DistributedDataParallel, or train "
+                "an adapter that shares nothing."
             )
 
 

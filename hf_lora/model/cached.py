@@ -70,7 +70,8 @@ class Cached:
             warn_of_others(files.notes, model, ())
             with own_head(model):
                 self.built, self.files = adding.read(model, model._lora, files, False, self.check_base), None
-            self.devices, self.size = {}, sum(t.nbytes for a in self._adapters() for t in a.held().values())
+            held = {id(t): t.nbytes for a in self._adapters() for t in a.held().values()}  # some are of several layers
+            self.devices, self.size = {}, sum(held.values())
         for adapter, device in self.devices.items():
             adapter.to(device)
         with own_head(model):
