@@ -248,6 +248,14 @@ def test_adapters_combine_compare_and_merge_as_their_updates_do(formula: str) ->
     assert torch.allclose(model.merge_and_unload()(example()), want, rtol=0, atol=1e-12)
 
 
+@every
+def test_files_that_hold_no_factors_of_each_layer_are_compared_on_a_model(formula: str, tmp_path: Path) -> None:
+    for name in "ab":
+        made(formula).save_pretrained(tmp_path / name)
+    with pytest.raises(AdapterStateError, match=r"whose file has no A and B of each layer.*compare\('a', 'b', model"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
 def updates(model: LoRAModel, name: str) -> dict[str, Tensor]:
     with torch.no_grad():
         return {m: a.scaling * a.product() for m, _, _, a in model._lora.carried(name)}

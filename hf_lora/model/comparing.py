@@ -165,8 +165,14 @@ def products_of(contents: Contents) -> dict[str, Product]:
     pair of the rank that its config gives it.
     """
     config, where = contents.config, contents.source.name
-    if formula_of(config).adapter.exclusive:
-        raise AdapterStateError(f"{where} is {formula_of(config).title}, {NO_SUM}.")
+    row = formula_of(config)
+    if row.adapter.exclusive:
+        raise AdapterStateError(f"{where} is {row.title}, {NO_SUM}.")
+    if not {"lora_A", "lora_B"} <= row.needed:
+        raise AdapterStateError(
+            f"{where} is {row.title}, whose file has no A and B of each layer. Load it onto its base, and name the "
+            "adapters there: compare('a', 'b', model=model)."
+        )
     if contents.fit is not None or INITS[config.init_lora_weights].moves_base or config.has_old_experts:
         raise AdapterStateError(
             f"{where}: what it adds depends on the model (its start, {config.init_lora_weights!r}, or its layout). "
