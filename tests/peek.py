@@ -53,6 +53,7 @@ PLACES = {
     "chat_of": "hf_lora.training.data.layouts:chat_of",
     "choose_columns": "hf_lora.training.data.columns:choose_columns",
     "preference_of": "hf_lora.training.data.layouts:preference_of",
+    "generate": "hf_lora.training.tasks.generating:generate",
     "guess_task": "hf_lora.training.tasks.guessing:guess_task",
     "read_rows": "hf_lora.training.data.reading:read_rows",
     "read_splits": "hf_lora.training.data.reading:read_splits",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,11 @@ def _change(path: Path, old: str, new: str) -> None:
         ("yolo", "train/labels/1.txt", "1 0.75", "2 0.75", r"1\.txt, line 2: its class '2' is none of .*data\.yaml"),
         ("yolo", "train/labels/1.txt", "1 0.75", "1 0.1 0.1 0.75", r"1\.txt, line 2: it has 7 numbers"),
         ("yolo", "train/labels/1.txt", "1 0.75", "1 0.95", r"is not inside .* \(.*1\.txt, line 2\)"),
+        ("voc", "Annotations/1.xml", "<object>", "<size><width>400</width><height>200</height></size><object>",
+         r"1\.xml: its boxes are for a picture of 400 x 200 pixels, and is shown with 200 x 100"),
+        ("voc", "Annotations/1.xml", "<object>", "<size><width>0</width><height>0</height></size><object>", None),
+        ("yolo", "data.yaml", "['cat', 'dog']", "2", r"data\.yaml: its names are '2'.* write a list"),
+        ("yolo", "data.yaml", "['cat', 'dog']", "{cat: 0, dog: 1}", r"data\.yaml: its names .*'cat' is no number"),
         ("yolo", "data.yaml", "../train", "../fold", r"data\.yaml: there is no folder '\.\./fold/images'"),
     ],
 )  # fmt: skip
@@ -178,6 +185,29 @@ def test_what_is_wrong_is_told_with_its_file_and_row(
     else:
         with pytest.raises(DataError, match=told):
             plan_run(settings, tmp_path / "scratch")
+
+
+def test_a_table_may_say_how_large_its_pictures_are(tmp_path: Path) -> None:
+    """As TensorFlow's tables do: boxes of pictures that were made smaller since are no boxes of these."""
+    settings = RunSettings(
+        model=str(yolos(tmp_path / "base")), output=str(tmp_path / "run"), test_share=0
+    )
+    for height in (100, 50):
+        _pictures(tmp_path)
+        rows = [[name, 200, height, label, *box] for name, found in BOXES.items() for *box, label in found]
+        table = write_csv(tmp_path / f"{height}.csv", "filename width height class xmin ymin xmax ymax".split(), rows)
+        (tmp_path / f"scratch{height}").mkdir()
+        with (
+            nullcontext() if height == 100 else pytest.raises(DataError, match=r"line 2: its boxes .* 200 x 50 pixels")
+        ):
+            plan_run(replace(settings, train=str(table), eval=str(table)), tmp_path / f"scratch{height}")
+
+
+def test_a_file_of_boxes_that_is_no_text_is_named(tmp_path: Path) -> None:
+    source = LAYOUTS["yolo"](tmp_path / "data")
+    (source / "train" / "labels" / "2.txt").write_bytes(b"0 0.5 0.5\n\xe9")
+    with pytest.raises(DataError, match=r"2\.txt, line 2: it is not UTF-8"):
+        _read(source, tmp_path / "scratch")
 
 
 def test_x_and_y_in_shares_could_be_a_corner_or_the_middle(tmp_path: Path) -> None:

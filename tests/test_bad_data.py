@@ -46,6 +46,7 @@ BAD: dict[str, tuple[dict[str, str | bytes], str, tuple[str, ...]]] = {
     "half a letter": ({"a.csv": GOOD.encode() + "fin é".encode()[:-1]}, "--train a.csv", ("a.csv, line 6: it is not UTF-8", "--encoding")),
     "an unknown encoding": ({"a.csv": GOOD}, "--train a.csv --encoding latin-99", ("--encoding latin-99", "cp1252")),
     "the wrong encoding": ({"a.csv": "text,label\nfine,ä\n"}, "--train a.csv --encoding ascii", ("a.csv, line 2: it is not ascii", "--encoding")),
+    "an encoding with a mark that is not there": ({"a.csv": GOOD}, "--train a.csv --encoding utf-16", ("a.csv, line 1: it is not utf-16", "--encoding")),
     "zero bytes": ({"a.csv": GOOD + "a\0b,good\n"}, "--train a.csv", ("a.csv, line 6: it holds a zero byte", "another format")),
     "a setting of another task": ({"a.csv": GOOD}, "--train a.csv --packing --beta 0.3", ("--packing, --beta: text-classification has no such option", "leave it out")),
     "an Excel workbook": ({"a.xlsx": b"PK\3\4"}, "--train a.xlsx", ("a.xlsx", "save the sheet as CSV")),

@@ -18,7 +18,7 @@ from hf_lora.errors import ConfigError, DataError, MissingExtraError
 
 from . import jobs_generation
 from .jobs import write_csv
-from .peek import TRAINING_TASKS, RunSettings, TrainedRun, cli, load_run, plan_run, training_arguments
+from .peek import TRAINING_TASKS, RunSettings, TrainedRun, cli, generate, load_run, plan_run, training_arguments
 from .trainings import tokenizer
 
 WORDS = "a b c d e f g".split()
@@ -420,3 +420,22 @@ def test_a_chat_with_the_base_is_one_without_the_adapter(
         said(helper, ["what is grass ?"], monkeypatch, capsys, "--temperature", "5", "--seed", "1") for _ in range(2)
     ]
     assert drawn[0] == drawn[1] != [with_adapter]
+
+
+def test_a_prompt_keeps_half_of_the_positions_where_the_answer_could_take_all(tmp_path: Path) -> None:
+    """An answer that may have as many tokens as the model has positions leaves the prompt there; what fits is written."""
+    folder = jobs_generation.llama(tmp_path / "base")
+    model, words = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder).eval(),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
+    prompts = [words(text)["input_ids"][:-1] for text in ("what is grass ?", "the colour of snow")]
+    alone = [generate(model, words, [prompt], 8) for prompt in prompts]
+    assert alone[0] != alone[1]
+    for prompt, short in zip(prompts, alone, strict=True):
+        assert generate(model, words, [prompt], 128)[0].startswith(short[0].strip())
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True)
+    generate(model, words, [prompts[0] * 20], 128)
+    assert seen[0] == model.config.max_position_embeddings // 2
+    assert len(seen) <= model.config.max_position_embeddings // 2

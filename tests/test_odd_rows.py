@@ -57,7 +57,18 @@ def test_rows_to_measure_on_that_are_trained_on_are_told(
 ) -> None:
     file = str(write_jsonl(tmp_path / "a.jsonl", [{"text": f"a film {n}", "label": "xy"[n % 2]} for n in range(8)]))
     plan_run(RunSettings(model=str(base), train=file, test=file, output=str(tmp_path / "out")), tmp_path)
-    assert "8 different rows stand in the test rows and in those to train on." in caplog.text
+    assert "7 different rows stand in the test rows and in those to train on." in caplog.text
+
+
+def test_rows_that_come_again_are_told_where_a_share_of_them_is_held_back(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": f"a film {n}", "label": "xy"[n % 2]} for n in range(20)]
+    for times, told in ((1, False), (3, True)):
+        file = str(write_jsonl(tmp_path / "a.jsonl", rows * times))
+        (tmp_path / str(times)).mkdir()
+        plan_run(RunSettings(model=str(base), train=file, output=str(tmp_path / "out")), tmp_path / str(times))
+        assert ("stand in the test rows and in those to train on." in caplog.text) == told
 
 
 def test_rows_are_cut_to_the_positions_that_a_base_has(base: Path, tmp_path: Path) -> None:

@@ -301,6 +301,7 @@ def test_push_uploads_the_adapter_and_nothing_of_the_record(
         ("--metric acuracy", "acuracy"),
         ("--push me/a/b", "push='me/a/b'"),
         ("--push me/adapter", "--base-id"),
+        ("--model=", "--model is missing"),
         ("--config nowhere.yaml", "nowhere.yaml"),
         ("--config list.yaml", "it holds no settings"),
         ("--config wrong.yaml", "there is no setting 'epoch'; did you mean 'epochs'?"),

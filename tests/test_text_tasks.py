@@ -180,10 +180,41 @@ def test_numbers_that_could_be_two_are_refused(cells: list[str], told: str, word
         learned("regression", [{"text": "a film", "score": cell} for cell in cells], words)
 
 
+@pytest.mark.parametrize(
+    ("learnt", "read"),
+    [
+        (
+            "1.5",
+            {"2.5": 2.5, "1,037.5": 1037.5, "12,34,567.5": 1234567.5, "1037,5": None, "0,500": None, "1.037,5": None},
+        ),
+        ("1,5", {"2,5": 2.5, "1.037,5": 1037.5, "1037.5": None, "1,037.5": None, "-0.500": None}),
+    ],
+)
+def test_a_number_of_another_file_with_the_other_decimal_mark_is_refused(
+    learnt: str, read: dict[str, float | None], words: Any
+) -> None:
+    made, _ = learned("regression", [{"text": "a film", "label": each} for each in (learnt, "2", "0")], words)
+    for cell, number in read.items():
+        row = {"text": "a film", "label": cell}
+        problem = made.problem(row, labelled=True)
+        assert (problem is None) == (number is not None), cell
+        assert made.number(cell) == number if problem is None else f"{cell!r} is no number with a decimal" in problem
+
+
+def test_a_second_text_that_was_there_in_training_is_missed(words: Any) -> None:
+    """Of a pair's first text alone, predictions would be of something else. An empty cell says that there is none."""
+    rows = [{"premise": "a film", "hypothesis": "a story", "label": "xy"[n % 2]} for n in range(4)]
+    made, _ = learned("text-classification", rows, words)
+    assert made.problem({"premise": "a film", "hypothesis": None}, labelled=False) is None
+    assert "no column 'hypothesis' (text_pair)" in made.problem({"premise": "a film"}, labelled=False)
+    alone, _ = learned("text-classification", [{"text": "a film", "label": "xy"[n % 2]} for n in range(4)], words)
+    assert alone.problem({"text": "a film"}, labelled=False) is None
+
+
 def test_a_label_that_is_no_number_is_told_with_its_row(words: Any) -> None:
     preparation, _ = learned("regression", [{"text": "a", "score": "1"}, {"text": "a", "score": "2"}], words)
     told = {
-        "1.2.3": "its label '1.2.3' is no number",
+        "1.2.3": "its label '1.2.3' is no number with a decimal point, as in training",
         "5 apples": "its label '5 apples' is no number",
         "85 %": "its label '85 %' is in another unit than those in training ('')",
         "N/A": "its label (column 'score') is empty: it says 'N/A'",

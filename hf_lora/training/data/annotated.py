@@ -20,6 +20,7 @@ from ...errors import DataError, some
 from .columns import PLACE, is_empty, place_of, plain_name
 from .folders import media_below, split_of, write_media
 from .media import PICTURES, is_media
+from .opening import encoding_of, open_text
 from .written import Found, Wanted
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _SIDES = {
     ("x", "y", "w", "h"): "x and y",
 }
 _LABELS = ("label", "class", "classname", "category", "categoryname", "labelname", "name", "object", "species")
+_SIZE = ("width", "height")
 _CLASSES = ("classes.txt", "obj.names", "_darknet.labels")
 _LOOKED_AT = 100  # rows that tell whether a column names pictures
 _Value = TypeVar("_Value")
@@ -71,11 +73,13 @@ def gather_boxes(found: Found, table: Path, wanted: Wanted) -> Found:
         return found
     image, columns = told
     sides = tuple(name for name in columns if name != "label")
-    pictures: dict[str, tuple[str, list[_Object]]] = {}
+    pictures: dict[str, tuple[str, list[_Object], list[Any]]] = {}
+    given = [name for name in found.rows.column_names if plain_name(name) in _SIZE and name not in columns.values()]
+    given.sort(key=plain_name, reverse=True)  # width, height
     left_out = list(found.left_out)
     for row in found.rows:
         numbers = [row[columns[name]] for name in sides]
-        objects = pictures.setdefault(str(row[image]), (place_of(row), []))[1]
+        objects = pictures.setdefault(str(row[image]), (place_of(row), [], [row[name] for name in given]))[1]
         if all(map(is_empty, numbers)):
             continue
         try:
@@ -84,7 +88,7 @@ def gather_boxes(found: Found, table: Path, wanted: Wanted) -> Found:
             if not wanted.skip_bad_rows:
                 raise
             left_out.append(str(error))
-    in_shares = all(max(map(abs, box)) <= 1 for _, objects in pictures.values() for box, *_ in objects)
+    in_shares = all(max(map(abs, box)) <= 1 for _, objects, _ in pictures.values() for box, *_ in objects)
     kind = next(kind for names, kind in _SIDES.items() if names == sides)
     if kind == "x and y":
         logger.warning("Boxes are read as left, top, width and height, from %s.", ", ".join(columns.values()))
@@ -95,8 +99,8 @@ def gather_boxes(found: Found, table: Path, wanted: Wanted) -> Found:
             )
     written = "albumentations" if in_shares else "pascal_voc"
     rows = (
-        _row(name, [(_corners(box, kind), label, at) for box, label, at in objects], written, place)
-        for name, (place, objects) in pictures.items()
+        _row(name, [(_corners(box, kind), label, at) for box, label, at in objects], written, place, size)
+        for name, (place, objects, size) in pictures.items()
     )
     about = {**found.about, "layout": f"a box a row ({', '.join(columns.values())})"}
     return Found(write_media(rows, table, ("file", "objects", PLACE), wanted), about, left_out)
@@ -120,9 +124,13 @@ def _object(numbers: Iterable[Any], label: Any, place: str) -> _Object:
     return box, str(label).strip(), place
 
 
-def _row(picture: str, objects: Sequence[_Object], written: str, place: str) -> dict[str, Any]:
+def _row(
+    picture: str, objects: Sequence[_Object], written: str, place: str, size: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Return a picture's row. size: its width and height, as the boxes' file says them."""
     boxes, labels, places = ([each[part] for each in objects] for part in range(3))
-    held = {"bbox": boxes, "category": labels, "format": written, "places": places}
+    told = [int(float(side)) for side in size if str(side).replace(".", "", 1).isdecimal()]
+    held = {"bbox": boxes, "category": labels, "format": written, "places": places, "size": told}
     return {"file": picture, "objects": held, PLACE: place}
 
 
@@ -167,7 +175,7 @@ def _voc(path: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in ("train", "val", "test"):
         if name in lists:
-            stems = [line.split()[0] for line in lists[name].read_text(encoding="utf-8").splitlines() if line.strip()]
+            stems = [line.split()[0] for line in _text(lists[name]).splitlines() if line.strip()]
             if missing := [stem for stem in stems if stem not in by_stem]:
                 raise DataError(f"{lists[name]}: there is no XML of {some(missing)}.")
             found[str(split_of(name))] = [by_stem[stem] for stem in stems]
@@ -194,13 +202,19 @@ def _voc_row(path: Path, pictures: Mapping[str, Path]) -> dict[str, Any]:
     for number, each in enumerate(root.iter("object"), start=1):
         sides = [each.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         objects.append(_object(sides, each.findtext("name"), f"{path}, object {number}"))
-    return _row(str(picture.absolute()), objects, "pascal_voc", str(path))
+    size = [root.findtext(f"size/{side}") for side in _SIZE]
+    return _row(str(picture.absolute()), objects, "pascal_voc", str(path), size)
 
 
 def _yolo(path: Path, yaml: Path | None, classes: Path | None) -> dict[str, Iterable[dict[str, Any]]]:
     told = _yaml(yaml) if yaml is not None else {}
-    names = told.get("names") or (classes and classes.read_text(encoding="utf-8-sig").split("\n"))
-    numbers = dict(names) if isinstance(names, dict) else dict(enumerate(names or ()))
+    names = told.get("names") or (classes and _text(classes).split("\n"))
+    numbers = names if isinstance(names, dict) else dict(enumerate(names)) if isinstance(names, list) else {"": names}
+    if odd := [number for number in numbers if not str(number).isdecimal()]:
+        raise DataError(
+            f"{yaml}: its names are {str(names)[:60]!r}, where {odd[0]!r} is no number of a class; write a list, "
+            "[cat, dog], or numbers with their names, {0: cat, 1: dog}."
+        )
     labels = {int(number): str(name).strip() for number, name in numbers.items() if str(name).strip()}
     places = {split: told[split] for split in ("train", "val", "test") if told.get(split)}
     parts: dict[str, list[Path]] = {}
@@ -232,7 +246,7 @@ def _yolo_row(picture: Path, labels: Mapping[int, str], source: Path | None) -> 
     if "images" in parts and not Path(*parts).is_file():
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     file, objects = Path(*parts), []
-    for line, text in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else (), start=1):
+    for line, text in enumerate(_text(file).splitlines() if file.is_file() else (), start=1):
         place, words = f"{file}, line {line}", text.split()
         if not words:
             continue
@@ -245,11 +259,16 @@ def _yolo_row(picture: Path, labels: Mapping[int, str], source: Path | None) -> 
     return _row(str(picture.absolute()), objects, "yolo", str(file if objects else picture))
 
 
+def _text(path: Path) -> str:
+    with open_text(path, encoding_of(path)) as file:
+        return file.read()
+
+
 def _yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        found = yaml.safe_load(_text(path))
     except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path}: it cannot be read as YAML: {' '.join(str(error).split())}.") from error
     return found if isinstance(found, dict) else {}

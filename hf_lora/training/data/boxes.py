@@ -63,6 +63,17 @@ def places_of(value: Any) -> Sequence[str]:
     return value.get("places") or () if isinstance(value, Mapping) else ()
 
 
+def other_size(value: Any, size: tuple[int, int]) -> str | None:
+    """Return what is wrong where a cell's boxes are for a picture of another size than it has; None where they fit."""
+    told = list(value.get("size") or ()) if isinstance(value, Mapping) else []
+    if len(told) < 2 or not all(told) or told == list(size):
+        return None
+    return (
+        f"its boxes are for a picture of {told[0]} x {told[1]} pixels, and is shown with {size[0]} x {size[1]}; take "
+        "the picture that they were drawn on, or mend the size"
+    )
+
+
 def _of(held: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((held[name] for name in names if held.get(name) is not None), None)
 

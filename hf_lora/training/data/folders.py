@@ -95,6 +95,7 @@ def read_coco(path: Path, table: Path, wanted: Wanted) -> Found:
                     "bbox": [box for box, _ in boxes[each["id"]]],
                     "category": [name for _, name in boxes[each["id"]]],
                     "format": "coco",
+                    "size": [int(each[side]) for side in ("width", "height") if each.get(side)],
                 },
                 PLACE: f"{path}, image {each['id']}",
             }
@@ -142,7 +143,7 @@ def write_media(rows: Iterable[dict[str, Any]], table: Path, columns: Iterable[s
     import pyarrow as pa
 
     boxes = [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.string()))]
-    boxes += [("format", pa.string()), ("places", pa.list_(pa.string()))]
+    boxes += [("format", pa.string()), ("places", pa.list_(pa.string())), ("size", pa.list_(pa.int64()))]
     kinds = {"objects": pa.struct(boxes)}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     waiting = iter(rows)

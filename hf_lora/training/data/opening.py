@@ -68,6 +68,11 @@ def encoding_of(path: Path, given: str | None = None) -> str:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise DataError(_otherwise(path, encoding, error, lines)) from error
+            except UnicodeError as error:  # UTF-16 and UTF-32 need a mark, or "-le" or "-be" behind their names
+                raise DataError(
+                    f"{path}, line 1: it is not {encoding} ({error}). Name its encoding with --encoding, or leave that "
+                    "out where it is UTF-8."
+                ) from error
             if "\0" in text:
                 line = lines + text[: text.index("\0")].count("\n")
                 raise DataError(

@@ -97,7 +97,7 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
 def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSettings:
     """Return the settings with a folder. Raises where they cannot be right, whatever the data."""
     for name in ("model", "train"):
-        if getattr(settings, name) is None:
+        if not getattr(settings, name):
             raise ConfigError(f"--{name} is missing: there is nothing to train{' on' if name == 'train' else ''}.")
     if settings.task is not None:
         known_task(settings.task)

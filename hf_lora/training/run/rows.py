@@ -148,9 +148,6 @@ def part_rows(
             logger.warning("left out %s rows: %s.", f"{len(each) - len(rows[split]):,}", "; ".join(bad))
     said = [preparation.columns[role.name] for role in preparation.task.roles
             if not role.is_label and role.name in preparation.columns]  # fmt: skip
-    for split in rows.keys() - {"train"} if said else ():
-        if shared := count_shared(rows["train"], rows[split], said):
-            logger.warning("%s different rows stand in the %s rows and in those to train on.", f"{shared:,}", split)
     lengths = measure_lengths(preparation, rows["train"], processor)
     check_lengths(lengths, str(settings.train))
     if lengths is not None and lengths.cut:
@@ -168,6 +165,9 @@ def part_rows(
             classes = rows["train"][column] if column and preparation.options.get("labels") else None
             left = (usual if share is None else share) * whole / len(rows["train"])
             rows["train"], rows[name] = split_rows(rows["train"], left, settings.seed, classes)
+    for split in sorted(rows.keys() - {"train"}) if said else ():
+        if shared := count_shared(rows["train"], rows[split], said):
+            logger.warning("%s different rows stand in the %s rows and in those to train on.", f"{shared:,}", split)
     if not len(rows["train"]):
         raise DataError(f"{settings.train}: no row is left to train on.")
     return lengths

@@ -85,6 +85,8 @@ class Detection(Preparation):
             return str(error)
         if other := [label for _, label in objects if label not in self.options["labels"]]:
             return f"its label {other[0]!r} is none of those in training, {some(self.options['labels'])}"
+        if objects and (other_size := boxes.other_size(self.value(row, "objects"), size)):
+            return other_size
         problems = (boxes.problem_of(box, self.options["box_format"], size) for box, _ in objects)
         wrong = next(((at, problem) for at, problem in enumerate(problems) if problem), None)
         places = boxes.places_of(self.value(row, "objects")) if wrong else ()

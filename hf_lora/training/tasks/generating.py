@@ -63,16 +63,19 @@ def generate(
     """Return what a decoder-only model writes behind prompts, token ids each: the likeliest, token by token.
 
     most: new tokens at most. how: other settings of `generate` than that. streamer: gets the tokens of a single prompt.
-    A prompt that leaves no room for the answer in the model's positions loses its beginning, with a warning.
+    A prompt that leaves no room for the answer in the model's positions loses its beginning, with a warning; it keeps
+    half of them, and what is left is the answer's.
     """
     import torch
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = max(positions - most, 1) if positions else max(map(len, prompts))
-    if any(len(prompt) > room for prompt in prompts):
+    longest = max(map(len, prompts))
+    room = max(positions - most, positions // 2, 1) if positions else longest
+    most = min(most, positions - min(longest, room)) if positions else most
+    if longest > room:
         logger.warning(
             "a prompt of %s tokens and an answer of %s are more than the model's %s: its beginning is left out.",
-            max(map(len, prompts)), most, positions,
+            longest, most, positions,
         )  # fmt: skip
     kept = [prompt[-room:] for prompt in prompts]
     batch = processor.pad({"input_ids": kept}, padding_side="left", return_tensors="pt").to(model.device)

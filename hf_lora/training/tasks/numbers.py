@@ -30,6 +30,7 @@ _CELL = re.compile(
     rf"\s*(?P<behind>{_UNIT})?",
     re.IGNORECASE,
 )
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}([.,]\d{2,3})*[.,]\d{3}")  # in India by two
 _HAS_THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}([.,]\d{3})+\s*")
 
 
@@ -114,8 +115,11 @@ class Numbers(Texts):
         """Return the number in a cell; NaN where there is none."""
         if isinstance(value, str):
             decimal = self.options["decimal"]
-            said, _ = _parts(value) or ("", "")
-            value = said.replace("," if decimal == "." else ".", "").replace(decimal, ".")
+            whole, mark, rest = (_parts(value) or ("", ""))[0].partition(decimal)
+            between = "," if decimal == "." else "."
+            if between in rest or (between in whole and not _GROUPED.fullmatch(whole)):
+                return math.nan  # it has the other mark before its decimals
+            value = whole.replace(between, "") + mark.replace(",", ".") + rest
         try:
             return float(value)
         except ValueError:
@@ -128,7 +132,9 @@ class Numbers(Texts):
         if is_missing(value):
             return self.missing(row, "label")
         if not math.isfinite(self.number(value)):
-            return f"its label {value!r} is no number"
+            is_other = isinstance(value, str) and _parts(value) is not None
+            mark = "point" if self.options["decimal"] == "." else "comma"
+            return f"its label {value!r} is no number{f' with a decimal {mark}, as in training' if is_other else ''}"
         _, unit = (isinstance(value, str) and _parts(value)) or ("", "")
         if units is not None and unit not in units:
             return f"its label {value!r} is in another unit than those in training ({some(map(repr, units))})"

@@ -118,8 +118,20 @@ class Preparation:
 
     def problem(self, row: Mapping[str, Any], labelled: bool) -> str | None:
         """Return what is wrong with a row, and what to do; None where it can be used."""
+        if absent := [name for name in self._learnt_with() if self.columns[name] not in row]:
+            return (
+                f"it has no column {self.columns[absent[0]]!r} ({absent[0]}), which was there in training: say "
+                f"--column {absent[0]}=NAME, or add one, empty where a row has none"
+            )
         empty = next((name for name in self.needed(labelled) if self.value(row, name) is None), None)
         return empty and self.missing(row, empty)
+
+    def _learnt_with(self) -> list[str]:
+        """Return the roles that the task does without, but the model did not, as the second of two texts."""
+        roles = self.task.roles
+        instead = {name for role in roles for name in role.unless}
+        optional = [r.name for r in roles if not (r.is_required or r.is_label or r.name in instead)]
+        return [name for name in optional if name in self.columns]
 
     def missing(self, row: Mapping[str, Any], role: str) -> str:
         """Say that a row has nothing for a role."""
