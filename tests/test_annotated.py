@@ -189,9 +189,7 @@ def test_what_is_wrong_is_told_with_its_file_and_row(
 
 def test_a_table_may_say_how_large_its_pictures_are(tmp_path: Path) -> None:
     """As TensorFlow's tables do: boxes of pictures that were made smaller since are no boxes of these."""
-    settings = RunSettings(
-        model=str(yolos(tmp_path / "base")), output=str(tmp_path / "run"), test_share=0
-    )
+    settings = RunSettings(model=str(yolos(tmp_path / "base")), output=str(tmp_path / "run"), test_share=0)
     for height in (100, 50):
         _pictures(tmp_path)
         rows = [[name, 200, height, label, *box] for name, found in BOXES.items() for *box, label in found]
