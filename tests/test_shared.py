@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -126,6 +126,15 @@ def test_a_state_dict_has_every_name_and_loads_into_one_object(formula: str) -> 
         next(iter(model._lora.carried("default"))).adapter.tensors()
     )
     other.load_state_dict(state)
+    assert is_one(other)
+    assert torch.equal(other(example()), model(example()))
+
+
+@saving
+def test_safetensors_own_way_to_save_a_whole_model_reads_it_back(formula: str, tmp_path: Path) -> None:
+    model, other = made(formula), add_lora(net(), config(formula))
+    save_model(model, str(tmp_path / "whole.safetensors"))
+    assert load_model(other, tmp_path / "whole.safetensors") == (set(), [])
     assert is_one(other)
     assert torch.equal(other(example()), model(example()))
 
