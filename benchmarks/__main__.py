@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, dry_run, experts, formulas, memory, operations, rows, step, switches, together
+from . import accuracy, cache, dry_run, experts, family, formulas, memory, operations, rows, step, switches, together
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -33,6 +33,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "cache": cache.run,
     "rows": rows.run,
     "dry_run": dry_run.run,
+    "family": family.run,
 }
 
 

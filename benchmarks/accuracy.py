@@ -124,35 +124,46 @@ class Run:
 
 
 def _train(contender: Contender, rate: float, seed: int, data: tuple[Rated, Rated], job: Job) -> Run:
-    model, tokenizer = contender.model(seed), AutoTokenizer.from_pretrained(base())
+    model = contender.model(seed)
+    trainer = trainer_of(model, rate, seed, data, job.epochs)
+    seconds = quietly(trainer.train).metrics["train_runtime"]
+    return Run(score(trainer), sum(p.numel() for p in model.parameters() if p.requires_grad), seconds)
+
+
+def trainer_of(model: nn.Module, rate: float, seed: int, data: tuple[Rated, Rated], epochs: float) -> Trainer:
+    """Return the stock Trainer of a model; data: what to train on, and what is held out."""
+    tokenizer = AutoTokenizer.from_pretrained(base())
 
     def encoded(rated: Rated) -> list[Any]:
         return [{**tokenizer(text), "labels": label} for text, label in rated]
 
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch, num_train_epochs=job.epochs, learning_rate=rate, seed=seed, save_strategy="no",
-            per_device_train_batch_size=32, per_device_eval_batch_size=128, report_to="none", disable_tqdm=True,
-            dataloader_pin_memory=False, logging_strategy="no", use_cpu=True,
-        )  # fmt: skip
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=encoded(data[0]),
-            eval_dataset=encoded(data[1]),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=_accuracy,
-        )
-        seconds = _quietly(trainer.train).metrics["train_runtime"]
-        accuracy = _quietly(trainer.evaluate)["eval_accuracy"]
-    return Run(accuracy, sum(p.numel() for p in model.parameters() if p.requires_grad), seconds)
+    arguments = TrainingArguments(
+        output_dir=f"{tempfile.gettempdir()}/unused", num_train_epochs=epochs, learning_rate=rate, seed=seed,
+        save_strategy="no",
+        per_device_train_batch_size=32, per_device_eval_batch_size=128, report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=False, logging_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded(data[0]),
+        eval_dataset=encoded(data[1]),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=_accuracy,
+    )
+
+
+def score(trainer: Trainer) -> float:
+    """Return the share of the held-out entries that are told rightly."""
+    return float(quietly(trainer.evaluate)["eval_accuracy"])
 
 
 def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((np.argmax(evaluated.predictions, axis=-1) == evaluated.label_ids).mean())}
 
 
-def _quietly(call: Callable[[], Any]) -> Any:
+def quietly(call: Callable[[], Any]) -> Any:
+    """Return what a call returns, without what it prints."""
     with contextlib.redirect_stdout(io.StringIO()):  # Trainer prints its metrics where it has no progress bar
         return call()
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from hf_lora import LoRAConfig, LoRAModel, Run, train_together
 
-from .accuracy import _accuracy, _quietly
+from .accuracy import _accuracy, quietly
 from .measure import Findings, Options, Row
 from .ratings import base, ratings, split
 
@@ -144,7 +144,7 @@ def _model() -> Any:
 def _together(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path) -> Trained:
     model, begin = _model(), Clock()
     args = TrainingArguments(str(out), **settings)
-    results = _quietly(lambda: train_together(model, runs, args, **given))
+    results = quietly(lambda: train_together(model, runs, args, **given))
     return *begin.spent(), [row["eval_accuracy"] for row in results]
 
 
@@ -155,8 +155,8 @@ def _alone(runs: dict[str, Run], settings: dict[str, Any], given: Any, out: Path
         args = TrainingArguments(str(out / name), **{**settings, **run.settings})
         set_seed(args.seed)
         trainer = Trainer(LoRAModel.from_model(model, run.config, name), args, **given)
-        _quietly(trainer.train)
-        accuracies.append(_quietly(trainer.evaluate)["eval_accuracy"])
+        quietly(trainer.train)
+        accuracies.append(quietly(trainer.evaluate)["eval_accuracy"])
         trainer.save_model()
         spent = begin.spent()
         seconds, cpu = seconds + spent[0], cpu + spent[1]
