@@ -70,6 +70,8 @@ ARMS = (
     Arm("rsLoRA", {"use_rslora": True, "lora_alpha": 2 * math.sqrt(R)}),
     Arm("DoRA", {"use_dora": True}),
     Arm("HiRA", {"use_hira": True}),
+    Arm("VeRA", {"use_vera": True, "r": 256}),
+    Arm("ShareLoRA", {"use_sharelora": True}),
     Arm("PiSSA", {"init_lora_weights": "pissa"}),
     Arm("OLoRA", {"init_lora_weights": "olora"}),
     Arm("gaussian start", {"init_lora_weights": "gaussian"}),
