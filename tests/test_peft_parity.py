@@ -249,9 +249,14 @@ every_case = _each(CASES)
 PEFT_CONFIGS = {"LORA": "LoraConfig", "HIRA": "HiraConfig", "VERA": "VeraConfig"}
 
 
+def _row(case: Case) -> Any:
+    """Return the formula that a case asks for; some of its other settings are PEFT's alone."""
+    return next((row for row in FORMULAS.values() if row.switch and case.config.get(row.switch)), FORMULAS["lora"])
+
+
 def _settings(case: Case) -> dict[str, Any]:
     """Return the settings of a case, of rank 2, scaled by 3 / 2 where its formula is scaled."""
-    scaled = {} if FORMULAS[LoRAConfig(**case.config).formula].unscaled else {"lora_alpha": 3}
+    scaled = {} if _row(case).unscaled else {"lora_alpha": 3}
     return {"r": 2, **scaled, **case.config}
 
 
@@ -266,7 +271,7 @@ def _ours(case: Case) -> LoRAModel:
 def _theirs(case: Case, moved: bool = True) -> peft.PeftModel:
     """Return the same, made by PEFT, if asked as it starts."""
     torch.manual_seed(20)
-    config, row = {**_settings(case), **case.theirs}, FORMULAS[LoRAConfig(**_settings(case)).formula]
+    config, row = {**_settings(case), **case.theirs}, _row(case)
     if row.peft_type != "LORA":
         words = {key: row.values[key].get(value, value) for key, value in config.items() if key in row.values}
         config = {row.renamed.get(key, key): v for key, v in {**config, **words}.items() if key != row.switch}
