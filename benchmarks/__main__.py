@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy, cache, dry_run, experts, family, formulas, memory, operations, rows, step, switches, together
+from . import (
+    accuracy, cache, dry_run, experts, family, formulas, memory, operations, quantised, rows, step, switches, together,
+)  # fmt: skip
 from .measure import Findings, Options, machine
 
 PACKAGES = ("torch", "transformers", "peft", "loralib")
@@ -34,6 +36,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "rows": rows.run,
     "dry_run": dry_run.run,
     "family": family.run,
+    "quantised": quantised.run,
 }
 
 

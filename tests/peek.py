@@ -94,6 +94,7 @@ PLACES = {
     "is_repo_id": "hf_lora.files.privacy:is_repo_id",
     "list_files": "hf_lora.files.hub_files:list_files",
     "KINDS": "hf_lora.kinds.table:KINDS",
+    "base_of": "hf_lora.layers.specialising:base_of",
     "kind_of": "hf_lora.kinds.table:kind_of",
     "rounding": "hf_lora.maths.rounding",
     "own_tensor": "hf_lora.variants.adapter:own_tensor",

@@ -19,7 +19,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterStateError, ArgumentError, BaseMismatchError, MergeError, MissingExtraError
 
 from .cases import LAYER, Named, adapted, example, move, network, readable
-from .peek import KINDS, kind_of, rounding
+from .peek import KINDS, base_of, kind_of, rounding
 from .quantising import PACKED, bits_of, is_here, read, same_bits
 from .tiny import IDS, tiny
 
@@ -376,6 +376,28 @@ def test_a_base_that_is_packed_again_saves_and_loads_as_a_quantised_one(how: str
     assert again.is_quantized
     with torch.no_grad():
         assert (again(IDS).logits - want).abs().max() < 0.02 * want.abs().max()
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_a_new_head_stays_in_float_and_trains_on_a_quantised_base(how: str, tmp_path: Path) -> None:
+    tiny("bert", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
+    config, given = LoRAConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"), SETTINGS[how]()
+    before = given.to_dict()
+    model = LoRAModel.from_pretrained(tmp_path / "base", config, num_labels=3, quantization_config=given).train()
+    assert given.to_dict() == before
+    assert base_of(type(model.classifier)) is nn.Linear
+    query = model.get_submodule("bert.encoder.layer.0.attention.self.query")
+    assert kind_of(query).is_quantised
+    model(input_ids=IDS, labels=torch.tensor([2] * len(IDS))).loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert any("classifier" in name for name in trained)
+    assert all(p.grad is not None for p in trained.values())
+    move(model)
+    model.save_pretrained(tmp_path / "adapter")
+    again = LoRAModel.from_pretrained(tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
 
 
 @bnb

@@ -5,7 +5,6 @@ W_ij = levels[index_ij] * scale_ij + shift_ij          (every library's formats 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,8 +30,7 @@ class QuantisedKind(Kind):
     """A linear layer whose packed weight can be read and packed again, with the settings that it was packed with.
 
     added: the attributes and buffers of the library's layer that a plain one does not have. package: the library's, as
-    it is imported. steady: attributes, and values for them with which a forward leaves the weight as it is.
-    A subclass says how its weight is read (`numbers`), packed (`packed`), and what grid its values lie on (`grid`,
+    it is imported. A subclass says how its weight is read (`numbers`), packed (`packed`), and what grid its values lie on (`grid`,
     `on_grid`).
     """
 
@@ -41,7 +39,6 @@ class QuantisedKind(Kind):
     is_matrix = True
     added: ClassVar[frozenset[str]] = frozenset()
     package: ClassVar[str]
-    steady: ClassVar[Mapping[str, Any]] = {}
 
     def claims(self, module: nn.Module) -> bool:
         weight = module._parameters.get("weight")

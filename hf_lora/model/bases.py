@@ -22,6 +22,7 @@ from ..formats.contents import Contents
 from ..formats.keys import PREFIX, plain_keys
 from ..formats.notes import BASE_NOTE
 from .hooks import note_new, plainly, quietly
+from .kept_whole import with_whole_heads
 from .low_rank_layers import class_as_saved
 from .settings import SETTINGS_NOTE, apply_to_generation, settings_for
 
@@ -82,7 +83,7 @@ def _way_to(name: str) -> str:
 def _loaded(cls: Any, name: str, model_args: Iterable[Any], kwargs: Mapping[str, Any]) -> nn.Module:
     own = class_as_saved(cls, name, kwargs)
     with plainly():
-        model, info = own.from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        model, info = own.from_pretrained(name, *model_args, output_loading_info=True, **with_whole_heads(kwargs))
     if own is not cls:
         model.__class__ = type(model).__mro__[1]
     note_new(model, info)

@@ -38,9 +38,6 @@ _FLAGS = {
     "save_strategy": "eval-steps",
     "load_best_model_at_end": "metric",
 }  # fmt: skip
-# What is never quantised: heads, which are new and train, and the output over a vocabulary.
-_WHOLE = ["bbox_predictor", "class_labels_classifier", "classifier", "embed_out", "lm_head", "pooler", "pre_classifier"]
-_WHOLE += ["projector", "qa_outputs", "score"]
 _FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
 _CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in _FIELDS)
 
@@ -79,7 +76,7 @@ def base_arguments(settings: RunSettings) -> dict[str, Any]:
         if settings.quantize == "4bit":
             computes = torch.bfloat16 if settings.precision == "bf16" else torch.float32
             how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": computes}
-        given["quantization_config"] = transformers.BitsAndBytesConfig(**how, llm_int8_skip_modules=_WHOLE)
+        given["quantization_config"] = transformers.BitsAndBytesConfig(**how)
     return given
 
 
