@@ -17,7 +17,19 @@ from pathlib import Path
 import torch
 
 from . import (
-    accuracy, cache, dry_run, experts, family, formulas, memory, operations, quantised, rows, step, switches, together,
+    accuracy,
+    cache,
+    dry_run,
+    experts,
+    family,
+    formulas,
+    memory,
+    operations,
+    quantised,
+    rows,
+    step,
+    switches,
+    together,
 )  # fmt: skip
 from .measure import Findings, Options, machine
 

@@ -21,7 +21,6 @@ class FourBitKind(QuantisedKind):
     added = frozenset({
         "compute_dtype", "compute_type_is_set", "quant_state", "quant_storage", "support_avx512bf16_for_cpu",
     })  # fmt: skip
-    steady = {"support_avx512bf16_for_cpu": False}
 
     def holds(self, layer: nn.Linear, weight: Any) -> bool:
         if not of_library(layer, "bitsandbytes", "Linear4bit") or not of_library(weight, "bitsandbytes", "Params4bit"):

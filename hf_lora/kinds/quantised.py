@@ -30,8 +30,8 @@ class QuantisedKind(Kind):
     """A linear layer whose packed weight can be read and packed again, with the settings that it was packed with.
 
     added: the attributes and buffers of the library's layer that a plain one does not have. package: the library's, as
-    it is imported. A subclass says how its weight is read (`numbers`), packed (`packed`), and what grid its values lie on (`grid`,
-    `on_grid`).
+    it is imported. A subclass says how its weight is read (`numbers`), packed (`packed`), and what grid its values lie
+    on (`grid`, `on_grid`).
     """
 
     is_quantised = True

@@ -178,15 +178,10 @@ def _moments(model: Any, names: Route, group: Mapping[str, LoRALayer], batches: 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = [(module, {"training": module.training}) for module in model.modules()]
-    for module, kept in before:
-        kind = kind_of(module)
-        for name, value in kind.steady.items() if isinstance(kind, QuantisedKind) else ():
-            kept[name] = getattr(module, name, value)
-            setattr(module, name, value)
+    trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        for module, kept in before:
-            module.__dict__.update(kept)
+        for module in trained:
+            module.training = True
