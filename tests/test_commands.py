@@ -239,6 +239,10 @@ def test_predict_writes_its_file_whole_or_not_at_all(capsys: Capture) -> None:
     assert not list(Path().glob("*part.jsonl*"))
     run("predict run some.csv --output part.jsonl --skip-bad-rows", capsys)
     assert len(Path("part.jsonl").read_text("utf-8").splitlines()) == 20
+    before = Path("some.csv").read_bytes()
+    assert cli.main("predict run some.csv --output ./some.csv --skip-bad-rows".split()) == 2
+    assert "is the file of the rows" in capsys.readouterr().err
+    assert Path("some.csv").read_bytes() == before
 
 
 def test_two_runs_are_compared_by_settings_results_and_what_one_seed_can_tell(place: Path, capsys: Capture) -> None:

@@ -232,3 +232,9 @@ def test_class_labels_in_parquet_and_in_saved_folders_are_their_names(tmp_path: 
     tags = datasets.Features({"tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B"]))})
     datasets.Dataset.from_dict({"tags": [[0, 1], []]}, tags).to_parquet(tmp_path / "tags.parquet")
     assert _plain(_rows(tmp_path / "tags.parquet", tmp_path / "scratch")) == [{"tags": ["O", "B"]}, {"tags": []}]
+
+
+def test_quotes_behind_a_space_are_no_part_of_a_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text, label\n"fine, very", "good"\nso so, "bad, or ""worse"""\n')
+    found = read_rows(str(tmp_path / "a.csv"), tmp_path).to_list()
+    assert [(row["text"], row["label"]) for row in found] == [("fine, very", "good"), ("so so", 'bad, or "worse"')]

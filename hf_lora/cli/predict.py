@@ -60,6 +60,8 @@ def predict(
     from ..training.run.using import LOOKED_AT, load_run  # not above: it imports torch
 
     hush()
+    if output is not None and output.exists() and Path(rows).exists() and output.samefile(rows):
+        raise DataError(f"--output {output} is the file of the rows, which it would replace; name another one.")
     left_out: list[str] | None = [] if skip_bad_rows else None
     with tempfile.TemporaryDirectory() as scratch:
         found, source = _read(rows, Path(scratch), encoding)

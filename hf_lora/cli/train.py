@@ -102,6 +102,10 @@ def pairs(flag: str, given: list[str]) -> dict[str, Any]:
     if wrong := [text for text in given if "=" not in text]:
         raise ConfigError(f"--{flag} {wrong[0]}: it takes NAME=VALUE.")
     found = dict(text.split("=", 1) for text in given)
+    if len(found) < len(given):
+        names = [text.partition("=")[0] for text in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"--{flag} {twice}=...: it is given twice; leave one out.")
     if flag == "column":
         return dict(found)
     try:

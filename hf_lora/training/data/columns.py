@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def choose_columns(
         if len(left) != 1:
             raise DataError(_missing(role, roles, source, columns, left, values))
         chosen[role.name] = left[0]
+    for one, other in itertools.combinations(chosen, 2):
+        if chosen[one] == chosen[other]:
+            raise DataError(
+                f"{source}: the column {chosen[one]!r} is taken for {one!r} and for {other!r}; say which each is, "
+                f"with --column {one}=NAME --column {other}=NAME."
+            )
     return {role.name: chosen[role.name] for role in roles if role.name in chosen}
 
 

@@ -36,11 +36,13 @@ def read_csv(path: Path, table: Path, wanted: Wanted) -> Found:
     csv.field_size_limit(2**31 - 1)  # a cell may hold a book
     encoding = encoding_of(path, wanted.encoding)
     with open_text(path, encoding) as file:
-        delimiter, skipped = _delimiter_of(path, list(islice(file, 10 * _LOOKED_AT)))
+        lines = list(islice(file, 10 * _LOOKED_AT))
+        delimiter, skipped = _delimiter_of(path, lines)
+    written = {"delimiter": delimiter, "skipinitialspace": _is_spaced(lines, delimiter), "strict": True}
     left_out: list[str] = []
     with open_text(path, encoding) as file:
         next(islice(file, skipped, skipped), None)
-        rows = _rows(path, csv.reader(file, delimiter=delimiter, strict=True), skipped, wanted, left_out)
+        rows = _rows(path, csv.reader(file, **written), skipped, wanted, left_out)
         header = next(rows)[1:]
         schema = pa.schema([(name, pa.string()) for name in [*header, PLACE]])
         found = write_batches(_batches(path, rows, schema), schema, table, wanted.limit)
@@ -48,6 +50,11 @@ def read_csv(path: Path, table: Path, wanted: Wanted) -> Found:
         found = _with_points(found, header, table)
     about = {"format": "CSV", "encoding": encoding, "delimiter": _DELIMITERS.get(delimiter, delimiter)}
     return Found(found, about, left_out)
+
+
+def _is_spaced(lines: list[str], delimiter: str) -> bool:
+    """Return whether quotes come behind a space, as in `"a", "b"`: they are no part of the cell."""
+    return any(f'{delimiter} "' in line for line in lines)
 
 
 def _delimiter_of(path: Path, lines: list[str]) -> tuple[str, int]:
@@ -60,7 +67,8 @@ def _delimiter_of(path: Path, lines: list[str]) -> tuple[str, int]:
     best, most = "\t" if ".tsv" in path.name.lower() else ",", (0.0, 0)
     for delimiter in _DELIMITERS:
         try:
-            rows = [row for row in csv.reader(lines, delimiter=delimiter) if row][:_LOOKED_AT]
+            found = csv.reader(lines, delimiter=delimiter, skipinitialspace=_is_spaced(lines, delimiter))
+            rows = [row for row in found if row][:_LOOKED_AT]
         except csv.Error:
             continue
         width = len(rows[0]) if rows else 0
