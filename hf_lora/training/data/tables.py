@@ -38,11 +38,12 @@ def read_csv(path: Path, table: Path, wanted: Wanted) -> Found:
     with open_text(path, encoding) as file:
         lines = list(islice(file, 10 * _LOOKED_AT))
         delimiter, skipped = _delimiter_of(path, lines)
-    written = {"delimiter": delimiter, "skipinitialspace": _is_spaced(lines, delimiter), "strict": True}
+    is_spaced = _is_spaced(lines, delimiter)
     left_out: list[str] = []
     with open_text(path, encoding) as file:
         next(islice(file, skipped, skipped), None)
-        rows = _rows(path, csv.reader(file, **written), skipped, wanted, left_out)
+        read = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
+        rows = _rows(path, read, skipped, wanted, left_out)
         header = next(rows)[1:]
         schema = pa.schema([(name, pa.string()) for name in [*header, PLACE]])
         found = write_batches(_batches(path, rows, schema), schema, table, wanted.limit)
