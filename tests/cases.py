@@ -137,6 +137,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "vera": {"use_vera": True, "r": 4},
     "vera-drawn": {"use_vera": True, "save_projection": False},
     "sharelora": {"use_sharelora": True},
+    "adalora": {"use_adalora": True, "target_r": 1},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
     "olora": {"init_lora_weights": "olora"},
@@ -156,7 +157,9 @@ def allowed(kind: str, variant: str) -> bool:
     if ("dora" in variant or variant == "hira") and not case.dora:
         return False
     is_raw = kind == "attention" or "target_parameters" in case.targets
-    if variant.startswith(("vera", "sharelora")) and (is_raw or ("vera" in variant and not case.matrix)):
+    if variant.startswith(("vera", "sharelora", "adalora")) and (
+        is_raw or (variant != "sharelora" and not case.matrix)
+    ):
         return False
     if moves_base(variant) and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always

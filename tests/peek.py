@@ -69,6 +69,7 @@ PLACES = {
     "Metrics": "hf_lora.training.metrics:Metrics",
     "may_hang": "hf_lora.config.rules:may_hang",
     "CARD_NAME": "hf_lora.files.names:CARD_NAME",
+    "Budget": "hf_lora.variants.budget:Budget",
     "fp": "hf_lora.maths.fingerprint",
     "read_notes": "hf_lora.files.tensors:read_notes",
     "read_tensors": "hf_lora.files.tensors:read_tensors",

@@ -17,7 +17,7 @@ from hf_lora.errors import AdapterFileError, ConfigError, LoRAError
 
 COMMUNITY = Path(__file__).parents[2] / "shared" / "data" / "community_configs"
 ADAPTER_CONFIG = "adapter_config.json"
-OTHER_METHODS = {8, 66, *range(76, 91)} - {80}
+OTHER_METHODS = {8, 66, *range(77, 91)} - {80}
 NOT_PEFT = {1, 27, 28, 44, 45}
 NOT_BUILT = {74: "use_bdlora="}
 

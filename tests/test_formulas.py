@@ -31,11 +31,16 @@ def _plain(weight: Tensor, v: Values, scaling: float) -> Tensor:
     return weight + scaling * v["lora_B"] @ v["lora_A"]
 
 
+def _adalora(weight: Tensor, v: Values, scaling: float) -> Tensor:
+    return weight + scaling * v["lora_B"] @ torch.diag(v["lora_E"].flatten()) @ v["lora_A"]
+
+
 # By switch: the weight that the paper makes of a linear layer's, (out, in), and of the adapter's tensors.
 PAPERS: dict[str, Callable[[Tensor, Values, float], Tensor]] = {
     "use_hira": _hira,
     "use_vera": _vera,
     "use_sharelora": _plain,
+    "use_adalora": _adalora,
 }
 
 
@@ -44,7 +49,7 @@ def test_a_formula_computes_and_trains_as_its_paper_says(switch: str) -> None:
     torch.manual_seed(0)
     net = Named(nn.Linear(6, 10)).double()
     weight, bias = net.layer.weight.detach().clone(), net.layer.bias.detach().clone()
-    model = add_lora(net, LoRAConfig(r=2, target_modules=["layer"], **{switch: True}))
+    model = add_lora(net, LoRAConfig(r=8, target_modules=["layer"], **{switch: True}))
     move(model)
     x = torch.randn(5, 6, dtype=torch.float64)
     (adapter,) = model.layer.carried("default").values()

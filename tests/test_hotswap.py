@@ -17,7 +17,7 @@ from . import tiny
 from .cases import COVER, adapted, config_of, example, move, network
 
 GROUPED = ("conv1d-grouped", "conv2d-grouped", "conv3d-depthwise")  # whose ranks belong to the groups: no room
-SHARING = ("vera", "vera-drawn", "sharelora")  # have no room: see test_shared.py
+SHARING = ("vera", "vera-drawn", "sharelora", "adalora")  # have no room: see test_shared.py and test_adalora.py
 ROOM = [(k, v, "prepared") for k, v in COVER if k not in GROUPED and v not in SHARING]
 CASES = [*((k, v, "as it is") for k, v in COVER), *ROOM]
 FILE = "adapter_model.safetensors"

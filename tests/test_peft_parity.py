@@ -186,6 +186,9 @@ CASES: dict[str, Case] = {
     "vera-conv1d": _lora("gpt2", "c_attn", "c_fc", use_vera=True, projection_prng_key=7, d_initial=0.5),
     "vera-saved-whole": _lora("bert", "query", use_vera=True, task_type="SEQ_CLS"),
     "vera-biases": _lora("bert", "query", "output.dense", use_vera=True, bias="lora_only"),
+    "adalora": _lora("llama", *LLAMA, use_adalora=True, target_r=1, tinit=3, total_step=20),
+    "adalora-conv1d": _lora("gpt2", "c_attn", "c_fc", use_adalora=True, target_r=2, total_step=20, orth_reg_weight=0.0),
+    "adalora-saved-whole": _lora("bert", "query", use_adalora=True, target_r=2, total_step=20, task_type="SEQ_CLS"),
     "rslora": _lora("roberta", "query", "value", use_rslora=True),
     "gaussian": _lora("llama", "q_proj", "v_proj", init_lora_weights="gaussian"),
     "random": _lora("llama", "q_proj", "v_proj", init_lora_weights=False),
@@ -246,7 +249,7 @@ def _each(cases: dict[str, Case]) -> Any:
 every_case = _each(CASES)
 
 
-PEFT_CONFIGS = {"LORA": "LoraConfig", "HIRA": "HiraConfig", "VERA": "VeraConfig"}
+PEFT_CONFIGS = {"LORA": "LoraConfig", "HIRA": "HiraConfig", "VERA": "VeraConfig", "ADALORA": "AdaLoraConfig"}
 
 
 def _row(case: Case) -> Any:

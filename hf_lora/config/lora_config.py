@@ -221,7 +221,7 @@ class LoRAConfig(Fields):
         if row.peft_type != "LORA":
             ours = {theirs: key for key, theirs in row.renamed.items()}
             theirs = {key: {word: own for own, word in words.items()} for key, words in row.values.items()}
-            read = {ours.get(key, key): value for key, value in values.items()}
+            read = {ours.get(key, key): value for key, value in values.items() if key not in row.unread}
             values = {**{key: _reworded(theirs, key, value) for key, value in read.items()}, row.switch: True}
         keys = _Keys.of(values, ignore_unknown)
         mine, other = keys.mine, keys.other

@@ -147,6 +147,8 @@ def _formula_problems(c: Fields) -> list[str]:
             found.append(f"{name}={value!r} has no effect without {of}=True; leave it out.")
         elif not _is_like(value, default):
             found.append(f"{name}={value!r}, but it is {_named(default)}.")
+    if not found and is_int(c.r):
+        found += row.problems({"r": c.r, **row.settings, **{k: v for k, v in c.other.items() if k in mine}})
     return found
 
 

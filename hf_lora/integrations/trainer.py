@@ -19,7 +19,7 @@ from ..hub.card.metadata import joined
 from ..layers.specialising import is_a
 from ..model.saving import refuse_base_folder
 from ..training.trackers import lora_scalars
-from . import checkpoints, containing, missing, optimizer, resuming, sharded, uploading
+from . import budgets, checkpoints, containing, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
 from .optimizer import OptimizerCheck
@@ -85,6 +85,7 @@ class LoRATrainer(_Stock):
         result = super().train(self._resumed or resume_from_checkpoint, trial, *args, **kwargs)
         if (trained := lora_model(self)) is not None:
             optimizer.note_steps(self, trained)  # a save by the model itself knows them then
+            budgets.finish(self)
         uploading.settle(self)
         return result
 
@@ -182,6 +183,8 @@ class LoRATrainer(_Stock):
         try:
             with checkpoints.whole(place, saves, self.accelerator.wait_for_everyone):
                 super()._save_checkpoint(model, trial)
+                if saves:
+                    budgets.save(self, place)
         finally:
             self._saves_checkpoint, self.args.save_total_limit = False, limit
         if saves:
@@ -270,8 +273,10 @@ def specialise(trainer: Any) -> None:
         cls: Any = type(trainer)
         trainer.__class__ = _specialised(cls)
     handler = getattr(trainer, "callback_handler", None)
-    if handler is not None and not any(isinstance(each, OptimizerCheck) for each in handler.callbacks):
-        handler.add_callback(OptimizerCheck(trainer))
+    if handler is not None:
+        for callback in (OptimizerCheck, budgets.BudgetCallback):
+            if not any(isinstance(each, callback) for each in handler.callbacks):
+                handler.add_callback(callback(trainer))
 
 
 @functools.cache

@@ -89,6 +89,7 @@ def _look(model: Any, optimizer: Optimizer, is_first: bool, is_last: bool) -> No
     elsewhere = trained.keys() - _ids(_STEPS)
     if is_first and (mine := trained.keys() & _ids([optimizer])):
         _tell_dead(model, {key: trained[key] for key in mine})
+        _tell_unkept({trained[key][1] for key in mine})
     left = [trained[key] for key in elsewhere if trained[key][2].grad is not None]
     if not is_last and (elsewhere or not is_first):
         _WAITING[model] = _WAITING[model] or bool(left)
@@ -131,6 +132,16 @@ def _tell_dead(model: nn.Module, trained: Trained) -> None:
             f"{len(names)} adapters got no gradient in the first step: {some(names)}. Where the model never calls a "
             "layer, or makes no use of its output, its adapter stays as it began; leave it out (exclude_modules). "
             "Where only this batch had nothing for it, as one without images, nothing is wrong.",
+            stacklevel=5,
+        )
+
+
+def _tell_unkept(adapters: Iterable[Adapter]) -> None:
+    """Warn of adapters that nobody keeps the budget of, which is a setting of theirs."""
+    if unkept := [each for each in adapters if each.row.budget and not each.is_kept]:
+        warnings.warn(
+            f"{len(unkept)} adapters are {unkept[0].row.title}, and nobody keeps their budget: all components stay. A "
+            "Trainer of the LoRAModel keeps it; in a loop of your own take plain LoRA, and truncate() it at the end.",
             stacklevel=5,
         )
 

@@ -82,7 +82,7 @@ class Adapter(nn.Module):
     transposed: whether the weight is stored as (..., in, out).
     vanishing: the tensors each of which, all zero, makes it change nothing; the one that training writes first, first.
     settings: the attributes beside its tensors that are another's where it becomes it.
-    group, leads: see `Spec`.
+    group, leads: see `Spec`. is_kept: whether somebody keeps its row's budget.
     """
 
     role: ClassVar[str]
@@ -90,6 +90,7 @@ class Adapter(nn.Module):
     fuses: ClassVar[bool] = False
     vanishing: ClassVar[tuple[str, ...]] = ()
     moves_base: bool = False
+    is_kept: bool = False
     settings: ClassVar[tuple[str, ...]] = ()
     transposed: bool = False
     parameter: str

@@ -51,6 +51,11 @@ PAPERS: dict[str, Paper] = {
         "VeRA", "VeRA: Vector-based Random Matrix Adaptation",
         "Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.", 2023, "2310.11454",
     ),
+    "adalora": Paper(
+        "AdaLoRA", "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+        "Zhang, Qingru and Chen, Minshuo and Bukharin, Alexander and Karampatziakis, Nikos and He, Pengcheng and "
+        "Cheng, Yu and Chen, Weizhu and Zhao, Tuo", 2023, "2303.10512",
+    ),
     "sharelora": Paper(
         "ShareLoRA", "ShareLoRA: Parameter Efficient and Robust Large Language Model Fine-tuning via Shared Low-Rank "
         "Adaptation", "Song, Yurun and Zhao, Junchen and Harris, Ian G. and Jyothi, Sangeetha Abdu", 2024, "2406.10785",

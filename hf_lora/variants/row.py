@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -77,9 +77,11 @@ class Row:
     peft_type: the method's name in an adapter_config.json, where PEFT or we have it as a method of its own; the switch
     is then in no file. renamed: fields of LoRAConfig -> their keys in such a file; values: of such a field, our word ->
     theirs. lacks: fields of LoRAConfig that it has no place for. in_peft: whether PEFT has the method at all.
-    settings: keys of its own -> their defaults. unscaled: alpha / r has no part in it. own_start: none of the starts
-    that take factors out of the weight makes sense for it; starts: the values of init_lora_weights that it takes, where
-    these are fewer still.
+    settings: keys of its own -> their defaults; problems: returns what is wrong with them and `r` together, a sentence
+    each. unread: keys of such a file that say nothing which its tensors and settings do not.
+    budget: where the class is that chooses in training which components stay, "" where all do.
+    unscaled: alpha / r has no part in it. own_start: none of the starts that take factors out of the weight makes sense
+    for it; starts: the values of init_lora_weights that it takes, where these are fewer still.
     no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
     own_tensor: what its first tensor beyond plain LoRA's is called in a report.
     elsewhere: why another tool's adapter under the same switch is something else, by tool. rate: None where nobody has
@@ -100,6 +102,9 @@ class Row:
     lacks: frozenset[str] = frozenset()
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    problems: Callable[[Mapping[str, Any]], list[str]] = lambda settings: []
+    budget: str = ""
     starts: frozenset[bool | str] = frozenset()
     unscaled: bool = False
     own_start: bool = False
@@ -113,8 +118,12 @@ class Row:
     @cached_property
     def adapter(self) -> Any:
         """The class, a subclass of `adapter.Adapter`."""
-        module, _, name = self.code.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _imported(self.code)
+
+    @cached_property
+    def budget_class(self) -> Any:
+        """The class of its budget, where it has one."""
+        return _imported(self.budget)
 
     @property
     def needed(self) -> set[str]:
@@ -125,3 +134,8 @@ class Row:
     def stored(self) -> dict[str, Stored]:
         """The tensors by attribute."""
         return {stored.attribute: stored for stored in self.tensors}
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

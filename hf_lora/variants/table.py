@@ -103,6 +103,65 @@ SHARELORA = Row(
     own_start=True,
     paper=PAPERS["sharelora"],
 )
+
+
+def _schedule_problems(c: Mapping[str, Any]) -> list[str]:
+    """Say which of AdaLoRA's settings cannot be; c: they and r, total_step 0 where nobody said it."""
+    found = [
+        f"{name}={c[name]!r}, but it is at least {least}."
+        for name, least in {
+            "target_r": 1,
+            "tinit": 0,
+            "tfinal": 0,
+            "deltaT": 1,
+            "total_step": 0,
+            "orth_reg_weight": 0,
+        }.items()
+        if c[name] < least
+    ]
+    found += [
+        f"{name}={c[name]!r}, but it is above 0 and below 1." for name in ("beta1", "beta2") if not 0 < c[name] < 1
+    ]
+    if c["target_r"] > c["r"]:
+        found.append(
+            f"target_r={c['target_r']!r} is more than r={c['r']!r}, the rank to begin with; 1.5 target_r is usual."
+        )
+    if c["total_step"] and c["tinit"] + c["tfinal"] >= c["total_step"]:
+        found.append(
+            f"tinit={c['tinit']} and tfinal={c['tfinal']} leave none of total_step={c['total_step']} for the budget to "
+            "fall: take less of them, or train longer."
+        )
+    return found
+
+
+ADALORA = Row(
+    name="adalora",
+    title="AdaLoRA",
+    code="hf_lora.variants.adalora:AdaLoRA",
+    tensors=(
+        Stored("lora_A", "lora_A", part="A", decays=True, inputs=-1, rank=0),
+        Stored("lora_B", "lora_B", part="B", decays=True, outputs=0, rank=1),
+        Stored("lora_E", "lora_E", rank=0),
+    ),
+    low_rank=True,
+    switch="use_adalora",
+    peft_type="ADALORA",
+    renamed={"r": "init_r"},
+    unread=frozenset({"r", "rank_pattern"}),
+    lacks=frozenset({
+        "alpha_pattern", "ensure_weight_tying", "lora_bias", "rank_pattern", "trainable_token_indices",
+        "use_rslora",
+    }),
+    settings={
+        "target_r": 8, "tinit": 0, "tfinal": 0, "deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5,
+        "total_step": 0,
+    },
+    problems=_schedule_problems,
+    starts=frozenset({True, False}),
+    own_start=True,
+    budget="hf_lora.variants.budget:Budget",
+    paper=PAPERS["adalora"],
+)  # fmt: skip
 SAVED = Row(
     name="saved",
     title="saved whole",
@@ -118,7 +177,9 @@ TOKENS = Row(
     of_rows=True,
 )
 
-FORMULAS: dict[str, Row] = {row.name: row for row in (LORA, DORA, HIRA, VERA, SHARELORA)}  # what a config chooses from
+FORMULAS: dict[str, Row] = {
+    row.name: row for row in (LORA, DORA, HIRA, VERA, SHARELORA, ADALORA)
+}  # what a config chooses from
 COPIES: dict[str, Row] = {row.name: row for row in (SAVED, TOKENS)}  # what a config adds to it
 ADAPTERS: Mapping[str, Row] = ChainMap(FORMULAS, COPIES)
 
