@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 
-from .peek import FORMULAS
+from .peek import FORMULAS, INITS
 from .quantising import FIRST, PACKED, read
 
 
@@ -141,6 +142,12 @@ VARIANTS: dict[str, dict[str, object]] = {
     "pissa": {"init_lora_weights": "pissa"},
     "pissa-dora": {"init_lora_weights": "pissa", "use_dora": True},
     "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "milora": {"init_lora_weights": "milora"},
+    "milora-dora-rslora": {"init_lora_weights": "milora", "use_dora": True, "use_rslora": True},
+    "eva": {"init_lora_weights": "eva"},
+    "lora_ga": {"init_lora_weights": "lora_ga"},
+    "mica": {"init_lora_weights": "mica"},
     "lora-bias": {"lora_bias": True},
     "bias-trained": {"bias": "all"},
 }
@@ -148,7 +155,12 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 def moves_base(variant: str) -> bool:
     """Return whether the product at birth is subtracted, because it is a part of the weight."""
-    return "pissa" in variant or variant == "olora"
+    return any(start in variant for start in ("pissa", "olora", "milora", "lora_ga"))
+
+
+def is_exact(variant: str) -> bool:
+    """Return whether a fresh adapter leaves every bit, and not just every digit."""
+    return not moves_base(variant) and variant != "orthogonal"
 
 
 def allowed(kind: str, variant: str) -> bool:
@@ -161,8 +173,10 @@ def allowed(kind: str, variant: str) -> bool:
         is_raw or (variant != "sharelora" and not case.matrix)
     ):
         return False
-    if moves_base(variant) and not case.matrix:
+    if INITS[VARIANTS[variant].get("init_lora_weights", True)].of_matrix and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always
+    if (variant == "eva" and not case.dropout) or (variant == "lora_ga" and case.pack is not None):
+        return False  # a layer that is never called has no inputs, and a packed weight has no gradient
     if variant == "bias-trained":
         return any("bias" in name for name, _ in case.build().named_parameters())
     return case.bias or variant != "lora-bias"
@@ -187,6 +201,19 @@ def settings_of(variant: str, **changes: object) -> dict[str, object]:
 def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
     """Return the config of a case."""
     return LoRAConfig(**{**KIND_CASES[kind].targets, **settings_of(variant, **changes)})  # type: ignore[arg-type]
+
+
+def data_of(kind: str, variant: str) -> dict[str, object]:
+    """Return the data of a case as arguments, where its start learns of any: a batch that gives a loss."""
+    if INITS[VARIANTS[variant].get("init_lora_weights", True)].data is None:
+        return {}
+    x = example(kind)
+
+    def loss(model: nn.Module, move: bool) -> Tensor:
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        return model((x.cos() if move else x).to(dtype) if x.is_floating_point() else x).square().mean()
+
+    return {"data": [partial(loss, move=False), partial(loss, move=True)]}
 
 
 def network(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -223,7 +250,7 @@ def example(kind: str, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def adapted(kind: str, variant: str, dtype: torch.dtype = torch.float32, **changes: object) -> LoRAModel:
     """Return a case's network with a trained-looking adapter: every factor moved away from its start."""
-    model = add_lora(network(kind, dtype), config_of(kind, variant, **changes))
+    model = add_lora(network(kind, dtype), config_of(kind, variant, **changes), **data_of(kind, variant))
     move(model)
     return model
 

@@ -16,7 +16,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError, ConfigError
 
 from . import peek
-from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, example, move, network
+from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, data_of, example, move, network
 from .tiny import floats, inputs, scatter, tiny
 
 CHATTER = (
@@ -33,7 +33,7 @@ laws = pytest.mark.parametrize(("kind", "variant"), CASES, ids=[f"{k}-{v}" for k
 def several(kind: str, variant: str, dtype: torch.dtype = torch.float64) -> LoRAModel:
     """Return a case's network with three adapters: of a variant, of it with another rank, and plain LoRA."""
     model = adapted(kind, variant, dtype)
-    model.add_adapter(config_of(kind, variant, r=4), "wide")
+    model.add_adapter(config_of(kind, variant, r=4), "wide", **data_of(kind, variant))
     move(model, 4)
     model.add_adapter(LoRAConfig(r=2, lora_alpha=5, **KIND_CASES[kind].targets), "plain")
     move(model, 5)

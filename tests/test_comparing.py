@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora, compare
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterNameError, AdapterStateError
 
-from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, move
+from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, data_of, move
 
 CASES = [(k, v) for k, v in COVER if v in SUMS and v not in ("bias-trained", "lora-bias")]
 
@@ -20,7 +20,7 @@ CASES = [(k, v) for k, v in COVER if v in SUMS and v not in ("bias-trained", "lo
 def two(kind: str, variant: str) -> LoRAModel:
     """Return a case's network with two adapters in float64, "default" and "wide" of another rank."""
     model = adapted(kind, variant, torch.float64)
-    model.add_adapter(config_of(kind, variant, r=4), "wide")
+    model.add_adapter(config_of(kind, variant, r=4), "wide", **data_of(kind, variant))
     move(model, 4)
     return model
 

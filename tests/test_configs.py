@@ -243,7 +243,7 @@ def test_every_default_is_pefts_but_that_targets_are_found_out() -> None:
     different = {name for name in shared if getattr(ours, name) != getattr(theirs, name)}
     assert different == {"target_modules"}
     assert (ours.target_modules, theirs.target_modules) == ("auto", None)
-    assert {f.name for f in dataclasses.fields(ours)} - shared == {"other"}
+    assert {f.name for f in dataclasses.fields(ours)} - shared == {"other", "seed"}
     assert ours.peft_type == theirs.peft_type.value
 
 

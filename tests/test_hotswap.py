@@ -14,7 +14,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterMismatchError, AdapterNameError, AdapterStateError, ArgumentError
 
 from . import tiny
-from .cases import COVER, adapted, config_of, example, move, network
+from .cases import COVER, adapted, config_of, data_of, example, move, network
 
 GROUPED = ("conv1d-grouped", "conv2d-grouped", "conv3d-depthwise")  # whose ranks belong to the groups: no room
 SHARING = ("vera", "vera-drawn", "sharelora", "adalora")  # have no room: see test_shared.py and test_adalora.py
@@ -25,7 +25,11 @@ FILE = "adapter_model.safetensors"
 
 def saved(folder: Path, kind: str, variant: str, **changes: object) -> Path:
     """Save another adapter of a case: other numbers, and by default another rank and scaling."""
-    model = add_lora(network(kind, torch.float64), config_of(kind, variant, **{"r": 4, "lora_alpha": 5, **changes}))
+    model = add_lora(
+        network(kind, torch.float64),
+        config_of(kind, variant, **{"r": 4, "lora_alpha": 5, **changes}),
+        **data_of(kind, variant),
+    )
     move(model, 8)
     model.save_pretrained(folder)
     return folder
@@ -55,7 +59,7 @@ def test_a_swapped_adapter_computes_and_saves_what_the_file_is(
     model.delete_adapter("other")
     model.save_pretrained(tmp_path / "again")
     assert model.peft_config["default"].r == 4
-    again = add_lora(network(kind, torch.float64), config_of(kind, variant))
+    again = add_lora(network(kind, torch.float64), config_of(kind, variant), **data_of(kind, variant))
     again.load_adapter(tmp_path / "again", "again")
     with torch.no_grad():
         assert (again(x) - want).abs().max() < 1e-12

@@ -376,11 +376,12 @@ def test_keys_that_nobody_knows_are_accepted_on_request_and_kept(adapter: Path, 
     assert json.loads((tmp_path / "again" / "other" / CONFIG).read_text())["brand_new_switch"] == 3
 
 
-def test_an_adapter_that_peft_trains_half_of_is_used_and_not_trained(adapter: Path) -> None:
-    edit_config(adapter, init_lora_weights="mica")
-    LoRAModel.from_pretrained(adapter)
-    with pytest.raises(ConfigError, match="mica.*is_trainable=False"):
-        LoRAModel.from_pretrained(adapter, is_trainable=True)
+def test_what_a_start_keeps_as_it_began_stays_so_where_a_file_trains_on(tmp_path: Path) -> None:
+    model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2, init_lora_weights="mica"))
+    model.save_pretrained(tmp_path)
+    again = LoRAModel.from_pretrained(tmp_path, base_model=tiny("gpt2"), is_trainable=True)
+    for each in (model, again):
+        assert {n.rpartition(".")[2] for n, p in each.named_parameters() if p.requires_grad} == {"lora_A"}
 
 
 RESUMED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {

@@ -197,6 +197,9 @@ CASES: dict[str, Case] = {
     "pissa-rslora": _lora("bert_mlm", "query", init_lora_weights="pissa", use_rslora=True),
     "olora": _lora("llama", "q_proj", "down_proj", init_lora_weights="olora"),
     "olora-rslora": _lora("bert_mlm", "query", init_lora_weights="olora", use_rslora=True),
+    "orthogonal": _lora("llama", "q_proj", "down_proj", init_lora_weights="orthogonal"),
+    "mica": _lora("llama", "q_proj", "down_proj", "embed_tokens", init_lora_weights="mica"),
+    "mica-conv1d": _lora("gpt2", "c_attn", "c_proj", init_lora_weights="mica"),
     # biases
     "bias-all": _lora("bert", "query", "value", bias="all"),
     "bias-all-and-layer-norms": _lora("gpt2", "c_attn", bias="all"),
@@ -241,8 +244,17 @@ MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "jamba", "qwen3_ne
 UNLIKE = ("vit", "swin", *MIXTURES)
 
 
+KNOWN_STARTS = str(peft.LoraConfig.__dataclass_fields__["init_lora_weights"].type)
+
+
+def _marks(case: Case) -> Any:
+    start = case.config.get("init_lora_weights", True)
+    known = isinstance(start, bool) or start not in ("mica", "orthogonal") or start in KNOWN_STARTS
+    return not_older if case.base in UNLIKE else () if known else pytest.mark.skip(f"this PEFT does not know {start}")
+
+
 def _each(cases: dict[str, Case]) -> Any:
-    names = [pytest.param(n, marks=not_older if case.base in UNLIKE else ()) for n, case in cases.items()]
+    names = [pytest.param(n, marks=_marks(case)) for n, case in cases.items()]
     return pytest.mark.parametrize("name", names)
 
 
@@ -454,23 +466,50 @@ def _scale_output_update(directory: Path, factor: float) -> None:
     save_file(tensors, directory / WEIGHTS)
 
 
-# Starts that hf_lora does not build, but which leave the base alone: once trained, the file says all.
-@pytest.mark.parametrize("start", ["eva", "orthogonal", "mica"])
-def test_an_adapter_of_a_start_of_pefts_own_computes_the_same_and_keeps_its_start(start: str, tmp_path: Path) -> None:
-    if start == "mica" and start not in str(peft.LoraConfig.__dataclass_fields__["init_lora_weights"].type):
-        pytest.skip("this PEFT does not know MiCA")
-    theirs = {"eva_config": peft.EvaConfig()} if start == "eva" else {}
+@pytest.mark.parametrize("start", ["eva"])
+def test_an_adapter_of_a_start_from_data_computes_the_same_and_keeps_its_start(start: str, tmp_path: Path) -> None:
     case = _lora("llama", "q_proj", "v_proj", init_lora_weights=start)
-    model = _theirs(Case(case.base, case.config, theirs))
+    model = _theirs(Case(case.base, case.config, {"eva_config": peft.EvaConfig()}))
     model.save_pretrained(tmp_path / "theirs")
     here = _load_here(case, tmp_path / "theirs")
     _agree(here, model, case.base)
     here.save_pretrained(tmp_path / "ours")
     assert _config(tmp_path / "ours") == _config(tmp_path / "theirs")
-    with pytest.raises(ConfigError, match=f"init_lora_weights='{start}'.*pissa_niter_N"):
-        LoRAConfig(init_lora_weights=start)
-    with pytest.raises(ConfigError, match="init_lora_weights=True"):
-        LoRAModel.from_model(_base("llama"), LoRAConfig.from_pretrained(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "rank_pattern": {"v_proj": 3}}, {"use_dora": True}])
+@pytest.mark.parametrize("start", ["milora"])
+def test_a_start_that_peft_could_not_compute_again_is_plain_lora_there(
+    start: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of twice the rank; written by PEFT it stays that, read here it is what it was."""
+    case = _lora("llama", "q_proj", "v_proj", "embed_tokens", init_lora_weights=start, **settings)
+    model = _ours(case)
+    model.save_pretrained(tmp_path / "ours")
+    there = _load_there(case, tmp_path / "ours")
+    _agree(there, model, "llama")
+    assert {**there.peft_config["default"].to_dict(), "r": 4, "init_lora_weights": True} == there.peft_config[
+        "default"
+    ].to_dict()
+    there.save_pretrained(tmp_path / "theirs")
+    _agree(_load_here(case, tmp_path / "theirs"), model, "llama")
+    again = _load_here(case, tmp_path / "ours", is_trainable=True)
+    assert (again.peft_config["default"].r, again.peft_config["default"].init_lora_weights) == (2, start)
+    assert {p.shape for p in again.parameters() if p.requires_grad} == {
+        p.shape for p in model.parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("start", ["milora", "corda", "loftq"])
+def test_an_adapter_whose_start_peft_wrote_into_the_base_is_refused_with_the_way_out(
+    start: str, tmp_path: Path
+) -> None:
+    case = _lora("llama", "q_proj", "v_proj")
+    _theirs(case).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": start}))
+    with pytest.raises(ConfigError, match="path_initial_model_for_weight_conversion"):
+        _load_here(case, tmp_path)
 
 
 @pytest.mark.parametrize("start", ["olora", "pissa"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora, errors, inspect_adapter
 from hf_lora.errors import AdapterStateError, LoRAError, MergeError, TargetError
 
-from .cases import KIND_CASES, VARIANTS, Named, allowed, config_of, example, move, network
+from .cases import KIND_CASES, VARIANTS, Named, allowed, config_of, data_of, example, move, network
 
 LESS = [v for v in VARIANTS if v != "bias-trained"]  # biases are trained where there are any
 UNDEFINED = [(k, v) for k in KIND_CASES for v in LESS if not allowed(k, v) and not k.startswith("linear-no-bias")]
@@ -31,7 +31,7 @@ def test_a_variant_that_a_kind_cannot_carry_is_refused_by_name(kind: str, varian
     model = network(kind)
     name = KIND_CASES[kind].targets.get("target_modules", ["layer"])[0].split(".")[0]
     with pytest.raises(TargetError, match=name):
-        add_lora(model, config_of(kind, variant))
+        add_lora(model, config_of(kind, variant), **data_of(kind, variant))
     assert untouched(model)
 
 

@@ -25,9 +25,7 @@ UNSUPPORTED: dict[str, Any] = {
 # PEFT fields that say how an adapter was started or where it ran: kept and written back, without effect here.
 INERT: dict[str, Any] = {
     "corda_config": None,
-    "eva_config": None,
     "loftq_config": {},
-    "lora_ga_config": None,
     "megatron_core": "megatron.core",
     "peft_version": None,
     "qalora_group_size": 16,
@@ -78,4 +76,7 @@ class Fields:
     revision: str | None = None
     auto_mapping: dict[str, Any] | None = None
     ensure_weight_tying: bool = False
+    eva_config: dict[str, Any] | None = None
+    lora_ga_config: dict[str, Any] | None = None
+    seed: int | None = field(default=None, compare=False)
     other: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -41,7 +41,12 @@ class LoRAConfig(Fields):
         dropped of an embedding's, which is indices. bias: which biases train along. modules_to_save: modules trained in
         full.
     init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N" (N up to 128),
-        "olora".
+        "olora", "orthogonal", "milora", "mica", or from data (`data=` where the adapter is added) "eva",
+        "lora_ga"; docs/variants.md says what each is for.
+    eva_config, lora_ga_config: the settings of those, PEFT's.
+    seed: of the numbers that the start draws; left out, it is drawn from torch's random state, and the adapter's config
+        then has it. The same seed makes the same bits on any device, whatever else was drawn. It is noted in the file
+        of the weights; adapter_config.json has no place for it.
     layers_to_transform: the numbers of the layers to adapt, all unless given. Negative ones count from the end (the
         last two: [-2, -1]); adding the adapter makes them the ones that PEFT's files know.
     rank_pattern, alpha_pattern: regular expression on the end of a module's name -> its own r, alpha.
@@ -177,7 +182,7 @@ class LoRAConfig(Fields):
                 f"layers_to_transform={self.layers_to_transform!r} counts from the end, which PEFT's files cannot say; "
                 "add the adapter to a model and take its peft_config."
             )
-        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "other"}
+        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("other", "seed")}
         if self.target_modules in ("auto", "attention"):  # no other tool knows these; attaching resolves them
             mine["target_modules"] = None
         if self.target_modules is None:  # PEFT would take its own default for null
@@ -235,9 +240,6 @@ class LoRAConfig(Fields):
                 "effect on a trained adapter; ignore_unknown=True says that they have none.",
                 stacklevel=3,
             )
-        start = mine.get("init_lora_weights")
-        if isinstance(start, str) and start in INITS and INITS[start].read_only:
-            other["init_lora_weights"] = start  # says that a file was started so, which a new config may not be
         try:
             return cls(**{k: v for k, v in mine.items() if v is not None or k in _KEEPS_NULL}, other=other)
         except ConfigError as error:

@@ -34,6 +34,11 @@ def _value_problems(c: Fields) -> list[str]:
         found.append(f"lora_dropout={c.lora_dropout!r}, but it is a probability in [0, 1).")
     if c.bias not in ("none", "all", "lora_only"):
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
+    if c.seed is not None and (not is_int(c.seed, 0) or c.seed >= 1 << 63):
+        found.append(f"seed={c.seed!r}, but it is an integer from 0 to 2**63 - 1, or None.")
+    for name in ("eva_config", "lora_ga_config"):
+        if not isinstance(value := getattr(c, name), dict | None):
+            found.append(f"{name}={value!r:.200}, but it is a dict of settings, as PEFT has them, or None.")
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
         near = {key.replace("_", ""): key for key in TASK_TYPES}.get(re.sub("[^A-Z0-9]", "", str(c.task_type).upper()))
         hint = f" Did you mean {near!r}?" if near else ""
@@ -47,21 +52,20 @@ def _value_problems(c: Fields) -> list[str]:
 
 
 # PEFT's starts that write into the base: without that base, the factors alone compute something else.
-_MOVE_THE_BASE = ("corda", "loftq", "lora_ga")
+_MOVE_THE_BASE = ("corda", "loftq")
 
 
 def _init_problem(c: Fields) -> list[str]:
     init = c.init_lora_weights
     if isinstance(init, bool | str) and init in INITS:
-        if not INITS[init].read_only or c.other.get("init_lora_weights") == init:
-            return []
-    elif init in _MOVE_THE_BASE:
+        return []
+    if init in _MOVE_THE_BASE:
         return [
             f"init_lora_weights={init!r} writes into the base's weights, which the adapter's file does not hold and "
             "hf_lora does not build. PEFT converts it into a plain LoRA adapter, which can be loaded: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         ]
-    known = ", ".join(repr(name) for name, row in INITS.items() if not row.read_only)
+    known = ", ".join(map(repr, INITS))
     return [f"init_lora_weights={init!r}; the choices are {known} and 'pissa_niter_N', N at most {MOST_ITERATIONS}."]
 
 
@@ -138,6 +142,11 @@ def _formula_problems(c: Fields) -> list[str]:
     if row.starts and c.init_lora_weights in INITS and c.init_lora_weights not in row.starts:
         known = ", ".join(sorted(map(repr, row.starts), reverse=True))
         found.append(f"init_lora_weights={c.init_lora_weights!r}: {row.title} ({row.switch}=True) takes {known}.")
+    if c.init_lora_weights in INITS and (keeps := INITS[c.init_lora_weights].keeps) and row.switch:
+        found.append(
+            f"init_lora_weights={c.init_lora_weights!r} keeps {', '.join(keeps)} as it began, which {row.title} "
+            f"({row.switch}=True) has no form of; leave one of them out."
+        )
     for name, default in settings().items():
         if name not in c.other or name in switches():
             continue
@@ -163,8 +172,8 @@ def _named(default: Any) -> str:
 
 
 def _other_problems(c: Fields) -> list[str]:
-    """Say what nothing would read among the further keys; a file's start that a new config may not have is one."""
-    read = {*vars(c), "peft_type"} - {"init_lora_weights"}
+    """Say what nothing would read among the further keys."""
+    read = {*vars(c), "peft_type"}
     return [
         f"other={{{key!r}: {value!r}}}: {'it is a setting of its own' if key in read else 'hf_lora does not build it'}."
         for key, value in c.other.items()

@@ -44,9 +44,11 @@ def unknown_settings(names: Iterable[str]) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value with NumPy's and torch's numbers and arrays in it as Python's own, and paths as texts."""
+    """Return a value whose NumPy's and torch's numbers and arrays are Python's own, paths texts, dataclasses dicts."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json(dataclasses.asdict(value))
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) in (list, tuple):

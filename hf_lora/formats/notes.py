@@ -7,6 +7,8 @@ from ..errors import AdapterFileError
 from ..maths import fingerprint as fp
 
 BASE_NOTE = "base"  # its key in the notes of the file
+SEED_NOTE = "seed"  # of what its start drew
+START_NOTE = "started_as"  # what the config says of an adapter whose product at birth is in the file
 RECIPE_NOTE = "recipe"  # of which adapters it was made
 FLOATS = "floats"  # in it: what stays in float where the adapted weights are packed
 FORMAT = 1

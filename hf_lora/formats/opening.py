@@ -21,6 +21,7 @@ from ..files.strict_json import read_json
 from ..files.transaction import find_config, folders_of_adapters
 from .adapterhub import read_adapterhub
 from .contents import Candidate, Contents
+from .converting import restored
 from .keys import lowered
 from .loralib import read_loralib
 from .pairs import checked_flags, fit_pairs
@@ -50,6 +51,8 @@ def read_folder(candidate: Candidate) -> Contents | None:
         )
     tensors, notes = read_weights(source, path)
     tensors = lowered(tensors)
+    if (own := restored(values, notes, where)) != values:
+        config = LoRAConfig.from_dict(own, where, candidate.ignore_unknown)
 
     def fit(modules: Mapping[str, nn.Module]) -> tuple[LoRAConfig, dict[str, Tensor]]:
         pairs = fit_pairs(config, tensors, modules, enabled)

@@ -78,15 +78,26 @@ def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None, seed
     iterations of the randomised one (Halko et al. 2011, arXiv:0909.4061), which is faster and not exact.
     seed: of the numbers that the randomised one draws; torch's own random state is neither read nor moved.
     """
-    if n_iter is None:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        u, s, vh = u[..., :r], s[..., :r], vh[..., :r, :]
-    else:
-        basis = _range_basis(matrix, r, n_iter, seed)
-        u, s, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
-        u = basis @ u
+    u, s, vh = top_singular(matrix, r, n_iter, seed)
     root = s.sqrt()
     return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()
+
+
+def top_singular(
+    matrix: Tensor, r: int, n_iter: int | None = None, seed: int = 0, width: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (U, S, V') of a matrix's r largest singular values, (..., out, r), (..., r) and (..., r, in).
+
+    n_iter, seed: as `top_singular_factors` takes them. width: the columns that the randomised one computes with, r
+    unless more are given; more make the last values more exact.
+    """
+    if n_iter is None:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        basis = _range_basis(matrix, min(max(r, width), *matrix.shape[-2:]), n_iter, seed)
+        u, s, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+        u = basis @ u
+    return u[..., :r], s[..., :r], vh[..., :r, :]
 
 
 def _range_basis(matrix: Tensor, r: int, n_iter: int, seed: int) -> Tensor:

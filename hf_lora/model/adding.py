@@ -7,16 +7,19 @@ only then attached. What another thread computes meanwhile stays as it is.
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
-from ..errors import AdapterStateError, ConfigError, TargetError, full_name, some
+from ..config.rules import is_int
+from ..errors import AdapterStateError, TargetError, full_name, some
 from ..formats.contents import Contents
 from ..formats.keys import reads_back
 from ..formats.names import fit_names
-from ..formats.notes import BASE_NOTE, RECIPE_NOTE
+from ..formats.notes import BASE_NOTE, RECIPE_NOTE, SEED_NOTE
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
 from ..layers.distributed import refuse_spread
@@ -30,9 +33,10 @@ from ..targets.plan import plan, token_sites
 from ..targets.site import Site
 from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
+from ..variants.filling import seed_of
 from ..variants.initial import INITS
 from ..variants.table import SAVED
-from . import provenance
+from . import from_data, provenance
 from .loading import check_dtypes
 from .selecting import check_name, remove
 from .settings import SETTINGS_NOTE
@@ -42,21 +46,29 @@ _BARELY = 0.5  # of a scaling, which the default lora_alpha goes below where r i
 Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
 
-def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> LoRAConfig:
+def add(model: Any, state: AdapterState, config: LoRAConfig, name: str, data: Any = None) -> LoRAConfig:
     """Attach a fresh, trainable adapter and return its config with the targets written out.
 
+    data: batches, for a start that learns of data (`from_data`).
     Raises TargetError, ConfigError or AdapterNameError with the model unchanged.
     """
     config.check_readable()
+    from_data.check(config, data)
     with CHANGES:
         check_name(name, state.records)
         modules = own_modules(model, state)
         config = settle_saved(modules, settle_layers(model, config, modules))
         sites, targets, parameters = plan(model, config)
+        seen: from_data.Seen = {}
+        if data is not None:
+            config, seen = from_data.look(model, modules, config, sites, data)
+            sites, targets, parameters = plan(model, config)
         sites = tied_copies(modules, config, sites)
         _check_names(sites)
+        config, sites = _seeded(config, sites)
         groups = _build(state, modules, sites)
         _initialise(modules, groups)
+        from_data.learn(modules, config, groups, seen)
         resolved = _resolved(config, modules, sites, targets, parameters)
         _attach(state, modules, groups, name, Record(resolved, origin_of(model, modules, sites), trainable=True))
         if (alpha := config.lora_alpha) == LoRAConfig.lora_alpha and (scale := config.scaling_of("")) < _BARELY:
@@ -68,6 +80,14 @@ def add(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) ->
         if config.inference_mode:
             warnings.warn("inference_mode=True has no effect here: a fresh adapter trains.", stacklevel=2)
         return resolved
+
+
+def _seeded(config: LoRAConfig, sites: list[Site]) -> tuple[LoRAConfig, list[Site]]:
+    """Return a config with a seed, if a start draws, and sites with one each, which their names alone tell apart."""
+    if not any(site.row.low_rank and INITS[site.init].draws for site in sites):
+        return config, sites
+    seed = int(torch.randint(1 << 31, (), device="cpu")) if config.seed is None else config.seed
+    return config.copy(seed=seed), [replace(s, seed=seed_of(seed, full_name(s.module, s.parameter))) for s in sites]
 
 
 def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str) -> None:
@@ -108,11 +128,6 @@ def read(
     Raises AdapterMismatchError, BaseMismatchError, ConfigError.
     """
     config, base = files.config, files.notes.get(BASE_NOTE)
-    if trainable and not INITS[config.init_lora_weights].trains:
-        raise ConfigError(
-            f"init_lora_weights={config.init_lora_weights!r}: hf_lora does not build what it freezes in training, so "
-            "such an adapter can be used but not trained on; load it with is_trainable=False."
-        )
     with CHANGES:
         modules = own_modules(model, state)
         config, tensors, places = fit_names(modules, config, files.tensors)
@@ -137,6 +152,7 @@ def read(
             n if isinstance(n := files.notes.get(k), dict) else None for k in (SETTINGS_NOTE, RECIPE_NOTE)
         )
         origin = replace(origin, settings=settings, recipe=recipe)
+        config = config.copy(seed=seed) if is_int(seed := files.notes.get(SEED_NOTE), 0) else config
         return groups, Record(config, origin, trainable)
 
 
@@ -180,7 +196,7 @@ def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
 
 def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | None) -> None:
     """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted."""
-    if adapter.moves_base:
+    if adapter.is_computed_again:
         with brought_in(layer):  # the product at birth, which the base lacks, is found again
             adapter.initialise(layer)
             if checked is not None:
@@ -204,7 +220,7 @@ def _copied(sites: Iterable[Site]) -> set[str]:
 
 def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
     """Return what is known of the base that is here, for an adapter that trains on it."""
-    took = any(INITS[site.init].moves_base for site in sites if site.row.low_rank)
+    took = any(INITS[site.init].computed_again for site in sites if site.row.low_rank)
     seen = provenance.observe(modules, _weights(sites), took)
     is_whole = seen.read == len(seen.grids)
     return Origin(seen=seen, floats=None if is_whole else provenance.observe_floats(model, _copied(sites)))

@@ -56,7 +56,7 @@ class Cached:
                 files = opened(*self.asked, **self.kwargs).onto(model)
                 width = 8 if any(p.dtype == torch.float64 for p in model.parameters()) else 4  # bytes of a master
                 sizes = [t.numel() * max(width, t.element_size()) for t in files.tensors.values()]
-                self.size = sum(sizes) * (2 if INITS[files.config.init_lora_weights].moves_base else 1)
+                self.size = sum(sizes) * (2 if INITS[files.config.init_lora_weights].computed_again else 1)
                 self.files = files
             return files
 

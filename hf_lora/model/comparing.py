@@ -173,7 +173,7 @@ def products_of(contents: Contents) -> dict[str, Product]:
             f"{where} is {row.title}, whose file has no A and B of each layer. Load it onto its base, and name the "
             "adapters there: compare('a', 'b', model=model)."
         )
-    if contents.fit is not None or INITS[config.init_lora_weights].moves_base or config.has_old_experts:
+    if contents.fit is not None or INITS[config.init_lora_weights].computed_again or config.has_old_experts:
         raise AdapterStateError(
             f"{where}: what it adds depends on the model (its start, {config.init_lora_weights!r}, or its layout). "
             "Load it onto its base, and name the adapters there: compare('a', 'b', model=model)."

@@ -39,6 +39,7 @@ def from_pretrained(
     auto_class: type | str | None,
     check_base: bool,
     ignore_unknown: bool,
+    data: Any,
     kwargs: dict[str, Any],
 ) -> Any:
     """Load a base with a fresh adapter, or an adapter with the base it names (`LoRAModel.from_pretrained`)."""
@@ -50,6 +51,8 @@ def from_pretrained(
     required = base_model is not None or (lora_config is None and not may_be_base(name, kwargs))
     found = open_adapter(name, kwargs, required, lora_config, ignore_unknown)
     if found is not None:
+        if data is not None:
+            raise ArgumentError(f"data= has no effect: {name} is an adapter, which has begun already; leave it out.")
         model = _base_for(found, base_model, auto_class, kwargs)
         result = _entered(
             mixin, model, lambda: add_saved(model, found, adapter_name, bool(is_trainable), check_base, kwargs.keys())
@@ -67,21 +70,23 @@ def from_pretrained(
         kwargs.setdefault("revision", config.revision)
     model = load_base(name, config.task_type, auto_class, model_args, kwargs)
     config = config.copy(base_model_name_or_path=None, revision=kwargs.get("revision"))
-    result = from_model(mixin, model, config, adapter_name)
+    result = from_model(mixin, model, config, adapter_name, data)
     result._lora.commit, result._lora.place = commit_of(name, kwargs), _place(kwargs)
     return result
 
 
-def from_model(mixin: type[Specialised], model: nn.Module, lora_config: LoRAConfig | None, adapter_name: str) -> Any:
+def from_model(
+    mixin: type[Specialised], model: nn.Module, lora_config: LoRAConfig | None, adapter_name: str, data: Any
+) -> Any:
     """Add a fresh adapter to a model, in place, and return the same object (`LoRAModel.from_model`)."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"from_model takes an nn.Module, not a {type(model).__name__}.")
     config, model = as_config(lora_config), uncompiled(model)
-    return _entered(mixin, model, lambda: add_fresh(model, config, adapter_name))
+    return _entered(mixin, model, lambda: add_fresh(model, config, adapter_name, data))
 
 
-def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
-    """Add a fresh adapter to a LoRAModel and select it."""
+def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str, data: Any = None) -> None:
+    """Add a fresh adapter to a LoRAModel and select it. data: batches for a start that learns of them."""
     with own_head(model), CHANGES:
         config = with_new_rows(model, with_heads(model, as_config(lora_config)))
         warn_of_task(model, config)
@@ -95,7 +100,7 @@ def add_fresh(model: Any, lora_config: LoRAConfig, adapter_name: str) -> None:
             )
         revision = config.revision if config.base_model_name_or_path in (None, base) else None  # another base's
         config = config.copy(base_model_name_or_path=base, revision=revision)
-        adding.add(model, model._lora, config, adapter_name)
+        adding.add(model, model._lora, config, adapter_name, data)
         select(model._lora, adapter_name)
         first_step.wait(model)
 

@@ -92,6 +92,7 @@ class LoRAModel(Specialised, nn.Module):
         auto_class: type | str | None = None,
         check_base: bool = True,
         ignore_unknown: bool = False,
+        data: Any = None,
         **kwargs: Any,
     ) -> LoRAModel:
         """Load a base with a fresh adapter, or an adapter with the base it names.
@@ -105,6 +106,7 @@ class LoRAModel(Specialised, nn.Module):
             the checkpoint's own architecture.
         check_base: whether an adapter that notes the weights it was trained on is refused on others.
         ignore_unknown: accept keys in an adapter's config that hf_lora does not know, whatever they mean.
+        data: batches for a start that learns of data, as `from_model` takes them.
         kwargs: go to the base's `from_pretrained`: dtype, device_map, quantization_config, token, num_labels, ...
             `revision` is the revision of what is named, hence the adapter's where that is an adapter.
 
@@ -115,20 +117,28 @@ class LoRAModel(Specialised, nn.Module):
         own = None if cls is LoRAModel or has_base else base_of(cls)
         return creating.from_pretrained(
             LoRAModel, name, lora_config, model_args, adapter_name, is_trainable, base_model, auto_class or own,
-            check_base, ignore_unknown, kwargs,
+            check_base, ignore_unknown, data, kwargs,
         )  # fmt: skip
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default"
+        cls,
+        model: nn.Module,
+        lora_config: LoRAConfig | None = None,
+        adapter_name: str = "default",
+        *,
+        data: Any = None,
     ) -> LoRAModel:
         """Add a fresh adapter to a model, in place, and return the same object.
 
+        data: a few batches, for a start that learns of data (init_lora_weights="eva", "lora_ga"): dicts of the
+            forward's arguments, as a DataLoader gives them, or functions of the model that run it; or a function of the
+            model that returns batches. The base computes them once, without adapters and in evaluation mode.
         Where `task_type` names a task with a head, the head is trained and saved along, as PEFT does. A LoRAModel gets
         a further adapter. Of `torch.compile(model)` the model itself is returned, compiled in place.
         Raises ModelError, TargetError, ConfigError, AdapterNameError with the model unchanged.
         """
-        return creating.from_model(LoRAModel, model, lora_config, adapter_name)
+        return creating.from_model(LoRAModel, model, lora_config, adapter_name, data)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute as the model's own class does.
@@ -156,12 +166,12 @@ class LoRAModel(Specialised, nn.Module):
         """The adapters' configs by name."""
         return self._lora.configs
 
-    def add_adapter(self, adapter_config: LoRAConfig, adapter_name: str = "default") -> None:
-        """Add a fresh adapter and make it the active one.
+    def add_adapter(self, adapter_config: LoRAConfig, adapter_name: str = "default", *, data: Any = None) -> None:
+        """Add a fresh adapter and make it the active one. data: as `from_model` takes it.
 
         Where the vocabulary was resized before, its new rows train and are saved along.
         """
-        creating.add_fresh(self, adapter_config, adapter_name)
+        creating.add_fresh(self, adapter_config, adapter_name, data)
 
     def load_adapter(
         self,
@@ -507,11 +517,13 @@ class LoRAModel(Specialised, nn.Module):
         return report.targets_table(self, adapter_name)
 
 
-def add_lora(module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default") -> LoRAModel:
+def add_lora(
+    module: nn.Module, lora_config: LoRAConfig | None = None, adapter_name: str = "default", *, data: Any = None
+) -> LoRAModel:
     """Add a fresh adapter to any `nn.Module`, in place; what `LoRAModel.from_model` does for a Transformers model.
 
     >>> net = add_lora(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), LoRAConfig(target_modules=["0"]))
     >>> [name for name, p in net.named_parameters() if p.requires_grad]
     ['0.adapters.default.weight.lora_A', '0.adapters.default.weight.lora_B']
     """
-    return LoRAModel.from_model(module, lora_config, adapter_name)
+    return LoRAModel.from_model(module, lora_config, adapter_name, data=data)

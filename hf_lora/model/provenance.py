@@ -138,7 +138,7 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
     if origin.note is not None:
         return dict(origin.note)
     weights = adapted(state, name)
-    took = any(each.adapter.moves_base for each in state.carried(name))
+    took = any(each.adapter.is_computed_again for each in state.carried(name))
     found = observe(state.layers, weights, took)
     if origin.seen is not None and origin.seen.read > found.read and len(origin.seen.grids) == len(found.grids):
         found = origin.seen

@@ -17,9 +17,10 @@ from ..errors import AdapterFileError, AdapterNameError, AdapterStateError, full
 from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
+from ..formats.converting import converted, started
 from ..formats.elsewhere import no_peft
 from ..formats.keys import PREFIX
-from ..formats.notes import BASE_NOTE, RECIPE_NOTE
+from ..formats.notes import BASE_NOTE, RECIPE_NOTE, SEED_NOTE, START_NOTE
 from ..formats.peft import adapter_tensors
 from ..hub.card.writing import write_card
 from ..layers.merging import merged_values
@@ -116,6 +117,8 @@ def _save_one(
     if task and TASK_TYPES[task].tag == "text-generation" and not hasattr(model, "prepare_inputs_for_generation"):
         task = None
     published = config.copy(inference_mode=True, task_type=task)
+    if started(config):
+        published = converted(published, model._lora.carried(name))
     published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
         published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})
@@ -184,6 +187,10 @@ def _notes(
     notes: dict[str, Any] = {"tensors": len(tensors)}
     if base := note_of(model, state, name, adapter):
         notes[BASE_NOTE] = base
+    if adapter.seed is not None:
+        notes[SEED_NOTE] = adapter.seed
+    if start := started(adapter):
+        notes[START_NOTE] = start
     if labels and (has_head or differs_in_labels(model, checkpoint)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}
         if own := own_numbers(config, checkpoint):

@@ -97,7 +97,8 @@ def _low_rank_site(
     full = full_name(name, parameter)
     rank = config.rank_of(target or full)
     kind.check(layer, full, rank)
-    init: InitName = True if kind.embeds and INITS[config.init_lora_weights].reads_weight else config.init_lora_weights
+    start = INITS[config.init_lora_weights]
+    init: InitName = True if kind.embeds and start.of_matrix and not start.tables else config.init_lora_weights
     site = Site(
         module=name,
         parameter=parameter or "weight",
@@ -194,12 +195,23 @@ def _check(site: Site, name: str, raw: bool) -> None:
         raise TargetError(f"{name} is an embedding, which has no bias; set lora_bias=False or exclude it.")
     if what := site.row.adapter.refusal(site, raw):
         raise TargetError(f"{name} is {what}; set {site.row.switch}=False or name it in exclude_modules.")
-    if INITS[site.init].reads_weight and not KINDS[site.kind].is_matrix:
+    _check_start(site, name)
+
+
+def _check_start(site: Site, name: str) -> None:
+    """Raise TargetError where a start has no meaning at a site."""
+    start, kind = INITS[site.init], KINDS[site.kind]
+    if start.of_matrix and not (kind.is_matrix or (start.tables and kind.embeds)):
         raise TargetError(
-            f"{name}: init_lora_weights={site.init!r} takes factors out of a plain matrix, which a layer of kind "
-            f"{site.kind!r} does not have. Use init_lora_weights=True or name the layer in exclude_modules."
+            f"{name}: init_lora_weights={site.init!r} is made for a plain matrix, which a layer of kind {site.kind!r} "
+            "does not have. Use init_lora_weights=True or name the layer in exclude_modules."
         )
-    if INITS[site.init].reads_weight and site.r > min(site.shape):
+    if start.even and site.r % 2:
+        raise TargetError(
+            f"{name}: init_lora_weights={site.init!r} needs an even rank, and r={site.r}. Set r={site.r + 1}, for this "
+            f"layer alone by rank_pattern={{{name!r}: {site.r + 1}}}."
+        )
+    if start.reads_weight and site.r > min(site.shape):
         raise TargetError(
             f"{name}: init_lora_weights={site.init!r} takes r={site.r} directions out of a matrix that has "
             f"{min(site.shape)}. Lower r, for this layer by rank_pattern={{{name!r}: {min(site.shape)}}}, use "

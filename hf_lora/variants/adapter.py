@@ -32,9 +32,9 @@ class Spec:
 
     parameter: the name of what it adapts in its layer. role: its row in `ADAPTERS`. kind: a key of `KINDS`.
     shape: the weight's. dropout: the probability with which each input feature is dropped in training. factor: what
-    the layer's own forward multiplies its result by. rows: of a table, those that train. settings: the formula's own.
-    group: the name of those that it shares tensors with; leads: whether it is the first of them; widest: the most
-    outputs and the most inputs in the group.
+    the layer's own forward multiplies its result by. seed: of the numbers that its start draws. rows: of a table, those
+    that train. settings: the formula's own. group: the name of those that it shares tensors with; leads: whether it is
+    the first of them; widest: the most outputs and the most inputs in the group.
     """
 
     parameter: str
@@ -47,6 +47,7 @@ class Spec:
     factor: float = 1.0
     bias: bool = False
     init: InitName = True
+    seed: int = 0
     rows: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     group: str = ""
@@ -123,6 +124,11 @@ class Adapter(nn.Module):
         if "forward" in self.__dict__ or self._forward_pre_hooks or self._forward_hooks:
             return self(partial(compute, *args))
         return compute(*args)
+
+    @property
+    def is_computed_again(self) -> bool:
+        """Whether it started as a part of the weight which no file holds."""
+        return False
 
     # --- the row: every class of adapters has these -----------------------------------------------------------------
 
@@ -305,10 +311,14 @@ class Adapter(nn.Module):
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that training may write: floating-point ones that their row does not keep."""
-        stored = self.row.stored
         for name, parameter in self.named_parameters(recurse=False):
-            if parameter.is_floating_point() and (name not in stored or stored[name].trains):
+            if parameter.is_floating_point() and self._trains(name):
                 yield parameter
+
+    def _trains(self, attribute: str) -> bool:
+        """Return whether training may write a tensor of its own."""
+        stored = self.row.stored
+        return attribute not in stored or stored[attribute].trains
 
     def shared(self) -> tuple[str, ...]:
         """Return the attributes of the tensors that are those of its group."""

@@ -1,25 +1,24 @@
-"""Initialisations: how A and B start, one row each in `INITS`.
+"""Initialisations: how A and B start, one row each in `INITS`; what they write is in `filling.py`.
 
 B (for embeddings A) starts at zero, so that a fresh adapter changes nothing; rows that take their factors out of
 the weight say `moves_base`, and the formula subtracts the product at birth instead of writing the base. That product is
-in no file and is computed again from the base, so that what it draws has to be the same every time.
+in no file and is computed again from the base, so that what it draws has to be the same every time; where PEFT could
+not compute it, or nobody could, it is `held`: the file has it in factors of twice the rank, plain LoRA to everybody.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..kinds.table import KINDS
-from ..maths import low_rank
+from . import filling
+from .filling import Fill
 from .papers import PAPERS, Paper
 from .row import Rate
 
@@ -27,99 +26,53 @@ InitName = bool | str
 MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
 
 
-class Factors(Protocol):
-    """What an initialisation fills: a low-rank adapter's factors, and what it is told of the rest."""
+@dataclass(frozen=True)
+class Data:
+    """What a start learns of data. reads: "inputs" of its layers, or "gradients" of their weights. key: the setting of
+    a config with its settings, those of PEFT. settings: their defaults. fill: writes the factors."""
 
-    kind: str
-    r: int
-    scaling: float
-    init: InitName
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
+    reads: Literal["inputs", "gradients"]
+    key: str
+    settings: Mapping[str, Any]
+    fill: filling.FillFrom
+
+    def settings_of(self, config: Any) -> dict[str, Any]:
+        """Return the settings that a config gives, defaults among them."""
+        return {**self.settings, **(getattr(config, self.key) or {})}
 
 
 @dataclass(frozen=True)
 class Init:
     """One initialisation. fill: writes lora_A and lora_B, given the (..., out, in) matrix if it `reads_weight`.
 
-    read_only: not built here, but without effect on an adapter that comes from a file. trains: False where training
-    such an adapter on would not be what PEFT does (mica: B stays as it is).
+    of_matrix: it has a meaning on plain matrices only; embeddings then start as always, unless it takes `tables` as
+    well. even: it needs an even rank. held: the product at birth is in the file. keeps: the tensors that stay as they
+    began. draws: it takes random numbers, from the adapter's seed. data: what it learns of data, after `fill`.
     redrawn: where the product at birth depends on random numbers, fills with others than `fill`, which are always the
     same. rate: the best learning rate relative to that of the usual start, None where nobody has measured it.
     """
 
-    fill: Callable[[Factors, Tensor | None], None]
+    fill: Fill
     moves_base: bool = False
     reads_weight: bool = False
-    read_only: bool = False
-    trains: bool = True
-    redrawn: Callable[[Factors, Tensor | None], None] | None = None
+    of_matrix: bool = False
+    tables: bool = False
+    even: bool = False
+    held: bool = False
+    keeps: frozenset[str] = frozenset()
+    draws: bool = False
+    data: Data | None = None
+    redrawn: Fill | None = None
     paper: Paper | None = None
     rate: Rate | None = None
 
+    @property
+    def computed_again(self) -> bool:
+        """Whether a file of such an adapter says nothing without the base that it started from."""
+        return self.moves_base and not self.held
+
 
 _MEASURED = "Qwen3-0.6B, Gemma-3-1B and Llama-2-7B, alpha = r (arXiv:2602.04998)"
-
-
-def _uniform(factor: Tensor, adapter: Factors) -> None:
-    """Fill a factor as `nn.Linear` starts its weight, uniform in +-1/sqrt(in); of a stack each matrix by itself."""
-    for matrix in factor if KINDS[adapter.kind].stacked else [factor]:
-        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
-
-
-def _normal(factor: Tensor, adapter: Factors) -> None:
-    nn.init.normal_(factor, std=1 / adapter.r)
-
-
-def _zero_and(fill: Callable[[Tensor, Factors], None]) -> Callable[[Factors, Tensor | None], None]:
-    """Return what starts B at zero and fills A; of an embedding A is zero and B standard normal (microsoft/LoRA)."""
-
-    def start(adapter: Factors, _: Tensor | None) -> None:
-        if KINDS[adapter.kind].embeds:
-            nn.init.zeros_(adapter.lora_A)
-            nn.init.normal_(adapter.lora_B)
-        else:
-            nn.init.zeros_(adapter.lora_B)
-            fill(adapter.lora_A, adapter)
-
-    return start
-
-
-def _random(adapter: Factors, _: Tensor | None) -> None:
-    """Both factors random, so that a fresh adapter changes the output: for tests."""
-    _uniform(adapter.lora_A, adapter)
-    _uniform(adapter.lora_B, adapter)
-
-
-def _pissa(n_iter: int | None, seed: int = 0) -> Callable[[Factors, Tensor | None], None]:
-    def fill(adapter: Factors, matrix: Tensor | None) -> None:
-        assert matrix is not None
-        if matrix.is_meta:
-            return
-        a, b = low_rank.top_singular_factors(matrix.float() / adapter.scaling, adapter.r, n_iter, seed)
-        with torch.no_grad():
-            adapter.lora_A.copy_(a.reshape(adapter.lora_A.shape))
-            adapter.lora_B.copy_(b.reshape(adapter.lora_B.shape))
-
-    return fill
-
-
-def _olora(adapter: Factors, matrix: Tensor | None) -> None:
-    assert matrix is not None
-    if matrix.is_meta:
-        return
-    q, r = torch.linalg.qr(matrix.float())
-    with torch.no_grad():
-        adapter.lora_A.copy_(r[..., : adapter.r, :].reshape(adapter.lora_A.shape))
-        adapter.lora_B.copy_(q[..., : adapter.r].reshape(adapter.lora_B.shape))
-
-
-def _not_built(adapter: Factors, _: Tensor | None) -> None:
-    """Refuse to start an adapter."""
-    raise ConfigError(
-        f"init_lora_weights={adapter.init!r} is not built here: such an adapter can be loaded, but not started. "
-        "Use init_lora_weights=True for a fresh one."
-    )
 
 
 class _Inits(dict[InitName, Init]):
@@ -129,10 +82,10 @@ class _Inits(dict[InitName, Init]):
         n_iter = _iterations(name)
         if n_iter is None:
             raise KeyError(name)
-        return replace(self["pissa"], fill=_pissa(n_iter), redrawn=_pissa(n_iter, seed=1))
+        return replace(self["pissa"], fill=filling.principal(n_iter), redrawn=filling.principal(n_iter, seed=1))
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or _iterations(name) is not None
+        return (isinstance(name, bool | str) and super().__contains__(name)) or _iterations(name) is not None
 
 
 def _iterations(name: object) -> int | None:
@@ -141,21 +94,53 @@ def _iterations(name: object) -> int | None:
     return int(found[1]) if found and int(found[1]) <= MOST_ITERATIONS else None
 
 
+_OF_WEIGHT: dict[str, Any] = {"reads_weight": True, "of_matrix": True}
 INITS = _Inits(
     {
-        True: Init(_zero_and(_uniform), rate=Rate(1.0, "by definition")),
-        False: Init(_random),
-        "gaussian": Init(_zero_and(_normal)),
+        True: Init(filling.zero_and(filling.uniform), draws=True, rate=Rate(1.0, "by definition")),
+        False: Init(filling.both_random, draws=True),
+        "gaussian": Init(filling.zero_and(filling.normal), draws=True),
+        "orthogonal": Init(filling.orthogonal, draws=True, of_matrix=True, even=True),
         # Meng et al. 2024, arXiv:2404.02948: A and B hold the principal singular directions of W.
         "pissa": Init(
-            _pissa(None), moves_base=True, reads_weight=True, paper=PAPERS["pissa"], rate=Rate(1 / 10, _MEASURED)
+            filling.principal(None), moves_base=True, **_OF_WEIGHT, paper=PAPERS["pissa"], rate=Rate(1 / 10, _MEASURED)
         ),
         # Büyükakyüz 2024, arXiv:2406.01775: B and A hold the first columns of Q and the first rows of R, W = Q R.
-        "olora": Init(_olora, moves_base=True, reads_weight=True, paper=PAPERS["olora"], rate=Rate(1 / 18, _MEASURED)),
-        # PEFT's other starts that leave the base alone: once trained, the factors say all.
-        "eva": Init(_not_built, read_only=True),
-        "orthogonal": Init(_not_built, read_only=True),
-        "mica": Init(_not_built, read_only=True, trains=False),
+        "olora": Init(
+            filling.first_columns, moves_base=True, **_OF_WEIGHT, paper=PAPERS["olora"], rate=Rate(1 / 18, _MEASURED)
+        ),
+        # Wang et al. 2024, arXiv:2406.09044: A and B hold the minor singular directions of W. PEFT has no such start.
+        "milora": Init(
+            filling.minor,
+            moves_base=True,
+            held=True,
+            **_OF_WEIGHT,
+            paper=PAPERS["milora"],
+            rate=Rate(1 / 3.2, _MEASURED),
+        ),
+        # arXiv:2604.01694: B holds the minor left singular directions of W and stays so, A starts at zero.
+        "mica": Init(
+            filling.minor_columns, **_OF_WEIGHT, tables=True, keeps=frozenset({"lora_B"}), paper=PAPERS["mica"]
+        ),
+        # Paischer et al. 2024, arXiv:2410.07170: A holds the leading directions of the layer's inputs, B is zero.
+        "eva": Init(
+            filling.zero_and(filling.uniform),
+            draws=True,
+            of_matrix=True,
+            paper=PAPERS["eva"],
+            data=Data("inputs", "eva_config", filling.EVA, filling.of_inputs),
+        ),
+        # Wang et al. 2024, arXiv:2407.05000: A and B hold singular directions of the weight's first gradient.
+        "lora_ga": Init(
+            filling.zero_and(filling.uniform),
+            moves_base=True,
+            held=True,
+            draws=True,
+            of_matrix=True,
+            data=Data("gradients", "lora_ga_config", filling.LORA_GA, filling.of_gradient),
+            paper=PAPERS["lora_ga"],
+            rate=Rate(1 / 18, _MEASURED),
+        ),
     }
 )
 
@@ -166,7 +151,7 @@ def taken_anew(layer: nn.Module, adapters: Iterable[Any]) -> Iterator[None]:
 
     A state dict has no product at birth; its own factors are loaded after this.
     """
-    taken = [(adapter, adapter.own_matrix(layer).clone()) for adapter in adapters if adapter.moves_base]
+    taken = [(adapter, adapter.own_matrix(layer).clone()) for adapter in adapters if adapter.is_computed_again]
     yield
     for adapter, before in taken:
         now = adapter.own_matrix(layer)

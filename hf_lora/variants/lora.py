@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ from .table import LORA as PLAIN
 
 _FACTORS = ("lora_A", "lora_B")
 _SCALED = ("lora_B", "lora_bias", "initial_B")  # what the scaling multiplies
-_SPECIFIED = ("kind", "shape", "r", "scaling", "dropout", "factor", "init")
+_SPECIFIED = ("kind", "shape", "r", "scaling", "dropout", "factor", "init", "seed")
+_AT_BIRTH = {"initial_A": "lora_A", "initial_B": "lora_B"}  # what is subtracted -> what it began as
 
 
 class LoRA(Adapter):
@@ -54,6 +55,7 @@ class LoRA(Adapter):
     dropout: float
     factor: float
     init: InitName
+    seed: int
     room: int = 0
     folded: float = 1.0
     lora_A: nn.Parameter
@@ -66,16 +68,17 @@ class LoRA(Adapter):
         self.__dict__.update({name: getattr(spec, name) for name in _SPECIFIED}, lora_bias=None)
         self.__dict__.update(moves_base=INITS[spec.init].moves_base, transposed=KINDS[spec.kind].transposed)
         for name, size in self.shapes(spec, None).items():
-            trains = self.row.stored[name].trains
-            setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype), trains))
-        if self.moves_base:
-            self.register_buffer("initial_A", torch.empty_like(self.lora_A, requires_grad=False), persistent=False)
-            self.register_buffer("initial_B", torch.empty_like(self.lora_B, requires_grad=False), persistent=False)
+            if name not in _AT_BIRTH:
+                setattr(self, name, nn.Parameter(torch.empty(size, device=device, dtype=dtype), self._trains(name)))
+        for name, of in _AT_BIRTH.items() if self.moves_base else ():
+            empty = torch.empty_like(getattr(self, of), requires_grad=False)
+            self.register_buffer(name, empty, persistent=INITS[spec.init].held)
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
         a, b = KINDS[spec.kind].factor_shapes(spec.shape, spec.r)
-        return {"lora_A": a, "lora_B": b, **({"lora_bias": b[:1]} if spec.bias else {})}
+        held = {"initial_A": a, "initial_B": b} if INITS[spec.init].held else {}
+        return {"lora_A": a, "lora_B": b, **({"lora_bias": b[:1]} if spec.bias else {}), **held}
 
     @classmethod
     def key_for(cls, parameter: str) -> str:
@@ -86,13 +89,21 @@ class LoRA(Adapter):
         if not {"lora_A", "lora_B"} <= values.keys():
             return dict(values)
         a, b = KINDS[spec.kind].from_file(values["lora_A"], values["lora_B"], spec.shape)
+        if INITS[spec.init].held and (len(a), b.shape[1]) == (2 * spec.r, 2 * spec.r):
+            values = {**values, "initial_A": a[spec.r :], "initial_B": -b[:, spec.r :]}
+            a, b = a[: spec.r], b[:, : spec.r]
         return {**values, "lora_A": a, "lora_B": b}
 
     def to_file(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        values = {**values, **dict(zip(_FACTORS, self._without_room(*(values[n] for n in _FACTORS)), strict=True))}
+        for pair in (_FACTORS, tuple(_AT_BIRTH)):
+            if pair[0] in values:
+                values = {**values, **dict(zip(pair, self._without_room(*(values[n] for n in pair)), strict=True))}
         if self.folded != 1:
             values = {name: value / self.folded if name in _SCALED else value for name, value in values.items()}
-        a, b = self._kind.to_file(values["lora_A"], values["lora_B"])
+        a, b = values["lora_A"], values["lora_B"]
+        if "initial_A" in values:  # twice the rank: what it is, and what it was, subtracted
+            a, b = torch.cat((a, values["initial_A"])), torch.cat((b, -values["initial_B"]), dim=1)
+        a, b = self._kind.to_file(a, b)
         values = {**values, "lora_A": a, "lora_B": b}
         for name, stored in self.row.stored.items():
             if name in values:
@@ -113,7 +124,8 @@ class LoRA(Adapter):
     def conflicts(self, spec: Spec) -> Iterator[str]:
         if not math.isclose(self.scaling, spec.scaling, rel_tol=1e-6):
             yield f" is scaled by {spec.scaling:g} in the file, by {self.scaling:g} on the model"
-        if self.init != spec.init and (self.moves_base or INITS[spec.init].moves_base):
+        ours, theirs = INITS[self.init], INITS[spec.init]
+        if self.init != spec.init and (ours.moves_base or theirs.moves_base or ours.keeps != theirs.keeps):
             yield f" started as init_lora_weights={spec.init!r}, the model's as {self.init!r}"
 
     def unlike(self, other: Adapter) -> str:
@@ -168,6 +180,13 @@ class LoRA(Adapter):
             ours, other = (low_rank.product(a, b) for a, b in ((self.initial_A, self.initial_B), self.factors()))
         return math.sqrt(low_rank.squared_distance(other, ours) / max(float(ours.square().sum()), 1e-30))
 
+    @property
+    def is_computed_again(self) -> bool:
+        return INITS[self.init].computed_again
+
+    def _trains(self, attribute: str) -> bool:
+        return super()._trains(attribute) and attribute not in INITS[self.init].keeps
+
     def part_of(self, attribute: str) -> Part:
         return "embedding" if self._kind.embeds else super().part_of(attribute)
 
@@ -182,11 +201,21 @@ class LoRA(Adapter):
     def initialise(self, layer: nn.Module) -> None:
         init = INITS[self.init]
         init.fill(self, self.own_matrix(layer) if init.reads_weight else None)
+        self._note_birth()
+        if self.lora_bias is not None:
+            nn.init.zeros_(self.lora_bias)
+
+    def learn(self, layer: nn.Module, seen: tuple[Tensor, ...], settings: Mapping[str, Any]) -> None:
+        """Begin with what a start saw of data, after `initialise`; settings: the start's."""
+        data = INITS[self.init].data
+        assert data is not None
+        data.fill(self, seen, settings, lambda: self.own_matrix(layer))
+        self._note_birth()
+
+    def _note_birth(self) -> None:
         if self.moves_base:
             self.initial_A.copy_(self.lora_A.detach())
             self.initial_B.copy_(self.lora_B.detach())
-        if self.lora_bias is not None:
-            nn.init.zeros_(self.lora_bias)
 
     def matrix(self, layer: nn.Module) -> Tensor:
         """Return the layer's weight as this adapter's kind reads it, detached."""

@@ -68,4 +68,21 @@ PAPERS: dict[str, Paper] = {
         "OLoRA", "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", "Büyükakyüz, Kerim", 2024,
         "2406.01775",
     ),
+    "eva": Paper(
+        "EVA", "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
+        "Paischer, Fabian and Hauzenberger, Lukas and Schmied, Thomas and Alkin, Benedikt and Deisenroth, Marc Peter "
+        "and Hochreiter, Sepp", 2024, "2410.07170",
+    ),
+    "lora_ga": Paper(
+        "LoRA-GA", "LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
+        "Wang, Shaowen and Yu, Linxi and Li, Jian", 2024, "2407.05000",
+    ),
+    "milora": Paper(
+        "MiLoRA", "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM Finetuning",
+        "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun", 2024, "2406.09044",
+    ),
+    "mica": Paper(
+        "MiCA", "MiCA Learns More Knowledge Than LoRA and Full Fine-Tuning", "Rüdiger, Sten and Raschka, Sebastian",
+        2026, "2604.01694",
+    ),
 }  # fmt: skip

@@ -99,12 +99,13 @@ def vllm_rank(subject: CardSubject) -> int | None:
     """
     c = subject.config
     other = (
-        *(_VLLM not in formula_of(c).engines, INITS[c.init_lora_weights].moves_base, c.lora_bias, c.bias != "none"),
+        *(_VLLM not in formula_of(c).engines, INITS[c.init_lora_weights].computed_again, c.lora_bias, c.bias != "none"),
         *(c.modules_to_save, c.target_parameters, c.trainable_token_indices, c.rank_pattern, c.alpha_pattern),
     )
     if name_of(subject.model) not in _CLASSES or not subject.base or any(other) or _adapts_tables(subject.model):
         return None
-    return next((rank for rank in _RANKS if rank >= c.r), None)
+    on_disk = c.r * (2 if INITS[c.init_lora_weights].held else 1)
+    return next((rank for rank in _RANKS if rank >= on_disk), None)
 
 
 def _adapts_tables(model: Any) -> bool:

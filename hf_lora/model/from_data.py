@@ -1,0 +1,92 @@
+"""Starts that learn of data: what a few batches show of a base, before an adapter is added to it.
+
+The base computes them as it is, without adapters, in evaluation mode: nothing is dropped, and nothing of it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..config.lora_config import LoRAConfig
+from ..errors import ArgumentError, ConfigError
+from ..layers.offload import brought_in
+from ..targets.site import Site
+from ..variants.adapter import Adapter
+from ..variants.filling import DIRECTIONS, SCALES
+from ..variants.initial import INITS
+from .batches import as_a_base
+from .first_gradients import of_gradients
+from .layer_inputs import Seen, of_inputs
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "rho": lambda v: isinstance(v, int | float) and v >= 1,
+    "tau": lambda v: isinstance(v, int | float) and 0 <= v <= 1,
+    "label_mask_value": lambda v: isinstance(v, int),
+    "direction": lambda v: v in DIRECTIONS,
+    "scale": lambda v: v in SCALES,
+    "stable_gamma": lambda v: isinstance(v, int | float) and v > 0,
+}
+
+
+def check(config: LoRAConfig, data: Any) -> None:
+    """Raise ConfigError or ArgumentError where a start lacks its data, or no start reads the data or the settings."""
+    own, start = INITS[config.init_lora_weights].data, f"init_lora_weights={config.init_lora_weights!r}"
+    for key in {row.data.key for row in INITS.values() if row.data}:
+        given = getattr(config, key)
+        if given is None:
+            continue
+        if own is None or own.key != key:
+            raise ConfigError(f"{key}={given!r} has no effect with {start}; leave one of them out.")
+        wrong = [
+            f"{name}={value!r}"
+            for name, value in given.items()
+            if name not in own.settings or not _RULES.get(name, lambda v: isinstance(v, bool))(value)
+        ]
+        if wrong:
+            raise ConfigError(f"{key}: {', '.join(wrong)}; its settings, at their defaults, are {dict(own.settings)}.")
+    if own is not None and data is None:
+        raise ConfigError(
+            f"{start} starts from data: pass a few batches as the model takes them, "
+            f"LoRAModel.from_model(model, config, data=batches){'' if own.reads == 'inputs' else ', with labels'}."
+        )
+    if own is None and data is not None:
+        raise ArgumentError(f"data= has no effect with {start}, which reads none; leave it out.")
+
+
+def look(
+    model: Any, modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site], data: Any
+) -> tuple[LoRAConfig, Seen]:
+    """Return a config with the ranks that the data asks for, and what was seen for each place.
+
+    data: batches (a Mapping of the forward's arguments, a tuple of them, one tensor, or a function of the model), or a
+    function of the model that returns them.
+    Raises ConfigError where they do not do, TargetError where a layer shows nothing.
+    """
+    start = INITS[config.init_lora_weights].data
+    assert start is not None
+    own = [site for site in sites if site.row.low_rank and site.init == config.init_lora_weights]
+    settings = start.settings_of(config)
+    config = config.copy(**{start.key: settings})
+    batches = data(model) if callable(data) else data
+    with as_a_base(model):
+        if start.reads == "inputs":
+            return of_inputs(model, modules, config, own, batches, settings)
+        return config, of_gradients(model, modules, own, list(batches))
+
+
+def learn(
+    modules: Mapping[str, nn.Module],
+    config: LoRAConfig,
+    groups: Mapping[str, Mapping[str, tuple[Site, Adapter]]],
+    seen: Seen,
+) -> None:
+    """Have adapters that were initialised begin with what was seen for them."""
+    start = INITS[config.init_lora_weights].data
+    for module, group in groups.items() if start is not None else ():
+        with brought_in(modules[module]):
+            for site, adapter in group.values():
+                if (found := seen.get((module, site.parameter))) is not None and site.row.low_rank:
+                    adapter.learn(modules[module], found, start.settings_of(config))  # type: ignore[operator, union-attr]

@@ -1,0 +1,129 @@
+"""Which directions a few batches give the inputs of layers, and the ranks that explain most of them (EVA).
+
+Paischer et al. 2024, arXiv:2410.07170.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.lora_config import LoRAConfig, key_for
+from ..errors import ConfigError, TargetError, some
+from ..maths.directions import Directions, spread
+from ..targets.site import Site
+from .batches import run
+
+Seen = dict[tuple[str, str], tuple[Tensor, ...]]  # by module and parameter
+
+
+def of_inputs(
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    config: LoRAConfig,
+    sites: list[Site],
+    batches: Iterable[Any],
+    settings: Mapping[str, Any],
+) -> tuple[LoRAConfig, Seen]:
+    """Follow the inputs of layers until their directions stay, and give each layer the rank that explains most."""
+    if unseen := [s.module for s in sites if not s.behind or s.parameter != "weight"]:
+        raise TargetError(
+            f"{some(unseen)}: the model reads this weight instead of calling the layer, so that it has no inputs for "
+            f"init_lora_weights={config.init_lora_weights!r}. Name it in exclude_modules."
+        )
+    ranks = {s.module: s.r for s in sites}
+    most = {s.module: min(round(s.r * settings["rho"]), *s.shape) for s in sites}
+    inputs = _Inputs(max(most.values(), default=1), settings)
+    with torch.no_grad(), ExitStack() as hooks:
+        for name in ranks:
+            hooks.callback(modules[name].register_forward_pre_hook(inputs.of(name), with_kwargs=True).remove)
+        for batch in batches:
+            inputs.begin(batch)
+            run(model, batch)
+            if inputs.stay(ranks, most, settings["tau"]):
+                break
+    if lacking := [n for n, r in ranks.items() if n not in inputs.leader or inputs.seen(n).rows <= r]:
+        raise ConfigError(
+            f"the data shows {some(lacking)} no more positions than the rank has: give more batches, or name layers "
+            "that they never reach in exclude_modules."
+        )
+    found: Seen = {(n, "weight"): (inputs.seen(n).components, inputs.seen(n).values) for n in ranks}
+    return _with_ranks(config, ranks, inputs.ranks(ranks, most), settings), found
+
+
+class _Inputs:
+    """Directions of layers' inputs, one for all layers that are given the same tensor."""
+
+    def __init__(self, k: int, settings: Mapping[str, Any]) -> None:
+        self.k, self.settings = k, settings
+        self.leader: dict[str, str] = {}
+        self.directions: dict[str, Directions] = {}
+        self.mask: Tensor | None = None
+        self.given: list[tuple[weakref.ref[Tensor], str]] = []
+
+    def begin(self, batch: Any) -> None:
+        """Note which positions of a batch count: those that are attended, and of labelled ones those with a label."""
+        masks, self.given = [], []
+        if isinstance(batch, Mapping):
+            if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
+                masks.append(mask.bool())
+            if isinstance(labels := batch.get("labels"), Tensor) and self.settings["use_label_mask"]:
+                masks.append(labels != self.settings["label_mask_value"])
+        same = [mask for mask in masks if mask.shape == masks[0].shape]
+        self.mask = torch.stack(same).all(0) if same and same[0].ndim == 2 else None
+
+    def of(self, name: str) -> Callable[..., None]:
+        """Return the hook of a layer."""
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            if name not in self.leader:
+                self.leader[name] = next((n for held, n in self.given if held() is x), name)
+            if self.leader[name] == name:
+                self.given.append((weakref.ref(x), name))
+                mask = self.mask if x.ndim == 3 else None
+                masks = mask is not None and x.shape[:2] == mask.shape
+                rows = x[mask.to(x.device)] if mask is not None and masks else x.reshape(-1, x.shape[-1])
+                directions = self.directions.setdefault(name, Directions(self.k))
+                directions.update(rows.to(torch.promote_types(x.dtype, torch.float32)))
+
+        return look
+
+    def seen(self, name: str) -> Directions:
+        """Return what was seen of a layer's inputs."""
+        return self.directions[self.leader[name]]
+
+    def ranks(self, ranks: Mapping[str, int], most: Mapping[str, int]) -> dict[str, int]:
+        """Return the ranks, of the same sum, that explain most."""
+        return spread({n: self.seen(n).shares()[: most[n]] for n in ranks}, sum(ranks.values()))
+
+    def stay(self, ranks: Mapping[str, int], most: Mapping[str, int], tau: float) -> bool:
+        """Return whether the directions that are going to be taken are what they were a batch before."""
+        if not all(n in self.leader and self.seen(n).rows for n in ranks):
+            return False
+        wanted = self.ranks(ranks, most)
+        return all(bool((self.seen(n).alike[: wanted[n]] >= tau).all()) for n in ranks)
+
+
+def _with_ranks(
+    config: LoRAConfig, before: Mapping[str, int], ranks: Mapping[str, int], settings: Mapping[str, Any]
+) -> LoRAConfig:
+    """Return a config with other ranks for layers, without those of rank 0."""
+    kept = {n: r for n, r in ranks.items() if r}
+    if kept == before:
+        return config
+    changes: dict[str, Any] = {}
+    if len(kept) < len(ranks):
+        changes = {"target_modules": [*kept], "layers_to_transform": None, "layers_pattern": None}
+    by_depth = sorted(kept, key=lambda n: -n.count("."))
+    alphas = {n: config.alpha_of(n) for n in by_depth}
+    if settings["adjust_scaling_factors"]:
+        alphas = {n: alpha * kept[n] / before[n] for n, alpha in alphas.items()}
+    own = {n: kept[n] for n in by_depth if kept[n] != config.r or key_for(config.rank_pattern, n)}
+    own_alphas = {n: a for n, a in alphas.items() if a != config.lora_alpha or key_for(config.alpha_pattern, n)}
+    return config.copy(**changes, rank_pattern=own, alpha_pattern=own_alphas)
