@@ -116,6 +116,7 @@ PLACES = {
     "RecomputingMLP": "hf_lora.layers.memory.mlp:RecomputingMLP",
     "gated_form": "hf_lora.layers.memory.mlp:gated_form",
     "plan": "hf_lora.targets.plan:plan",
+    "first_gradients": "hf_lora.model.first_gradients",
     "provenance": "hf_lora.model.provenance",
     "public_base": "hf_lora.files.privacy:public_base",
     "Uses": "hf_lora.targets.reads:Uses",

@@ -34,8 +34,8 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterMismatchError, ConfigError
 
 from .cases import move
-from .peek import FORMULAS
-from .tiny import FAMILIES, floats, inputs, scatter, tiny
+from .peek import FORMULAS, INITS
+from .tiny import FAMILIES, IDS, floats, inputs, scatter, tiny
 from .versions import not_older
 
 # PEFT's own chatter. The last one is about a lora_bias, which it takes for a shard of a matrix.
@@ -278,7 +278,9 @@ def _settings(case: Case) -> dict[str, Any]:
 def _ours(case: Case) -> LoRAModel:
     """Return a copy of the base with an adapter made here, every trained value away from its start."""
     torch.manual_seed(20)
-    model = LoRAModel.from_model(copy.deepcopy(_base(case.base)), LoRAConfig(**_settings(case)))
+    start = INITS[LoRAConfig(**_settings(case)).init_lora_weights]
+    data = {"data": [{"input_ids": IDS, "labels": IDS}]} if start.data else {}
+    model = LoRAModel.from_model(copy.deepcopy(_base(case.base)), LoRAConfig(**_settings(case)), **data)
     move(model, scale=0.2)
     return model
 
@@ -477,8 +479,29 @@ def test_an_adapter_of_a_start_from_data_computes_the_same_and_keeps_its_start(s
     assert _config(tmp_path / "ours") == _config(tmp_path / "theirs")
 
 
+def test_eva_begins_as_in_peft_and_its_file_is_pefts(tmp_path: Path) -> None:
+    settings = {"rho": 2.0, "tau": 0.99, "use_label_mask": False}
+    case = _lora("llama", "q_proj", "down_proj", init_lora_weights="eva", eva_config=settings)
+    model = _ours(case)
+    theirs = _theirs(Case(case.base, case.config, {"eva_config": peft.EvaConfig(**settings)}), moved=False)
+    peft.initialize_lora_eva_weights(theirs, [{"input_ids": IDS, "labels": IDS}], show_progress_bar=False)
+    fresh = LoRAModel.from_model(
+        copy.deepcopy(_base("llama")), LoRAConfig(**_settings(case)), data=[{"input_ids": IDS}]
+    )
+    want = theirs.peft_config["default"].rank_pattern
+    assert want
+    assert fresh.peft_config["default"].rank_pattern == want
+    for name, layer in fresh._lora.layers.items():
+        ours = layer.carried("default")["weight"].lora_A.detach()
+        other = theirs.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.detach()
+        assert ours.shape == other.shape
+        assert (ours.T @ ours - other.T @ other).abs().max() < 1e-2, name
+    model.save_pretrained(tmp_path)
+    _agree(_load_there(case, tmp_path), model, "llama")
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "rank_pattern": {"v_proj": 3}}, {"use_dora": True}])
-@pytest.mark.parametrize("start", ["milora"])
+@pytest.mark.parametrize("start", ["milora", "lora_ga"])
 def test_a_start_that_peft_could_not_compute_again_is_plain_lora_there(
     start: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -500,7 +523,7 @@ def test_a_start_that_peft_could_not_compute_again_is_plain_lora_there(
     }
 
 
-@pytest.mark.parametrize("start", ["milora", "corda", "loftq"])
+@pytest.mark.parametrize("start", ["milora", "lora_ga", "corda", "loftq"])
 def test_an_adapter_whose_start_peft_wrote_into_the_base_is_refused_with_the_way_out(
     start: str, tmp_path: Path
 ) -> None:
