@@ -15,7 +15,8 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ArgumentError, ConfigError, TargetError
 
 from .cases import move
-from .peek import first_gradients
+from .peek import RunSettings, first_gradients, plan_run
+from .runs import write_base
 from .tiny import IDS, tiny
 
 EVA, GA = {"init_lora_weights": "eva"}, {"init_lora_weights": "lora_ga"}
@@ -270,3 +271,18 @@ def test_an_adapter_that_is_loaded_takes_no_data(tmp_path: Path) -> None:
     LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2)).save_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="data= has no effect: .*has begun already"):
         LoRAModel.from_pretrained(tmp_path, base_model=tiny("gpt2"), data=[{"input_ids": IDS}])
+
+
+def test_the_command_hands_the_start_its_own_first_batches(tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    (tmp_path / "rows.csv").write_text("text,label\n" + "good w1 w2 w3 w4,1\nbad w2 w1 w5,0\n" * 20)
+    (tmp_path / "scratch").mkdir()
+    settings = RunSettings(
+        model=str(tmp_path / "base"), train=str(tmp_path / "rows.csv"), r=2, lora={"init_lora_weights": "eva"}
+    )
+    plan = plan_run(settings, tmp_path / "scratch")
+    assert plan.model.peft_config["default"].init_lora_weights == "eva"
+    factors = [p.detach() for n, p in plan.model.named_parameters() if n.endswith("lora_A")]
+    assert factors
+    for a in factors:  # directions, and no random numbers
+        assert torch.allclose(a @ a.T, torch.eye(len(a)) * a[0].square().sum(), atol=1e-5)

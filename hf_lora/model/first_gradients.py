@@ -32,7 +32,8 @@ def of_gradients(model: Any, modules: Mapping[str, nn.Module], sites: list[Site]
     if not batches:
         raise ConfigError("data= holds no batch.")
     weights = {(s.module, s.parameter): own_tensor(modules[s.module], s.parameter) for s in sites}
-    if odd := [full_name(*p) for p, w in weights.items() if w is None or w.is_meta or not w.is_floating_point()]:
+    packed = {(s.module, s.parameter) for s in sites if KINDS[s.kind].is_quantised}
+    if odd := [full_name(*p) for p, w in weights.items() if p in packed or w is None or w.is_meta]:
         raise TargetError(f"{some(odd)}: quantised or offloaded, so that it has no gradient to start from.")
     ranks, seen = {(s.module, s.parameter): (s.r, s) for s in sites}, Seen()
     for part in _parts(weights):  # type: ignore[arg-type]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from ...errors import ConfigError
 from ...files.privacy import is_repo_id, public_base
 from ...model.heads import label_layers
 from ...model.lora_model import LoRAModel
+from ...variants.initial import INITS
 from ..suggesting import scaled_rate
 from ..tasks.lengths import Lengths
 from ..tasks.preparation import Preparation
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_BATCHES = 16  # that a start from data looks at, at most
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # BERT, XLM, BART and OPT, GPT-2
 
 
@@ -88,10 +92,15 @@ def plan_run(settings: RunSettings, scratch: Path, *, overwrite: bool = False, r
     preparation, processor = prepare(settings, task, columns, rows["train"])
     lengths = part_rows(rows, settings, preparation, processor)
     plan = Plan(_decided(settings, preparation), preparation, processor, rows, lengths=lengths)
-    plan.model = _model(plan.settings, preparation)
-    preparation.fit_model(plan.model, processor)
-    _fit_positions(plan, settings.max_length)
+    plan.model = _model(plan, settings.max_length)
+    _fit(plan, plan.model, settings.max_length)
     return plan
+
+
+def _fit(plan: Plan, model: Any, given: int | None) -> None:
+    """Fit a loaded model and the rows to each other. given: the user's max_length."""
+    plan.preparation.fit_model(model, plan.processor)
+    _fit_positions(plan, model, given)
 
 
 def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSettings:
@@ -117,8 +126,12 @@ def _checked(settings: RunSettings, overwrite: bool, resume: bool) -> RunSetting
     return settings
 
 
-def _model(settings: RunSettings, preparation: Preparation) -> Any:
-    """Return the base with a fresh adapter, which the seed and the number of threads decide."""
+def _model(plan: Plan, length: int | None) -> Any:
+    """Return the base with a fresh adapter, which the seed and the number of threads decide.
+
+    Where its start learns of data it learns of the run's own first batches. length: the user's max_length.
+    """
+    settings, preparation = plan.settings, plan.preparation
     if settings.threads:
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
@@ -131,6 +144,8 @@ def _model(settings: RunSettings, preparation: Preparation) -> Any:
         config = config.copy(modules_to_save=[*(config.modules_to_save or ()), *layers])
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
     given |= {"ignore_mismatched_sizes": True} if made else {}  # a head for other labels gives way to a new one
+    if INITS[config.init_lora_weights].data is not None:
+        given["data"] = partial(_first_batches, plan, length)
     model = LoRAModel.from_pretrained(name, config, **{**given, **made})
     _tell_useless_ranks(model)
     return model
@@ -150,10 +165,17 @@ def _tell_useless_ranks(model: Any) -> None:
         )  # fmt: skip
 
 
-def _fit_positions(plan: Plan, given: int | None) -> None:
+def _first_batches(plan: Plan, length: int | None, model: Any) -> list[Any]:
+    """Return the first batches that a run would train a base on."""
+    _fit(plan, model, length)
+    plan.model = model
+    return list(itertools.islice(plan.trainer().get_train_dataloader(), _BATCHES))
+
+
+def _fit_positions(plan: Plan, model: Any, given: int | None) -> None:
     """Cut rows to the positions that a base has learnt. given: the user's max_length, which is refused where it is
     more. Raises ConfigError."""
-    most, options = positions_of(plan.model), plan.preparation.options
+    most, options = positions_of(model), plan.preparation.options
     if most is None or (options.get("max_length") or 0) <= most:
         return
     if given is not None:
