@@ -282,7 +282,7 @@ def widened(model: LoRAModel, kind: str, variant: str) -> LoRAModel:
     """Return a copy of a case's model in float64 and plain tensors."""
     if not is_packed(kind):
         return copy.deepcopy(model).double()
-    wide = add_lora(readable(kind, torch.float64), config_of(kind, variant))
+    wide = add_lora(readable(kind, torch.float64), config_of(kind, variant), **data_of(kind, variant))
     for (module, layer), own in zip(wide._lora.layers.items(), model._lora.layers.values(), strict=True):
         for key, adapter in layer.carried("default").items():
             for name, tensor in adapter.held().items():

@@ -537,9 +537,25 @@ def test_a_product_on_one_name_of_a_tie_that_is_ensured_is_refused(target: str, 
         LoRAModel.from_pretrained(tmp_path, base_model=base(tie_word_embeddings=True), is_trainable=True)
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora", True])
-def test_pefts_argument_that_converts_a_start_is_refused_with_the_way_out(start: Any, tmp_path: Path) -> None:
-    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=start))
-    with pytest.raises(ConfigError, match="path_initial_model_for_weight_conversion.*merge_and_unload"):
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "rank_pattern": {"v_proj": 3}}, {"use_dora": True}])
+@pytest.mark.parametrize("start", ["pissa", "olora", "milora"])
+def test_pefts_argument_that_converts_a_start_writes_plain_lora_of_twice_the_rank(
+    start: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2, init_lora_weights=start, **settings))
+    move(model)
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "anything"))
+    again = LoRAModel.from_pretrained(tmp_path / "plain", base_model=tiny("llama"))
+    found = again.peft_config["default"]
+    assert (found.r, found.init_lora_weights) == (4, True)
+    assert (again(IDS).logits - model(IDS).logits).abs().max() < 1e-4
+    assert (tiny("llama")(IDS).logits - model(IDS).logits).abs().max() > 1e-2
+    theirs = peft.PeftModel.from_pretrained(tiny("llama"), tmp_path / "plain")
+    assert (theirs(IDS).logits - model(IDS).logits).abs().max() < 1e-4
+
+
+def test_pefts_argument_that_converts_a_start_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    model = LoRAModel.from_model(tiny("llama"), LoRAConfig(r=2))
+    with pytest.raises(ConfigError, match="path_initial_model_for_weight_conversion.*took nothing out of the base"):
         model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path))
     assert not (tmp_path / "plain").exists()

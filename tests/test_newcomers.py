@@ -107,9 +107,9 @@ CALLS: dict[str, tuple[Call, str]] = {
     "settings beside the model": (lambda m, p: LoRAModel.from_model(m, r=16, target_modules=["c_attn"]), r"r: LoRAConfig\(r=\.\.\.\)"),
     "unsloth's": (
         lambda m, p: LoRAModel.from_model(m, use_gradient_checkpointing="unsloth", random_state=3407, max_seq_length=9),
-        "max_seq_length: .*random_state: torch.manual_seed.*use_gradient_checkpointing: gradient_checkpointing=True",
+        "max_seq_length: .*random_state: LoRAConfig.*use_gradient_checkpointing: gradient_checkpointing=True",
     ),
-    "unsloth's, by name": (lambda m, p: LoRAModel.from_pretrained(p, random_state=3407), "random_state: torch.manual_seed"),
+    "unsloth's, by name": (lambda m, p: LoRAModel.from_pretrained(p, random_state=3407), "random_state: LoRAConfig"),
     "four bits": (lambda m, p: LoRAModel.from_pretrained(p, load_in_4bit=True), "load_in_4bit: quantization_config=Bits"),
     "a config on a plain model": (lambda m, p: m.add_adapter(LoRAConfig()), "from_model.*add_lora"),
     "a config by name on a plain model": (lambda m, p: m.add_adapter(adapter_config=LoRAConfig(), adapter_name="b"), "from_model"),

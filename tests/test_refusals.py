@@ -22,17 +22,23 @@ LESS = [v for v in VARIANTS if v != "bias-trained"]  # biases are trained where 
 UNDEFINED = [(k, v) for k in KIND_CASES for v in LESS if not allowed(k, v) and not k.startswith("linear-no-bias")]
 
 
-def untouched(model: nn.Module) -> bool:
-    return not any("_lora" in m.__dict__ for m in model.modules()) and all(p.requires_grad for p in model.parameters())
+def flags(model: nn.Module) -> list[bool]:
+    return [p.requires_grad for p in model.parameters()]
+
+
+def untouched(model: nn.Module, before: list[bool] | None = None) -> bool:
+    is_plain = not any("_lora" in m.__dict__ for m in model.modules())
+    return is_plain and (all(flags(model)) if before is None else flags(model) == before)
 
 
 @pytest.mark.parametrize(("kind", "variant"), UNDEFINED, ids=[f"{k}-{v}" for k, v in UNDEFINED])
 def test_a_variant_that_a_kind_cannot_carry_is_refused_by_name(kind: str, variant: str) -> None:
     model = network(kind)
+    before = flags(model)
     name = KIND_CASES[kind].targets.get("target_modules", ["layer"])[0].split(".")[0]
     with pytest.raises(TargetError, match=name):
         add_lora(model, config_of(kind, variant), **data_of(kind, variant))
-    assert untouched(model)
+    assert untouched(model, before)
 
 
 class Halved(nn.Conv1d):

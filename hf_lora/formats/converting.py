@@ -27,6 +27,15 @@ def started(config: LoRAConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in fields}
 
 
+def check_converts(config: LoRAConfig) -> None:
+    """Raise ConfigError where an adapter took nothing out of the base, so that there is nothing to convert."""
+    if not INITS[config.init_lora_weights].moves_base:
+        raise ConfigError(
+            f"path_initial_model_for_weight_conversion=: init_lora_weights={config.init_lora_weights!r} took nothing "
+            "out of the base, and the file is plain as it is; leave it out."
+        )
+
+
 def converted(config: LoRAConfig, carried: Iterable[Carried]) -> LoRAConfig:
     """Return the config of plain LoRA of twice the rank and the same scaling.
 

@@ -44,11 +44,15 @@ Places = Mapping[str, "Place | None"]
 
 
 def adapter_tensors(
-    layers: Mapping[str, LoRALayer], name: str, state_dict: Mapping[str, Tensor] | None = None
+    layers: Mapping[str, LoRALayer],
+    name: str,
+    state_dict: Mapping[str, Tensor] | None = None,
+    converts: bool = False,
 ) -> dict[str, Tensor]:
     """Return an adapter's tensors under PEFT's names, in PEFT's shapes; views where the layout allows.
 
-    state_dict: the whole model's, gathered, where the tensors in the layers are only shards of it.
+    state_dict: the whole model's, gathered, where the tensors in the layers are only shards of it. converts: with the
+    product at birth of what took it out of the base, as factors of twice the rank.
     """
     adapters = {module: layer.carried(name) for module, layer in layers.items()}
     sites = [(module, key, a) for module, group in adapters.items() for key, a in group.items()]
@@ -69,6 +73,8 @@ def adapter_tensors(
             values = {attribute: state_dict[f"{at}.{attribute}"] for attribute in values}
         others = [] if adapter.leads else [adapter.row.stored[each] for each in adapter.shared()]
         held = {leaf for stored in others for leaf in stored.keys}  # below the first of the group
+        if converts:
+            values = {**adapter.at_birth(), **values}
         for leaf, tensor in adapter.to_file(values):
             if leaf not in held:
                 full = TOP + leaf if leaf in TOP_KEYS else PREFIX + full_name(path, leaf)

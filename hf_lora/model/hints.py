@@ -87,10 +87,10 @@ ARGUMENTS = {
     "max_seq_length": "the tokenizer or the Trainer cuts texts",
     "max_shard_size": "an adapter is one file",
     "mixed": "an adapter's config says what it is, and a LoRAModel takes all kinds",
-    "path_initial_model_for_weight_conversion": "a start that moves the base is written as it is, and loads as it is",
+    "path_initial_model_for_weight_conversion": "save_pretrained() takes it",
     "peft_config": "lora_config=",
     "progressbar": "there is no progress bar",
-    "random_state": "torch.manual_seed() before the adapter is added",
+    "random_state": "LoRAConfig(seed=...)",
     "safe_merge": (
         "weights that are not finite are refused anyway; verify= limits what rounding takes, dtype=torch.float32 "
         "avoids it"

@@ -15,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import ModelCardData, constants
 from torch import Tensor
 
-from ..errors import AdapterFileError, ArgumentError, ConfigError, HubError, HubNotFoundError, ModelError
+from ..errors import AdapterFileError, ArgumentError, HubError, HubNotFoundError, ModelError
 from ..files.disk import write_atomically
 from ..files.hub_calls import Request, call
 from ..files.hub_files import fetch
@@ -73,12 +73,7 @@ def save_pretrained(
     kwargs: Mapping[str, Any],
 ) -> None:
     """Write a model's adapters into a directory, and push them where that is asked (`LoRAModel.save_pretrained`)."""
-    if kwargs.get(_CONVERTS) is not None:
-        raise ConfigError(
-            f"{_CONVERTS}=: hf_lora does not write an adapter that took its start out of the base (PiSSA, OLoRA) as a "
-            "plain one. A file of such an adapter is right in hf_lora and PEFT; for what knows only alpha / r * B A, "
-            "save model.merge_and_unload(), or train with init_lora_weights=True."
-        )
+    converts = kwargs.get(_CONVERTS) is not None
     card_data = as_card_data(card_data)
     refuse_unknown("save_pretrained()", kwargs, [*_OF_SAVING, *_FOR_PUSHING, *_OF_A_BASE, _CONVERTS])
     for name, values in _OF_A_BASE.items():
@@ -99,7 +94,10 @@ def save_pretrained(
         if not isinstance(base, str) or not base:
             raise ModelError(f"base_model={base!r}: give the base's Hub id, or the folder that holds it.")
         bases = dict.fromkeys(model._lora.configs, base)
-    save_adapters(model, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data, bases=bases)
+    save_adapters(
+        model, directory, adapter_name, state_dict, write=is_main_process, card_data=card_data, bases=bases,
+        converts=converts,
+    )  # fmt: skip
     if is_main_process and push_to_hub:
         given = {k: v for k, v in kwargs.items() if k in _FOR_PUSHING and k != "repo_id"}
         repo = kwargs.get("repo_id") or directory.resolve().name

@@ -17,7 +17,7 @@ from ..errors import AdapterFileError, AdapterNameError, AdapterStateError, full
 from ..files.disk import locked
 from ..files.names import CARD_NAME, places_of
 from ..files.transaction import commit, settled, withdraw
-from ..formats.converting import converted, started
+from ..formats.converting import check_converts, converted, started
 from ..formats.elsewhere import no_peft
 from ..formats.keys import PREFIX
 from ..formats.notes import BASE_NOTE, RECIPE_NOTE, SEED_NOTE, START_NOTE
@@ -55,15 +55,17 @@ def save_adapters(
     card_data: ModelCardData | None = None,
     repo_id: str | None = None,
     bases: Mapping[str, str] | None = None,
+    converts: bool = False,
 ) -> None:
     """Write a model's adapters into a directory (`LoRAModel.save_pretrained`), or nothing where one is not fit for it.
 
     write: False takes part in gathering tensors that are spread over processes, checks them, and writes nothing.
     card_data, repo_id: for the model cards (`card.write_card`). bases: the name of each adapter's base as it is
-    written, where it is not the config's own.
+    written, where it is not the config's own. converts: write what took its start out of the base as plain LoRA of
+    twice the rank, which needs no such base.
     Where all of them go into folders, an adapter that an earlier save left at the top is removed: it would be loaded.
-    Raises AdapterStateError, AdapterNameError, and AdapterFileError where the directory is the base's own or the disk
-    refuses.
+    Raises AdapterStateError, AdapterNameError, ConfigError where there is no start to convert, and AdapterFileError
+    where the directory is the base's own or the disk refuses.
     """
     state = model._lora
     state.refuse_while_merged("saving")
@@ -71,18 +73,20 @@ def save_adapters(
     names = [_name(model, adapter_name)] if adapter_name is not None or len(state.configs) == 1 else list(state.configs)
     if not names:
         raise AdapterStateError("the model has no adapter to save.")
+    for name in names if converts else ():
+        check_converts(state.configs[name])
     folders = {name: directory / place for name, place in places_of(names).items()}
     for folder in folders.values():
         refuse_base_folder(model, folder)
     if not write and not any(is_sharded(model, name, state_dict) for name in names):
         return
     with CHANGES:
-        contents = {name: _tensors(model, name, state_dict) for name in names}
+        contents = {name: _tensors(model, name, state_dict, converts=converts) for name in names}
     checkpoint = checkpoint_of(model, state.place) if write else None
     for name, tensors in contents.items() if write else ():
         config = state.configs[name].copy(**({"base_model_name_or_path": bases[name]} if bases else {}))
-        notes = _notes(model, name, config, tensors, checkpoint)
-        _save_one(model, name, config, folders[name], tensors, notes, card_data, repo_id)
+        notes = _notes(model, name, config, tensors, checkpoint, converts)
+        _save_one(model, name, config, folders[name], tensors, notes, card_data, repo_id, converts)
     if write and directory not in folders.values():
         withdraw(directory)
 
@@ -110,6 +114,7 @@ def _save_one(
     notes: Mapping[str, Any],
     card_data: ModelCardData | None,
     repo_id: str | None,
+    converts: bool,
 ) -> None:
     task = (
         config.task_type if hasattr(model, "config") else None
@@ -117,7 +122,7 @@ def _save_one(
     if task and TASK_TYPES[task].tag == "text-generation" and not hasattr(model, "prepare_inputs_for_generation"):
         task = None
     published = config.copy(inference_mode=True, task_type=task)
-    if started(config):
+    if converts or started(config):
         published = converted(published, model._lora.carried(name))
     published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
@@ -144,7 +149,9 @@ def _save_one(
         ) from error
 
 
-def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None, checked: bool = True) -> dict[str, Tensor]:
+def _tensors(
+    model: Any, name: str, state_dict: Mapping[str, Tensor] | None, checked: bool = True, converts: bool = False
+) -> dict[str, Tensor]:
     try:
         gathered = gather(model, name, state_dict)
     except KeyError as missing:
@@ -153,7 +160,7 @@ def _tensors(model: Any, name: str, state_dict: Mapping[str, Tensor] | None, che
         ) from None
     if checked:
         check(model, name, gathered)
-    return adapter_tensors(model._lora.layers, name, gathered)
+    return adapter_tensors(model._lora.layers, name, gathered, converts)
 
 
 def _name(model: Any, adapter_name: str | None) -> str:
@@ -178,7 +185,12 @@ def _auto_mapping(model: Any, config: LoRAConfig) -> dict[str, str] | None:
 
 
 def _notes(
-    model: Any, name: str, adapter: LoRAConfig, tensors: Mapping[str, Tensor], checkpoint: Checkpoint | None
+    model: Any,
+    name: str,
+    adapter: LoRAConfig,
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint | None,
+    converts: bool = False,
 ) -> dict[str, Any]:
     """Return what an adapter's file says besides its tensors: how many there are, its base and settings, its labels."""
     config, state = getattr(model, "config", None), model._lora
@@ -189,7 +201,7 @@ def _notes(
         notes[BASE_NOTE] = base
     if adapter.seed is not None:
         notes[SEED_NOTE] = adapter.seed
-    if start := started(adapter):
+    if not converts and (start := started(adapter)):
         notes[START_NOTE] = start
     if labels and (has_head or differs_in_labels(model, checkpoint)):
         notes["id2label"] = {str(k): v for k, v in labels.items()}

@@ -385,6 +385,10 @@ class Adapter(nn.Module):
             setattr(self, name, getattr(other, name))
         self.begin()
 
+    def at_birth(self) -> dict[str, Tensor]:
+        """Return the factors of the product that it took out of the weight at birth, by attribute."""
+        return {}
+
     def held(self) -> dict[str, Tensor]:
         """Return its tensors by attribute, those that no file holds among them."""
         return {name: t for name, t in {**self._parameters, **self._buffers}.items() if t is not None}

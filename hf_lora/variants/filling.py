@@ -32,7 +32,9 @@ class Factors(Protocol):
 
 
 Fill = Callable[[Factors, Tensor | None], None]
-FillFrom = Callable[[Factors, tuple[Tensor, ...], Mapping[str, Any], Callable[[], Tensor]], None]  # what was seen, settings, weight
+FillFrom = Callable[
+    [Factors, tuple[Tensor, ...], Mapping[str, Any], Callable[[], Tensor]], None
+]  # what was seen, settings, weight
 Draw = Callable[[Tensor, Factors, torch.Generator], None]
 
 

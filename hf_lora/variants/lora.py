@@ -212,6 +212,9 @@ class LoRA(Adapter):
         data.fill(self, seen, settings, lambda: self.own_matrix(layer))
         self._note_birth()
 
+    def at_birth(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in _AT_BIRTH} if self.moves_base else {}
+
     def _note_birth(self) -> None:
         if self.moves_base:
             self.initial_A.copy_(self.lora_A.detach())
