@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora
+from hf_lora import LoRAConfig, LoRAModel, add_lora, compare
 from hf_lora.errors import AdapterFileError, ConfigError, TargetError
 
 from .cases import Named, move
@@ -101,6 +101,17 @@ def test_a_held_start_comes_back_on_a_base_that_would_not_give_it_again(tmp_path
     a, b = (tensors[f"base_model.model.layer.lora_{x}.weight"] for x in "AB")
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 20.0, True)
     assert torch.allclose(b @ a, product, atol=1e-12)
+
+
+def test_files_of_a_held_start_are_compared_as_they_compute(tmp_path: Path) -> None:
+    models = [_made(start)[1] for start in ("milora", True)]
+    for number, model in enumerate(models):
+        move(model, seed=number)
+        model.save_pretrained(tmp_path / str(number))
+    models[0].load_adapter(tmp_path / "1", "other")
+    there = compare("default", "other", model=models[0])
+    here = compare(tmp_path / "0", tmp_path / "1")
+    assert here.layers[0].cosine == pytest.approx(there.layers[0].cosine)
 
 
 def test_a_held_start_is_resumed_in_place(tmp_path: Path) -> None:

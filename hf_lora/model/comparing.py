@@ -192,7 +192,8 @@ def _product(path: str, pair: dict[str, Tensor], config: LoRAConfig) -> Product:
     if min(a.ndim, b.ndim) >= 2:
         (rows, columns), scaling = (len(a), b.shape[1]), config.scaling_of(path)
         a, b = a.flatten(1), b.flatten(1)
-        if rows == columns == r:
+        held = INITS[config.init_lora_weights].held  # with what it was at birth, subtracted, in as many ranks again
+        if rows == columns and rows in (r, 2 * r if held else r):
             return Product(a, b, scaling)
         if rows == r and columns and rows % columns == 0 and len(b) % (rows // columns) == 0:
             groups = rows // columns
