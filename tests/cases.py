@@ -203,9 +203,14 @@ def config_of(kind: str, variant: str, **changes: object) -> LoRAConfig:
     return LoRAConfig(**{**KIND_CASES[kind].targets, **settings_of(variant, **changes)})  # type: ignore[arg-type]
 
 
+def starts_from_data(settings: dict[str, object]) -> bool:
+    """Return whether a variant's start learns of data."""
+    return INITS[settings.get("init_lora_weights", True)].data is not None  # type: ignore[index]
+
+
 def data_of(kind: str, variant: str) -> dict[str, object]:
     """Return the data of a case as arguments, where its start learns of any: a batch that gives a loss."""
-    if INITS[VARIANTS[variant].get("init_lora_weights", True)].data is None:
+    if not starts_from_data(VARIANTS[variant]):
         return {}
     x = example(kind)
 
