@@ -361,7 +361,7 @@ def test_every_command_line_of_the_docs_runs(
         assert cli.main(shlex.split(command)[1:]) == 0, (line, capsys.readouterr().err)
     told = {line.rpartition(" | ")[2].split()[1] for line in commands}
     every = {command.__name__ for commands in COMMANDS.values() for command in commands}
-    assert every - told <= {"chat", "data"}
+    assert every - told <= {"chat"}
     assert Path("merged", "model.safetensors").is_file()
 
 

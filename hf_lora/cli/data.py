@@ -61,8 +61,10 @@ def _show(told: dict[str, Any]) -> None:
     show_table(header, [[c["name"], c["type"], c["role"], c["empty"], c["example"]] for c in told["columns"]])
     print(printable(f"Task: {told['task'] or 'not told'}: {told['why']}") + "\n")
     if lengths := told.get("lengths"):
-        names = [name for name in lengths if name not in ("unit", "cut", "lost")]
-        show_table(names, [[lengths[name] for name in names]], f"Lengths in {lengths['unit']}")
+        names = [name for name in lengths if name not in ("unit", "rows", "cut", "lost")]
+        show_table(
+            names, [[lengths[name] for name in names]], f"Lengths of {lengths['rows']:,} rows in {lengths['unit']}"
+        )
     if classes := told.get("classes"):
         rows = [[label, *counts.values()] for label, counts in list(classes.items())[:_MOST]]
         more = f", the first {_MOST} of {len(classes):,}" if len(classes) > _MOST else ""

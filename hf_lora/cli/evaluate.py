@@ -58,4 +58,4 @@ def evaluate(
     if found.positive:
         remark(f"f1, precision and recall are of the label {found.positive!r}.")
     if found.untrained:
-        remark(f"of the base, {found.untrained} is untrained, so its numbers are those of chance.")
+        remark(f"the base alone has an untrained {found.untrained}, so its numbers are those of chance.")

@@ -87,7 +87,7 @@ def show_result(output: str, rows: str, record: Mapping[str, Any]) -> None:
     show_table(
         ["metric", *parts],
         [[name, *(part.get(name) for part in parts.values())] for name in names],
-        title=f"Step {best['step']} of {record['steps']}, after {seconds:.0f} s",
+        title=f"The adapter of step {best['step']} of {record['steps']}; all took {seconds:.0f} s",
     )
     print(printable(f"The adapter, its card, curves and record are in {output}."))
     print(printable(f"Next: hf-lora predict {output} {rows}"))

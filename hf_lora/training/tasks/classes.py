@@ -132,9 +132,10 @@ def _check_classes(found: set[str], rows: int, column: str) -> None:
             f"column {column!r}: every row has the label {', '.join(found)!r}; there is nothing to tell apart."
         )
     if len(found) > MANY and 2 * len(found) > rows:
+        numbers = ", or learn numbers with --task regression" if all(re.match(r"\W*\d", each) for each in found) else ""
         raise DataError(
             f"column {column!r}: {len(found):,} labels in {rows:,} rows, as {some(in_order(found))}, are no classes. "
-            "Name the column of the labels with --column label=NAME, or learn numbers with --task regression."
+            f"Name the column of the labels with --column label=NAME{numbers}."
         )
 
 

@@ -73,7 +73,10 @@ def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], sour
                 f"Take a base for {' or '.join(fitting.models)}, or rows for this one."
             )
         named = ", ".join(task.name for task in tasks)
-        raise DataError(f"{has}, which fit no task. Say which with --task ({named}), and which column is what.")
+        raise DataError(
+            f"{has}, which fit no task. Say which column is what, as --column text=NAME --column label=NAME, or which "
+            f"task it is with --task ({named})."
+        )
     names = list(dict.fromkeys([*(guess.task.name for guess in best), *others]))
     raise DataError(f"{has}, which could be for {' or '.join(names)}. Say which with --task, as --task {names[0]}.")
 
