@@ -147,6 +147,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "milora-dora-rslora": {"init_lora_weights": "milora", "use_dora": True, "use_rslora": True},
     "eva": {"init_lora_weights": "eva"},
     "lora_ga": {"init_lora_weights": "lora_ga"},
+    "loftq": {"init_lora_weights": "loftq"},
     "mica": {"init_lora_weights": "mica"},
     "lora-bias": {"lora_bias": True},
     "bias-trained": {"bias": "all"},
@@ -160,7 +161,7 @@ def moves_base(variant: str) -> bool:
 
 def is_exact(variant: str) -> bool:
     """Return whether a fresh adapter leaves every bit, and not just every digit."""
-    return not moves_base(variant) and variant != "orthogonal"
+    return not moves_base(variant) and variant not in ("orthogonal", "loftq")
 
 
 def allowed(kind: str, variant: str) -> bool:
@@ -173,6 +174,8 @@ def allowed(kind: str, variant: str) -> bool:
         is_raw or (variant != "sharelora" and not case.matrix)
     ):
         return False
+    if variant == "loftq":  # what is not quantised lost nothing
+        return case.pack is not None
     if INITS[VARIANTS[variant].get("init_lora_weights", True)].of_matrix and not case.matrix:
         return kind.startswith("embedding")  # as in PEFT, an embedding starts as always
     if (variant == "eva" and not case.dropout) or (variant == "lora_ga" and case.pack is not None):
@@ -212,6 +215,9 @@ def data_of(kind: str, variant: str) -> dict[str, object]:
     """Return the data of a case as arguments, where its start learns of any: a batch that gives a loss."""
     if not starts_from_data(VARIANTS[variant]):
         return {}
+    if variant == "loftq":
+        torch.manual_seed(1)
+        return {"data": KIND_CASES[kind].build()}
     x = example(kind)
 
     def loss(model: nn.Module, move: bool) -> Tensor:
@@ -287,6 +293,7 @@ def widened(model: LoRAModel, kind: str, variant: str) -> LoRAModel:
     """Return a copy of a case's model in float64 and plain tensors."""
     if not is_packed(kind):
         return copy.deepcopy(model).double()
+    variant = "lora" if variant == "loftq" else variant
     wide = add_lora(readable(kind, torch.float64), config_of(kind, variant), **data_of(kind, variant))
     for (module, layer), own in zip(wide._lora.layers.items(), model._lora.layers.values(), strict=True):
         for key, adapter in layer.carried("default").items():

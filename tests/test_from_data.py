@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import ArgumentError, ConfigError, TargetError
 
-from .cases import move
+from .cases import KIND_CASES, config_of, data_of, move, network
 from .peek import RunSettings, first_gradients, plan_run
+from .quantising import FIRST, read
 from .runs import write_base
 from .tiny import IDS, tiny
 
 EVA, GA = {"init_lora_weights": "eva"}, {"init_lora_weights": "lora_ga"}
+LOFTQ = {"init_lora_weights": "loftq"}
 
 
 class Two(nn.Module):
@@ -223,16 +225,41 @@ def test_the_file_of_lora_ga_needs_no_data_and_no_base(tmp_path: Path) -> None:
     assert _a(again, "one").shape == (2, 6)
 
 
+# --- LoftQ --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["a module", "tensors"])
+@pytest.mark.parametrize("kind", [kind for kind in FIRST if kind in KIND_CASES])
+def test_loftq_begins_with_the_best_approximation_of_what_quantising_took(
+    kind: str, given: str, tmp_path: Path
+) -> None:
+    before: Any = data_of(kind, "loftq")["data"]
+    data = before if given == "a module" else dict(before.state_dict())
+    model: Any = add_lora(network(kind), config_of(kind, "loftq", r=3, lora_alpha=6), data=data)
+    lost = before.layer.weight.detach().double() - read(network(kind).layer).double()
+    u, s, vh = torch.linalg.svd(lost, full_matrices=False)
+    adapter = model.layer.carried("default")["weight"]
+    product = adapter.scaling * adapter.lora_B.detach().double() @ adapter.lora_A.detach().double()
+    assert adapter.scaling == 2
+    assert (product - u[:, :3] * s[:3] @ vh[:3]).abs().max() < 1e-4 * s[0]
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["init_lora_weights"], written["r"], written.get("loftq_config")) == (True, 3, None)
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, type[Exception], str]] = {
     "no data": (EVA, None, ConfigError, "starts from data: pass a few batches"),
-    "no labels": (GA, None, ConfigError, "data=batches\\), with labels"),
+    "no labels": (GA, None, ConfigError, "with labels where the adapter is added"),
     "data for nobody": ({}, [1], ArgumentError, "data= has no effect"),
     "settings for nobody": ({"eva_config": {"rho": 1}}, None, ConfigError, "eva_config=.* has no effect"),
     "settings of another": ({**GA, "eva_config": {"rho": 1}}, [1], ConfigError, "eva_config=.* has no effect"),
     "no such setting": ({**EVA, "eva_config": {"roh": 1}}, [1], ConfigError, "eva_config: roh=1; its settings"),
     "a wrong value": ({**GA, "lora_ga_config": {"scale": "big"}}, [1], ConfigError, "scale='big'"),
+    "a round more": ({**LOFTQ, "loftq_config": {"loftq_iter": 2}}, _net(), ConfigError, "loftq_iter=2"),
+    "weights of nobody": (LOFTQ, [1], ArgumentError, "data= is a list"),
+    "a base in float": (LOFTQ, _net(), TargetError, "one, two: not quantised"),
     "no batch": (GA, [], ConfigError, "holds no batch"),
     "no batch for inputs": (EVA, [], ConfigError, "no more positions"),
     "few positions": (EVA, [(torch.ones(2, 6), torch.ones(2, 6))], ConfigError, "one, two no more positions"),
@@ -286,3 +313,9 @@ def test_the_command_hands_the_start_its_own_first_batches(tmp_path: Path) -> No
     assert factors
     for a in factors:  # directions, and no random numbers
         assert torch.allclose(a @ a.T, torch.eye(len(a)) * a[0].square().sum(), atol=1e-5)
+
+
+@pytest.mark.skipif("nf4" not in KIND_CASES, reason="bitsandbytes is not here")
+def test_loftq_refuses_weights_of_another_model() -> None:
+    with pytest.raises(ConfigError, match="data= has None for layer.weight, which is \\(32, 64\\) in float"):
+        add_lora(network("nf4"), config_of("nf4", "loftq"), data={})

@@ -77,6 +77,7 @@ class Fields:
     auto_mapping: dict[str, Any] | None = None
     ensure_weight_tying: bool = False
     eva_config: dict[str, Any] | None = None
+    loftq_config: dict[str, Any] = field(default_factory=dict)
     lora_ga_config: dict[str, Any] | None = None
     seed: int | None = field(default=None, compare=False)
     other: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -42,8 +42,8 @@ class LoRAConfig(Fields):
         full.
     init_lora_weights: True (A kaiming, B zero), False (random), "gaussian", "pissa", "pissa_niter_N" (N up to 128),
         "olora", "orthogonal", "milora", "mica", or from data (`data=` where the adapter is added) "eva",
-        "lora_ga"; docs/variants.md says what each is for.
-    eva_config, lora_ga_config: the settings of those, PEFT's.
+        "lora_ga", "loftq"; docs/variants.md says what each is for.
+    eva_config, lora_ga_config, loftq_config: the settings of those, PEFT's.
     seed: of the numbers that the start draws; left out, it is drawn from torch's random state, and the adapter's config
         then has it. The same seed makes the same bits on any device, whatever else was drawn. It is noted in the file
         of the weights; adapter_config.json has no place for it.

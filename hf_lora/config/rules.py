@@ -36,7 +36,7 @@ def _value_problems(c: Fields) -> list[str]:
         found.append(f'bias={c.bias!r}; the choices are "none", "all" and "lora_only".')
     if c.seed is not None and (not is_int(c.seed, 0) or c.seed >= 1 << 63):
         found.append(f"seed={c.seed!r}, but it is an integer from 0 to 2**63 - 1, or None.")
-    for name in ("eva_config", "lora_ga_config"):
+    for name in ("eva_config", "loftq_config", "lora_ga_config"):
         if not isinstance(value := getattr(c, name), dict | None):
             found.append(f"{name}={value!r:.200}, but it is a dict of settings, as PEFT has them, or None.")
     if c.task_type is not None and c.task_type not in tuple(TASK_TYPES):
@@ -52,7 +52,7 @@ def _value_problems(c: Fields) -> list[str]:
 
 
 # PEFT's starts that write into the base: without that base, the factors alone compute something else.
-_MOVE_THE_BASE = ("corda", "loftq")
+_MOVE_THE_BASE = ("corda",)
 
 
 def _init_problem(c: Fields) -> list[str]:

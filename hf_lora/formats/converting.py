@@ -64,7 +64,7 @@ def restored(values: Mapping[str, Any], notes: Mapping[str, Any], where: str) ->
     Raises AdapterFileError where the note is damaged, ConfigError where the start's product is not in the file.
     """
     start, note = values.get("init_lora_weights"), notes.get(START_NOTE)
-    if isinstance(start, str) and start in INITS and INITS[start].held:
+    if isinstance(start, str) and start in INITS and (INITS[start].held or not INITS[start].named):
         raise ConfigError(
             f"{where}: init_lora_weights={start!r} took its factors out of the base, which PEFT writes for it, and the "
             "file holds no more than the factors. PEFT converts such an adapter where it was trained: save_pretrained("

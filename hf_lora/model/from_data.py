@@ -5,7 +5,7 @@ The base computes them as it is, without adapters, in evaluation mode: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,9 +19,11 @@ from ..variants.filling import DIRECTIONS, SCALES
 from ..variants.initial import INITS
 from .batches import as_a_base
 from .first_gradients import of_gradients
+from .float_weights import of_weights
 from .layer_inputs import Seen, of_inputs
 
 _RULES: dict[str, Callable[[Any], bool]] = {
+    "loftq_iter": lambda v: v == 1,
     "rho": lambda v: isinstance(v, int | float) and v >= 1,
     "tau": lambda v: isinstance(v, int | float) and 0 <= v <= 1,
     "label_mask_value": lambda v: isinstance(v, int),
@@ -31,12 +33,19 @@ _RULES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+_WANTED = {
+    "inputs": "a few batches as the model takes them",
+    "gradients": "a few batches as the model takes them, with labels",
+    "weights": "the model before it was quantised (or its weights by name)",
+}
+
+
 def check(config: LoRAConfig, data: Any) -> None:
     """Raise ConfigError or ArgumentError where a start lacks its data, or no start reads the data or the settings."""
     own, start = INITS[config.init_lora_weights].data, f"init_lora_weights={config.init_lora_weights!r}"
     for key in {row.data.key for row in INITS.values() if row.data}:
         given = getattr(config, key)
-        if given is None:
+        if not given:
             continue
         if own is None or own.key != key:
             raise ConfigError(f"{key}={given!r} has no effect with {start}; leave one of them out.")
@@ -49,20 +58,20 @@ def check(config: LoRAConfig, data: Any) -> None:
             raise ConfigError(f"{key}: {', '.join(wrong)}; its settings, at their defaults, are {dict(own.settings)}.")
     if own is not None and data is None:
         raise ConfigError(
-            f"{start} starts from data: pass a few batches as the model takes them, "
-            f"LoRAModel.from_model(model, config, data=batches){'' if own.reads == 'inputs' else ', with labels'}."
+            f"{start} starts from data: pass {_WANTED[own.reads]} where the adapter is added, "
+            "LoRAModel.from_model(model, config, data=...)."
         )
     if own is None and data is not None:
         raise ArgumentError(f"data= has no effect with {start}, which reads none; leave it out.")
 
 
 def look(
-    model: Any, modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Iterable[Site], data: Any
+    model: Any, modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Sequence[Site], data: Any
 ) -> tuple[LoRAConfig, Seen]:
     """Return a config with the ranks that the data asks for, and what was seen for each place.
 
     data: batches (a Mapping of the forward's arguments, a tuple of them, one tensor, or a function of the model), or a
-    function of the model that returns them.
+    function of the model that returns them. For a start from weights, a module of the same names or their tensors.
     Raises ConfigError where they do not do, TargetError where a layer shows nothing.
     """
     start = INITS[config.init_lora_weights].data
@@ -70,6 +79,8 @@ def look(
     own = [site for site in sites if site.row.low_rank and site.init == config.init_lora_weights]
     settings = start.settings_of(config)
     config = config.copy(**{start.key: settings})
+    if start.reads == "weights":
+        return config, of_weights(modules, own or [site for site in sites if site.row.low_rank], data)
     batches = data(model) if callable(data) else data
     with as_a_base(model):
         if start.reads == "inputs":

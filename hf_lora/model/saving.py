@@ -26,6 +26,7 @@ from ..hub.card.writing import write_card
 from ..layers.merging import merged_values
 from ..layers.specialising import base_of
 from ..layers.state import CHANGES, AdapterState
+from ..variants.initial import INITS
 from .provenance import note_of
 from .replacing import check_in_place
 from .saved_tensors import check, gather, is_sharded
@@ -124,6 +125,8 @@ def _save_one(
     published = config.copy(inference_mode=True, task_type=task)
     if converts or started(config):
         published = converted(published, model._lora.carried(name))
+    elif not INITS[config.init_lora_weights].named:
+        published = published.copy(init_lora_weights=True, loftq_config={})
     published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
     if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
         published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})

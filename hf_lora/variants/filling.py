@@ -156,6 +156,7 @@ EVA = MappingProxyType({
     "adjust_scaling_factors": True,
 })  # fmt: skip
 LORA_GA = MappingProxyType({"direction": "ArB2r", "scale": "stable", "stable_gamma": 16})
+LOFTQ = MappingProxyType({"loftq_iter": 1})
 DIRECTIONS, SCALES = ("ArBr", "A2rBr", "ArB2r", "random"), ("stable", "weight_svd", "gd_scale", "unit")
 
 
@@ -194,3 +195,16 @@ def of_gradient(
         factor = 1 / adapter.scaling if scale == "gd_scale" else 1.0
     put(adapter.lora_A, vh[of_a.to(vh.device)] * factor)
     put(adapter.lora_B, u[:, of_b.to(u.device)] * factor)
+
+
+def of_rounding(
+    adapter: Factors, seen: tuple[Tensor, ...], settings: Mapping[str, Any], weight: Callable[[], Tensor]
+) -> None:
+    """Take the best approximation of what quantising took from a weight. seen: the weight's matrix before, in float.
+
+    One round of the paper's alternation: more would quantise the base again, which no start writes.
+    """
+    lost = seen[0].to(adapter.lora_A.device).float() - weight().float()
+    a, b = low_rank.top_singular_factors(lost / adapter.scaling, adapter.r)
+    put(adapter.lora_A, a)
+    put(adapter.lora_B, b)

@@ -28,10 +28,11 @@ MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a conf
 
 @dataclass(frozen=True)
 class Data:
-    """What a start learns of data. reads: "inputs" of its layers, or "gradients" of their weights. key: the setting of
+    """What a start learns of data. reads: "inputs" of its layers, "gradients" of their weights, or
+    the "weights" that a quantised base was made of. key: the setting of
     a config with its settings, those of PEFT. settings: their defaults. fill: writes the factors."""
 
-    reads: Literal["inputs", "gradients"]
+    reads: Literal["inputs", "gradients", "weights"]
     key: str
     settings: Mapping[str, Any]
     fill: filling.FillFrom
@@ -47,7 +48,8 @@ class Init:
 
     of_matrix: it has a meaning on plain matrices only; embeddings then start as always, unless it takes `tables` as
     well. even: it needs an even rank. held: the product at birth is in the file. keeps: the tensors that stay as they
-    began. draws: it takes random numbers, from the adapter's seed. data: what it learns of data, after `fill`.
+    began. named: a file says that it was started so; PEFT would start others again, so that theirs is plain LoRA's.
+    draws: it takes random numbers, from the adapter's seed. data: what it learns of data, after `fill`.
     redrawn: where the product at birth depends on random numbers, fills with others than `fill`, which are always the
     same. rate: the best learning rate relative to that of the usual start, None where nobody has measured it.
     """
@@ -59,6 +61,7 @@ class Init:
     tables: bool = False
     even: bool = False
     held: bool = False
+    named: bool = True
     keeps: frozenset[str] = frozenset()
     draws: bool = False
     data: Data | None = None
@@ -117,6 +120,15 @@ INITS = _Inits(
             **_OF_WEIGHT,
             paper=PAPERS["milora"],
             rate=Rate(1 / 3.2, _MEASURED),
+        ),
+        # Li et al. 2023, arXiv:2310.08659: B A is the best approximation of what quantising took from the weight.
+        "loftq": Init(
+            filling.zero_and(filling.uniform),
+            draws=True,
+            of_matrix=True,
+            named=False,
+            paper=PAPERS["loftq"],
+            data=Data("weights", "loftq_config", filling.LOFTQ, filling.of_rounding),
         ),
         # arXiv:2604.01694: B holds the minor left singular directions of W and stays so, A starts at zero.
         "mica": Init(

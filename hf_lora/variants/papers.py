@@ -77,6 +77,11 @@ PAPERS: dict[str, Paper] = {
         "LoRA-GA", "LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
         "Wang, Shaowen and Yu, Linxi and Li, Jian", 2024, "2407.05000",
     ),
+    "loftq": Paper(
+        "LoftQ", "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
+        "Li, Yixiao and Yu, Yifan and Liang, Chen and He, Pengcheng and Karampatziakis, Nikos and Chen, Weizhu and "
+        "Zhao, Tuo", 2023, "2310.08659",
+    ),
     "milora": Paper(
         "MiLoRA", "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM Finetuning",
         "Wang, Hanqing and Li, Yixia and Wang, Shuo and Chen, Guanhua and Chen, Yun", 2024, "2406.09044",
