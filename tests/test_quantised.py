@@ -234,8 +234,10 @@ def test_feedback_with_inputs_that_have_nothing_in_common_rounds_to_the_nearest(
     assert torch.equal(index, every.argmin(-1))
 
 
-def test_feedback_is_the_recursion_of_the_paper() -> None:
+@pytest.mark.parametrize("block", [128, 5])
+def test_feedback_is_the_recursion_of_the_paper(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference removes one column after another from the inverse, as OBQ does, without a Cholesky factor."""
+    monkeypatch.setattr(rounding, "_BLOCK", block)
     torch.manual_seed(1)
     x = torch.randn(40, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
     weight, levels = torch.randn(7, 12), torch.arange(-3.0, 4.0) / 2
