@@ -19,6 +19,7 @@ import torch
 from . import (
     accuracy,
     cache,
+    dora,
     dry_run,
     experts,
     family,
@@ -39,6 +40,7 @@ QUESTIONS: dict[str, Callable[[Options], Findings]] = {
     "step": step.run,
     "memory": memory.run,
     "formulas": formulas.run,
+    "dora": dora.run,
     "switches": switches.run,
     "operations": operations.run,
     "experts": experts.run,

@@ -71,6 +71,7 @@ PLACES = {
     "CARD_NAME": "hf_lora.files.names:CARD_NAME",
     "Budget": "hf_lora.variants.budget:Budget",
     "fp": "hf_lora.maths.fingerprint",
+    "low_rank": "hf_lora.maths.low_rank",
     "read_notes": "hf_lora.files.tensors:read_notes",
     "read_tensors": "hf_lora.files.tensors:read_tensors",
     "write_tensors": "hf_lora.files.tensors:write_tensors",

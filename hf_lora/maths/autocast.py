@@ -23,3 +23,9 @@ def ambient(device: torch.device) -> Ambient:
         enabled=torch.is_autocast_enabled(kind),
         cache_enabled=torch.is_autocast_cache_enabled(),
     )
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return the dtype that autocast computes in on a device type now, None where it is off."""
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None

@@ -3,13 +3,14 @@
     W' = m * V / |V|,   V = W + scaling * B A      (norm per row, held constant in the backward pass)
 
 Liu et al. 2024, arXiv:2402.09353. Dropout falls on the low-rank branch alone; PEFT drops the frozen branch's
-input as well, which costs a second pass through the base and is not in the paper.
+input as well, which costs a second pass through the base and is not in the paper. While neither the weight nor the
+factors train, |V| is computed once and kept until one of them is written, moved or replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,20 @@ from ..kinds.table import KINDS
 from ..maths import low_rank
 from .adapter import Spec
 from .lora import LoRA
+from .seen import Seen, stays
 
 
 class DoRA(LoRA):
-    """LoRA's factors and a magnitude, (out,): the length of each row, starting at the weight's own."""
+    """LoRA's factors and a magnitude, (out,): the length of each row, starting at the weight's own.
+
+    known: |V| of tensors that were seen, with the scaling of then.
+    """
 
     role: ClassVar[str] = "dora"
     exclusive: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
     magnitude: nn.Parameter
+    known: tuple[Seen, float, Tensor] | None = None
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
@@ -69,10 +75,34 @@ class DoRA(LoRA):
         scale = self.magnitude / low_rank.row_norm(v).detach()
         return self._kind.weight(scale.unsqueeze(-1) * v, self.shape).to(weight.dtype)
 
-    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _norm(self, layer: nn.Module) -> Tensor:
+        """Return |V|, (out,), computed again where something may have changed since it was computed last."""
+        tensors = (
+            getattr(layer, self.parameter),
+            *(each for each in self.held().values() if each is not self.magnitude),
+        )
+        known, keeps = self.known, stays(tensors)
+        if keeps and known is not None and known[1] == self.scaling and known[0].are(tensors):
+            return known[2]
         with torch.no_grad():
-            norm = low_rank.row_norm(self._direction(self.matrix(layer)))
-        scale = self.magnitude / norm
+            if not keeps:
+                return low_rank.row_norm(self._direction(self.matrix(layer)))
+            seen = Seen(tensors)  # first: what is written meanwhile is then seen
+            with torch.inference_mode(False):  # a forward that is differentiated may need it next
+                norm = low_rank.row_norm(self._direction(self.matrix(layer)))
+        self.__dict__["known"] = seen, self.scaling, norm
+        return norm
+
+    def train(self, mode: bool = True) -> DoRA:
+        """Set the training flag and forget |V|, also after a write through `.data`, which torch does not count."""
+        self.__dict__["known"] = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "known"}
+
+    def add(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        scale = self.magnitude / self._norm(layer)
         bias = getattr(layer, "bias", None)
         base = y if bias is None else y - self._kind.channels(bias, self.shape).to(y.dtype)
         # Subtracted before it is rounded: near 1 half precision sees no change.
