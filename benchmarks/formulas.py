@@ -55,6 +55,8 @@ ARMS = [
     _lora(256),
     _lora(16),
     Arm("ShareLoRA, r=16", 16, {"use_sharelora": True, "lora_alpha": 16}),
+    Arm("LoRA-FA, r=16", 16, {"use_lora_fa": True, "lora_alpha": 16}),
+    Arm("LoRA-XS, r=16", 16, {"use_lora_xs": True, "lora_alpha": 16}),
     _lora(9),
     _lora(1),
     Arm("VeRA, r=256", 256, {"use_vera": True}),

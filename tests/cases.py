@@ -135,6 +135,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gaussian": {"init_lora_weights": "gaussian"},
     "dora": {"use_dora": True},
     "hira": {"use_hira": True},
+    "lora_fa": {"use_lora_fa": True},
+    "lora_xs": {"use_lora_xs": True},
     "vera": {"use_vera": True, "r": 4},
     "vera-drawn": {"use_vera": True, "save_projection": False},
     "sharelora": {"use_sharelora": True},
@@ -167,7 +169,9 @@ def is_exact(variant: str) -> bool:
 def allowed(kind: str, variant: str) -> bool:
     """Return whether a variant is defined on a kind; where not, attaching must raise (tested elsewhere)."""
     case = KIND_CASES[kind]
-    if ("dora" in variant or variant == "hira") and not case.dora:
+    if ("dora" in variant or variant in ("hira", "lora_xs")) and not case.dora:
+        return False
+    if variant == "lora_fa" and kind.startswith("embedding"):
         return False
     is_raw = kind == "attention" or "target_parameters" in case.targets
     if variant.startswith(("vera", "sharelora", "adalora")) and (

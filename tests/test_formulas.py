@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -35,9 +36,20 @@ def _adalora(weight: Tensor, v: Values, scaling: float) -> Tensor:
     return weight + scaling * v["lora_B"] @ torch.diag(v["lora_E"].flatten()) @ v["lora_A"]
 
 
+def _xs(weight: Tensor, v: Values, scaling: float) -> Tensor:
+    """As numpy takes the weight apart; the signs are those that make the largest entry of each row of V' positive."""
+    r = len(v["core"])
+    u, s, vh = (torch.from_numpy(each) for each in numpy.linalg.svd(weight.numpy(), full_matrices=False))
+    signs = torch.tensor([1.0 if row.max() > -row.min() else -1.0 for row in vh[:r]], dtype=weight.dtype)
+    b, a = u[:, :r] * signs * s[:r], signs[:, None] * vh[:r]
+    return weight + scaling * b @ v["core"] @ a
+
+
 # By switch: the weight that the paper makes of a linear layer's, (out, in), and of the adapter's tensors.
 PAPERS: dict[str, Callable[[Tensor, Values, float], Tensor]] = {
     "use_hira": _hira,
+    "use_lora_fa": _plain,
+    "use_lora_xs": _xs,
     "use_vera": _vera,
     "use_sharelora": _plain,
     "use_adalora": _adalora,
@@ -47,11 +59,11 @@ PAPERS: dict[str, Callable[[Tensor, Values, float], Tensor]] = {
 @pytest.mark.parametrize("switch", PAPERS)
 def test_a_formula_computes_and_trains_as_its_paper_says(switch: str) -> None:
     torch.manual_seed(0)
-    net = Named(nn.Linear(6, 10)).double()
+    net = Named(nn.Linear(9, 12)).double()
     weight, bias = net.layer.weight.detach().clone(), net.layer.bias.detach().clone()
     model = add_lora(net, LoRAConfig(r=8, target_modules=["layer"], **{switch: True}))
     move(model)
-    x = torch.randn(5, 6, dtype=torch.float64)
+    x = torch.randn(5, 9, dtype=torch.float64)
     (adapter,) = model.layer.carried("default").values()
     values = {name: t.detach().clone().requires_grad_(t.requires_grad) for name, t in adapter.tensors().items()}
     want = nn.functional.linear(x, PAPERS[switch](weight, values, adapter.scaling), bias)

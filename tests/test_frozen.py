@@ -1,41 +1,31 @@
-"""A tensor that a formula's row keeps as it began: saved and copied like the others, and trained by nothing."""
+"""A tensor that a formula's row keeps as it began (LoRA-FA's A): saved and copied like the others, never trained."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import Any, ClassVar
+import json
+from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, check_ready, parameter_groups
-from hf_lora.errors import AdapterStateError
+from hf_lora.errors import AdapterStateError, ConfigError, TargetError
 
-from .peek import FORMULAS, LoRA, lora_linear
-
-
-class Half(LoRA):
-    """Plain LoRA of which A stays as it began."""
-
-    role: ClassVar[str] = "half"
-
-
-@pytest.fixture(autouse=True)
-def half(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = FORMULAS["lora"]
-    tensors = tuple(replace(each, trains=each.attribute != "lora_A") for each in plain.tensors)
-    row = replace(plain, name="half", title="Half", code=f"{__name__}:Half", tensors=tensors, switch="use_half")
-    monkeypatch.setitem(FORMULAS, "half", row)
+from .cases import move
+from .peek import lora_linear
+from .tiny import inputs, tiny
 
 
 def made(*names: str, **config: Any) -> LoRAModel:
     """Return two layers with adapters whose A is frozen, the first of the names selected."""
     torch.manual_seed(0)
-    model = add_lora(nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 4)), LoRAConfig(r=2, use_half=True, **config))
+    model = add_lora(nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 4)), LoRAConfig(r=2, use_lora_fa=True, **config))
     for name in names:
-        model.add_adapter(LoRAConfig(r=2, use_half=True), name)
+        model.add_adapter(LoRAConfig(r=2, use_lora_fa=True), name)
     return model
 
 
@@ -107,3 +97,49 @@ def test_a_second_derivative_that_would_need_x_is_refused() -> None:
     y = lora_linear(x, torch.randn(4, 6), None, torch.randn(2, 6), b, 1.0, 0.0, False)
     with pytest.raises(AdapterStateError, match="whose A is frozen"):
         torch.autograd.grad(y.square().sum(), b, create_graph=True)
+
+
+def test_peft_reads_the_file_as_plain_lora_says_what_it_leaves_out_and_trains_a_too(tmp_path: Path) -> None:
+    base = tiny("llama", noisy=True)
+    model = LoRAModel.from_model(copy.deepcopy(base), LoRAConfig(r=2, target_modules=["q_proj"], use_lora_fa=True))
+    move(model)
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["peft_type"], written["use_lora_fa"]) == ("LORA", True)
+    with pytest.warns(UserWarning, match="use_lora_fa"):
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=True)
+    found = []
+    for each in (model, theirs):
+        loss = each(**inputs("llama")).logits.square().mean()
+        loss.backward()
+        grads = {n.replace(".default.weight", "").rpartition(".")[2]: p.grad for n, p in each.named_parameters()}
+        found.append((loss.detach(), grads["lora_A"], grads["lora_B"]))
+    (ours, no_gradient, of_b), (same, gradient, also_of_b) = found
+    assert torch.allclose(ours, same)
+    assert torch.allclose(of_b, also_of_b, rtol=1e-4, atol=1e-7)
+    assert no_gradient is None
+    assert gradient.abs().max() > 0
+
+
+def test_an_embedding_is_refused_since_nothing_would_train_there() -> None:
+    with pytest.raises(TargetError, match="0 is an embedding, whose A starts at zero"):
+        add_lora(nn.Sequential(nn.Embedding(4, 6)), LoRAConfig(r=2, target_modules=["0"], use_lora_fa=True))
+
+
+def test_a_start_out_of_the_weight_keeps_its_a_and_comes_back(tmp_path: Path) -> None:
+    model, x = made(init_lora_weights="pissa"), torch.randn(3, 6)
+    before = model(x).detach()
+    assert torch.allclose(before, model.eval().unload()(x), atol=1e-5)
+    model = made(init_lora_weights="pissa")
+    move(model)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 4))
+    again = LoRAModel.from_pretrained(tmp_path, base_model=base, is_trainable=True)
+    assert torch.equal(again(x), model(x))
+    assert trained(again) == {"lora_B"}
+
+
+def test_a_start_that_keeps_the_other_factor_is_refused() -> None:
+    with pytest.raises(ConfigError, match="init_lora_weights='mica' and use_lora_fa=True keep a factor each"):
+        LoRAConfig(use_lora_fa=True, init_lora_weights="mica")

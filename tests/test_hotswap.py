@@ -17,8 +17,8 @@ from . import tiny
 from .cases import COVER, adapted, config_of, data_of, example, move, network
 
 GROUPED = ("conv1d-grouped", "conv2d-grouped", "conv3d-depthwise")  # whose ranks belong to the groups: no room
-SHARING = ("vera", "vera-drawn", "sharelora", "adalora")  # have no room: see test_shared.py and test_adalora.py
-ROOM = [(k, v, "prepared") for k, v in COVER if k not in GROUPED and v not in SHARING]
+WITHOUT = ("vera", "vera-drawn", "sharelora", "adalora", "lora_xs")  # have no room: see the tests of each
+ROOM = [(k, v, "prepared") for k, v in COVER if k not in GROUPED and v not in WITHOUT]
 CASES = [*((k, v, "as it is") for k, v in COVER), *ROOM]
 FILE = "adapter_model.safetensors"
 

@@ -32,6 +32,8 @@ CASES: dict[str, tuple[Callable[[int], LoRAModel], dict[str, Any]]] = {
     "gradient checkpointing": (lambda seed: gpt2(seed=seed), {CHECKPOINTING: True}),
     "DoRA": (lambda seed: bert(seed=seed, use_dora=True), {}),
     "VeRA": (lambda seed: bert(seed=seed, use_vera=True, init_lora_weights=False), {}),
+    "a frozen A": (lambda seed: bert(seed=seed, use_lora_fa=True), {}),
+    "a core between frozen factors": (lambda seed: bert(seed=seed, use_lora_xs=True, init_lora_weights=False), {}),
     "a shared A": (lambda seed: bert(seed=seed, use_sharelora=True), {}),
     "trained rows of tokens": (lambda seed: bert(seed=seed, trainable_token_indices=[3, 4, 5]), {}),
     "biases": (lambda seed: bert(seed=seed, bias="lora_only"), {}),

@@ -147,6 +147,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "pissa": {"init_lora_weights": "pissa", "target_modules": ["c_fc"]},
     "vera": {"use_vera": True},
     "sharelora": {"use_sharelora": True},
+    "lora_fa": {"use_lora_fa": True},
+    "lora_xs": {"use_lora_xs": True},
     "a saved head": {"modules_to_save": ["lm_head"]},
     "a saved table": {"modules_to_save": ["wte"]},
     "biases": {"bias": "all"},
@@ -182,7 +184,7 @@ def test_an_offloaded_base_gives_the_same_gradients(place: str, settings: str, f
     assert equal(gradients(split, TOKENS), want)
 
 
-@pytest.mark.parametrize("settings", ["lora", "dora", "biases", "vera", "sharelora"])
+@pytest.mark.parametrize("settings", ["lora", "dora", "biases", "vera", "sharelora", "lora_fa", "lora_xs"])
 @pytest.mark.parametrize("place", PLACES[:2])
 def test_the_trainer_trains_an_offloaded_base_to_the_same_adapter(place: str, settings: str, folder: Path) -> None:
     changes = {**SETTINGS[settings], "init_lora_weights": True}

@@ -109,7 +109,8 @@ class LoRALayer(Specialised, nn.Module):
                     f"{prefix}{name} of a state dict: adapters {what}, so they would act twice or not at all. Call "
                     "unmerge_adapter() before either."
                 )
-        loaded = [a for n, a in self.adapters.named_modules() if f"{prefix}adapters.{n}.lora_A" in state_dict]
+        read = [(n, a) for n, a in self.adapters.named_modules() if getattr(a, "is_computed_again", False)]
+        loaded = [a for n, a in read if any(f"{prefix}adapters.{n}.{key}" in state_dict for key in a.tensors())]
         with taken_anew(self, loaded):  # their factors are loaded after this
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 

@@ -100,6 +100,16 @@ def top_singular(
     return u[..., :r], s[..., :r], vh[..., :r, :]
 
 
+def traits(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    """Return what tells singular factors from others: a (r, in) and b (out, r) times a fixed vector each, s; (3, r).
+
+    A direction with the other sign, or turned towards another one, has other products.
+    """
+    ways = (torch.arange(1, size + 1, dtype=a.dtype, device=a.device) for size in (a.shape[1], b.shape[0]))
+    of_a, of_b = (torch.cos(1.7 * way * way.sqrt()) for way in ways)
+    return torch.stack((a @ of_a, of_b @ b, s))
+
+
 def _range_basis(matrix: Tensor, r: int, n_iter: int, seed: int) -> Tensor:
     """Return (..., out, r) orthonormal columns that span nearly what a matrix's first r left singular vectors do."""
     shape = (*matrix.shape[:-2], matrix.shape[-1], r)

@@ -141,10 +141,10 @@ def read(
             provenance.check(base, model, modules, _weights(sites), _copied(sites))
         groups = _build(state, modules, sites)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
-        checks_start = check_base and not provenance.knows_start(base)
+        is_seeded = provenance.knows_start(base)
         for site, values in found:
-            named = site.module if checks_start else None
-            _take_over(modules[site.module], groups[site.module][site.key][1], values, named)
+            adapter = groups[site.module][site.key][1]
+            _take_over(modules[site.module], adapter, values, site.module, check_base, is_seeded)
         moves = trainable and (base is None or not check_base)  # it trains on this base from now on
         note = base if isinstance(base, Mapping) else {}
         origin = origin_of(model, modules, sites) if moves else Origin(note=note)
@@ -194,13 +194,19 @@ def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
                     adapter.initialise(modules[module])
 
 
-def _take_over(layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], checked: str | None) -> None:
-    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted."""
+def _take_over(
+    layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], name: str, check_base: bool, is_seeded: bool
+) -> None:
+    """Give an adapter the tensors of a file: they become its own, copied only to be moved or converted.
+
+    name: the layer's. is_seeded: whether what the file's took out of the base is the same whenever it is drawn.
+    """
     if adapter.is_computed_again:
-        with brought_in(layer):  # the product at birth, which the base lacks, is found again
+        with brought_in(layer):  # what it took out of the base is found again
             adapter.initialise(layer)
-            if checked is not None:
-                provenance.check_start(adapter.redrawn(layer), checked)
+            if check_base and not is_seeded:
+                provenance.check_start(adapter.redrawn(layer), name)
+        values = provenance.check_taken(adapter, values, name, check_base)
     if adapter.leads and not adapter.tensors().keys() <= values.keys():
         adapter.draw()
     for attribute, tensor in values.items():
@@ -220,7 +226,7 @@ def _copied(sites: Iterable[Site]) -> set[str]:
 
 def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
     """Return what is known of the base that is here, for an adapter that trains on it."""
-    took = any(INITS[site.init].computed_again for site in sites if site.row.low_rank)
+    took = any(INITS[s.init].computed_again or s.row.reads_base for s in sites if s.row.low_rank)
     seen = provenance.observe(modules, _weights(sites), took)
     is_whole = seen.read == len(seen.grids)
     return Origin(seen=seen, floats=None if is_whole else provenance.observe_floats(model, _copied(sites)))

@@ -22,6 +22,7 @@ from ..layers.layer import base_modules
 from ..layers.state import AdapterState
 from ..targets.site import Site
 from ..variants.adapter import Adapter
+from . import provenance
 from .hints import refuse_unknown
 from .selecting import check_known
 
@@ -111,6 +112,7 @@ def copy_in(
         targets.append((site, adapter, values))
     check_same(state, name, targets)
     check_dtypes(targets)
+    targets = [(s, a, provenance.check_taken(a, v, s.module) if a.is_computed_again else v) for s, a, v in targets]
     with torch.no_grad():
         for _, adapter, values in targets:
             for attribute, tensor in values.items():

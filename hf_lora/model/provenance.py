@@ -27,8 +27,9 @@ from ..layers.specialising import base_of
 from ..layers.state import AdapterState
 from ..layers.tying import is_plain
 from ..maths import fingerprint as fp
-from ..variants.adapter import own_tensor
-from ..variants.table import SAVED
+from ..variants.adapter import Adapter, own_tensor
+from ..variants.initial import INITS
+from ..variants.table import SAVED, formula_of
 
 logger = logging.get_logger(__name__)
 _START, _SEEDED = "start", "seeded"
@@ -128,6 +129,25 @@ def check_start(redrawn: float, layer: str) -> None:
         )
 
 
+def check_taken(adapter: Adapter, values: Mapping[str, Tensor], layer: str, checks: bool = True) -> dict[str, Tensor]:
+    """Return a file's tensors without those that tell what its adapter took out of the base.
+
+    adapter: has taken its own. Raises BaseMismatchError where the two differ, unless told not to check.
+    """
+    told = {n: t for n, t in values.items() if adapter.row.stored[n].of_base and not getattr(adapter, n).is_meta}
+    for name, theirs in told.items() if checks else ():
+        own, theirs = (t.detach().to("cpu", torch.float64) for t in (getattr(adapter, name), theirs))
+        apart = float(((own - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-30)).max())
+        if not apart <= _REDRAWN:
+            raise BaseMismatchError(
+                f"{layer}: the adapter ({adapter.row.title}) is built on factors of the base's weight, which its file "
+                f"does not hold; those of this base are others, by {apart:.1%}. Load the base it was trained on, in "
+                "the dtype of then; singular values that lie too close for any machine to tell apart do the same. "
+                "check_base=False uses it on the factors that are here, which computes something else."
+            )
+    return {name: tensor for name, tensor in values.items() if not adapter.row.stored[name].of_base}
+
+
 def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig | None = None) -> dict[str, Any]:
     """Return what an adapter's file says of its base, as JSON; empty where that is not known.
 
@@ -148,8 +168,8 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
         note[_START] = _SEEDED
         if origin.seen is not None and fp.differ(found, origin.seen):
             raise BaseMismatchError(
-                f"the base's weights are not those that the adapter {name!r} took its start out of "
-                f"(init_lora_weights={state.configs[name].init_lora_weights!r}): its file would come back as another "
+                f"the base's weights are not those that the adapter {name!r} took its factors out of "
+                f"({_taken_by(state.configs[name])}): its file would come back as another "
                 "adapter. Load the base's weights before the adapter is added; merge_and_unload() keeps what it learnt."
             )
     note |= {"id": hub_id(written.base_model_name_or_path), "revision": written.revision}
@@ -161,6 +181,11 @@ def note_of(model: nn.Module, state: AdapterState, name: str, config: LoRAConfig
         floats, names = now if now[1] == then[1] and now[0].read >= then[0].read else then
         note[FLOATS] = {**fp.encode(floats), "names": names}
     return {key: value for key, value in note.items() if value is not None}
+
+
+def _taken_by(config: LoRAConfig) -> str:
+    init, row = config.init_lora_weights, formula_of(config)
+    return f"init_lora_weights={init!r}" if INITS[init].moves_base else f"{row.switch}=True"
 
 
 def adapted(state: AdapterState, name: str) -> list[tuple[str, str]]:

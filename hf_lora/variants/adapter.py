@@ -127,7 +127,7 @@ class Adapter(nn.Module):
 
     @property
     def is_computed_again(self) -> bool:
-        """Whether it started as a part of the weight which no file holds."""
+        """Whether it holds what it took out of the weight, and no file does."""
         return False
 
     # --- the row: every class of adapters has these -----------------------------------------------------------------

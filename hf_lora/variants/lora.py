@@ -182,7 +182,7 @@ class LoRA(Adapter):
 
     @property
     def is_computed_again(self) -> bool:
-        return INITS[self.init].computed_again
+        return INITS[self.init].computed_again or self.row.reads_base
 
     def _trains(self, attribute: str) -> bool:
         return super()._trains(attribute) and attribute not in INITS[self.init].keeps

@@ -47,6 +47,14 @@ PAPERS: dict[str, Paper] = {
         "Huang, Qiushi and Ko, Tom and Zhuang, Zhan and Tang, Lilian and Zhang, Yu", 2025,
         "https://openreview.net/forum?id=TwJrTz9cRS",
     ),
+    "lora_fa": Paper(
+        "LoRA-FA", "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning",
+        "Zhang, Longteng and Zhang, Lin and Shi, Shaohuai and Chu, Xiaowen and Li, Bo", 2023, "2308.03303",
+    ),
+    "lora_xs": Paper(
+        "LoRA-XS", "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
+        "Bałazy, Klaudia and Banaei, Mohammadreza and Aberer, Karl and Tabor, Jacek", 2024, "2405.17604",
+    ),
     "vera": Paper(
         "VeRA", "VeRA: Vector-based Random Matrix Adaptation",
         "Kopiczko, Dawid J. and Blankevoort, Tijmen and Asano, Yuki M.", 2023, "2310.11454",

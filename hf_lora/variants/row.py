@@ -34,7 +34,8 @@ class Stored:
     inputs, outputs: the dimension that counts the inputs or the outputs of the weight. trains: False where it is saved
     and stays as it began, so that no gradient is made for it and no optimizer gets it. rank: the dimension that counts
     the rank. shared: one tensor for all adapters of a group (`Adapter.group_of`), which a file holds once: below the
-    first layer of the group, or at_top of the file. needed: False where an adapter may be without it.
+    first layer of the group, or at_top of the file. needed: False where an adapter may be without it. of_base: it
+    measures, row by row, what the adapter takes out of the base: a file's is compared with it, and never taken.
     """
 
     attribute: str
@@ -50,6 +51,7 @@ class Stored:
     shared: bool = False
     at_top: bool = False
     needed: bool = True
+    of_base: bool = False
 
     def key_on(self, embeds: bool) -> str:
         """Return the key that is written, of an embedding or another layer."""
@@ -129,6 +131,11 @@ class Row:
     def needed(self) -> set[str]:
         """The attributes of the tensors that a file holds for each adapted layer."""
         return {stored.attribute for stored in self.tensors if stored.needed and not stored.shared}
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether such an adapter is built on factors of the weight itself, which no file holds."""
+        return any(stored.of_base for stored in self.tensors)
 
     @cached_property
     def stored(self) -> dict[str, Stored]:

@@ -68,6 +68,43 @@ HIRA = Row(
     own_start=True,
     paper=PAPERS["hira"],
 )
+
+
+def _iteration_problems(c: Mapping[str, Any]) -> list[str]:
+    """Say where LoRA-XS is asked for a number of iterations that cannot be."""
+    asked = c["svd_niter"]
+    return [] if 0 <= asked <= 128 else [f"svd_niter={asked}, but it lies between 0 (the whole SVD) and 128."]
+
+
+LORA_FA = Row(
+    name="lora_fa",
+    title="LoRA-FA",
+    code="hf_lora.variants.lora_fa:LoRAFA",
+    tensors=(replace(_PRODUCT[0], trains=False), *_PRODUCT[1:]),
+    low_rank=True,
+    switch="use_lora_fa",
+    paper=PAPERS["lora_fa"],
+    engines=frozenset({"vLLM"}),
+)
+LORA_XS = Row(
+    name="lora_xs",
+    title="LoRA-XS",
+    code="hf_lora.variants.lora_xs:LoRAXS",
+    tensors=(
+        Stored("core", "lora_xs_core", decays=True, rank=0),
+        Stored("found", "lora_xs_found", trains=False, of_base=True),
+    ),
+    low_rank=True,
+    switch="use_lora_xs",
+    peft_type="LORA_XS",
+    in_peft=False,
+    lacks=frozenset({"lora_bias"}),
+    settings={"svd_niter": 0},
+    problems=_iteration_problems,
+    starts=frozenset({True, False}),
+    own_start=True,
+    paper=PAPERS["lora_xs"],
+)
 VERA = Row(
     name="vera",
     title="VeRA",
@@ -177,9 +214,8 @@ TOKENS = Row(
     of_rows=True,
 )
 
-FORMULAS: dict[str, Row] = {
-    row.name: row for row in (LORA, DORA, HIRA, VERA, SHARELORA, ADALORA)
-}  # what a config chooses from
+_CHOICES = (LORA, DORA, HIRA, LORA_FA, LORA_XS, VERA, SHARELORA, ADALORA)
+FORMULAS: dict[str, Row] = {row.name: row for row in _CHOICES}  # what a config chooses from
 COPIES: dict[str, Row] = {row.name: row for row in (SAVED, TOKENS)}  # what a config adds to it
 ADAPTERS: Mapping[str, Row] = ChainMap(FORMULAS, COPIES)
 
