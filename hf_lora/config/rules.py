@@ -139,7 +139,9 @@ def _formula_problems(c: Fields) -> list[str]:
     ]
     still = {stored.attribute for stored in row.tensors if not stored.trains}
     if c.init_lora_weights in INITS and {"lora_A", "lora_B"} <= still | {*INITS[c.init_lora_weights].keeps}:
-        found.append(f"init_lora_weights={c.init_lora_weights!r} and {row.switch}=True keep a factor each: none trains.")
+        found.append(
+            f"init_lora_weights={c.init_lora_weights!r} and {row.switch}=True keep a factor each: none trains."
+        )
     if row.own_start and c.init_lora_weights in INITS and INITS[c.init_lora_weights].reads_weight:
         found.append(f"init_lora_weights={c.init_lora_weights!r} is no start of {row.title}'s ({row.switch}=True).")
     if row.starts and c.init_lora_weights in INITS and c.init_lora_weights not in row.starts:
