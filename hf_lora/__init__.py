@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .model.cache import AdapterCache
     from .model.comparing import compare
     from .model.compressing import compress, compression_error, load_compressed
+    from .model.explaining import suggest_rank
     from .model.extracting import extract
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
@@ -62,6 +63,7 @@ __all__ = [
     "metrics",
     "parameter_groups",
     "resolve_targets",
+    "suggest_rank",
     "suggested_learning_rate",
     "train_together",
     "truncate",
@@ -87,6 +89,7 @@ _LAZY = {
     "metrics": "training.metrics",
     "parameter_groups": "training.groups",
     "resolve_targets": "targets.names",
+    "suggest_rank": "model.explaining",
     "suggested_learning_rate": "training.suggesting",
     "train_together": "training.together",
     "truncate": "model.truncating",

@@ -70,6 +70,7 @@ PLACES = {
     "may_hang": "hf_lora.config.rules:may_hang",
     "CARD_NAME": "hf_lora.files.names:CARD_NAME",
     "Budget": "hf_lora.variants.budget:Budget",
+    "Sketch": "hf_lora.maths.sketch:Sketch",
     "fp": "hf_lora.maths.fingerprint",
     "low_rank": "hf_lora.maths.low_rank",
     "read_notes": "hf_lora.files.tensors:read_notes",

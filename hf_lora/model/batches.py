@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ def as_a_base(model: Any) -> Iterator[None]:
     trains = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with model.adapters_disabled():
+        with model.adapters_disabled() if getattr(model, "peft_config", None) else nullcontext():
             yield
     finally:
         for module in trains:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ def of_inputs(
         )
     ranks = {s.module: s.r for s in sites}
     most = {s.module: min(round(s.r * settings["rho"]), *s.shape) for s in sites}
-    inputs = _Inputs(max(most.values(), default=1), settings)
+    k, label = max(most.values(), default=1), settings["label_mask_value"] if settings["use_label_mask"] else None
+    inputs = _Ranked(lambda: Directions(k), label)
     with torch.no_grad(), ExitStack() as hooks:
         for name in ranks:
             hooks.callback(modules[name].register_forward_pre_hook(inputs.of(name), with_kwargs=True).remove)
@@ -56,13 +57,28 @@ def of_inputs(
     return _with_ranks(config, ranks, inputs.ranks(ranks, most), settings), found
 
 
-class _Inputs:
-    """Directions of layers' inputs, one for all layers that are given the same tensor."""
+class Summary(Protocol):
+    """What is kept of rows that come in batches. rows: how many came."""
 
-    def __init__(self, k: int, settings: Mapping[str, Any]) -> None:
-        self.k, self.settings = k, settings
+    rows: int
+
+    def update(self, rows: Tensor) -> None:
+        """Take further rows in. rows: (n, in), float32 or wider."""
+
+
+Kept = TypeVar("Kept", bound=Summary)
+
+
+class Inputs(Generic[Kept]):
+    """A summary of each layer's inputs, one for all layers that are given the same tensor.
+
+    new: makes an empty one. label: positions of this label do not count; None where labels say nothing.
+    """
+
+    def __init__(self, new: Callable[[], Kept], label: int | None = None) -> None:
+        self.new, self.label = new, label
         self.leader: dict[str, str] = {}
-        self.directions: dict[str, Directions] = {}
+        self.kept: dict[str, Kept] = {}
         self.mask: Tensor | None = None
         self.given: list[tuple[weakref.ref[Tensor], str]] = []
 
@@ -72,8 +88,8 @@ class _Inputs:
         if isinstance(batch, Mapping):
             if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
                 masks.append(mask.bool())
-            if isinstance(labels := batch.get("labels"), Tensor) and self.settings["use_label_mask"]:
-                masks.append(labels != self.settings["label_mask_value"])
+            if self.label is not None and isinstance(labels := batch.get("labels"), Tensor):
+                masks.append(labels != self.label)
         same = [mask for mask in masks if mask.shape == masks[0].shape]
         self.mask = torch.stack(same).all(0) if same and same[0].ndim == 2 else None
 
@@ -82,6 +98,8 @@ class _Inputs:
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
+            if not x.is_floating_point():  # an embedding's, which are numbers of rows
+                return
             if name not in self.leader:
                 self.leader[name] = next((n for held, n in self.given if held() is x), name)
             if self.leader[name] == name:
@@ -89,14 +107,17 @@ class _Inputs:
                 mask = self.mask if x.ndim == 3 else None
                 masks = mask is not None and x.shape[:2] == mask.shape
                 rows = x[mask.to(x.device)] if mask is not None and masks else x.reshape(-1, x.shape[-1])
-                directions = self.directions.setdefault(name, Directions(self.k))
-                directions.update(rows.to(torch.promote_types(x.dtype, torch.float32)))
+                self.kept.setdefault(name, self.new()).update(rows.to(torch.promote_types(x.dtype, torch.float32)))
 
         return look
 
-    def seen(self, name: str) -> Directions:
-        """Return what was seen of a layer's inputs."""
-        return self.directions[self.leader[name]]
+    def seen(self, name: str) -> Kept:
+        """Return what was seen of a layer's inputs. Raises KeyError where it was never called."""
+        return self.kept[self.leader[name]]
+
+
+class _Ranked(Inputs[Directions]):
+    """Directions of layers' inputs, of which the ranks are chosen."""
 
     def ranks(self, ranks: Mapping[str, int], most: Mapping[str, int]) -> dict[str, int]:
         """Return the ranks, of the same sum, that explain most."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from .adapter import Product, Spec
+from .filling import generator, put
 from .lora import LoRA
 
 _DEVIATION = 0.02
@@ -59,15 +60,14 @@ class AdaLoRA(LoRA):
     def refuses_room(self, max_r: int) -> str:
         return "is AdaLoRA, whose rank its budget decides; truncate() makes plain LoRA of it"
 
-    @torch.no_grad()
     def initialise(self, layer: nn.Module) -> None:
-        deviation = _DEVIATION if self.init is True else 1.0
-        self.lora_A.normal_(0, deviation)
-        self.lora_B.normal_(0, deviation)
-        if self.init is True:
-            self.lora_E.zero_()
-        else:
-            self.lora_E.normal_()
+        source, is_usual = generator(self), self.init is True
+        for factor in (self.lora_A, self.lora_B, self.lora_E):
+            if not factor.is_meta:
+                values = torch.empty(factor.shape, dtype=factor.dtype, device="cpu")
+                put(factor, values.normal_(0, _DEVIATION if is_usual else 1.0, generator=source))
+        if is_usual:
+            nn.init.zeros_(self.lora_E)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.lora_A * self.lora_E, self.lora_B
