@@ -230,6 +230,24 @@ def test_the_regularisers_gradient_is_that_of_pefts_loss() -> None:
         assert torch.allclose(mine.grad, 1 + want, atol=1e-12)
 
 
+def test_the_trainer_keeps_the_factors_near_orthogonality(tmp_path: Path) -> None:
+    def distance(weight: float) -> float:
+        model = fresh(orth_reg_weight=weight)
+        factors = [each.adapter.lora_A for each in model._lora.carried("default")]
+        trainer(model, tmp_path / str(weight), save_strategy="no").train()
+        return sum(float(torch.linalg.matrix_norm(a.detach() @ a.detach().T - torch.eye(4))) for a in factors)
+
+    assert distance(1.0) < 0.8 * distance(0.0)
+
+
+def test_components_without_a_value_are_no_part_of_what_is_combined_and_truncated() -> None:
+    ours, _, budget = both()
+    budget.settle(9)
+    ranks = [len(each.adapter.pairs().a) for each in ours._lora.carried("default")]
+    assert ranks == [4, 1]  # of the second nothing is left, but a rank of 1
+    assert not next(reversed([*ours._lora.carried("default")])).adapter.pairs().a.any()
+
+
 def test_of_equal_components_the_first_stay_so_that_the_budget_is_kept() -> None:
     _, _, budget = both()
     budget.settle(9)  # without a gradient nothing is more important than another
