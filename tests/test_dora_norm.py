@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,17 @@ def test_autocast_has_a_norm_of_its_own(model: LoRAModel, x: Tensor, counted: li
         assert torch.equal(half, forget(model)(x))
     assert torch.equal(model(x), plain)
     assert len(counted) == 4
+
+
+def test_threads_that_begin_at_once_and_a_write_between_them_get_the_numbers_of_their_time(
+    model: LoRAModel, x: Tensor
+) -> None:
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            model[0].weight[:, 0].mul_(factor)
+        want = forget(model)(x)
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(got, want) for got in pool.map(model, [x] * 16))
 
 
 def test_copies_and_pickles_leave_it_behind(model: LoRAModel, x: Tensor) -> None:
