@@ -169,7 +169,8 @@ def test_copies_and_pickles_compute_the_same_and_share_nothing(kind: str, varian
         assert torch.equal(model(x), live)
 
 
-@cover
+@laws
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's, of a library's layer
 def test_compiling_changes_nothing_and_breaks_no_graph(kind: str, variant: str) -> None:
     if not KIND_CASES[kind].compiles:
         pytest.skip("the library's own layer cannot be compiled as one graph")
@@ -179,7 +180,7 @@ def test_compiling_changes_nothing_and_breaks_no_graph(kind: str, variant: str) 
     torch._dynamo.reset()
 
 
-@cover
+@laws
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_no_gradient(kind: str, variant: str, use_reentrant: bool) -> None:
     model, x = adapted(kind, variant).train(), example(kind)
