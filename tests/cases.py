@@ -193,6 +193,9 @@ FEW = ("lora", "dora", "pissa")  # for a library's other formats, which are read
 PAIRS = [(k, v) for k in KIND_CASES for v in VARIANTS if allowed(k, v) and (k not in PACKED or k in FIRST or v in FEW)]
 # Every kind and every variant at least once: enough for what does not depend on how the two meet.
 COVER = [(k, v) for k, v in PAIRS if k == "linear" or v == "lora"]
+# Those whose numbers are not packed, so that laws can be told to the last digits of float64.
+FLOATS = [(k, v) for k, v in PAIRS if KIND_CASES[k].pack is None]
+FLOAT_COVER = [(k, v) for k, v in COVER if KIND_CASES[k].pack is None]
 
 # Variants that add a product to a weight and do no more to it.
 SUMS = [v for v, s in VARIANTS.items() if not FORMULAS[LoRAConfig(**s).formula].adapter.exclusive]  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from hf_lora import LoRAConfig, LoRAModel
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError
 
 from . import tiny
-from .cases import KIND_CASES, PAIRS, adapted, config_of, data_of, example, move
+from .cases import FIRST, FLOATS, KIND_CASES, adapted, config_of, data_of, example, move
 
 # A weight that its parent reads, where nothing tells the rows, and inputs that have no rows.
-CASES = [(k, v) for k, v in PAIRS if not k.startswith(("linear-read", "experts", "conv1d-unbatched"))]
+CASES = [(k, v) for k, v in FLOATS if not k.startswith(("linear-read", "experts", "conv1d-unbatched"))]
 laws = pytest.mark.parametrize(("kind", "variant"), CASES, ids=[f"{k}-{v}" for k, v in CASES])
 
 
@@ -48,6 +48,19 @@ def alone(model: LoRAModel, x: torch.Tensor, names: list) -> torch.Tensor:
 
 
 NAMES = ["wide", "default", "__base__", "plain", "wide"]
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_each_row_on_a_packed_layer_computes_what_its_adapter_alone_would(kind: str) -> None:
+    model = adapted(kind, "lora")
+    model.add_adapter(config_of(kind, "lora", r=4), "wide")
+    move(model, 4)
+    x, names = torch.cat([example(kind)] * 2)[:5], ["wide", "default", "__base__", "wide", "default"]
+    want = alone(model, x, names)
+    with torch.no_grad():
+        got = model(x, adapter_names=names)
+    assert (got - want).abs().max() < (0.1 if kind == "bnb-int8" else 1e-4)  # which rounds its inputs by the batch
+    assert (want[0] - want[1]).abs().max() > 0.2
 
 
 @laws

@@ -16,7 +16,7 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError, ConfigError
 
 from . import peek
-from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, data_of, example, move, network
+from .cases import FLOAT_COVER, KIND_CASES, SUMS, adapted, config_of, data_of, example, move, network
 from .tiny import floats, inputs, scatter, tiny
 
 CHATTER = (
@@ -26,7 +26,7 @@ CHATTER = (
 )
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in CHATTER]
 NAMES, WEIGHTS = ["default", "wide", "plain"], [0.7, -1.3, 0.4]
-CASES = [(k, v) for k, v in COVER if v in SUMS and v not in ("bias-trained", "lora-bias")]
+CASES = [(k, v) for k, v in FLOAT_COVER if v in SUMS and v not in ("bias-trained", "lora-bias")]
 laws = pytest.mark.parametrize(("kind", "variant"), CASES, ids=[f"{k}-{v}" for k, v in CASES])
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora, compare
 from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterNameError, AdapterStateError
 
-from .cases import COVER, KIND_CASES, SUMS, adapted, config_of, data_of, move
+from .cases import FLOAT_COVER, KIND_CASES, SUMS, adapted, config_of, data_of, move
 
-CASES = [(k, v) for k, v in COVER if v in SUMS and v not in ("bias-trained", "lora-bias")]
+CASES = [(k, v) for k, v in FLOAT_COVER if v in SUMS and v not in ("bias-trained", "lora-bias")]
 
 
 def two(kind: str, variant: str) -> LoRAModel:

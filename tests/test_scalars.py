@@ -14,7 +14,7 @@ from transformers import Trainer
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 
 from . import trainings
-from .cases import COVER, adapted
+from .cases import FLOAT_COVER, adapted
 from .peek import KINDS, LF, LoRA, lora_scalars, own_tensor
 from .trainings import bert
 
@@ -62,7 +62,7 @@ def assert_same(scalars: dict[str, float], model: LoRAModel, prefix: str = "lora
     assert got == pytest.approx(wanted, rel=2e-5)
 
 
-@pytest.mark.parametrize(("kind", "variant"), COVER)
+@pytest.mark.parametrize(("kind", "variant"), FLOAT_COVER)
 def test_every_kind_and_variant_is_measured_as_a_full_decomposition_would(kind: str, variant: str) -> None:
     model = adapted(kind, variant)
     assert_same(lora_scalars(model), model)

@@ -10,10 +10,10 @@ import torch
 from hf_lora import LoRAConfig, LoRAModel, truncate
 from hf_lora.errors import AdapterNameError, AdapterStateError, ArgumentError
 
-from .cases import COVER, SUMS, adapted, config_of, example, mergeable, move, network
+from .cases import FLOAT_COVER, SUMS, adapted, config_of, example, mergeable, move, network
 from .tiny import inputs, tiny
 
-CASES = [(k, v) for k, v in COVER if v in SUMS]
+CASES = [(k, v) for k, v in FLOAT_COVER if v in SUMS]
 laws = pytest.mark.parametrize(("kind", "variant"), CASES, ids=[f"{k}-{v}" for k, v in CASES])
 
 
