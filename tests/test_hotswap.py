@@ -14,12 +14,12 @@ from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterMismatchError, AdapterNameError, AdapterStateError, ArgumentError
 
 from . import tiny
-from .cases import COVER, adapted, config_of, data_of, example, move, network
+from .cases import FLOAT_COVER, adapted, config_of, data_of, example, move, network
 
 GROUPED = ("conv1d-grouped", "conv2d-grouped", "conv3d-depthwise")  # whose ranks belong to the groups: no room
 WITHOUT = ("vera", "vera-drawn", "sharelora", "adalora", "lora_xs")  # have no room: see the tests of each
-ROOM = [(k, v, "prepared") for k, v in COVER if k not in GROUPED and v not in WITHOUT]
-CASES = [*((k, v, "as it is") for k, v in COVER), *ROOM]
+ROOM = [(k, v, "prepared") for k, v in FLOAT_COVER if k not in GROUPED and v not in WITHOUT]
+CASES = [*((k, v, "as it is") for k, v in FLOAT_COVER), *ROOM]
 FILE = "adapter_model.safetensors"
 
 
@@ -69,7 +69,7 @@ def test_a_swapped_adapter_computes_and_saves_what_the_file_is(
 
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora", "lora-bias"])
 def test_training_leaves_the_room_of_an_adapter_at_zero(variant: str) -> None:
-    if ("linear", variant) not in COVER:
+    if ("linear", variant) not in FLOAT_COVER:
         pytest.skip("no such variant")
     x, models = example("linear", torch.float64), [adapted("linear", variant, torch.float64) for _ in range(2)]
     models[1].prepare_hotswap(7)
