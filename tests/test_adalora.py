@@ -15,7 +15,7 @@ from peft.tuners.adalora.layer import RankAllocator
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_lora import LoRAConfig, LoRAModel, add_lora
+from hf_lora import LoRAConfig, LoRAModel, Run, add_lora, train_together, truncate
 from hf_lora.errors import AdapterFileError, AdapterStateError, ConfigError
 
 from .cases import move
@@ -151,6 +151,17 @@ def test_a_loop_of_ones_own_is_told_that_nobody_keeps_the_budget() -> None:
     model(**inputs("llama"), labels=inputs("llama")["input_ids"]).loss.backward()
     with pytest.warns(UserWarning, match="budget"):
         optimizer.step()
+
+
+def test_trained_together_with_others_it_keeps_its_budget_and_truncates_to_plain_lora(tmp_path: Path) -> None:
+    base = tiny("llama", noisy=True)
+    runs = {"a": Run(LoRAConfig(target_modules=TARGETS, **SETTINGS)), "b": Run(LoRAConfig(r=2, target_modules=TARGETS))}
+    arguments = TrainingArguments(str(tmp_path), max_steps=8, learning_rate=0.1, report_to=[], save_strategy="no")
+    train_together(base, runs, arguments, train_dataset=rows())
+    values = [each.adapter.lora_E for each in base._lora.carried("a")]
+    assert sum(int(e.count_nonzero()) for e in values) == 12
+    truncate(base, energy=1.0, adapter_name="a")
+    assert base.peft_config["a"].formula == "lora"
 
 
 def test_a_model_around_it_is_refused_before_a_step(tmp_path: Path) -> None:
