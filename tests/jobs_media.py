@@ -175,7 +175,11 @@ JOBS = [
         ("mean_average_precision", 0.1),
     ),
     # Letters from scratch take minutes: the loss of both is above 5 at first.
-    Job("speech-recognition", speller, spelt, ("--epochs", "8", "--learning-rate", "0.01"), ("-loss", 1.5)),
+    Job(
+        "speech-recognition", speller, spelt,
+        ("--epochs", "8", "--learning-rate", "0.01", "--metric", "loss", "--metric", "wer", "--metric", "cer"),
+        ("-loss", 1.5),
+    ),
     Job(
         "speech-recognition", whisper, spelt,
         ("--epochs", "8", "--learning-rate", "0.01", "--language", "de"), ("-loss", 3.0),

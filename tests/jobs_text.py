@@ -229,5 +229,5 @@ JOBS = [
     Job("multiple-choice", bert, listed, _flags(50), ("accuracy", 0.9), tag="multiple-choice"),
     Job("masked-lm", bert, lines, _flags(120), ("accuracy", 0.4), asks=masks, tag="fill-mask"),
     Job("recommendation", bert, clicks, _flags(100), ("roc_auc", 0.9), tag=CLASSIFIES),
-    Job("recommendation", bert, ratings, _flags(100), ("-mse", 1.0), tag=CLASSIFIES),
+    Job("recommendation", bert, ratings, _flags(200), ("-mse", 1.0), tag=CLASSIFIES),
 ]

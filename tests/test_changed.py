@@ -151,7 +151,7 @@ def test_an_adapter_that_started_from_weights_which_are_others_now_is_not_saved(
     move(model)
     model.save_pretrained(tmp_path / "before")
     new_weights(model)
-    with pytest.raises(BaseMismatchError, match=f"'default' took its start out of .*{start}"):
+    with pytest.raises(BaseMismatchError, match=f"'default' took its factors out of .*{start}"):
         model.save_pretrained(tmp_path / "after")
 
 

@@ -101,7 +101,7 @@ def test_labels_that_differ_in_capitals_and_those_of_one_row_are_told(words: Any
 
 def test_labels_that_are_no_classes_are_refused(words: Any) -> None:
     rows = [{"text": "a film", "label": f"label {n}"} for n in range(30)]
-    with pytest.raises(DataError, match="30 labels in 30 rows.*--task regression"):
+    with pytest.raises(DataError, match="30 labels in 30 rows.*are no classes"):
         learned("text-classification", rows, words)
 
 

@@ -181,6 +181,9 @@ def place_of(key: str, modules: Mapping[str, nn.Module], config: LoRAConfig) -> 
         return (module, leaf, attribute) if own_tensor(layer, leaf) is not None else None
     if attribute == TOKENS.name:
         return module, "weight", attribute
+    own = ADAPTERS[config.formula].stored.get(attribute)
+    if own is not None and leaf not in own.keys:  # another formula's name of such a tensor
+        return None
     parameter = _parameter(layer, module, depth, config)
     return None if parameter is None else (module, parameter, attribute)
 

@@ -88,10 +88,10 @@ def check_settings(what: str, given: Collection[str], known: Collection[str] = _
     for name in given:
         if name in known:
             continue
-        if name in SETTINGS | OTHER_NAMES.keys():
-            hint = f"of the adapter, LoRAConfig({OTHER_NAMES.get(name, name)}=...)"
-        elif name in _FIELDS:
+        if name in _FIELDS:
             hint = f"of the arguments, or of one run, Run({name}=...)"
+        elif name in SETTINGS | OTHER_NAMES.keys():
+            hint = f"of the adapter, LoRAConfig({OTHER_NAMES.get(name, name)}=...)"
         else:
             near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, sorted(known), 3, 0.5)
             hint = f"near: {', '.join(near)}" if near else ""

@@ -13,7 +13,8 @@ from ..config.words import OTHER_NAMES
 from ..errors import ArgumentError, ConfigError
 
 _FIXED = {
-    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "task_type",
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "other", "revision", "seed",
+    "task_type",
 }  # fmt: skip
 ADAPTERS = {field.name for field in dataclasses.fields(LoRAConfig)} - _FIXED | {"scaling"}
 _TRAINERS = {field.name for field in dataclasses.fields(TrainingArguments)}

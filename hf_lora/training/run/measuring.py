@@ -1,7 +1,8 @@
-"""Measuring a saved adapter as its run did: the same rows, the same batches, hence the same digits."""
+"""Measuring a saved adapter as its run did: the same rows, the same batches, hence the same figures."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -152,6 +153,9 @@ def _trainer(settings: RunSettings, run: TrainedRun, rows: Dataset) -> Any:
     return trainer
 
 
+_ROUNDING = 1e-5  # of float32: a library's sums depend on where in memory a tensor lies
+
+
 def _recorded(folder: Path, name: str) -> dict[str, float]:
     """Return what the run's metrics.json says of these rows."""
     path = folder / METRICS
@@ -163,6 +167,6 @@ def _difference(now: dict[str, float], recorded: dict[str, float]) -> str:
     other = [
         f"{key} is {now[key]!r}, {METRICS} says {recorded[key]!r}"
         for key in now
-        if recorded.get(key, now[key]) != now[key]
+        if not math.isclose(recorded.get(key, now[key]), now[key], rel_tol=_ROUNDING, abs_tol=_ROUNDING)
     ]
     return f"{'; '.join(other)}." if other else ""
