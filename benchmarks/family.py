@@ -17,11 +17,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from hf_lora import LoRAConfig, LoRAModel, suggested_learning_rate, truncate
+from hf_lora.variants.table import formula_of
 
 from .accuracy import quietly, score, trainer_of
 from .measure import Findings, Options, Row
@@ -49,19 +51,18 @@ class Arm:
     @property
     def config(self) -> LoRAConfig:
         """The adapter's config."""
-        settings = {
-            "r": R,
-            **({} if "use_hira" in (self.settings or {}) else {"lora_alpha": 2 * R}),
-            **(self.settings or {}),
-        }
-        return LoRAConfig(target_modules="all-linear", task_type="SEQ_CLS", **settings)
+        own = self.settings or {}
+        scaled = {} if "lora_alpha" in formula_of(own).lacks else {"lora_alpha": 2 * R}
+        return LoRAConfig(target_modules="all-linear", task_type="SEQ_CLS", **{"r": R, **scaled, **own})
 
     def model(self, seed: int) -> Any:
         """Return the pretrained model with a new head, as it starts to train."""
         set_seed(seed)
         if self.settings is None:
             return AutoModelForSequenceClassification.from_pretrained(base(), num_labels=2)
-        return LoRAModel.from_pretrained(base(), self.config, num_labels=2)
+        config = self.config
+        batches = _batches(seed) if config.init_lora_weights in ("eva", "lora_ga") else None
+        return LoRAModel.from_pretrained(base(), config, num_labels=2, data=batches)
 
 
 ARMS = (
@@ -75,6 +76,14 @@ ARMS = (
     Arm("PiSSA", {"init_lora_weights": "pissa"}),
     Arm("OLoRA", {"init_lora_weights": "olora"}),
     Arm("gaussian start", {"init_lora_weights": "gaussian"}),
+    Arm("orthogonal start", {"init_lora_weights": "orthogonal"}),
+    Arm("MiLoRA", {"init_lora_weights": "milora"}),
+    Arm("MiCA", {"init_lora_weights": "mica", "r": 2 * R, "lora_alpha": 4 * R}),
+    Arm("EVA", {"init_lora_weights": "eva"}),
+    Arm("LoRA-GA", {"init_lora_weights": "lora_ga"}),
+    Arm("LoRA-FA", {"use_lora_fa": True, "r": 2 * R, "lora_alpha": 4 * R}),
+    Arm("LoRA-XS", {"use_lora_xs": True, "r": 78}),  # r^2 is about R (in + out) for 384 channels
+    Arm("AdaLoRA", {"use_adalora": True, "r": R + R // 2, "target_r": R, "tinit": 20, "tfinal": 60}),
     Arm("LoRA, r/2", {"r": R // 2, "lora_alpha": R}),
     Arm("LoRA, truncated to r/2", {}, to=R // 2),
     Arm("LoRA, 2r", {"r": 2 * R, "lora_alpha": 4 * R}),
@@ -167,6 +176,14 @@ def _run(arm: Arm, rate: float, seed: int, data: tuple[Rated, Rated], job: Job) 
         "file_bytes": stored,
         "seconds": seconds,
     }
+
+
+def _batches(seed: int) -> list[Any]:
+    """Return eight batches of training entries, for starts from data."""
+    tokenizer = AutoTokenizer.from_pretrained(base())
+    rated = Random(seed).sample(Job().data()[0], 256)
+    rows = [{**tokenizer(text), "labels": label} for text, label in rated]
+    return [DataCollatorWithPadding(tokenizer)(rows[at : at + 32]) for at in range(0, 256, 32)]
 
 
 def _is_noise(row: Row, plain: Row, held_out: int) -> bool:
