@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from ..kinds.table import KINDS
 from .adapter import Product, Spec
-from .filling import generator, put
+from .filling import drawn, generator
 from .lora import LoRA
 
 _DEVIATION = 0.02
@@ -27,19 +26,13 @@ class AdaLoRA(LoRA):
     """LoRA's factors, and lora_E (r, 1), the values of the components."""
 
     role: ClassVar[str] = "adalora"
+    places = "linear layers"
     vanishing: ClassVar[tuple[str, ...]] = ("lora_E", "lora_A", "lora_B")
     lora_E: nn.Parameter
 
     @classmethod
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
         return {**super().shapes(spec, own), "lora_E": (spec.r, 1)}
-
-    @classmethod
-    def refusal(cls, spec: Spec, raw: bool) -> str:
-        if raw:
-            return "a raw parameter, for which no published layout of AdaLoRA exists"
-        kind = KINDS[spec.kind]
-        return "" if kind.is_matrix or kind.is_quantised else "no linear layer, and AdaLoRA is defined on these alone"
 
     @classmethod
     def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,9 +56,7 @@ class AdaLoRA(LoRA):
     def initialise(self, layer: nn.Module) -> None:
         source, is_usual = generator(self), self.init is True
         for factor in (self.lora_A, self.lora_B, self.lora_E):
-            if not factor.is_meta:
-                values = torch.empty(factor.shape, dtype=factor.dtype, device="cpu")
-                put(factor, values.normal_(0, _DEVIATION if is_usual else 1.0, generator=source))
+            drawn(factor, lambda t, _, by: t.normal_(0, _DEVIATION if is_usual else 1.0, generator=by), self, source)
         if is_usual:
             nn.init.zeros_(self.lora_E)
 

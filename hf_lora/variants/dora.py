@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from ..kinds.table import KINDS
 from ..maths import low_rank
 from .adapter import Spec
 from .lora import LoRA
@@ -30,6 +29,7 @@ class DoRA(LoRA):
     """
 
     role: ClassVar[str] = "dora"
+    places = "weights"
     exclusive: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
     magnitude: nn.Parameter
@@ -39,14 +39,6 @@ class DoRA(LoRA):
     def shapes(cls, spec: Spec, own: Tensor | None) -> dict[str, Shape]:
         factors = super().shapes(spec, own)
         return {**factors, "magnitude": factors["lora_B"][:1]}
-
-    @classmethod
-    def refusal(cls, spec: Spec, raw: bool) -> str:
-        if raw:
-            return "a raw parameter, for which no published layout of DoRA exists"
-        if KINDS[spec.kind].is_opaque:
-            return "packed (quantised) in a way that cannot be read"
-        return "" if KINDS[spec.kind].within_weight else "a convolution in groups, on which DoRA is not defined"
 
     @classmethod
     def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -65,7 +65,8 @@ def normal(factor: Tensor, adapter: Factors, source: torch.Generator) -> None:
     nn.init.normal_(factor, std=1 / adapter.r, generator=source)
 
 
-def _drawn(factor: nn.Parameter, draw: Draw, adapter: Factors, source: torch.Generator) -> None:
+def drawn(factor: nn.Parameter, draw: Draw, adapter: Factors, source: torch.Generator) -> None:
+    """Fill a factor with numbers that are drawn on the CPU, in its dtype; one without memory stays as it is."""
     if not factor.is_meta:
         values = torch.empty(factor.shape, dtype=factor.dtype, device="cpu")
         draw(values, adapter, source)
@@ -78,10 +79,10 @@ def zero_and(draw: Draw) -> Fill:
     def start(adapter: Factors, _: Tensor | None) -> None:
         if KINDS[adapter.kind].embeds:
             nn.init.zeros_(adapter.lora_A)
-            _drawn(adapter.lora_B, lambda t, _, source: t.normal_(generator=source), adapter, generator(adapter))
+            drawn(adapter.lora_B, lambda t, _, source: t.normal_(generator=source), adapter, generator(adapter))
         else:
             nn.init.zeros_(adapter.lora_B)
-            _drawn(adapter.lora_A, draw, adapter, generator(adapter))
+            drawn(adapter.lora_A, draw, adapter, generator(adapter))
 
     return start
 
@@ -89,8 +90,8 @@ def zero_and(draw: Draw) -> Fill:
 def both_random(adapter: Factors, _: Tensor | None) -> None:
     """Draw both factors, so that a fresh adapter changes the output: for tests."""
     source = generator(adapter)
-    _drawn(adapter.lora_A, uniform, adapter, source)
-    _drawn(adapter.lora_B, uniform, adapter, source)
+    drawn(adapter.lora_A, uniform, adapter, source)
+    drawn(adapter.lora_B, uniform, adapter, source)
 
 
 def orthogonal(adapter: Factors, _: Tensor | None) -> None:

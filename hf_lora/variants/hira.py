@@ -15,9 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..kinds.table import KINDS
 from ..maths import linear, low_rank
-from .adapter import Product, Spec
+from .adapter import Product
 from .lora import LoRA
 
 
@@ -25,16 +24,9 @@ class HiRA(LoRA):
     """LoRA's factors, of what the weight is multiplied by: lora_A (r, in), lora_B (out, r)."""
 
     role: ClassVar[str] = "hira"
+    places = "weights"
     exclusive: ClassVar[bool] = True
     fuses: ClassVar[bool] = False
-
-    @classmethod
-    def refusal(cls, spec: Spec, raw: bool) -> str:
-        if raw:
-            return "a raw parameter, for which no published layout of HiRA exists"
-        if KINDS[spec.kind].is_opaque:
-            return "packed (quantised) in a way that cannot be read"
-        return "" if KINDS[spec.kind].within_weight else "a convolution in groups, on which HiRA is not defined"
 
     def product_of_factors(self) -> Product | None:
         return None  # what is added to the weight has the weight in it

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,13 @@ class LoRA(Adapter):
     room: the rank that the factors are widened to with zeros, 0 where they are not. Zeros on both sides of a product
     get no gradient, so training leaves them. folded: what lora_B and lora_bias are multiplied by because the scaling,
     a constant of compiled code, stays as it was.
+    places: where it is defined: anywhere; on layers and not on raw parameters; on layers whose weight it reads, as a
+    matrix; on linear layers alone.
     """
 
     role: ClassVar[str] = "lora"
     fuses: ClassVar[bool] = True
+    places: ClassVar[Literal["any", "layers", "weights", "linear layers"]] = "any"
     # Of a product the factor that starts at zero is written first: A is what users initialise anew.
     vanishing: ClassVar[tuple[str, ...]] = ("lora_B", "lora_A")
     settings: ClassVar[tuple[str, ...]] = ("r", "scaling", "dropout", "init", "room", "folded")
@@ -83,6 +86,19 @@ class LoRA(Adapter):
     @classmethod
     def key_for(cls, parameter: str) -> str:
         return parameter
+
+    @classmethod
+    def refusal(cls, spec: Spec, raw: bool) -> str:
+        kind, title = KINDS[spec.kind], spec.row.title
+        if raw and cls.places != "any":
+            return f"a raw parameter, for which no published layout of {title} exists"
+        if cls.places == "linear layers" and not (kind.is_matrix or kind.is_quantised):
+            return f"no linear layer, and {title} is defined on these alone"
+        if cls.places == "weights" and kind.is_opaque:
+            return "packed (quantised) in a way that cannot be read"
+        if cls.places == "weights" and not kind.within_weight:
+            return f"a convolution in groups, on which {title} is not defined"
+        return ""
 
     @classmethod
     def from_file(cls, spec: Spec, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

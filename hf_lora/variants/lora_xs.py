@@ -28,6 +28,7 @@ class LoRAXS(LoRA):
     """core: R, (r, r). found: of A' and B', (3, r), see `low_rank.traits`. frozen_A (r, in) and frozen_B (out, r)."""
 
     role: ClassVar[str] = "lora_xs"
+    places = "weights"
     vanishing: ClassVar[tuple[str, ...]] = ("core",)
     settings: ClassVar[tuple[str, ...]] = (*LoRA.settings, "n_iter")
     core: nn.Parameter
@@ -50,14 +51,9 @@ class LoRAXS(LoRA):
 
     @classmethod
     def refusal(cls, spec: Spec, raw: bool) -> str:
-        if raw:
-            return "a raw parameter, for which no published layout of LoRA-XS exists"
-        kind = KINDS[spec.kind]
-        if kind.is_opaque:
-            return "packed (quantised) in a way that cannot be read"
-        if not kind.within_weight:
-            return "a convolution in groups, on which LoRA-XS is not defined"
-        a, b = kind.factor_shapes(spec.shape, spec.r)
+        if told := super().refusal(spec, raw):
+            return told
+        a, b = KINDS[spec.kind].factor_shapes(spec.shape, spec.r)
         most = min(b[0], torch.Size(a[1:]).numel())
         return f"a matrix of {most} directions, of which r={spec.r} are to be taken" if spec.r > most else ""
 

@@ -24,15 +24,12 @@ class ShareLoRA(LoRA):
     """LoRA's factors, of which lora_A, (r, in), is one tensor for all layers of a group."""
 
     role: ClassVar[str] = "sharelora"
+    places = "layers"
 
     @classmethod
     def group_of(cls, spec: Spec, module: str) -> str:
         a, _ = KINDS[spec.kind].factor_shapes(spec.shape, spec.r)
         return f"{numberless(module)} {a}"
-
-    @classmethod
-    def refusal(cls, spec: Spec, raw: bool) -> str:
-        return "a raw parameter, for which no published layout of ShareLoRA exists" if raw else ""
 
     def initialise(self, layer: nn.Module) -> None:
         given = None if self.leads else self.lora_A.detach().clone()

@@ -31,6 +31,7 @@ class VeRA(LoRA):
     """
 
     role: ClassVar[str] = "vera"
+    places = "linear layers"
     vanishing: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
     settings: ClassVar[tuple[str, ...]] = (*LoRA.settings, "key", "saves")
     key: int
@@ -55,13 +56,6 @@ class VeRA(LoRA):
     @classmethod
     def group_of(cls, spec: Spec, module: str) -> str:
         return "all layers"
-
-    @classmethod
-    def refusal(cls, spec: Spec, raw: bool) -> str:
-        if raw:
-            return "a raw parameter, for which no published layout of VeRA exists"
-        kind = KINDS[spec.kind]
-        return "" if kind.is_matrix or kind.is_quantised else "no linear layer, and VeRA is defined on these alone"
 
     @classmethod
     def left_out(cls, spec: Spec) -> tuple[str, ...]:
