@@ -224,12 +224,18 @@ def test_two_adapters_share_nothing_and_one_can_go(formula: str) -> None:
     assert torch.equal(plain(example()), net()(example()))
 
 
-@every
-def test_rows_of_a_batch_have_adapters_of_their_own(formula: str) -> None:
+def two(formula: str) -> LoRAModel:
+    """A model with two adapters of a formula, "default" and "other", which is selected."""
     model = made(formula)
     model.add_adapter(config(formula), "other")
     model.set_adapter("other")
     move(model, 5)
+    return model
+
+
+@every
+def test_rows_of_a_batch_have_adapters_of_their_own(formula: str) -> None:
+    model = two(formula)
     model.eval()
     x, names = example(), ["default", "__base__", "other"]
     got = model(x, adapter_names=names)
@@ -240,10 +246,7 @@ def test_rows_of_a_batch_have_adapters_of_their_own(formula: str) -> None:
 
 @every
 def test_adapters_combine_compare_and_merge_as_their_updates_do(formula: str) -> None:
-    model = made(formula)
-    model.add_adapter(config(formula), "other")
-    model.set_adapter("other")
-    move(model, 5)
+    model = two(formula)
     deltas = {name: updates(model, name) for name in ("default", "other")}
     model.add_weighted_adapter(["default", "other"], [0.5, 2.0], "both", combination_type="cat")
     for place, delta in updates(model, "both").items():

@@ -59,7 +59,7 @@ def add(model: Any, state: AdapterState, config: LoRAConfig, name: str, data: An
         modules = own_modules(model, state)
         config = settle_saved(modules, settle_layers(model, config, modules))
         sites, targets, parameters = plan(model, config)
-        seen: from_data.Seen = {}
+        seen: from_data.Shown = {}
         if data is not None:
             config, seen = from_data.look(model, modules, config, sites, data)
             sites, targets, parameters = plan(model, config)

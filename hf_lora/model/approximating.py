@@ -1,16 +1,16 @@
 """What a matrix loses when it is held by fewer singular directions: how many are kept, and a table of the errors."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..config.rules import is_int, is_number
-from ..errors import ArgumentError, numberless
-from .report import aligned
+from ..errors import ArgumentError
+from .report import aligned, alike
 
 
 class Approximated(NamedTuple):
@@ -43,11 +43,8 @@ class Approximation:
         return _pooled(self.layers)
 
     def __str__(self) -> str:
-        groups: dict[str, list[Approximated]] = defaultdict(list)
-        for each in self.layers:
-            groups[numberless(each.layer)].append(each)
         head = ("layer", "layers", "rank", "of", "error", "before", "after")
-        lines = [_line(rows[0].layer if len(rows) == 1 else name, rows) for name, rows in groups.items()]
+        lines = [_line(name, rows) for name, rows in alike(self.layers).items()]
         return aligned([head, *lines, _line("all", self.layers)])
 
 
@@ -77,6 +74,12 @@ class Kept:
         reached = squares.cumsum(-1) / squares.sum(-1, keepdim=True).clamp_min(1e-300)
         needed = (reached < self.energy - 1e-12).sum(-1) + 1
         return int(needed.where(squares.sum(-1) > 0, 1).max().clamp_max(values.shape[-1]))
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (A, B, all singular values) of the best approximation of an (out, in) matrix, B with the values."""
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        k = self.of(s)
+        return vh[:k].clone(), u[:, :k] * s[:k], s  # a view would keep all of it
 
 
 def lost(values: Tensor, rank: int) -> tuple[float, float]:

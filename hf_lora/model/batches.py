@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Place = tuple[str, str]  # module, parameter
+Shown = dict[Place, tuple[Tensor, ...]]  # what the data shows of each
+
 
 @contextmanager
 def as_a_base(model: Any) -> Iterator[None]:

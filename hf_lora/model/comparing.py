@@ -10,7 +10,6 @@ nothing of a weight's size is made.
 
 import math
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from ..variants.adapter import NO_SUM, Product
 from ..variants.initial import INITS
 from ..variants.table import formula_of
 from .loading import opened
-from .report import aligned
+from .report import aligned, alike
 from .selecting import check_known
 
 
@@ -62,11 +61,8 @@ class Comparison:
         return _pooled(self.layers)
 
     def __str__(self) -> str:
-        alike: dict[str, list[Compared]] = defaultdict(list)
-        for each in self.layers:
-            alike[numberless(each.layer)].append(each)
         lines = [("layer", "layers", "cosine", "inputs", "outputs", *(f"|{name}|" for name in self.names))]
-        lines += [_row(rows[0].layer if len(rows) == 1 else pattern, rows) for pattern, rows in alike.items()]
+        lines += [_row(name, rows) for name, rows in alike(self.layers).items()]
         lines.append(_row("all", self.layers))
         text = aligned([tuple(cells) for cells in lines])
         for name, only in zip(self.names, (self.only_first, self.only_second), strict=True):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import ArgumentError, ModelError, TargetError, some
+from ..errors import ArgumentError, ModelError, TargetError, full_name, some
 from ..layers.layer import LoRALayer
-from ..layers.tying import is_plain
-from ..maths.combining import truncated
+from ..layers.tying import is_plain, tied_groups
 from ..targets.names import resolve_targets
 from .approximating import Approximated, Approximation, Kept, lost
 from .bases import load_base
@@ -56,14 +55,13 @@ def compress(
     for name in names:
         layer = model.get_submodule(name)
         matrix = _matrix(layer)
-        values = torch.linalg.svdvals(matrix)
-        k = kept.of(values)
-        before, after = matrix.numel(), k * sum(matrix.shape)
+        a, b, values = kept.split(matrix)
+        k, before, after = len(a), matrix.numel(), a.numel() + b.numel()
         if after >= before:
             left.append(name)
             continue
         rows.append(Approximated(name, len(values), k, *lost(values, k), before, after))
-        made[name] = _factored(layer, matrix, k)
+        made[name] = _factored(layer, a, b)
     if not made:
         raise ArgumentError(
             f"compress(rank={rank}, energy={energy}): none of {some(names)} would be smaller; ask for less of it."
@@ -105,22 +103,14 @@ def load_compressed(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
 
 def _check(model: nn.Module, names: Sequence[str]) -> None:
     """Raise TargetError where a target has no plain weight of its own."""
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), f"{name}.{key}")
+    tied = {name for group in tied_groups(model, {}) for name in group}
     for name in names:
         layer = model.get_submodule(name)
         weight = layer._parameters.get("weight")
         if type(layer) not in _LINEAR or weight is None or not is_plain(weight) or weight.is_meta:
             raise TargetError(f"{name} is a {type(layer).__name__}: only linear layers in float can be compressed.")
-        if owners[id(weight)] != f"{name}.weight" or _is_tied(model, name, weight):
+        if full_name(name, "weight") in tied:
             raise TargetError(f"{name} shares its weight with another layer; leave it out of target_modules.")
-
-
-def _is_tied(model: nn.Module, name: str, weight: Tensor) -> bool:
-    return any(m._parameters.get("weight") is weight and n != name for n, m in model.named_modules())
 
 
 def _matrix(layer: nn.Module) -> Tensor:
@@ -131,13 +121,12 @@ def _matrix(layer: nn.Module) -> Tensor:
     return matrix.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _factored(layer: nn.Module, matrix: Tensor, rank: int) -> LowRankLinear:
-    a, b = truncated(matrix, rank)
+def _factored(layer: nn.Module, a: Tensor, b: Tensor) -> LowRankLinear:
     root = torch.linalg.vector_norm(b, dim=0).sqrt().clamp_min(1e-30)  # the singular values, split evenly
     weight: Any = layer.weight
     bias: Any = layer.bias
     own = {"device": weight.device, "dtype": weight.dtype}
-    made = LowRankLinear(matrix.shape[1], matrix.shape[0], rank, bias is not None, **own)
+    made = LowRankLinear(a.shape[1], len(b), len(a), bias is not None, **own)
     with torch.no_grad():
         made.down.weight.copy_(root[:, None] * a)
         made.up.weight.copy_(b / root)

@@ -7,7 +7,6 @@ little to read. Paischer et al. 2024, arXiv:2410.07170 (EVA), distributes ranks 
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ import torch
 from torch import nn
 
 from ..config.rules import is_int, is_number
-from ..errors import ArgumentError, numberless, some
+from ..errors import ArgumentError, some
 from ..maths.sketch import Sketch
 from ..targets.names import resolve_targets
 from .batches import as_a_base, run
 from .layer_inputs import Inputs
-from .report import aligned
+from .report import aligned, alike
 
 _OF_A_ROW = {"pixel_values": 3, "input_features": 2}  # dimensions of one row's; those of others have one
 
@@ -70,11 +69,8 @@ class RankSuggestion:
         return {each.layer: each.rank(share, most or limit) for each in deepest_first}
 
     def __str__(self) -> str:
-        groups: dict[str, list[Explained]] = defaultdict(list)
-        for each in self.layers:
-            groups[numberless(each.layer)].append(each)
         head = ("layer", "layers", *(f"r={rank}" for rank in self.ranks), "rank for 90%")
-        lines = [self._line(rows[0].layer if len(rows) == 1 else name, rows) for name, rows in groups.items()]
+        lines = [self._line(name, rows) for name, rows in alike(self.layers).items()]
         seen = aligned([head, *lines])
         return f"{seen}\nnot seen: {some(self.left)}" if self.left else seen
 

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig
-from ..errors import ArgumentError, ModelError, some
+from ..errors import ArgumentError, ModelError, full_name, some
 from ..formats.pairs import with_sizes
 from ..kinds.kind import Kind
 from ..kinds.table import kind_of
 from ..layers.layer import LoRALayer
 from ..layers.tying import is_plain, tied_groups
-from ..maths.combining import truncated
 from ..targets.names import as_endings, is_inside
 from .approximating import Approximated, Approximation, Kept, lost
 from .lora_model import LoRAModel
@@ -101,21 +100,17 @@ def _factored(
     kind: Any = kind_of(one)
     layers: tuple[Any, Any] = one, other
     before, after = (kind.matrix(layer.weight.detach()).to("cpu", torch.float64) for layer in layers)
-    values = torch.linalg.svdvals(after - before)
-    k = kept.of(values)
-    factors[name] = truncated(after - before, k)
-    return Approximated(name, len(values), k, *lost(values, k), before.numel(), k * sum(before.shape))
+    a, b, values = kept.split(after - before)
+    factors[name] = a, b
+    return Approximated(name, len(values), len(a), *lost(values, len(a)), before.numel(), a.numel() + b.numel())
 
 
 @torch.no_grad()
 def _fill(model: LoRAModel, tuned: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]) -> None:
-    there = {
-        **dict(tuned.named_parameters(remove_duplicate=False)),
-        **dict(tuned.named_buffers(remove_duplicate=False)),
-    }
+    values = tuned.state_dict()
     adapter: Any
     for module, _, _, adapter in model._lora.carried("default"):
         if adapter.low_rank:
-            adapter.hold(*(t.to(adapter.tensors()["lora_A"]) for t in factors[module]), None)
+            adapter.hold(*factors[module], None)
         else:
-            adapter.tensors()["value"].copy_(there[f"{module}.{adapter.parameter}" if module else adapter.parameter])
+            adapter.tensors()["value"].copy_(values[full_name(module, adapter.parameter)])

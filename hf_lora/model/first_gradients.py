@@ -16,15 +16,13 @@ from ..kinds.table import KINDS
 from ..maths import low_rank
 from ..targets.site import Site
 from ..variants.adapter import own_tensor
-from .batches import run
+from .batches import Place, Shown, run
 
-Place = tuple[str, str]  # module, parameter
-Seen = dict[Place, tuple[Tensor, ...]]
 _CHUNK = 1 << 30  # bytes of gradients that are held at a time
 _EXACT = 512  # rows or columns up to which a gradient's decomposition is exact
 
 
-def of_gradients(model: Any, modules: Mapping[str, nn.Module], sites: list[Site], batches: list[Any]) -> Seen:
+def of_gradients(model: Any, modules: Mapping[str, nn.Module], sites: list[Site], batches: list[Any]) -> Shown:
     """Return the singular directions of the weights' gradients over all batches.
 
     Weights are looked at in parts whose gradients need no more than `_CHUNK` bytes, each part with all batches.
@@ -35,7 +33,7 @@ def of_gradients(model: Any, modules: Mapping[str, nn.Module], sites: list[Site]
     packed = {(s.module, s.parameter) for s in sites if KINDS[s.kind].is_quantised}
     if odd := [full_name(*p) for p, w in weights.items() if p in packed or w is None or w.is_meta]:
         raise TargetError(f"{some(odd)}: quantised or offloaded, so that it has no gradient to start from.")
-    ranks, seen = {(s.module, s.parameter): (s.r, s) for s in sites}, Seen()
+    ranks, seen = {(s.module, s.parameter): (s.r, s) for s in sites}, Shown()
     for part in _parts(weights):  # type: ignore[arg-type]
         for place, gradient in _gradients(model, part, batches).items():
             rank, site = ranks[place]

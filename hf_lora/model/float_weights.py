@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ArgumentError, ConfigError, TargetError, full_name, some
 from ..kinds.table import KINDS
 from ..targets.site import Site
+from .batches import Shown
 
-Seen = dict[tuple[str, str], tuple[Tensor, ...]]  # by module and parameter
 
-
-def of_weights(modules: Mapping[str, nn.Module], sites: list[Site], data: Any) -> Seen:
+def of_weights(modules: Mapping[str, nn.Module], sites: list[Site], data: Any) -> Shown:
     """Return the float weight of each place, (out, in).
 
     data: a module whose names are the base's, or its tensors by name. Raises ArgumentError for anything else,
@@ -34,7 +33,7 @@ def of_weights(modules: Mapping[str, nn.Module], sites: list[Site], data: Any) -
             "name the layer in exclude_modules."
         )
     held = dict(data.named_parameters()) if isinstance(data, nn.Module) else data
-    found: Seen = {}
+    found: Shown = {}
     for site in sites:
         name = full_name(site.module, site.parameter)
         weight = held.get(name)

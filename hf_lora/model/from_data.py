@@ -17,10 +17,10 @@ from ..targets.site import Site
 from ..variants.adapter import Adapter
 from ..variants.filling import DIRECTIONS, SCALES
 from ..variants.initial import INITS
-from .batches import as_a_base
+from .batches import Shown, as_a_base
 from .first_gradients import of_gradients
 from .float_weights import of_weights
-from .layer_inputs import Seen, of_inputs
+from .layer_inputs import of_inputs
 
 _RULES: dict[str, Callable[[Any], bool]] = {
     "loftq_iter": lambda v: v == 1,
@@ -67,7 +67,7 @@ def check(config: LoRAConfig, data: Any) -> None:
 
 def look(
     model: Any, modules: Mapping[str, nn.Module], config: LoRAConfig, sites: Sequence[Site], data: Any
-) -> tuple[LoRAConfig, Seen]:
+) -> tuple[LoRAConfig, Shown]:
     """Return a config with the ranks that the data asks for, and what was seen for each place.
 
     data: batches (a Mapping of the forward's arguments, a tuple of them, one tensor, or a function of the model), or a
@@ -92,7 +92,7 @@ def learn(
     modules: Mapping[str, nn.Module],
     config: LoRAConfig,
     groups: Mapping[str, Mapping[str, tuple[Site, Adapter]]],
-    seen: Seen,
+    seen: Shown,
 ) -> None:
     """Have adapters that were initialised begin with what was seen for them."""
     start = INITS[config.init_lora_weights].data

@@ -17,9 +17,7 @@ from ..config.lora_config import LoRAConfig, key_for
 from ..errors import ConfigError, TargetError, some
 from ..maths.directions import Directions, spread
 from ..targets.site import Site
-from .batches import run
-
-Seen = dict[tuple[str, str], tuple[Tensor, ...]]  # by module and parameter
+from .batches import Shown, run
 
 
 def of_inputs(
@@ -29,7 +27,7 @@ def of_inputs(
     sites: list[Site],
     batches: Iterable[Any],
     settings: Mapping[str, Any],
-) -> tuple[LoRAConfig, Seen]:
+) -> tuple[LoRAConfig, Shown]:
     """Follow the inputs of layers until their directions stay, and give each layer the rank that explains most."""
     if unseen := [s.module for s in sites if not s.behind or s.parameter != "weight"]:
         raise TargetError(
@@ -53,7 +51,7 @@ def of_inputs(
             f"the data shows {some(lacking)} no more positions than the rank has: give more batches, or name layers "
             "that they never reach in exclude_modules."
         )
-    found: Seen = {(n, "weight"): (inputs.seen(n).components, inputs.seen(n).values) for n in ranks}
+    found: Shown = {(n, "weight"): (inputs.seen(n).components, inputs.seen(n).values) for n in ranks}
     return _with_ranks(config, ranks, inputs.ranks(ranks, most), settings), found
 
 

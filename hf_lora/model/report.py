@@ -1,12 +1,20 @@
 """What an adapter adapts, as text: a table of targets, and the count of parameters that train."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from ..errors import full_name, numberless
 from ..layers.layer import base_modules
 from .selecting import check_known
+
+
+class _OfLayer(Protocol):
+    @property
+    def layer(self) -> str: ...
+
+
+Layer = TypeVar("Layer", bound=_OfLayer)
 
 
 def trainable_counts(model: Any) -> tuple[int, int]:
@@ -50,6 +58,17 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
         lines.append((pattern, kind, shape, f"{count} of {there}{' uneven' if count < there else ''}", f"{size:,d}"))
     lines.append(("total", "", "", "", f"{sum(size for *_, size in rows):,d}"))
     return aligned(lines)
+
+
+def alike(rows: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """Return rows of layers by what a table calls them: those that differ in their numbers only are one.
+
+    A layer that no other is like has its own name.
+    """
+    groups: dict[str, list[Layer]] = defaultdict(list)
+    for row in rows:
+        groups[numberless(row.layer)].append(row)
+    return {group[0].layer if len(group) == 1 else name: group for name, group in groups.items()}
 
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> str:
