@@ -94,7 +94,8 @@ def test_a_method_of_its_own_has_its_own_words_in_its_file_and_none_of_plain_lor
     [
         ({"lora_alpha": 16}, r"lora_alpha=16: HiRA \(use_hira=True\) has no such setting; leave it out"),
         ({"use_rslora": True}, "use_rslora=True: HiRA"),
-        ({"init_lora_weights": "pissa"}, "'pissa' is no start of HiRA's"),
+        ({"init_lora_weights": "pissa"}, r"'pissa': HiRA \(use_hira=True\) takes True, False, 'gaussian'"),
+        ({"init_lora_weights": "eva"}, "'eva': HiRA"),
         ({"use_dora": True}, "exclude each other"),
     ],
 )

@@ -141,5 +141,5 @@ def test_a_start_out_of_the_weight_keeps_its_a_and_comes_back(tmp_path: Path) ->
 
 
 def test_a_start_that_keeps_the_other_factor_is_refused() -> None:
-    with pytest.raises(ConfigError, match="init_lora_weights='mica' and use_lora_fa=True keep a factor each"):
+    with pytest.raises(ConfigError, match="init_lora_weights='mica' keeps lora_B as it began, which LoRA-FA"):
         LoRAConfig(use_lora_fa=True, init_lora_weights="mica")

@@ -340,12 +340,27 @@ def test_another_key_draws_other_matrices_and_its_weights_are_not_copied_in(tmp_
         ({"use_vera": True, "rank_pattern": {"up": 2}}, "rank_pattern=.*VeRA"),
         ({"use_vera": True, "exclude_modules": ["up"]}, "exclude_modules=.*VeRA"),
         ({"use_vera": True, "init_lora_weights": "gaussian"}, r"'gaussian': VeRA \(use_vera=True\) takes True, False"),
-        ({"use_vera": True, "init_lora_weights": "pissa"}, "'pissa' is no start of VeRA's"),
+        ({"use_vera": True, "init_lora_weights": "pissa"}, "'pissa': VeRA"),
         ({"use_vera": True, "d_initial": "0.1"}, "d_initial='0.1', but it is a number"),
         ({"projection_prng_key": 3}, "projection_prng_key=3 has no effect without use_vera=True"),
         ({"use_vera": True, "use_sharelora": True}, "exclude each other"),
         ({"use_sharelora": True, "lora_bias": True}, "lora_bias=True: ShareLoRA"),
-        ({"use_sharelora": True, "init_lora_weights": "olora"}, "'olora' is no start of ShareLoRA's"),
+        *(
+            ({"use_sharelora": True, "init_lora_weights": start}, f"{start!r}: ShareLoRA")
+            for start in (
+                "olora",
+                "orthogonal",
+                "eva",
+                "lora_ga",
+                "loftq",
+            )  # A is another layer's, which B does not fit
+        ),
+        ({"use_vera": True, "d_initial": 0}, "d_initial=0, but nothing trains from there"),
+        ({"use_vera": True, "d_initial": 10**400}, "but it is a number"),
+        (
+            {"use_vera": True, "projection_prng_key": 1 << 64},
+            "projection_prng_key=18446744073709551616, but it lies in",
+        ),
     ],
 )
 def test_a_setting_without_a_place_is_refused(settings: dict[str, Any], told: str) -> None:

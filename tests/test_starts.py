@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_lora import LoRAConfig, LoRAModel, add_lora, compare
 from hf_lora.errors import AdapterFileError, ConfigError, TargetError
 
-from .cases import Named, move
+from .cases import VARIANTS, Named, move, network, settings_of
 from .peek import INITS, read_notes
 from .tiny import tiny
 
@@ -166,6 +166,19 @@ def test_a_seed_decides_every_bit_whatever_the_order_of_layers_and_torchs_own_st
     for name in names:
         assert not torch.equal(first[f"one.{name}"], first[f"two.{name}"]), "two layers drew the same numbers"
         assert not torch.equal(first[f"one.{name}"], _drawn("one two three", start, 1, seed=8)[f"one.{name}"])
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "init_lora_weights" not in VARIANTS[v]])
+def test_a_seed_decides_every_bit_of_every_formula(variant: str) -> None:
+    made = []
+    for state in (1, 2):
+        config = LoRAConfig(
+            **{**settings_of(variant), "target_modules": ["layer"], "init_lora_weights": False, "seed": 7}
+        )
+        net = network("linear")
+        torch.manual_seed(state)
+        made.append(add_lora(net, config).state_dict())
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
 
 
 @pytest.mark.parametrize("start", DRAWN)

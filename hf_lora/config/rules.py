@@ -2,11 +2,13 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..variants.initial import INITS, MOST_ITERATIONS
+from ..variants.initial import INITS
+from ..variants.row import MOST_ITERATIONS
 from ..variants.table import FORMULAS, SCALINGS, formula_of, is_on, settings, switches
 from .keys import PRESETS, UNSUPPORTED, Fields
 from .tasks import TASK_TYPES
@@ -137,13 +139,6 @@ def _formula_problems(c: Fields) -> list[str]:
         for name in sorted(row.lacks)
         if (value := getattr(c, name)) != usual[name]
     ]
-    still = {stored.attribute for stored in row.tensors if not stored.trains}
-    if c.init_lora_weights in INITS and {"lora_A", "lora_B"} <= still | {*INITS[c.init_lora_weights].keeps}:
-        found.append(
-            f"init_lora_weights={c.init_lora_weights!r} and {row.switch}=True keep a factor each: none trains."
-        )
-    if row.own_start and c.init_lora_weights in INITS and INITS[c.init_lora_weights].reads_weight:
-        found.append(f"init_lora_weights={c.init_lora_weights!r} is no start of {row.title}'s ({row.switch}=True).")
     if row.starts and c.init_lora_weights in INITS and c.init_lora_weights not in row.starts:
         known = ", ".join(sorted(map(repr, row.starts), reverse=True))
         found.append(f"init_lora_weights={c.init_lora_weights!r}: {row.title} ({row.switch}=True) takes {known}.")
@@ -161,9 +156,17 @@ def _formula_problems(c: Fields) -> list[str]:
             found.append(f"{name}={value!r} has no effect without {of}=True; leave it out.")
         elif not _is_like(value, default):
             found.append(f"{name}={value!r}, but it is {_named(default)}.")
+        elif name in row.bounds:
+            found += _bound_problem(name, value, *row.bounds[name])
     if not found and is_int(c.r):
         found += row.problems({"r": c.r, **row.settings, **{k: v for k, v in c.other.items() if k in mine}})
     return found
+
+
+def _bound_problem(name: str, value: float, least: float, most: float) -> list[str]:
+    if least <= value <= most:
+        return []
+    return [f"{name}={value!r}, but it {f'is at least {least}' if most == math.inf else f'lies in {least} to {most}'}."]
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -201,7 +204,8 @@ def is_int(value: Any, least: float = 1) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def is_positive(value: Any) -> bool:

@@ -194,7 +194,8 @@ def _check(site: Site, name: str, raw: bool) -> None:
     if site.bias and KINDS[site.kind].embeds:
         raise TargetError(f"{name} is an embedding, which has no bias; set lora_bias=False or exclude it.")
     if what := site.row.adapter.refusal(site, raw):
-        raise TargetError(f"{name} is {what}; set {site.row.switch}=False or name it in exclude_modules.")
+        way = "leave it out of target_modules" if "exclude_modules" in site.row.lacks else "name it in exclude_modules"
+        raise TargetError(f"{name} is {what}; set {site.row.switch}=False or {way}.")
     _check_start(site, name)
 
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from . import filling
 from .filling import Fill
 from .papers import PAPERS, Paper
-from .row import Rate
+from .row import MOST_ITERATIONS, Rate
 
 InitName = bool | str
-MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
 
 
 @dataclass(frozen=True)

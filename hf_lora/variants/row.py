@@ -15,6 +15,7 @@ from typing import Any, Literal
 from .papers import Paper
 
 Part = Literal["A", "B", "embedding", "head", "other"]
+MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Row:
     peft_type: the method's name in an adapter_config.json, where PEFT or we have it as a method of its own; the switch
     is then in no file. renamed: fields of LoRAConfig -> their keys in such a file; values: of such a field, our word ->
     theirs. lacks: fields of LoRAConfig that it has no place for. in_peft: whether PEFT has the method at all.
-    settings: keys of its own -> their defaults; problems: returns what is wrong with them and `r` together, a sentence
-    each. unread: keys of such a file that say nothing which its tensors and settings do not.
+    settings: keys of its own -> their defaults; bounds: of numbers among them, the least and the most; problems:
+    returns what is wrong with them and `r` together, a sentence each. unread: keys of such a file that say nothing
+    which its tensors and settings do not.
     budget: where the class is that chooses in training which components stay, "" where all do.
-    unscaled: alpha / r has no part in it. own_start: none of the starts that take factors out of the weight makes sense
-    for it; starts: the values of init_lora_weights that it takes, where these are fewer still.
+    unscaled: alpha / r has no part in it. starts: the values of init_lora_weights that it takes; empty for all.
     no_bias: why it goes with no `lora_bias`, "" where it does. engines: what can serve it as it is meant.
     own_tensor: what its first tensor beyond plain LoRA's is called in a report.
     elsewhere: why another tool's adapter under the same switch is something else, by tool. rate: None where nobody has
@@ -105,11 +106,11 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     problems: Callable[[Mapping[str, Any]], list[str]] = lambda settings: []
     budget: str = ""
     starts: frozenset[bool | str] = frozenset()
     unscaled: bool = False
-    own_start: bool = False
     paper: Paper | None = None
     no_bias: str = ""
     engines: frozenset[str] = frozenset()

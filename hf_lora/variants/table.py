@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from .papers import PAPERS, Paper
-from .row import Rate, Row, Stored
+from .row import MOST_ITERATIONS, Rate, Row, Stored
 
 _PRODUCT = (
     Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1, rank=0),
@@ -51,6 +51,8 @@ DORA = Row(
 _NO_LORA = frozenset({
     "alpha_pattern", "bias", "ensure_weight_tying", "lora_alpha", "lora_bias", "trainable_token_indices", "use_rslora",
 })  # fmt: skip
+_OWN_STARTS: frozenset[bool | str] = frozenset({True, False})
+_PLAIN_STARTS: frozenset[bool | str] = _OWN_STARTS | {"gaussian"}  # no factor of which belongs to another
 HIRA = Row(
     name="hira",
     title="HiRA",
@@ -65,15 +67,9 @@ HIRA = Row(
     renamed={"lora_dropout": "hira_dropout", "init_lora_weights": "init_weights"},
     lacks=_NO_LORA,
     unscaled=True,
-    own_start=True,
+    starts=_PLAIN_STARTS,
     paper=PAPERS["hira"],
 )
-
-
-def _iteration_problems(c: Mapping[str, Any]) -> list[str]:
-    """Say where LoRA-XS is asked for a number of iterations that cannot be."""
-    asked = c["svd_niter"]
-    return [] if 0 <= asked <= 128 else [f"svd_niter={asked}, but it lies between 0 (the whole SVD) and 128."]
 
 
 LORA_FA = Row(
@@ -100,11 +96,17 @@ LORA_XS = Row(
     in_peft=False,
     lacks=frozenset({"lora_bias"}),
     settings={"svd_niter": 0},
-    problems=_iteration_problems,
-    starts=frozenset({True, False}),
-    own_start=True,
+    bounds={"svd_niter": (0, MOST_ITERATIONS)},
+    starts=_OWN_STARTS,
     paper=PAPERS["lora_xs"],
 )
+
+
+def _vector_problems(c: Mapping[str, Any]) -> list[str]:
+    """Say where VeRA's two vectors would both begin at zero, so that neither gets a gradient."""
+    return [] if c["d_initial"] else ["d_initial=0, but nothing trains from there; 0.1 is usual."]
+
+
 VERA = Row(
     name="vera",
     title="VeRA",
@@ -122,9 +124,10 @@ VERA = Row(
     values={"bias": {"lora_only": "vera_only"}},
     lacks=(_NO_LORA - {"bias"}) | {"exclude_modules", "rank_pattern"},
     settings={"projection_prng_key": 0, "save_projection": True, "d_initial": 0.1},
-    starts=frozenset({True, False}),
+    bounds={"projection_prng_key": (-(1 << 63), (1 << 64) - 1)},
+    problems=_vector_problems,
+    starts=_OWN_STARTS,
     unscaled=True,
-    own_start=True,
     paper=PAPERS["vera"],
 )
 SHARELORA = Row(
@@ -137,7 +140,7 @@ SHARELORA = Row(
     peft_type="SHARELORA",
     in_peft=False,
     lacks=frozenset({"lora_bias"}),
-    own_start=True,
+    starts=_PLAIN_STARTS,
     paper=PAPERS["sharelora"],
 )
 
@@ -145,18 +148,6 @@ SHARELORA = Row(
 def _schedule_problems(c: Mapping[str, Any]) -> list[str]:
     """Say which of AdaLoRA's settings cannot be; c: they and r, total_step 0 where nobody said it."""
     found = [
-        f"{name}={c[name]!r}, but it is at least {least}."
-        for name, least in {
-            "target_r": 1,
-            "tinit": 0,
-            "tfinal": 0,
-            "deltaT": 1,
-            "total_step": 0,
-            "orth_reg_weight": 0,
-        }.items()
-        if c[name] < least
-    ]
-    found += [
         f"{name}={c[name]!r}, but it is above 0 and below 1." for name in ("beta1", "beta2") if not 0 < c[name] < 1
     ]
     if c["target_r"] > c["r"]:
@@ -193,9 +184,12 @@ ADALORA = Row(
         "target_r": 8, "tinit": 0, "tfinal": 0, "deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5,
         "total_step": 0,
     },
+    bounds={
+        "target_r": (1, math.inf), "tinit": (0, math.inf), "tfinal": (0, math.inf), "deltaT": (1, math.inf),
+        "total_step": (0, math.inf), "orth_reg_weight": (0, math.inf),
+    },
     problems=_schedule_problems,
-    starts=frozenset({True, False}),
-    own_start=True,
+    starts=_OWN_STARTS,
     budget="hf_lora.variants.budget:Budget",
     paper=PAPERS["adalora"],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from ..maths.vectors import between_linear
 from .adapter import Spec
+from .filling import drawn, generator
 from .lora import LoRA
 
 _MATRICES = ("vera_A", "vera_B")
@@ -82,16 +83,16 @@ class VeRA(LoRA):
                 self.lambda_d.fill_(self.start)
             else:
                 self.lambda_b.fill_(1.0)
-                self.lambda_d.normal_()
+                drawn(self.lambda_d, lambda d, _, source: d.normal_(generator=source), self, generator(self))
         if self.leads:
             self.draw()
 
     @torch.no_grad()
     def draw(self) -> None:
-        generator = torch.Generator("cpu").manual_seed(self.key)
+        source = torch.Generator("cpu").manual_seed(self.key)
         for matrix in (self.vera_A, self.vera_B):
             values = torch.empty(matrix.shape, dtype=torch.float32, device="cpu")
-            matrix.copy_(nn.init.kaiming_uniform_(values, generator=generator))
+            matrix.copy_(nn.init.kaiming_uniform_(values, generator=source))
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
         """Return the part of A and of B that this layer takes, where its own vectors are."""
