@@ -24,6 +24,7 @@ from .integrations.seams import install
 
 if TYPE_CHECKING:
     from .config.lora_config import LoRAConfig
+    from .formats.engines import check_for
     from .formats.inspection import inspect_adapter
     from .model.cache import AdapterCache
     from .model.comparing import compare
@@ -50,6 +51,7 @@ __all__ = [
     "LoRASearch",
     "Run",
     "add_lora",
+    "check_for",
     "check_optimizer",
     "check_ready",
     "compare",
@@ -77,6 +79,7 @@ _LAZY = {
     "LoRASearch": "training.search",
     "Run": "training.runs",
     "add_lora": "model.lora_model",
+    "check_for": "formats.engines",
     "check_optimizer": "training.groups",
     "check_ready": "training.ready",
     "compare": "model.comparing",

@@ -1,8 +1,8 @@
-"""What the shell completes: names of tasks and of metrics."""
+"""What the shell completes: names of tasks, of metrics and of engines."""
 
 from __future__ import annotations
 
-__all__ = ["COMPLETIONS", "metrics", "tasks"]
+__all__ = ["COMPLETIONS", "engines", "metrics", "tasks"]
 
 
 def tasks(incomplete: str) -> list[str]:
@@ -17,6 +17,13 @@ def metrics(incomplete: str) -> list[str]:
     from ..training.measures import NAMES
 
     return [name for name in NAMES if name.startswith(incomplete)]
+
+
+def engines(incomplete: str) -> list[str]:
+    """Return the engines whose rules are known and whose names begin so."""
+    from ..formats.engines import ENGINES
+
+    return [name for name in ENGINES if name.startswith(incomplete)]
 
 
 COMPLETIONS = {"metric": metrics, "task": tasks}  # of the settings of a run

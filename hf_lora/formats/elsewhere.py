@@ -4,7 +4,7 @@ Seen in PEFT 0.21.2. What it refuses when an adapter is made is refused here as 
 what it takes first and then cannot do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,17 +27,24 @@ _FUSED = frozenset({
 }), frozenset({"down_proj", "gate", "gate_proj", "up_proj"})  # fmt: skip
 
 
-def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
-    """Return why PEFT cannot open the file of an adapter, "" where it can."""
-    model_type, adapted = getattr(getattr(model, "config", None), "model_type", None), [*model._lora.carried(name)]
+def refused_by_type(model_type: str | None, modules: Iterable[str]) -> str:
+    """Return why PEFT takes no low-rank adapters on layers of a type of model, "" where it does."""
     for (types, words), reason in (
         (_MAMBA, "a layer of a Mamba model's that it takes no adapters on"),
         (_FUSED, "a layer whose name it takes for the experts' parameters, which this type of model has fused"),
     ):
-        weights = [m for m, _, _, a in adapted if a.low_rank and a.parameter == "weight"]
-        found = [m for m in weights if m.rpartition(".")[2] in words]
+        found = next((name for name in modules if name.rpartition(".")[2] in words), "")
         if model_type in types and found:
-            return f"{found[0]} is {reason}"
+            return f"{found} is {reason}"
+    return ""
+
+
+def no_peft(model: Any, name: str, config: LoRAConfig) -> str:
+    """Return why PEFT cannot open the file of an adapter, "" where it can."""
+    model_type, adapted = getattr(getattr(model, "config", None), "model_type", None), [*model._lora.carried(name)]
+    weights = [m for m, _, _, a in adapted if a.low_rank and a.parameter == "weight"]
+    if reason := refused_by_type(model_type, weights):
+        return reason
     parts = [ending for ending in config.modules_to_save or () if is_part_of_peft(ending)]
     if parts and any(each.adapter.low_rank for each in adapted):
         return f"modules_to_save={parts[0]!r} also ends the name of a module in PEFT's own layers; rename the module"

@@ -6,8 +6,10 @@ Of a repo of the Hub the heads alone are fetched, so that values which are not f
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,43 @@ _FIRST = 1 << 16  # bytes of a file on the Hub, which hold the head of nearly ev
 _MOST = 100_000_000  # bytes of a head; the format's own limit
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is seen of an adapter without its base.
+
+    files: of the place, with their sizes in bytes; weights: those that hold tensors. config: adapter_config.json as it
+    is written; form: whose it is. notes: hf_lora's, in the weights' file. contents: what loading reads, None where it
+    refuses; findings: why it does, and of pickles.
+    """
+
+    source: Source
+    files: Mapping[str, int]
+    weights: Sequence[str]
+    config: Mapping[str, Any]
+    form: str
+    notes: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    contents: Contents | None
+    findings: tuple[Finding, ...]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The tensors, sorted."""
+        return layout_of(self.tensors)
+
+
+@contextmanager
+def looked_at(name: str | os.PathLike[str], **hub_kwargs: Any) -> Iterator[Looked]:
+    """Give what is seen of an adapter inside a `with` block. Raises what `inspect_adapter` raises."""
+    source = Source.of(name, hub_kwargs)
+    files = _files(source)
+    with ExitStack() as stack:
+        if not source.is_local:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            source = _Heads(source.name, source.hub, files, Path(folder))
+        yield _looked_at(source, files)
+
+
 def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspection:
     """Return what a directory, a .safetensors file or a repo of the Hub holds, without loading the base.
 
@@ -41,12 +80,8 @@ def inspect_adapter(name: str | os.PathLike[str], **hub_kwargs: Any) -> Inspecti
     hub_kwargs: revision, subfolder, token, cache_dir, force_download, local_files_only.
     Raises AdapterFileError where there is no adapter or nothing of it can be read, HubError.
     """
-    source = Source.of(name, hub_kwargs)
-    files = _files(source)
-    if source.is_local:
-        return _inspected(source, files)
-    with tempfile.TemporaryDirectory() as folder:
-        return _inspected(_Heads(source.name, source.hub, files, Path(folder)), files)
+    with looked_at(name, **hub_kwargs) as seen:
+        return _inspected(seen)
 
 
 @dataclass(frozen=True)
@@ -82,7 +117,7 @@ class _Heads(Source):
             return tensors, notes_of(file.metadata() or {})
 
 
-def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
+def _looked_at(source: Source, files: Mapping[str, int]) -> Looked:
     path = None if source.is_file else find_config(source)
     config = {} if path is None else read_json(path)
     weights, pickles = _weights(source, files)
@@ -98,12 +133,18 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
     tensors = {key: entry for entries, _ in heads for key, entry in entries.items()}
     if contents is not None and (pickles or form == "AdapterHub"):  # under PEFT's names
         tensors = {key: _entry(tensor) for key, tensor in contents.tensors.items()}
-    layout = layout_of(tensors)
+    notes = heads[0][1] if heads else {}
+    return Looked(source, files, weights, config, form, notes, tensors, contents, (*refused, *pickles))
+
+
+def _inspected(seen: Looked) -> Inspection:
+    config, layout, tensors = seen.config, seen.layout, seen.tensors
     r, alpha = _number(config.get("r")), _number(config.get("lora_alpha"))
+    refused = [finding for finding in seen.findings if finding.code != "pickle"]
     return Inspection(
-        name=source.name,
-        format=form or layout.names or "unknown",
-        **_origin(config, heads[0][1] if heads else {}),
+        name=seen.source.name,
+        format=seen.form or layout.names or "unknown",
+        **_origin(config, seen.notes),
         task=str(config["task_type"]) if config.get("task_type") else None,
         variant=_variant(config, layout),
         r=r,
@@ -115,8 +156,12 @@ def _inspected(source: Source, files: Mapping[str, int]) -> Inspection:
         tensors=len(tensors),
         parameters=sum(prod(entry.shape) for entry in tensors.values()),
         dtypes=dict(sorted(Counter(entry.dtype for entry in tensors.values()).items())),
-        size=sum(files[file] for file in weights),
-        findings=(*refused, *_findings(config, form, layout, contents), *pickles),
+        size=sum(seen.files[file] for file in seen.weights),
+        findings=(
+            *refused,
+            *_findings(config, seen.form, layout, seen.contents),
+            *(finding for finding in seen.findings if finding.code == "pickle"),
+        ),
     )
 
 

@@ -6,22 +6,13 @@ from typing import Any
 from ...config.lora_config import LoRAConfig
 from ...config.tasks import TASK_TYPES, TASKS, Task, classes_of
 from ...formats.elsewhere import differs_in_peft, no_peft
+from ...formats.engines.rules import VLLM_CLASSES
 from ...layers.layer import LoRALayer
 from ...layers.specialising import base_of, name_of
 from ...variants.initial import INITS
 from ...variants.table import formula_of
 
-# What vLLM serves, by the LoRA column of its list of supported models, 0.33: classes of Transformers, and ranks.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes
-_CAUSAL = (
-    "Afmoe Apertus Arcee Cohere Cohere2 Cwm DeepseekV2 DeepseekV3 Ernie4_5 Ernie4_5_Moe Exaone4 FalconH1 Gemma Gemma2 "
-    "Gemma3 Glm Glm4 Glm4Moe GPTBigCode Granite GraniteMoe GraniteMoeHybrid GraniteMoeShared HunYuanDenseV1 "
-    "HunYuanMoEV1 Jamba Lfm2 Lfm2Moe Llama Mistral Mixtral Nemotron OPT Olmo Olmo2 Olmo3 Phi Phi3 Qwen2 Qwen2Moe Qwen3 "
-    "Qwen3Moe Qwen3Next SeedOss SmolLM3 Starcoder2 VaultGemma"
-)
-_CLASSES = frozenset(f"{name}ForCausalLM" for name in _CAUSAL.split())
-
-
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM's --max-lora-rank takes
 _VLLM = "vLLM"
 
 
@@ -93,7 +84,7 @@ def peft_refusal(subject: CardSubject) -> str:
 def vllm_rank(subject: CardSubject) -> int | None:
     """Return the --max-lora-rank with which vLLM serves the adapter as it is meant, None where it does not.
 
-    It serves the language models of `_CLASSES`, one rank and scaling an adapter, the formulas whose rows name it,
+    It serves the language models of `VLLM_CLASSES`, one rank and scaling an adapter, the formulas whose rows name it,
     and neither biases, saved modules, factors on token tables and heads (many of its models refuse them), nor factors
     that belong to another base.
     """
@@ -102,7 +93,7 @@ def vllm_rank(subject: CardSubject) -> int | None:
         *(_VLLM not in formula_of(c).engines, INITS[c.init_lora_weights].computed_again, c.lora_bias, c.bias != "none"),
         *(c.modules_to_save, c.target_parameters, c.trainable_token_indices, c.rank_pattern, c.alpha_pattern),
     )
-    if name_of(subject.model) not in _CLASSES or not subject.base or any(other) or _adapts_tables(subject.model):
+    if name_of(subject.model) not in VLLM_CLASSES or not subject.base or any(other) or _adapts_tables(subject.model):
         return None
     on_disk = c.r * (2 if INITS[c.init_lora_weights].held else 1)
     return next((rank for rank in _RANKS if rank >= on_disk), None)

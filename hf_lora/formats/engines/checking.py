@@ -1,0 +1,111 @@
+"""Asking the rules: what an engine makes of an adapter's folder, found from its config and its tensors' names."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from ...errors import ArgumentError
+from ...variants.table import formula_of
+from ..inspection import looked_at
+from .facts import Facts, facts_of
+from .rules import CONVERT, ENGINES, MERGE, REFACTOR, RULES, Engine, Verdict
+
+_CURES = {
+    CONVERT: "hf-lora convert ADAPTER OUT --for {engine}",
+    MERGE: "hf-lora merge ADAPTER OUT",
+    REFACTOR: "hf-lora convert ADAPTER OUT --for {engine} --rank 64 (an approximation), or hf-lora merge ADAPTER OUT",
+}
+# An engine that refuses loads nothing of what it would load wrongly.
+_ORDER: tuple[Verdict, ...] = ("refused", "silently wrong", "not known", "loads")
+
+
+class Told(NamedTuple):
+    """What an engine does because of one thing that an adapter has, why, and what mends it."""
+
+    said: str
+    verdict: Verdict
+    why: str
+    cure: str
+    mends: str  # CONVERT, MERGE, REFACTOR, or "" where the engine itself is to be asked otherwise
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an engine makes of an adapter. version: the engine's, whose source was read. told: empty where it loads."""
+
+    name: str
+    engine: str
+    version: str
+    source: str
+    told: tuple[Told, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The engine's verdict: "loads", "refused", "silently wrong", or "not known" where nobody has looked."""
+        found = {each.verdict for each in self.told}
+        return next((verdict for verdict in _ORDER if verdict in found), "loads")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return {**asdict(self), "verdict": self.verdict, "told": [each._asdict() for each in self.told]}
+
+    def __str__(self) -> str:
+        lines = [f"{each.said}: {each.verdict}, because {each.why}. {each.cure}".rstrip() for each in self.told]
+        return "\n".join([f"{self.engine} {self.version}: {self.verdict}", *(f"  {line}" for line in lines)])
+
+
+def engine_named(name: str) -> Engine:
+    """Return an engine's row. Raises ArgumentError for one that nobody here knows."""
+    if name not in ENGINES:
+        raise ArgumentError(f"engine={name!r}: what is known here is {', '.join(ENGINES)}.")
+    return ENGINES[name]
+
+
+def check_for(
+    adapter: str | os.PathLike[str],
+    engine: str,
+    *,
+    max_rank: int | None = None,
+    base_model: str | None = None,
+    **hub_kwargs: Any,
+) -> Checked:
+    """Return what an engine makes of an adapter: whether it loads it as it is meant, refuses it, or computes another.
+
+    adapter: a folder or Hub id, of which the config and the weights' heads are read. engine: "vllm", "sglang",
+    "llama.cpp", "tgi", "peft" or "mlx". max_rank: what its server was started with, where that is not its default.
+    base_model: the base, where it lies elsewhere. hub_kwargs: as `inspect_adapter` takes them.
+    Raises ArgumentError, AdapterFileError, HubError.
+    """
+    row = engine_named(engine)
+    with looked_at(adapter, **hub_kwargs) as looked:
+        facts = facts_of(looked, base_model)
+        told = tuple(_told(facts, engine, row, row.max_rank if max_rank is None else max_rank))
+    return Checked(looked.source.name, row.title, row.version, row.source, told)
+
+
+def _told(facts: Facts, engine: str, row: Engine, max_rank: int) -> Iterator[Told]:
+    """Yield what keeps an engine from loading an adapter as it is meant."""
+    base = facts.model_type or "an unknown type"
+    if facts.model_type in row.refuses:
+        yield Told(f"a base of {base}", "refused", "it takes no adapters on this type of model", _CURES[MERGE], MERGE)
+    elif not _knows_base(facts, row):
+        named = f" ({facts.base_class})" if facts.base_class else ""
+        yield Told(f"a base of {base}{named}", "not known", "nobody has looked", "", "")
+    if max_rank and facts.rank > max_rank and not facts.needs_start:
+        why = f"its server takes {max_rank}, unless it is started with --max-lora-rank {facts.rank} or more"
+        yield Told(f"rank {facts.rank}", "refused", why, f"hf-lora convert ... --rank {max_rank} approximates it", "")
+    for rule in RULES:
+        cell = rule.cell(engine, facts.model_type)
+        if cell is not None and cell.verdict != "loads" and rule.holds(facts):
+            said = rule.said
+            if rule.cure == REFACTOR or "method" in said:
+                said = formula_of(facts.looked.config).title
+            yield Told(said, cell.verdict, cell.why, _CURES[rule.cure].format(engine=engine), rule.cure)
+
+
+def _knows_base(facts: Facts, row: Engine) -> bool:
+    """Return whether an engine is known to load adapters on a base, by its class or else its type."""
+    if row.classes and facts.base_class:
+        return facts.base_class in row.classes
+    return not (row.classes or row.types) or facts.model_type in row.types

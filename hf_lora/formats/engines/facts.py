@@ -1,0 +1,181 @@
+"""What the engines' rules ask of an adapter: facts of its config and of its tensors' names, without any weights."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...config.keys import PRESETS
+from ...config.lora_config import LoRAConfig
+from ...errors import AdapterFileError
+from ...files.privacy import hub_id
+from ...files.sources import HUB_KWARGS
+from ...variants.initial import INITS
+from ...variants.row import Row
+from ...variants.table import LORA, scaling_of
+from ..inspection import Looked
+from ..inspection.layout import ranks_of
+from ..keys import unwrapped
+from ..notes import BASE_NOTE
+
+_HEADS = ("embed_out", "lm_head", "output_projection")
+_TABLES = ("embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "wte")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An adapter as other tools meet it. model_type, base_class: the base's, "" where nobody says. layers: how many its
+    base has, 0 where nobody says. config: adapter_config.json as it is written."""
+
+    looked: Looked
+    config: LoRAConfig
+    model_type: str
+    base_class: str
+    layers: int
+
+    @cached_property
+    def formula(self) -> Row:
+        """The formula that its tensors show."""
+        return self.looked.layout.formula(self.looked.config)
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is a method of its own, and no LoRA by its config."""
+        return self.looked.config.get("peft_type") != LORA.peft_type
+
+    @property
+    def has_own_tensors(self) -> bool:
+        """Whether it is LoRA by its config, with tensors that plain LoRA has not."""
+        return not self.is_method and bool(self.formula.stored.keys() - LORA.stored.keys())
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is the sum of the weight and a product, which plain LoRA can be."""
+        return not self.formula.adapter.exclusive
+
+    @property
+    def has_other_scaling(self) -> bool:
+        """Whether B A is scaled by something else than alpha / r."""
+        return bool(scaling_of(self.looked.config).switch) and self.config.r > 1
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether its factors were taken out of the base, and what they began as is in no file."""
+        start = self.looked.config.get("init_lora_weights", True)
+        known = isinstance(start, bool | str) and start in INITS
+        return not self.is_method and known and INITS[start].computed_again
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """The adapted modules."""
+        return [unwrapped(path)[0] for path in self.looked.layout.adapted]
+
+    @property
+    def has_other_ranks(self) -> bool:
+        """Whether a layer has another rank than the config's r."""
+        return any(self.config.rank_of(name) != self.config.r for name in self.modules)
+
+    @property
+    def has_other_alphas(self) -> bool:
+        """Whether a layer has another alpha than the config's lora_alpha."""
+        return any(self.config.alpha_of(name) != self.config.lora_alpha for name in self.modules)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its tensors; experts' are counted as one."""
+        if self.has_stacks:
+            return max(self.config.r, *self.config.rank_pattern.values(), 1)
+        return max((rank for parts in self.looked.layout.adapted.values() for rank in ranks_of(parts)), default=0)
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether biases train."""
+        return self.config.lora_bias or self.config.bias != "none"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of a token table train."""
+        return bool(self.config.trainable_token_indices)
+
+    @property
+    def has_expression(self) -> bool:
+        """Whether the targets are a regular expression."""
+        spec = self.config.target_modules
+        return isinstance(spec, str) and spec not in PRESETS
+
+    @property
+    def adapts_tables(self) -> bool:
+        """Whether the table of tokens or the output head has factors."""
+        embeds = any("lora_embedding_" in key for key in self.looked.tensors)
+        return embeds or any(name.rpartition(".")[2] in _HEADS for name in self.modules)
+
+    def saves(self, what: str) -> bool:
+        """Return whether parts in full are tables and output heads, norms, or other heads."""
+        return what in {_part(name) for name in self.config.modules_to_save or ()}
+
+    @property
+    def has_stacks(self) -> bool:
+        """Whether stacks of experts have factors."""
+        return bool(self.config.target_parameters)
+
+    @property
+    def lacks_layers(self) -> bool:
+        """Whether a target is adapted in some of the base's layers alone."""
+        if self.config.layers_to_transform is not None:
+            return True
+        targets = self.looked.layout.targets()
+        return any(t.layers and len(t.layers) < max(t.of, self.layers) for t in targets)
+
+    @property
+    def has_query_alone(self) -> bool:
+        """Whether a layer's query has factors and its value has none."""
+        names = {*self.modules}
+        queries = [name for name in names if name.endswith("q_proj")]
+        return any(f"{name.removesuffix('q_proj')}v_proj" not in names for name in queries)
+
+
+def _part(name: str) -> str:
+    last = name.rpartition(".")[2]
+    if last in _HEADS or last in _TABLES:
+        return "table"
+    return "norm" if "_layernorm" in name or re.search(r"(^|\.)norm", name) else "head"
+
+
+def facts_of(looked: Looked, base_model: str | None = None) -> Facts:
+    """Return what the rules ask of an adapter. base_model: the base, where it lies elsewhere.
+
+    Raises AdapterFileError where loading refuses the adapter, or it is not in PEFT's layout.
+    """
+    if looked.contents is None:
+        told = next((finding.text for finding in looked.findings if finding.fatal), "it cannot be read")
+        raise AdapterFileError(f"{looked.source.name}: {told}")
+    if "peft_type" not in looked.config:
+        raise AdapterFileError(
+            f"{looked.source.name} is an adapter of {looked.form or 'another layout'}, which these engines do not "
+            "read: load it and save_pretrained() it first."
+        )
+    config = LoRAConfig.from_dict(dict(looked.config), looked.source.name, True)
+    model_type, base_class, layers = _base(looked, base_model or config.base_model_name_or_path)
+    return Facts(looked, config, model_type, base_class, layers)
+
+
+def _base(looked: Looked, name: str | None) -> tuple[str, str, int]:
+    """Return (model type, class, number of layers) of the base, as far as notes and its config tell."""
+    note, mapping = looked.notes.get(BASE_NOTE), looked.config.get("auto_mapping")
+    note = note if isinstance(note, Mapping) else {}
+    found: Mapping[str, Any] = {}
+    if name and (looked.source.is_local or hub_id(name) is not None):  # nothing of the Hub leads to a path here
+        from transformers import PreTrainedConfig  # not above: it takes seconds
+
+        try:
+            given = {key: value for key, value in looked.source.hub.items() if key in HUB_KWARGS[:4]}
+            found = PreTrainedConfig.get_config_dict(name, **given)[0]
+        except (OSError, ValueError):  # it is not here, or nobody reaches the Hub
+            found = {}
+    text = found.get("text_config")
+    sizes = {**found, **(text if isinstance(text, Mapping) else {})}
+    layers = next((n for key in ("num_hidden_layers", "n_layer") if isinstance(n := sizes.get(key), int)), 0)
+    classes = [note.get("class"), *(v for k, v in (mapping or {}).items() if k == "base_model_class")]
+    named = next((str(each) for each in [*classes, *(found.get("architectures") or [])] if each), "")
+    return str(note.get("model_type") or found.get("model_type") or ""), named, layers

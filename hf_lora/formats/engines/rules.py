@@ -1,0 +1,204 @@
+"""Each engine's rules of adapters, as one table: what it does with one of which a condition holds, and why.
+
+Read in the engines' sources, of the versions that `ENGINES` names. A condition without a cell for an engine changes
+nothing there. To add an engine: its row in `ENGINES`, and its cells.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ...variants.table import formula_of
+from ..elsewhere import refused_by_type
+from .facts import Facts
+
+Verdict = Literal["loads", "refused", "silently wrong", "not known"]
+Layout = Literal["peft", "gguf", "mlx"]
+CONVERT, MERGE, REFACTOR = "convert", "merge", "refactor"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One that loads adapters. version, source: where its rules were read. layout: of the files that it takes.
+
+    classes, types: the base's classes, or types of models, whose adapters it is known to load; empty for any. refuses:
+    types that it takes no adapters of. by_expert: whether it wants fused experts one by one. every_layer: whether
+    a kind of layer needs factors in all layers. with_value: whether a query's factors need a value's beside them.
+    max_rank: of its server, unless it is started with another; 0 for none.
+    """
+
+    title: str
+    version: str
+    source: str
+    layout: Layout = "peft"
+    classes: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
+    by_expert: bool = False
+    every_layer: bool = False
+    with_value: bool = False
+    max_rank: int = 0
+
+
+# Of vLLM's list of supported models those whose LoRA column is ticked.
+_CAUSAL = (
+    "Afmoe Apertus Arcee Cohere Cohere2 Cwm DeepseekV2 DeepseekV3 Ernie4_5 Ernie4_5_Moe Exaone4 FalconH1 Gemma Gemma2 "
+    "Gemma3 Glm Glm4 Glm4Moe GPTBigCode Granite GraniteMoe GraniteMoeHybrid GraniteMoeShared HunYuanDenseV1 "
+    "HunYuanMoEV1 Jamba Lfm2 Lfm2Moe Llama Mistral Mixtral Nemotron OPT Olmo Olmo2 Olmo3 Phi Phi3 Qwen2 Qwen2Moe Qwen3 "
+    "Qwen3Moe Qwen3Next SeedOss SmolLM3 Starcoder2 VaultGemma"
+)
+VLLM_CLASSES = frozenset(f"{name}ForCausalLM" for name in _CAUSAL.split())
+_SEEN = frozenset({"gemma2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3_moe"})
+
+ENGINES: dict[str, Engine] = {
+    "vllm": Engine(
+        "vLLM", "0.33.0", "vllm/lora/peft_helper.py, vllm/lora/lora_model.py, vllm/model_executor/models/",
+        classes=VLLM_CLASSES | {f"{name}ForSequenceClassification" for name in _CAUSAL.split()},
+        refuses=frozenset({"bloom", "dbrx", "falcon", "gpt2", "gptj"}), by_expert=True, max_rank=16,
+    ),
+    "sglang": Engine(
+        "SGLang", "0.5.23", "python/sglang/srt/lora/lora_config.py, lora.py, lora_manager.py",
+        types=_SEEN, by_expert=True, with_value=True,
+    ),
+    "tgi": Engine(
+        "TGI, LoRAX", "3.3", "server/text_generation_server/adapters/lora.py", types=_SEEN, by_expert=True,
+        every_layer=True,
+    ),
+    "llama.cpp": Engine(
+        "llama.cpp", "build 11434", "convert_lora_to_gguf.py, src/llama-adapter.cpp", layout="gguf",
+        types=_SEEN | {"gemma", "gpt2", "qwen3"},
+    ),
+    "peft": Engine("PEFT", "0.21.2", "src/peft/config.py, src/peft/utils/save_and_load.py"),
+    "mlx": Engine("mlx-lm", "0.32.2", "mlx_lm/tuner/utils.py, mlx_lm/tuner/lora.py", layout="mlx"),
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """What an engine does where a condition holds, and why. types: of which types of base alone, empty for all."""
+
+    verdict: Verdict
+    why: str
+    types: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition and its cells, by engine; of several the first of the base's type. said: what the adapter has. cure:
+    what mends it."""
+
+    said: str
+    holds: Callable[[Facts], bool]
+    cure: str
+    cells: dict[str, Cell | tuple[Cell, ...]]
+
+    def cell(self, engine: str, model_type: str) -> Cell | None:
+        """Return what an engine does on a base of this type, None where the condition changes nothing."""
+        found = self.cells.get(engine, ())
+        each = (found,) if isinstance(found, Cell) else found
+        return next((cell for cell in each if not cell.types or model_type in cell.types), None)
+
+
+def _refused(why: str, *types: str) -> Cell:
+    return Cell("refused", why, frozenset(types))
+
+
+def _wrong(why: str) -> Cell:
+    return Cell("silently wrong", why)
+
+
+def _unknown(why: str = "nobody has looked") -> Cell:
+    return Cell("not known", why)
+
+
+_ONLY_PAIRS = "it takes lora_A and lora_B alone"
+_NO_PARTS = "it takes no parts in full"
+_PLAIN_SCALE = "it scales by lora_alpha / r of the config"
+_DROPPED = "it loads the factors and drops the rest without a word"
+_FOREIGN = _refused("it reads a layout of its own (num_layers, lora_parameters, A as (in, r))")
+
+RULES: tuple[Rule, ...] = (
+    Rule("PEFT's layout", lambda f: True, CONVERT, {"mlx": _FOREIGN}),
+    Rule("targets as a regular expression", lambda f: f.has_expression, CONVERT, {
+        "sglang": _refused("it reads target_modules as a list"),
+    }),
+    Rule("factors of the token table or the output head", lambda f: f.adapts_tables, MERGE, {
+        "vllm": (
+            Cell("loads", "", frozenset({"llama", "mixtral", "qwen3"})),
+            _refused("this model's class names no embedding modules", "gemma2", "mistral", "qwen2"),
+            _unknown("it depends on the model's class there"),
+        ),
+        "tgi": _wrong("it adapts linear layers of its own list alone, and drops the others without a word"),
+    }),
+    Rule("modules_to_save: token table or output head", lambda f: f.saves("table"), MERGE, {
+        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _refused(_NO_PARTS),
+    }),
+    Rule("modules_to_save: norms", lambda f: f.saves("norm"), MERGE, {
+        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+    }),
+    Rule("modules_to_save: a classification head",
+         lambda f: f.saves("head") and f.base_class.endswith("ForSequenceClassification"), MERGE, {
+        "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED), "llama.cpp": _refused(_NO_PARTS),
+    }),
+    Rule("modules_to_save: other parts",
+         lambda f: f.saves("head") and not f.base_class.endswith("ForSequenceClassification"), MERGE, {
+        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _refused(_NO_PARTS),
+    }),
+    Rule("another scaling than alpha / r (rsLoRA)", lambda f: f.has_other_scaling, CONVERT, {
+        "sglang": _wrong(_PLAIN_SCALE), "llama.cpp": _wrong("it scales by lora_alpha / r of each tensor"),
+    }),
+    Rule("rank_pattern", lambda f: f.has_other_ranks, CONVERT, {
+        "sglang": _wrong(_PLAIN_SCALE), "tgi": _wrong(_PLAIN_SCALE),
+    }),
+    Rule("alpha_pattern", lambda f: f.has_other_alphas, CONVERT, {
+        "sglang": _wrong(_PLAIN_SCALE), "tgi": _wrong(_PLAIN_SCALE),
+        "llama.cpp": _wrong("it has one lora_alpha for the whole file"),
+    }),
+    Rule("a formula with tensors of its own beside A and B", lambda f: f.has_own_tensors, REFACTOR, {
+        "vllm": _refused(_ONLY_PAIRS), "sglang": _refused(_ONLY_PAIRS), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _refused(_ONLY_PAIRS),
+    }),
+    Rule("a method of its own that adds a product", lambda f: f.is_method and f.is_sum, CONVERT, {
+        "vllm": _refused(_ONLY_PAIRS), "sglang": _refused("peft_type has to be LORA"), "tgi": _unknown(),
+        "llama.cpp": _refused(_ONLY_PAIRS),
+    }),
+    Rule("a method of its own that adds no product", lambda f: f.is_method and not f.is_sum, REFACTOR, {
+        "vllm": _refused(_ONLY_PAIRS), "sglang": _refused("peft_type has to be LORA"), "tgi": _unknown(),
+        "llama.cpp": _refused(_ONLY_PAIRS),
+    }),
+    Rule("a method that PEFT has not", lambda f: not formula_of(f.looked.config).in_peft, CONVERT, {
+        "peft": _refused("it knows no such peft_type"),
+    }),
+    Rule("lora_bias, or trained biases", lambda f: f.has_biases, MERGE, {
+        "vllm": _refused("it takes no biases"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _refused(_ONLY_PAIRS),
+    }),
+    Rule("trained token rows", lambda f: f.has_rows, MERGE, {
+        "vllm": _refused(_ONLY_PAIRS), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _refused(_ONLY_PAIRS),
+    }),
+    Rule("factors taken out of the base (PiSSA, OLoRA) as they are", lambda f: f.needs_start, CONVERT, {
+        "vllm": _refused("it knows no such init_lora_weights; older versions add the factors to the whole base"),
+        "sglang": _wrong("it adds the factors to the whole base"),
+        "tgi": _wrong("it adds the factors to the whole base"),
+        "llama.cpp": _wrong("it adds the factors to the whole base"),
+    }),
+    Rule("q_proj without v_proj", lambda f: f.has_query_alone, CONVERT, {
+        "sglang": _refused("it stacks query, key and value, and raises KeyError"),
+    }),
+    Rule("some layers alone (layers_to_transform)", lambda f: f.lacks_layers, CONVERT, {
+        "tgi": _wrong("it drops a kind of layer in all layers where one of them has no factors"),
+    }),
+    Rule("experts of Mixtral in one parameter", lambda f: f.has_stacks and f.model_type == "mixtral", CONVERT, {
+        "vllm": _wrong("it drops these factors without a word"), "sglang": _unknown(),
+        "tgi": _wrong("it drops these factors without a word"), "llama.cpp": _refused("it knows experts one by one"),
+    }),
+    Rule("experts of other mixtures in one parameter", lambda f: f.has_stacks and f.model_type != "mixtral", CONVERT, {
+        "vllm": _refused("it takes them with --enable-mixed-moe-lora-format alone"), "sglang": _unknown(),
+        "tgi": _wrong("it drops these factors without a word"), "llama.cpp": _refused("it knows experts one by one"),
+    }),
+    Rule("layers whose names PEFT takes for others", lambda f: bool(refused_by_type(f.model_type, f.modules)), MERGE, {
+        "peft": _refused("of this type of model it takes them for experts, or takes no adapters on them"),
+    }),
+)  # fmt: skip

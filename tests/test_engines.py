@@ -1,0 +1,125 @@
+"""`hf-lora check`: what each engine makes of adapters saved by this package; the table was read in their sources."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_lora import LoRAConfig, LoRAModel, check_for
+from hf_lora.errors import AdapterFileError, ArgumentError
+
+from .peek import cli
+from .tiny import edit_config, tiny
+
+ENGINES = ("vllm", "sglang", "tgi", "llama.cpp", "peft", "mlx")
+WORDS = {"+": "loads", "-": "refused", "!": "silently wrong", "?": "not known"}
+PAIR = {"target_modules": ["q_proj", "v_proj"]}
+
+# What is adapted, and of vLLM, SGLang, TGI and LoRAX, llama.cpp and PEFT what they do: + - ! ? as in WORDS.
+TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "plain": ("llama", PAIR, "+++++"),
+    "attention": ("qwen2", {"target_modules": "attention"}, "+++++"),
+    "all-linear": ("gemma2", {"target_modules": "all-linear"}, "+++++"),
+    "all-linear of Phi-3": ("phi3", {"target_modules": "all-linear"}, "+++++"),
+    "GPT-2": ("gpt2", {"target_modules": ["c_attn"]}, "-??++"),
+    "GPT-J": ("gptj", PAIR, "-???+"),
+    "Bloom": ("bloom", {"target_modules": ["query_key_value"]}, "-???+"),
+    "BERT": ("bert_mlm", {"target_modules": ["query", "value"]}, "????+"),
+    "an expression": ("llama", {"target_modules": r".*\.[qv]_proj"}, "+-+++"),
+    "factors of the table": ("llama", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "++!++"),
+    "factors of the head": ("llama", {"target_modules": ["q_proj", "v_proj", "lm_head"]}, "++!++"),
+    "factors of Qwen2's table": ("qwen2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!++"),
+    "factors of Gemma 2's table": ("gemma2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!++"),
+    "a saved table": ("llama", {**PAIR, "modules_to_save": ["embed_tokens"]}, "-!!-+"),
+    "a saved head": ("llama", {**PAIR, "modules_to_save": ["lm_head"]}, "-!!-+"),
+    "saved norms": ("llama", {**PAIR, "modules_to_save": ["input_layernorm"]}, "-!!++"),
+    "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "+!!-+"),
+    "rsLoRA": ("llama", {**PAIR, "use_rslora": True, "r": 4}, "+!+!+"),
+    "rank_pattern": ("llama", {**PAIR, "rank_pattern": {"v_proj": 3}}, "+!!++"),
+    "alpha_pattern": ("llama", {**PAIR, "alpha_pattern": {"v_proj": 3}}, "+!!!+"),
+    "DoRA": ("llama", {**PAIR, "use_dora": True}, "--!-+"),
+    "HiRA": ("llama", {**PAIR, "use_hira": True, "lora_alpha": 8}, "--?-+"),
+    "VeRA": ("llama", {**PAIR, "use_vera": True, "r": 4, "lora_alpha": 8}, "--?-+"),
+    "LoRA-XS": ("llama", {**PAIR, "use_lora_xs": True}, "--?--"),
+    "LoRA-FA": ("llama", {**PAIR, "use_lora_fa": True}, "+++++"),
+    "lora_bias": ("qwen2", {**PAIR, "lora_bias": True}, "-!!-+"),
+    "biases": ("qwen2", {**PAIR, "bias": "all"}, "-!!-+"),
+    "token rows": ("llama", {**PAIR, "trainable_token_indices": [1, 2]}, "-!!-+"),
+    "PiSSA": ("llama", {**PAIR, "init_lora_weights": "pissa"}, "-!!!+"),
+    "OLoRA": ("llama", {**PAIR, "init_lora_weights": "olora"}, "-!!!+"),
+    "MiLoRA": ("llama", {**PAIR, "init_lora_weights": "milora"}, "+++++"),
+    "the query alone": ("llama", {"target_modules": ["q_proj"]}, "+-+++"),
+    "one layer of two": ("llama", {**PAIR, "layers_to_transform": [1]}, "++!++"),
+    "Mixtral's experts": ("mixtral", {"target_modules": "all-linear"}, "!?!-+"),
+    "Qwen3-MoE's experts": ("qwen3_moe", {"target_modules": "all-linear"}, "-?!-+"),
+    "rank 32": ("llama", {**PAIR, "r": 32, "lora_alpha": 32}, "-++++"),
+}  # fmt: skip
+
+
+def saved(folder: Path, family: str, settings: dict[str, Any]) -> Path:
+    """Save an adapter that changes something, on a base whose own folder is not there."""
+    config = LoRAConfig(**{"r": 2, "lora_alpha": 4, **settings})
+    model = LoRAModel.from_model(tiny(family), config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", TABLE)
+def test_each_engine_does_with_an_adapter_what_its_source_says(what: str, tmp_path: Path) -> None:
+    family, settings, verdicts = TABLE[what]
+    folder = saved(tmp_path, family, settings)
+    found = "".join(key for e in ENGINES[:5] for key, word in WORDS.items() if check_for(folder, e).verdict == word)
+    assert found == verdicts
+    assert check_for(folder, "mlx").verdict == "refused"  # it reads a layout of its own
+
+
+def test_what_refuses_loads_nothing_wrongly_and_every_reason_is_told(tmp_path: Path) -> None:
+    settings = {**PAIR, "use_rslora": True, "r": 4, "target_modules": r".*\.[qv]_proj", "bias": "none"}
+    found = check_for(saved(tmp_path, "llama", settings), "sglang")
+    assert found.verdict == "refused"
+    assert {each.verdict for each in found.told} == {"refused", "silently wrong"}
+    assert all("hf-lora convert" in each.cure for each in found.told)
+
+
+def test_a_server_is_asked_with_the_rank_that_it_was_started_with(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "llama", {**PAIR, "r": 32, "lora_alpha": 32})
+    assert check_for(folder, "vllm", max_rank=32).verdict == "loads"
+    assert "--max-lora-rank 32" in str(check_for(folder, "vllm"))
+    assert check_for(folder, "sglang", max_rank=16).verdict == "refused"
+
+
+def test_of_a_base_that_nobody_knows_nothing_is_claimed(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(tmp_path)
+    edit_config(tmp_path, base_model_name_or_path=None, auto_mapping=None)
+    assert [check_for(tmp_path, e).verdict for e in ENGINES[:5]] == ["not known"] * 4 + ["loads"]
+    tiny("llama").config.save_pretrained(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaForCausalLM"]}))
+    assert [check_for(tmp_path, e, base_model=str(tmp_path / "base")).verdict for e in ENGINES[:5]] == ["loads"] * 5
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "word"),
+    [("plain", 0, "loads"), ("DoRA", 1, "refused"), ("rsLoRA", 3, "silently wrong"), ("GPT-2", 4, "not known")],
+)
+def test_the_exit_status_says_the_verdict(
+    what: str, status: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family, settings, _ = TABLE[what]
+    folder = str(saved(tmp_path, family, settings))
+    assert cli.main(["check", folder, "--for", "sglang"]) == status
+    assert word in capsys.readouterr().out
+    assert cli.main(["check", folder, "--for", "sglang", "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["verdict"] == word
+
+
+def test_what_is_no_adapter_or_no_engine_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match="adapter_config"):
+        check_for(tmp_path, "vllm")
+    with pytest.raises(ArgumentError, match=r"engine='ollama'.*vllm, sglang"):
+        check_for(tmp_path, "ollama")
