@@ -133,6 +133,12 @@ def test_layers_that_are_never_called_are_told() -> None:
         suggest_rank(Half(), [torch.randn(3, 4)], target_modules=["b"])
 
 
+def test_a_convolution_whose_inputs_are_no_rows_is_told_as_not_seen() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 5, 2), nn.Linear(7, 2))
+    found = suggest_rank(net, [torch.randn(4, 3, 8)], target_modules=["0", "1"], ranks=(2,))
+    assert (found.left, [each.layer for each in found.layers]) == (("0",), ["1"])
+
+
 def test_what_cannot_be_is_refused() -> None:
     model = tiny("llama")
     found = suggest_rank(model, batches(1), target_modules=["q_proj"], ranks=(4,))
@@ -141,6 +147,10 @@ def test_what_cannot_be_is_refused() -> None:
             found.rank_pattern(**arguments)
     with pytest.raises(ArgumentError, match="positive integers"):
         suggest_rank(model, batches(1), ranks=(0,))
+    with pytest.raises(ArgumentError, match="positive integers"):
+        suggest_rank(model, batches(1), ranks=4)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="labels='x', which is no tensor"):
+        suggest_rank(model, [{"input_ids": [1, 2], "labels": "x"}])
     with pytest.raises(ArgumentError, match=r"nn\.Module"):
         suggest_rank("name", batches(1))  # type: ignore[arg-type]
     with pytest.raises(TargetError):

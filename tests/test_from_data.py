@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,36 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, type[Exception], str]] = {
     "no batch for inputs": (EVA, [], ConfigError, "no more positions"),
     "few positions": (EVA, [(torch.ones(2, 6), torch.ones(2, 6))], ConfigError, "one, two no more positions"),
     "no loss": (GA, [lambda m: m.one(torch.ones(1, 6).double())], ConfigError, "needs a loss"),
+    "a loss of no gradient": (GA, [lambda m: m.one.weight.detach().sum()], ConfigError, "a gradient"),
+    "more directions than there are": ({**GA, "r": 7}, [], TargetError, "one: .* takes r=7 directions out of .* has 6"),
+    "a gamma without end": ({**GA, "lora_ga_config": {"stable_gamma": float("inf")}}, [], ConfigError, "gamma=inf"),
+    "one batch and no list": (
+        EVA,
+        {"x": torch.ones(2, 6)},
+        ArgumentError,
+        r"data= is {'x': a tensor \(2, 6\)}: it takes",
+    ),
+    "a function of nothing": (EVA, lambda model: None, ArgumentError, "data= is a NoneType"),
+    "no batches": (EVA, "abc", ArgumentError, "data= is a str"),
+    "numbers": (EVA, [1], ArgumentError, "data= holds a int, which is no batch"),
+    "what the model does not take": (
+        EVA,
+        [{"z": torch.ones(2)}],
+        ArgumentError,
+        r"holds {'z': a tensor \(2,\)}, which the",
+    ),
+    "inputs that are not finite": (
+        EVA,
+        [(torch.full((9, 6), math.nan),) * 2],
+        ArgumentError,
+        "one inputs that are not",
+    ),
+    "gradients that are not finite": (
+        GA,
+        [(torch.full((9, 6), math.nan),) * 2],
+        ConfigError,
+        "one.weight, two.weight a",
+    ),
     "a layer that is not reached": (
         GA,
         [lambda m: m.one(torch.ones(1, 6).double()).sum()],

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.rules import is_int, is_number
 from ..errors import ArgumentError, some
+from ..kinds.table import kind_of
 from ..maths.sketch import Sketch
 from ..targets.names import resolve_targets
-from .batches import as_a_base, run
+from .batches import as_a_base, batches_of, run
 from .layer_inputs import Inputs
 from .report import aligned, alike
 
@@ -108,14 +109,16 @@ def suggest_rank(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"suggest_rank({type(model).__name__}): it takes a model, an nn.Module.")
-    if not ranks or not all(map(is_int, ranks)):
+    if not isinstance(ranks, Sequence) or not ranks or not all(map(is_int, ranks)):
         raise ArgumentError(f"ranks={ranks!r}: they are positive integers.")
     names = resolve_targets(model, target_modules)
     modules = dict(model.named_modules())
     inputs = Inputs(lambda: Sketch(max(ranks)))
     with torch.no_grad(), as_a_base(model), ExitStack() as hooks:
         for name in names:
-            if isinstance(module := modules.get(name), nn.Module):
+            module = modules.get(name)
+            kind = None if module is None else kind_of(module)
+            if module is not None and kind is not None and (kind.is_matrix or kind.is_quantised):
                 hooks.callback(module.register_forward_pre_hook(inputs.of(name), with_kwargs=True).remove)
         for batch in _batches(model, data):
             inputs.begin(batch)
@@ -139,12 +142,19 @@ def _batches(model: Any, data: Iterable[Any]) -> Iterator[Any]:
     """Yield batches; a row of a dataset is a batch of one, without columns of no use."""
     main = getattr(model, "main_input_name", "input_ids")
     takes = inspect.signature(model.forward).parameters
-    for each in data:
+    for each in batches_of(model, data):
         batch = each
         if isinstance(each, Mapping) and main in each and _is_row(main, each[main]):
-            batch = {key: torch.as_tensor(value)[None] for key, value in each.items() if key in takes}
+            batch = {key: _tensor(key, value)[None] for key, value in each.items() if key in takes}
         yield batch
 
 
 def _is_row(main: str, value: Any) -> bool:
-    return torch.as_tensor(value).ndim == _OF_A_ROW.get(main, 1)
+    return _tensor(main, value).ndim == _OF_A_ROW.get(main, 1)
+
+
+def _tensor(key: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"data= has {key}={value!r:.60}, which is no tensor: {error}.") from error

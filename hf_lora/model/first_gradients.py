@@ -63,7 +63,7 @@ def _gradients(model: Any, weights: Mapping[Place, Tensor], batches: Iterable[An
         for weight in weights.values():
             weight.requires_grad_(True)
         for batch in batches:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 loss = _loss(run(model, batch))
                 found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True)
             count += 1
@@ -78,6 +78,8 @@ def _gradients(model: Any, weights: Mapping[Place, Tensor], batches: Iterable[An
         raise ConfigError(
             f"the data gives {some(lacking)} no gradient; name it in exclude_modules, or give other data."
         )
+    if odd := [full_name(*p) for p in weights if not sums[p].isfinite().all()]:
+        raise ConfigError(f"the data gives {some(odd)} a gradient that is not finite: give data of a finite loss.")
     return {place: each / count for place, each in sums.items()}
 
 
@@ -85,8 +87,9 @@ def _loss(output: Any) -> Tensor:
     found = output if isinstance(output, Tensor) else getattr(output, "loss", None)
     if found is None and isinstance(output, Mapping):
         found = output.get("loss")
-    if not isinstance(found, Tensor) or found.numel() != 1:
+    if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
         raise ConfigError(
-            "a start from gradients needs a loss: give batches with labels, or functions of the model that return it."
+            "a start from gradients needs a loss that has a gradient: give batches with labels, or functions of the "
+            "model that return it."
         )
     return found

@@ -5,31 +5,33 @@ The base computes them as it is, without adapters, in evaluation mode: nothing i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
+from ..config.rules import is_int, is_number, is_positive
 from ..errors import ArgumentError, ConfigError
 from ..layers.offload import brought_in
 from ..targets.site import Site
 from ..variants.adapter import Adapter
 from ..variants.filling import DIRECTIONS, SCALES
 from ..variants.initial import INITS
-from .batches import Shown, as_a_base
+from .batches import Shown, as_a_base, batches_of
 from .first_gradients import of_gradients
 from .float_weights import of_weights
 from .layer_inputs import of_inputs
 
 _RULES: dict[str, Callable[[Any], bool]] = {
-    "loftq_iter": lambda v: v == 1,
-    "rho": lambda v: isinstance(v, int | float) and v >= 1,
-    "tau": lambda v: isinstance(v, int | float) and 0 <= v <= 1,
-    "label_mask_value": lambda v: isinstance(v, int),
+    "loftq_iter": lambda v: is_int(v) and v == 1,
+    "rho": lambda v: is_number(v) and v >= 1,
+    "tau": lambda v: is_number(v) and 0 <= v <= 1,
+    "label_mask_value": lambda v: is_int(v, -math.inf),
     "direction": lambda v: v in DIRECTIONS,
     "scale": lambda v: v in SCALES,
-    "stable_gamma": lambda v: isinstance(v, int | float) and v > 0,
+    "stable_gamma": is_positive,
 }
 
 
@@ -72,7 +74,7 @@ def look(
 
     data: batches (a Mapping of the forward's arguments, a tuple of them, one tensor, or a function of the model), or a
     function of the model that returns them. For a start from weights, a module of the same names or their tensors.
-    Raises ConfigError where they do not do, TargetError where a layer shows nothing.
+    Raises ConfigError or ArgumentError where they do not do, TargetError where a layer shows nothing.
     """
     start = INITS[config.init_lora_weights].data
     assert start is not None
@@ -81,7 +83,7 @@ def look(
     config = config.copy(**{start.key: settings})
     if start.reads == "weights":
         return config, of_weights(modules, own or [site for site in sites if site.row.low_rank], data)
-    batches = data(model) if callable(data) else data
+    batches = batches_of(model, data)
     with as_a_base(model):
         if start.reads == "inputs":
             return of_inputs(model, modules, config, own, batches, settings)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.lora_config import LoRAConfig, key_for
-from ..errors import ConfigError, TargetError, some
+from ..errors import ArgumentError, ConfigError, TargetError, some
 from ..maths.directions import Directions, spread
 from ..targets.site import Site
 from .batches import Shown, run
@@ -105,6 +105,11 @@ class Inputs(Generic[Kept]):
                 mask = self.mask if x.ndim == 3 else None
                 masks = mask is not None and x.shape[:2] == mask.shape
                 rows = x[mask.to(x.device)] if mask is not None and masks else x.reshape(-1, x.shape[-1])
+                if not rows.isfinite().all():
+                    raise ArgumentError(
+                        f"data= gives {name} inputs that are not finite, computed in {x.dtype}: look at the base's "
+                        "weights and at the data, or load the base in float32."
+                    )
                 self.kept.setdefault(name, self.new()).update(rows.to(torch.promote_types(x.dtype, torch.float32)))
 
         return look

@@ -212,7 +212,7 @@ def _check_start(site: Site, name: str) -> None:
             f"{name}: init_lora_weights={site.init!r} needs an even rank, and r={site.r}. Set r={site.r + 1}, for this "
             f"layer alone by rank_pattern={{{name!r}: {site.r + 1}}}."
         )
-    if start.reads_weight and site.r > min(site.shape):
+    if start.takes_directions and site.r > min(site.shape):
         raise TargetError(
             f"{name}: init_lora_weights={site.init!r} takes r={site.r} directions out of a matrix that has "
             f"{min(site.shape)}. Lower r, for this layer by rank_pattern={{{name!r}: {min(site.shape)}}}, use "

@@ -69,6 +69,11 @@ class Init:
     rate: Rate | None = None
 
     @property
+    def takes_directions(self) -> bool:
+        """Whether it takes r directions out of a matrix of the weight's size, so that r is no more than these."""
+        return self.reads_weight or (self.data is not None and self.data.reads != "inputs")
+
+    @property
     def computed_again(self) -> bool:
         """Whether a file of such an adapter says nothing without the base that it started from."""
         return self.moves_base and not self.held
