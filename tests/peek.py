@@ -23,6 +23,7 @@ PLACES = {
     "task_of": "hf_lora.hub.card.subject:task_of",
     "amend_card": "hf_lora.hub.card.writing:amend_card",
     "write_card": "hf_lora.hub.card.writing:write_card",
+    "card_parameters": "hf_lora.hub.card.text:_parameters",
     "cli": "hf_lora.cli.main",
     "merged_files": "hf_lora.model.merged_files",
     "COMMANDS": "hf_lora.cli.main:COMMANDS",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertPreTrainedModel, Trainer, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, compress, compression_error, load_compressed
 from hf_lora.errors import ArgumentError, BaseLoadError, ModelError, TargetError
@@ -116,6 +117,63 @@ def test_what_cannot_be_is_refused_with_the_model_unchanged(
     with pytest.raises(error, match=told):
         compress(model, **arguments)
     assert model.state_dict().keys() == keys
+
+
+@pytest.mark.parametrize(("name", "left"), [("mixtral", "mlp.experts"), ("siglip", "vision_model.head.attention")])
+def test_what_a_preset_reaches_besides_linear_layers_is_left_and_told(name: str, left: str) -> None:
+    model, before = tiny(name, noisy=True), tiny(name, noisy=True)
+    report = compress(model, rank=2)
+    kept = [each for each in report.left if left in each]
+    assert report.layers
+    assert kept
+    assert f"left as they are: {report.left[0]}" in str(report)
+    assert all(left not in row.layer for row in report.layers)
+    there = dict(before.named_parameters())
+    assert all(torch.equal(p, there[n]) for n, p in model.named_parameters() if left in n)
+    with pytest.raises(TargetError, match=re.escape(kept[0])):
+        compress(tiny(name), rank=2, target_modules=[kept[0]])
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj has values that are not finite"):
+        compress(model, rank=2)
+
+
+def test_a_layer_of_a_head_that_another_class_lacks_is_left_out(tmp_path: Path) -> None:
+    model = tiny("bert_mlm", noisy=True)
+    compress(model, rank=2, target_modules=["query", "cls.predictions.transform.dense"])
+    model.save_pretrained(tmp_path)
+    other = LoRAModel.from_pretrained(tmp_path, LoRAConfig(r=2, task_type="SEQ_CLS"), num_labels=3).eval()
+    with torch.no_grad():
+        got = other.bert(**inputs("bert"))[0]
+        assert torch.equal(got, model.bert(**inputs("bert"))[0])
+    with pytest.raises(ModelError, match="none of the compressed layers"):
+        load_compressed(tmp_path, auto_class=BertEmbeddingsOnly)
+
+
+class BertEmbeddingsOnly(BertPreTrainedModel):
+    """A class without any of the layers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = nn.ModuleDict({"pooler": nn.Linear(config.hidden_size, config.hidden_size)})
+
+
+def test_the_error_is_of_the_weights_alone_and_the_original_has_to_have_them() -> None:
+    original, model = tiny("llama", noisy=True, hidden_size=64).bfloat16(), tiny("llama", hidden_size=64, noisy=True)
+    model = model.bfloat16()
+    report = compress(model, rank=8, target_modules=["q_proj"])
+    assert compression_error(original, model).error == pytest.approx(report.error, abs=1e-5)
+    for other in (original.model, tiny("llama", noisy=True), tiny("gpt2"), model):
+        with pytest.raises(ArgumentError, match=r"model\.layers\.0\.self_attn\.q_proj holds a \(16, 64\) weight"):
+            compression_error(other, model)
+    adapted = LoRAModel.from_model(model, LoRAConfig(r=2, target_modules=["q_proj.down"], init_lora_weights=False))
+    with pytest.raises(ModelError, match="carries adapters"):
+        compression_error(original, adapted)
+    assert compression_error(original, adapted.merge_and_unload()).error > report.error
 
 
 def test_other_models_are_no_compressed_ones(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterStateError, ArgumentError, BaseMismatchError, MergeError, MissingExtraError
 
-from .cases import LAYER, Named, adapted, example, move, network, readable
-from .peek import KINDS, base_of, kind_of, rounding
+from .cases import LAYER, Named, adapted, config_of, example, move, network, readable
+from .peek import KINDS, base_of, card_parameters, kind_of, lora_scalars, rounding
 from .quantising import PACKED, bits_of, is_here, read, same_bits
 from .tiny import IDS, tiny
 
@@ -302,6 +302,31 @@ def test_layers_that_do_not_fit_at_once_are_taken_in_turns(monkeypatch: pytest.M
         )
         assert all(module.training for module in net.modules())
     assert same_bits(*found)
+
+
+# --- what is told of it ---------------------------------------------------------------------------------------------
+
+
+@formats
+def test_counts_are_of_the_numbers_that_a_packed_weight_stands_for(name: str) -> None:
+    model, plain = adapted(name, "lora"), add_lora(readable(name), config_of(name, "lora"))
+    assert model.get_nb_trainable_parameters() == plain.get_nb_trainable_parameters()
+    assert f"of the model's {sum(p.numel() for p in readable(name).parameters()):,d}" in card_parameters(model, {})
+
+
+@formats
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_trackers_get_norms_relative_to_the_numbers_of_a_packed_weight(name: str, variant: str) -> None:
+    model = adapted(name, variant)
+    scalars = lora_scalars(model)
+    rows = read(model.layer).double().norm(dim=1)
+    assert scalars["lora/default/relative_norm/layer"] == pytest.approx(
+        scalars["lora/default/norm/layer"] / float(rows.norm()), rel=1e-5
+    )
+    if variant == "dora":
+        lengths = model.layer.adapters["default"]["weight"].magnitude.detach().double()
+        wanted = float((lengths / rows - 1).abs().mean())
+        assert scalars["lora/default/magnitude/layer"] == pytest.approx(wanted, rel=1e-5, abs=1e-7)
 
 
 # --- models of Transformers -----------------------------------------------------------------------------------------

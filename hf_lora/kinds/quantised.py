@@ -95,6 +95,12 @@ def of_library(value: object, package: str, *names: str) -> bool:
     return any(c.__name__ in names and c.__module__.partition(".")[0] == package for c in type(value).__mro__)
 
 
+def count(parameter: Tensor) -> int:
+    """Return how many numbers a parameter stands for: bitsandbytes keeps several of four bits in one of its own."""
+    state = getattr(parameter, "quant_state", None) if of_library(parameter, "bitsandbytes", "Params4bit") else None
+    return parameter.numel() if state is None else int(state.shape.numel())
+
+
 def rebuilt(tensor: Any, **inner: Tensor) -> Any:
     """Return a library's tensor with other inner tensors, by the protocol that torch.compile takes it apart by."""
     names, context = tensor.__tensor_flatten__()

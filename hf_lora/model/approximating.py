@@ -1,15 +1,15 @@
 """What a matrix loses when it is held by fewer singular directions: how many are kept, and a table of the errors."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config.rules import is_int, is_number
-from ..errors import ArgumentError
+from ..errors import ArgumentError, some
 from .report import aligned, alike
 
 
@@ -31,11 +31,15 @@ class Approximated(NamedTuple):
 
 @dataclass(frozen=True)
 class Approximation:
-    """What was approximated, layer by layer. model: the result. left: layers that were left as they are."""
+    """What was approximated, layer by layer. model: the result.
+
+    left: layers that were left as they are. whole: modules that an adapter holds in full -> how many parameters.
+    """
 
     model: Any
     layers: tuple[Approximated, ...]
     left: tuple[str, ...] = ()
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def error(self) -> float:
@@ -45,7 +49,10 @@ class Approximation:
     def __str__(self) -> str:
         head = ("layer", "layers", "rank", "of", "error", "before", "after")
         lines = [_line(name, rows) for name, rows in alike(self.layers).items()]
-        return aligned([head, *lines, _line("all", self.layers)])
+        told = [aligned([head, *lines, _line("all", self.layers)])]
+        told += [f"left as they are: {some(self.left)}"] if self.left else []
+        told += [f"in full: {some(self.whole)} ({sum(self.whole.values()):,d} parameters)"] if self.whole else []
+        return "\n".join(told)
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,10 @@ class Kept:
         return int(needed.where(squares.sum(-1) > 0, 1).max().clamp_max(values.shape[-1]))
 
     def split(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (A, B, all singular values) of the best approximation of an (out, in) matrix, B with the values."""
+        """Return (A, B, all singular values) of the best approximation of (..., out, in) matrices; B has the values."""
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         k = self.of(s)
-        return vh[:k].clone(), u[:, :k] * s[:k], s  # a view would keep all of it
+        return vh[..., :k, :].clone(), u[..., :k] * s[..., None, :k], s  # a view would keep all of it
 
 
 def lost(values: Tensor, rank: int) -> tuple[float, float]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..config.keys import PRESETS
 from ..errors import ArgumentError, ModelError, TargetError, full_name, some
 from ..layers.layer import LoRALayer
 from ..layers.tying import is_plain, tied_groups
+from ..maths.low_rank import is_finite, product
 from ..targets.names import resolve_targets
 from .approximating import Approximated, Approximation, Kept, lost
 from .bases import load_base
@@ -33,28 +35,34 @@ def compress(
 
     rank: that of every layer; energy: instead of it, the share of each weight's squared singular values to keep.
     target_modules: as in a LoRAConfig. Layers whose factors would be no smaller than the weight are left as they are
-    (`.left` of the result). The factors train where the weight did. `save_pretrained` writes them, and notes the ranks
-    in the model's config; `LoRAModel.from_pretrained` and `load_compressed` read that. Once they were tuned,
+    (`.left` of the result), and so is what "all-linear" and its like reach besides linear layers in float (fused
+    experts, packed attention). The factors train where the weight did. `save_pretrained` writes them, and notes the
+    ranks in the model's config; `LoRAModel.from_pretrained` and `load_compressed` read that. Once they were tuned,
     `compression_error(original, model)` compares them with the original anew.
 
-    Raises ArgumentError, and TargetError where a target is no linear layer with a weight of its own; ModelError for a
-    LoRAModel: merge_and_unload() or unload() first. The model is then unchanged.
+    Raises ArgumentError, and TargetError where a target that is named is no linear layer with a weight of its own;
+    ModelError for a LoRAModel (merge_and_unload() or unload() first) and for weights that are not finite. The model is
+    then unchanged.
 
     >>> net = nn.Sequential(nn.Linear(64, 64))
     >>> report = compress(net, rank=4, target_modules=["0"])
     >>> net[0].down.weight.shape, report.layers[0].after
     (torch.Size([4, 64]), 512)
     """
-    kept, rows, left, made = Kept(rank, energy), list[Approximated](), [], {}
+    kept, rows, left, made = Kept(rank, energy), list[Approximated](), list[str](), {}
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"compress({type(model).__name__}): it takes a model, an nn.Module.")
     if any(isinstance(module, LoRALayer) for module in model.modules()):
         raise ModelError("the model carries adapters; merge_and_unload() them or unload() them before compress().")
-    names = resolve_targets(model, target_modules)
-    _check(model, names)
-    for name in names:
+    refused = _refused(model, names := resolve_targets(model, target_modules))
+    if refused and (target_modules not in PRESETS or len(refused) == len(names)):
+        raise TargetError(some(refused.values(), 6, " "))
+    left += refused
+    for name in [name for name in names if name not in refused]:
         layer = model.get_submodule(name)
         matrix = _matrix(layer)
+        if not is_finite(matrix):
+            raise ModelError(f"compress: the weight of {name} has values that are not finite.")
         a, b, values = kept.split(matrix)
         k, before, after = len(a), matrix.numel(), a.numel() + b.numel()
         if after >= before:
@@ -75,15 +83,30 @@ def compress(
 
 
 def compression_error(original: nn.Module, model: nn.Module) -> Approximation:
-    """Return how far a compressed model's weights are from those of the original, also after they were tuned."""
-    rows = []
+    """Return how far a compressed model's weights are from those of the original, also after they were tuned.
+
+    original: the model as it was, in float. Raises ArgumentError where the two have no such layers, ModelError where
+    either carries adapters: they are no part of the weights before they are merged.
+    """
+    if any(isinstance(module, LoRALayer) for each in (original, model) for module in each.modules()):
+        raise ModelError("compression_error: a model carries adapters; merge_and_unload() or unload() them first.")
+    there, rows = dict(original.named_modules()), []
     for name, layer in model.named_modules():
-        if isinstance(layer, LowRankLinear):
-            matrix, own = _matrix(original.get_submodule(name)), layer.weight.detach().to(torch.float32)
-            norm = float(torch.linalg.vector_norm(matrix))
-            error = float(torch.linalg.vector_norm(own.to(matrix.device) - matrix)) / norm if norm else 0.0
-            rank, after = len(layer.down.weight), layer.down.weight.numel() + layer.up.weight.numel()
-            rows.append(Approximated(name, min(matrix.shape), rank, error, norm, matrix.numel(), after))
+        if not isinstance(layer, LowRankLinear):
+            continue
+        own = product(layer.down.weight.detach(), layer.up.weight.detach())
+        before = there.get(name)
+        is_matrix = type(before) in _LINEAR and is_plain(before.weight)  # type: ignore[union-attr]
+        if before is None or not is_matrix or (matrix := _matrix(before)).shape != own.shape:
+            found = "none there" if before is None else f"a {type(before).__name__} there"
+            raise ArgumentError(
+                f"compression_error: {name} holds a {tuple(own.shape)} weight by factors, and the original has {found} "
+                "in float of that shape; give the model as it was before compress(), of the same class."
+            )
+        norm = float(torch.linalg.vector_norm(matrix))
+        error = float(torch.linalg.vector_norm(own.to(matrix.device) - matrix)) / norm if norm else 0.0
+        rank, after = len(layer.down.weight), layer.down.weight.numel() + layer.up.weight.numel()
+        rows.append(Approximated(name, min(matrix.shape), rank, error, norm, matrix.numel(), after))
     if not rows:
         raise ArgumentError(f"compression_error: the {type(model).__name__} has no compressed layers.")
     return Approximation(model, tuple(rows))
@@ -101,16 +124,19 @@ def load_compressed(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
     return model
 
 
-def _check(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise TargetError where a target has no plain weight of its own."""
+def _refused(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Return the targets that have no plain weight of their own -> why not."""
     tied = {name for group in tied_groups(model, {}) for name in group}
+    modules, found = dict(model.named_modules()), {}
     for name in names:
-        layer = model.get_submodule(name)
-        weight = layer._parameters.get("weight")
+        layer = modules.get(name)
+        weight = None if layer is None else layer._parameters.get("weight")
         if type(layer) not in _LINEAR or weight is None or not is_plain(weight) or weight.is_meta:
-            raise TargetError(f"{name} is a {type(layer).__name__}: only linear layers in float can be compressed.")
-        if full_name(name, "weight") in tied:
-            raise TargetError(f"{name} shares its weight with another layer; leave it out of target_modules.")
+            what = "raw parameter" if layer is None else type(layer).__name__
+            found[name] = f"{name} is a {what}: only linear layers in float can be compressed."
+        elif full_name(name, "weight") in tied:
+            found[name] = f"{name} shares its weight with another layer; leave it out of target_modules."
+    return found
 
 
 def _matrix(layer: nn.Module) -> Tensor:

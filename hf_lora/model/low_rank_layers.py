@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..errors import ModelError, some
 from ..files.sources import HUB_KWARGS
 from ..kinds.table import kind_of
 
@@ -66,16 +67,22 @@ def class_as_saved(cls: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
     class Compressed(cls):
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            there = dict(self.named_modules())
+            there, prefix = {name for name, _ in self.named_modules()}, self.base_model_prefix
+            before = len(there)
             for noted, rank in own_ranks.items():
                 # Names are those of the class that was compressed: a head may have come around it, or gone.
-                around, bare = f"{self.base_model_prefix}.{noted}", noted.removeprefix(f"{self.base_model_prefix}.")
-                name = next((each for each in (noted, around, bare) if each in there), noted)
+                around, bare = f"{prefix}.{noted}", noted.removeprefix(f"{prefix}.")
+                name = next((each for each in (noted, around, bare) if each in there), None)
+                if name is None:  # a layer of that class's own head
+                    continue
                 layer: Any = self.get_submodule(name)
                 kind: Any = kind_of(layer)
                 out, in_ = kind.matrix(layer.weight).shape
                 own = {"device": layer.weight.device, "dtype": layer.weight.dtype}
                 put(self, name, LowRankLinear(in_, out, rank, layer.bias is not None, **own))
+                there |= {f"{name}.down", f"{name}.up"}  # which may be compressed in turn
+            if len(there) == before:
+                raise ModelError(f"none of the compressed layers, {some(own_ranks)}, is in a {type(self).__name__}.")
 
     Compressed.__name__, Compressed.__qualname__, Compressed.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Compressed

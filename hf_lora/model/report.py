@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..errors import full_name, numberless
+from ..kinds.quantised import count
 from ..layers.layer import base_modules
 from .selecting import check_known
 
@@ -18,9 +19,9 @@ Layer = TypeVar("Layer", bound=_OfLayer)
 
 
 def trainable_counts(model: Any) -> tuple[int, int]:
-    """Return (trainable, all) parameter counts; shared parameters once."""
+    """Return (trainable, all) parameter counts; shared parameters once, packed ones as the numbers they stand for."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(count, parameters))
 
 
 def target_rows(model: Any, adapter_name: str | None = None) -> list[tuple[str, str, str, int, int, int]]:
@@ -45,8 +46,8 @@ def target_rows(model: Any, adapter_name: str | None = None) -> list[tuple[str, 
         row[1] += sum(p.numel() for p in adapter.parameters() if id(p) not in seen)
         seen |= {id(adapter._parameters[name]) for name in adapter.shared()}
     return [
-        (pattern.removesuffix(".weight"), kind, shape, count, there[pattern], size)
-        for (pattern, kind, shape), (count, size) in rows.items()
+        (pattern.removesuffix(".weight"), kind, shape, layers, there[pattern], size)
+        for (pattern, kind, shape), (layers, size) in rows.items()
     ]
 
 
@@ -54,8 +55,8 @@ def targets_table(model: Any, adapter_name: str | None = None) -> str:
     """Return `target_rows` as text; a row with fewer adapted than there are is marked with "uneven"."""
     rows = target_rows(model, adapter_name)
     lines = [("target", "kind", "shape", "layers", "parameters")]
-    for pattern, kind, shape, count, there, size in rows:
-        lines.append((pattern, kind, shape, f"{count} of {there}{' uneven' if count < there else ''}", f"{size:,d}"))
+    for pattern, kind, shape, layers, there, size in rows:
+        lines.append((pattern, kind, shape, f"{layers} of {there}{' uneven' if layers < there else ''}", f"{size:,d}"))
     lines.append(("total", "", "", "", f"{sum(size for *_, size in rows):,d}"))
     return aligned(lines)
 

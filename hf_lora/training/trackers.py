@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import full_name, numberless
+from ..kinds.table import KINDS
 from ..layers.layer import LoRALayer
 from ..layers.tying import is_plain
 from ..maths import low_rank
@@ -90,10 +91,13 @@ def _measured(places: list[_Place]) -> Iterator[dict[str, float]]:
 def _base_rows(layer: LoRALayer, adapter: Adapter) -> Tensor | None:
     """Return the length of each row of the adapted weight, computed once a shape; None where it cannot be read."""
     weight = own_tensor(layer, adapter.parameter)
-    if weight is None or weight.is_meta or not is_plain(weight):
+    is_readable = weight is not None and (is_plain(weight) or adapter.quantised_kind is not None)
+    if weight is None or weight.is_meta or not is_readable or KINDS[adapter.kind].is_opaque:
         return None
     shape, rows = _BASE_ROWS.get(adapter, (None, None))
-    if shape != weight.shape and (found := adapter.row_lengths(weight)) is not None:  # or a table was resized since
-        rows = found.to("cpu", torch.float64)
-        _BASE_ROWS[adapter] = weight.shape, rows
+    if shape != weight.shape:  # or a table was resized since
+        found = adapter.row_lengths(adapter.numbers(layer, weight))
+        if found is not None:
+            rows = found.to("cpu", torch.float64)
+            _BASE_ROWS[adapter] = weight.shape, rows
     return rows

@@ -268,7 +268,7 @@ class Adapter(nn.Module):
         )
 
     def row_lengths(self, weight: Tensor) -> Tensor | None:
-        """Return the length of each row of a weight's (..., out, in) matrix; None where it cannot be read."""
+        """Return the length of each row of a weight's (..., out, in) matrix of numbers; None where it has none."""
         return None
 
     def measured(self, row_lengths: Tensor) -> dict[str, Tensor]:

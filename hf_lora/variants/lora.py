@@ -312,8 +312,6 @@ class LoRA(Adapter):
         return share
 
     def row_lengths(self, weight: Tensor) -> Tensor | None:
-        if self._kind.is_quantised:
-            return None
         return low_rank.row_norm(self._kind.matrix(weight.detach()).float())
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:

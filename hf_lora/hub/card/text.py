@@ -16,6 +16,7 @@ from ...config.lora_config import LoRAConfig
 from ...errors import some
 from ...files.privacy import hub_id, public_setting
 from ...formats.notes import described_recipe
+from ...kinds.quantised import count
 from ...variants.table import scaling_of
 from . import generated
 from .metadata import label, papers_of
@@ -78,10 +79,10 @@ def _title(subject: CardSubject, name: str | None, before: str) -> str:
 def _parameters(model: Any, tensors: Mapping[str, Tensor]) -> str:
     """Return how many parameters this adapter has, and their share of its and the base's (which may be elsewhere)."""
     adapters = {id(p) for layer in model._lora.layers.values() for p in layer.adapters.parameters()}
-    base = sum(p.numel() for p in model.parameters() if id(p) not in adapters)
-    count = sum(tensor.numel() for tensor in tensors.values())
-    share = f", {count / (base + count):.2%} of the model's {base + count:,d}" if base else ""
-    return f"{count:,d} parameters{share}"
+    base = sum(count(p) for p in model.parameters() if id(p) not in adapters)
+    own = sum(tensor.numel() for tensor in tensors.values())
+    share = f", {own / (base + own):.2%} of the model's {base + own:,d}" if base else ""
+    return f"{own:,d} parameters{share}"
 
 
 def _results(results: Iterable[EvalResult]) -> str | None:
