@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core; a file's tests stay together, because they share what they set up.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test check bench gpu clean
+.PHONY: demo test test-lowest check docs dist bench gpu clean
 demo: .venv/demo
 	$(BIN)/python examples/ratings.py outputs/ratings.csv
 	$(BIN)/hf-lora train --model "$$($(BIN)/python examples/ratings.py --model)" --train outputs/ratings.csv \
@@ -21,6 +21,21 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow"
 
+# With the oldest versions that pyproject.toml allows, in an environment of its own; torch 2.6 brings CUDA's libraries.
+LOWEST := .venv-lowest
+test-lowest: $(LOWEST)/lowest
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(addprefix tests/test_,$(addsuffix .py, \
+		commands configs front hub imports linear loading merging names reading resume run saving trainer))
+
+# Into site/, without a warning and without a font or script of another host.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel and the source distribution, into dist/.
+dist: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
 bench: .venv/test
 	$(BIN)/python -m benchmarks
 
@@ -29,7 +44,7 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(LOWEST) dist site
 
 # One virtual environment, one stamp an extra; a changed pyproject.toml or constraints.txt installs anew.
 # torch comes first, so that the pinned CPU build is there before anything asks for another.
@@ -37,4 +52,10 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+$(LOWEST)/lowest: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[lowest]'
 	touch $@

@@ -6,8 +6,6 @@ import io
 import json
 import logging
 import os
-import re
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from .hub import Hub
-from .peek import COMMANDS, TRAINING_TASKS, cli, load_run, read_rows
+from .peek import TRAINING_TASKS, cli, load_run, read_rows
 from .runs import write_base, write_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -341,28 +339,6 @@ def test_push_takes_what_predicting_needs_and_nothing_of_this_machine(
     names = "README.md adapter_config.json adapter_model.safetensors task.json tokenizer.json tokenizer_config.json"
     assert {name for name in hub.files("me/reviews") if not name.startswith(".")} == set(names.split())
     assert lines(run("predict me/reviews rows.csv", capsys)) == lines(run("predict run rows.csv", capsys))
-
-
-def test_every_command_line_of_the_docs_runs(
-    tmp_path: Path, place: Path, capsys: Capture, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add("org/base", place / "base")
-    (tmp_path / "there").mkdir()
-    monkeypatch.chdir(tmp_path / "there")
-    Path("base").symlink_to(place / "base")
-    write_rows(Path("reviews.csv"))
-    write_rows(Path("new.csv"), 10)
-    shutil.copytree(place / "run", "outputs/second")
-    blocks = re.findall(r"^```bash\n(.*?)^```$", DOCS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines()]
-    for line in commands:
-        said, _, command = line.rpartition(" | ")
-        monkeypatch.setattr("sys.stdin", [f"{word}\n" for word in shlex.split(said)[1:]])
-        assert cli.main(shlex.split(command)[1:]) == 0, (line, capsys.readouterr().err)
-    told = {line.rpartition(" | ")[2].split()[1] for line in commands}
-    every = {command.__name__ for commands in COMMANDS.values() for command in commands}
-    assert every - told <= {"chat"}
-    assert Path("merged", "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
