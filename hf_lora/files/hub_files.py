@@ -103,7 +103,9 @@ def _download(repo_id: str, file: str, kwargs: Mapping[str, Any]) -> Path | None
             return Path(huggingface_hub.hf_hub_download(repo_id, file, **kwargs))
         except RemoteEntryNotFoundError:
             return None
-        except LocalEntryNotFoundError:  # the Hub could not be asked, and the cache does not have it
+        except (LocalEntryNotFoundError, RuntimeError):
+            # The Hub could not be asked, and the cache does not have it. After a failed connection huggingface_hub
+            # 1.3 to 1.26 goes on with the client that it closed, which is a RuntimeError of httpx.
             if kwargs.get("force_download") or _cached(repo_id, file, kwargs) is not huggingface_hub._CACHED_NO_EXIST:
                 raise
             return None
