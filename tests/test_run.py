@@ -455,3 +455,11 @@ def test_settings_without_a_model_or_rows_are_refused(capsys: Capture) -> None:
     assert "--train is missing" in told("train --model base", capsys)
     with pytest.raises(LoRAError, match="eval_share"):
         RunSettings(eval_share=0.0)
+
+
+def test_a_handful_of_rows_trains_from_the_first_step(capsys: Capture) -> None:
+    """A warm-up of one step has a rate of zero there: the first checkpoint would be the base, and the best by a tie."""
+    write_rows(Path("few.csv"), 8)
+    assert hf_lora("train --model base --train few.csv --threads 1 --output few") == 0
+    capsys.readouterr()
+    assert all(float(row["learning_rate"]) > 0 for row in curves("few") if row.get("learning_rate"))

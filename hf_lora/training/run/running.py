@@ -112,6 +112,8 @@ def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, An
     every = plan.settings.eval_steps or math.ceil(epoch / math.ceil(epoch / _OFTEN))
     trainer.args.eval_steps = trainer.args.save_steps = min(every, steps)
     trainer.args.logging_steps = max(steps // 100, 1)
+    if plan.settings.warmup * steps < 1:
+        trainer.args.warmup_steps = 0  # in a single step of warm-up the rate is zero
     with arguments.refusals(plan.settings):  # what a training makes, before anything is written
         trainer.get_train_dataloader()
         for rows in trainer.eval_dataset.values():
