@@ -1,7 +1,7 @@
 """Teach GPT-2 a form of answer: "wonderful ->" is continued with " positive", as people rated the word.
 
     python examples/gpt2_generation.py            # gpt2 from the Hub
-    python examples/gpt2_generation.py --smoke    # a tiny GPT-2 with random weights, no network
+    python examples/gpt2_generation.py --smoke    # a tiny GPT-2 with random weights, a tenth of the words
 
 The fused projection of every layer (c_attn: query, key and value) gets an adapter. With adapters disabled the model
 is GPT-2 again, bit for bit.
@@ -9,7 +9,7 @@ is GPT-2 again, bit for bit.
 
 import random
 
-from offline import gpt2, options, ratings
+from offline import base_for, options, ratings
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from hf_lora import LoRAConfig, LoRAModel
@@ -17,12 +17,12 @@ from hf_lora import LoRAConfig, LoRAModel
 
 def main() -> None:
     """Train, generate with the adapter and without it, save, load."""
-    given = options("A GPT-2 learns to answer in one word.", "gpt2_generation", "a tiny model, a tenth", model="gpt2")
+    given = options(__doc__, model="gpt2")
     set_seed(0)
     rated = [(text, label) for text, label in ratings() if text.isalpha()][:: 10 if given.smoke else 1]
     texts = [f"{word} -> {'positive' if label else 'negative'}" for word, label in rated]
-    base = gpt2(f"{given.output}/base", texts) if given.smoke else given.model
     random.Random(0).shuffle(texts)
+    base = base_for(given, "gpt2", texts)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
     encoded = [tokenizer(text + tokenizer.eos_token) for text in texts]
@@ -33,8 +33,8 @@ def main() -> None:
     more = {"modules_to_save": ["wte"]} if given.smoke else {}
     model = LoRAModel.from_pretrained(base, LoRAConfig(r=8, task_type="CAUSAL_LM", **more))
     arguments = TrainingArguments(
-        given.output, num_train_epochs=8 if given.smoke else 2, learning_rate=2e-3, per_device_train_batch_size=16,
-        save_strategy="no",
+        given.output, num_train_epochs=2, learning_rate=2e-3, per_device_train_batch_size=16, save_strategy="no",
+        report_to="none",
     )  # fmt: skip
     trainer = Trainer(
         model=model,
@@ -43,9 +43,12 @@ def main() -> None:
         eval_dataset=rows[:test],
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
+    before = trainer.evaluate()
     trainer.train()
-    print(f"loss on held-out words: {trainer.evaluate()['eval_loss']:.3f}")
-    model.save_pretrained(given.output)
+    after = trainer.evaluate()
+    print(f"loss on held-out words: {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after")
+    trainer.save_model()
+    trainer.create_model_card(model_name="gpt2_generation", dataset="VADER lexicon")
 
     loaded = LoRAModel.from_pretrained(given.output)
     for word in ("wonderful", "catastrophe"):
