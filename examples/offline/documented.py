@@ -58,7 +58,7 @@ def questions() -> list[dict[str, str]]:
     for path, text in documented():
         context = " ".join(text.split())[:160]
         if found := re.search(r"\b[Rr]eturns? (?:an? |the )?([^.,;:]{4,60})[.,;]", context):
-            rows.append({"question": f"What does {path} return?", "context": context, "answer": found[1]})
+            rows.append({"question": f"What does {path} return?", "context": context, "answer": found[1].strip()})
     return rows
 
 

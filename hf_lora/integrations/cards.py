@@ -40,6 +40,8 @@ def facts_of(
         hyperparameters["lr_scheduler_warmup_ratio"] = hyperparameters.pop("lr_scheduler_warmup_steps")
     if args.bf16:
         hyperparameters["mixed_precision_training"] = "bfloat16"
+    if "distributed_type" in hyperparameters and args.device.type == "cpu":
+        hyperparameters["distributed_type"] = "multi-CPU"  # which Transformers calls "multi-GPU" as well
     tags, names = listed(dataset_tags), listed(dataset)
     about = {
         "task_type": next(iter(listed(tasks)), ""),
