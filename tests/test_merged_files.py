@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from hf_lora import LoRAConfig, LoRAModel
 
 from .cases import VARIANTS, move, settings_of, starts_from_data
-from .peek import cli, merged_files
+from .peek import cli, load_run, merged_files, read_rows
+from .quantising import is_here, read
+from .runs import write_base, write_rows
 from .tiny import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -109,9 +112,77 @@ def test_the_command_writes_a_model_with_its_tokenizer_that_transformers_loads_a
         assert not [key for key in file.keys() if "lora" in key]  # noqa: SIM118
 
 
+@pytest.fixture(scope="module")
+def qlora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished `run` on a base in eight bits, and the `rows.csv` that it learnt."""
+    folder = tmp_path_factory.mktemp("qlora")
+    write_base(folder / "base", hidden_size=32, intermediate_size=64)
+    write_rows(folder / "rows.csv")
+    flags = "--quantize 8bit --epochs 3 --learning-rate 0.01 --threads 1 --batch-size 8"
+    arguments = ["train", "--model", str(folder / "base"), "--train", str(folder / "rows.csv"), *flags.split()]
+    assert cli.main([*arguments, "--output", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.mark.skipif(not is_here("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_the_command_packs_again_and_keeps_what_layers_make_of_rows(
+    qlora: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["merge", str(qlora / "run"), str(tmp_path / "merged"), "--requantize"]
+    rows = ["--calibration", str(qlora / "rows.csv")]
+    assert cli.main([*arguments, *rows, "--verify", "--tolerance", "0.1"]) == 0
+    told = capsys.readouterr()
+    assert f"wrote {tmp_path / 'merged'}, packed by bitsandbytes; its outputs differ by" in told.out
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token == "[PAD]"
+    run = load_run(str(qlora / "run"))
+    batches = run.batches(list(read_rows(str(qlora / "rows.csv"), tmp_path)), "rows.csv")
+    assert {len(batch["input_ids"]) for batch in batches} == {1}
+    wanted = run.model.merge_and_unload(requantize=True, calibration=batches)
+    packed = [name for name, module in wanted.named_modules() if type(module).__name__ == "Linear8bitLt"]
+    assert packed
+    assert all(torch.equal(read(again.get_submodule(name)), read(wanted.get_submodule(name))) for name in packed)
+
+
+@pytest.mark.skipif(not is_here("bitsandbytes"), reason="bitsandbytes is not installed")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--calibration rows.csv", "give --requantize as well"),
+        ("--requantize --dtype float32", "leave one of them out"),
+        ("--requantize --verify", "say it with --tolerance"),
+        ("--requantize --calibration nowhere.csv", "nowhere.csv"),
+        ("--requantize --verify --tolerance 0", "differ by"),
+    ],
+)
+def test_options_of_packing_that_do_not_fit_are_one_line_and_leave_nothing(
+    options: str, told: str, qlora: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert cli.main(["merge", str(qlora / "run"), str(tmp_path / "out"), *options.split()]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not is_here("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_a_checkpoint_that_is_quantised_itself_merges_into_a_plain_model(qlora: Path, tmp_path: Path) -> None:
+    given = {"num_labels": 2, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    AutoModelForSequenceClassification.from_pretrained(qlora / "base", **given).save_pretrained(tmp_path / "packed")
+    config = LoRAConfig(r=2, init_lora_weights=False, task_type="SEQ_CLS")
+    model = LoRAModel.from_pretrained(tmp_path / "packed", config, num_labels=2)
+    model.save_pretrained(tmp_path / "adapter")
+    assert cli.main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--dtype", "bfloat16"]) == 0
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    want = model.merge_and_unload(dtype=torch.bfloat16)
+    assert again.dtype is torch.bfloat16
+    got = again.state_dict()
+    assert all(torch.equal(value, got[name]) for name, value in want.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["{adapter}", "out", "--requantize"], "is not quantised"),
         (["{adapter}", "{taken}"], "there already"),
         (["{adapter}", "out", "--max-shard-size", "lots"], "500MB"),
         (["{adapter}", "out", "--verify", "--tolerance", "0"], "differ by"),

@@ -405,6 +405,44 @@ def test_a_base_that_is_packed_again_saves_and_loads_as_a_quantised_one(how: str
         assert (again(IDS).logits - want).abs().max() < 0.02 * want.abs().max()
 
 
+@pytest.mark.parametrize("requantize", [False, True])
+@pytest.mark.parametrize("how", [h for h in SETTINGS if h != "quanto"])
+def test_a_checkpoint_that_is_quantised_itself_merges_saves_and_loads(
+    how: str, requantize: bool, base: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"quantization_config": SETTINGS[how](), "device_map": {"": "cpu"}}
+    AutoModelForCausalLM.from_pretrained(base, **given).save_pretrained(tmp_path / "packed")
+    config = LoRAConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = LoRAModel.from_pretrained(tmp_path / "packed", config).eval()
+    plain = model.merge_and_unload(requantize=requantize)
+    with torch.no_grad():
+        want = plain(IDS).logits
+        plain.save_pretrained(tmp_path / "merged")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert getattr(again, "is_quantized", False) is requantize
+        assert (again(IDS).logits - want).abs().max() < 0.02 * want.abs().max()
+
+
+@bnb
+def test_padding_says_nothing_of_how_weights_are_rounded(base: Path) -> None:
+    config = LoRAConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = LoRAModel.from_pretrained(base, config, quantization_config=SETTINGS["int8"]()).eval()
+    short, padded = IDS[1:, :2], IDS.clone()
+    padded[1, 2:] = 0
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    apart, together = (
+        model.merge_report(requantize=True, calibration=batches).total_kept
+        for batches in (
+            [{"input_ids": IDS[:1]}, lambda net: net(input_ids=short)],
+            [{"input_ids": padded, "attention_mask": mask}],
+        )
+    )
+    assert apart is not None
+    assert together is not None
+    assert together.lost == pytest.approx(apart.lost, rel=0.02)
+    assert together.nearest_lost == pytest.approx(apart.nearest_lost, rel=1e-3)
+
+
 @pytest.mark.parametrize("how", SETTINGS)
 def test_a_new_head_stays_in_float_and_trains_on_a_quantised_base(how: str, tmp_path: Path) -> None:
     tiny("bert", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")

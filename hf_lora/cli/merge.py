@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from .showing import hush, remark
 
 __all__ = ["merge"]
 
+_MOST_ROWS = 512  # to calibrate with
 _NARROW = ("bfloat16", "float16")  # the base is loaded so, as for a training with --dtype
 # The largest |a - b| / |a| of the outputs that `--verify` lets pass: rounding, in both ways to compute them.
 _TOLERANCES = {4: 1e-4, 2: 3e-2}  # by the bytes of a weight
@@ -33,6 +35,13 @@ def merge(
         float | None,
         Option(min=0, help="what --verify lets pass (default: 1e-4, in half precision 3e-2)"),
     ] = None,
+    requantize: Annotated[
+        bool, Option("--requantize", help="pack the merged weights again, as the quantised base's are")
+    ] = False,
+    calibration: Annotated[
+        str | None,
+        Option(metavar="ROWS", help="rows as it was trained on: --requantize keeps what layers make of them"),
+    ] = None,
 ) -> None:
     """Write the model that a base and an adapter are together, in Transformers' own files.
 
@@ -44,28 +53,37 @@ def merge(
         hf-lora merge outputs/reviews merged --verify
 
         hf-lora merge me/reviews-lora merged --dtype float32 --max-shard-size 2GB
+
+        hf-lora merge outputs/qlora merged --requantize --calibration reviews.csv
     """
     _check_free(output)
+    _check_packing(requantize, calibration, dtype, verify, tolerance)
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
         raise ArgumentError(f"--max-shard-size {max_shard_size}: it is a number of bytes with a unit, as 500MB or 5GB.")
     from ..files.disk import sweep, temporary
-    from ..model.merged_files import save_merged  # not above: it imports torch
-    from ..training.run.folder import check_place
+    from ..training.run.folder import check_place  # not above: it imports torch
 
     check_place(output)
     hush()
     beside = temporary(output)
     narrow = dtype if dtype in _NARROW else None
     try:
-        model = _loaded(adapter, base_model, narrow)
+        if calibration is None:
+            model, batches = _loaded(adapter, base_model, narrow, requantize), None
+        else:
+            model, batches = _calibrated(adapter, base_model, calibration)
+        packs = _packs(model) if requantize else ""
         output.parent.mkdir(parents=True, exist_ok=True)
         sweep(output.parent, [output.name])  # of a merge that was killed
         known = model.peft_config["default"].base_model_name_or_path if base_model is None else base_model
-        plain = save_merged(model, beside, None if narrow else dtype, max_shard_size)
+        plain = _saved(model, beside, dtype, max_shard_size, requantize, batches)
         _save_processor(adapter, str(known), beside)
         told = f"wrote {output} in {str(plain.config.dtype).removeprefix('torch.')}"
+        if requantize:
+            told = f"wrote {output}, packed by {packs}"
         if verify:
-            found = _verified(_loaded(adapter, base_model, narrow), type(plain).from_pretrained(beside), tolerance)
+            live = _loaded(adapter, base_model, narrow, requantize)
+            found = _verified(live, type(plain).from_pretrained(beside), tolerance)
             told += f"; its outputs differ by {found:.1e} from those of base and adapter"
         if output.is_dir():
             output.rmdir()  # empty: a rename would not replace it on every system
@@ -80,20 +98,70 @@ def _check_free(output: Path) -> None:
         raise AdapterFileError(f"{output} is there already; name a folder that is not, or remove it.")
 
 
-def _loaded(adapter: str, base_model: str | None, dtype: str | None) -> Any:
-    """Return the adapter on its base in float: into quantised weights nothing can be merged. dtype: of the base."""
+def _check_packing(
+    requantize: bool, calibration: str | None, dtype: str | None, verify: bool, tolerance: float | None
+) -> None:
+    """Raise ArgumentError for options of which one leaves another without effect."""
+    if calibration is not None and not requantize:
+        raise ArgumentError("--calibration chooses how packed weights are rounded: give --requantize as well.")
+    if requantize and dtype is not None:
+        raise ArgumentError(f"--dtype {dtype}, but --requantize keeps the base's packed format; leave one of them out.")
+    if requantize and verify and tolerance is None:
+        raise ArgumentError(
+            "--requantize --verify: packed weights are rounded, and only you know how much is too much; say it with "
+            "--tolerance, as 0.1."
+        )
+
+
+def _loaded(adapter: str, base_model: str | None, dtype: str | None, packed: bool) -> Any:
+    """Return the adapter on its base, in float unless it is to be packed again. dtype: of the base."""
     from ..model.loading import opened
     from ..model.lora_model import LoRAModel
     from ..model.settings import is_quantised
 
     given: dict[str, Any] = {} if base_model is None else {"base_model": base_model}
     given |= {} if dtype is None else {"dtype": dtype}
-    if is_quantised(opened(adapter).notes):
+    if not packed and is_quantised(opened(adapter).notes):
         remark(
             "the adapter was trained on a quantised base, and is merged into the base in float, which differs a little."
         )
         given["quantization_config"] = None
     return LoRAModel.from_pretrained(adapter, **given).eval()
+
+
+def _calibrated(adapter: str, base_model: str | None, rows: str) -> tuple[Any, list[dict[str, Any]]]:
+    """Return the adapter on its base, and rows, spread over their file, as batches for it."""
+    from ..training.data.reading import read_rows
+    from ..training.run.using import load_run
+
+    run = load_run(adapter, base_model=base_model)
+    with tempfile.TemporaryDirectory() as scratch:
+        every = read_rows(rows, Path(scratch))
+        found = list(every.select(range(0, len(every), -(-len(every) // _MOST_ROWS))))
+        return run.model, run.batches(found, rows)
+
+
+def _packs(model: Any) -> str:
+    """Return the name of what packs a base. Raises ArgumentError for nothing, MergeError for what has no files."""
+    from ..model.quantised import is_packed, saves_as
+
+    if not is_packed(model):
+        raise ArgumentError("--requantize, but the base of the adapter is not quantised: leave it out.")
+    return saves_as(model)
+
+
+def _saved(
+    model: Any, folder: Path, dtype: str | None, max_shard_size: str, requantize: bool, batches: list[Any] | None
+) -> Any:
+    """Write the merged model, and return it."""
+    from ..model.merged_files import save_merged
+    from ..model.quantised import is_packed
+
+    if not is_packed(model):
+        return save_merged(model, folder, None if dtype in _NARROW else dtype, max_shard_size)
+    plain = model.merge_and_unload(dtype=dtype, requantize=requantize, calibration=batches)
+    plain.save_pretrained(folder, max_shard_size=max_shard_size)
+    return plain
 
 
 def _save_processor(adapter: str, base: str, folder: Path) -> None:

@@ -26,7 +26,7 @@ from ..layers.tying import tied_groups, untie
 from . import hooks
 from .arguments import as_dtype, as_share
 from .creating import leave
-from .quantised import check_form, make_plain, packing_for
+from .quantised import check_form, forget_reading, make_plain, packing_for
 from .replacing import check_in_place
 from .selecting import check_together, names_of
 
@@ -166,6 +166,8 @@ def merge_and_unload(
                     layers.swap_in(layer, layers.merged_values(layer, names, packing=packing), keep=False)
             state.merged = names
         plain = leave(model)
+        if packing is not None:
+            forget_reading(plain)
         if packing is not None and not packing.requantize:
             make_plain(plain, packing.dtype)
         untie(plain, tied)

@@ -18,6 +18,7 @@ from ..layers.packing import FedBack, Packing, plain_object
 from ..layers.packing import make_plain as make_layer_plain
 from ..layers.routes import Route
 from ..layers.state import AdapterState
+from .batches import run
 from .selecting import active
 
 _MOST_MOMENTS = 1 << 30  # bytes held at once; more layers than that are taken in turns, with a forward each
@@ -32,8 +33,8 @@ def packing_for(
 ) -> Packing | None:
     """Return what becomes of a model's packed weights that adapters are merged into, None where there are none.
 
-    dtype: of a plain model, that of the base's other weights unless given. calibration: batches for the model, a
-    mapping of arguments or one tensor each; the outputs that layers have on them are kept where they are packed again.
+    dtype: of a plain model, that of the base's other weights unless given. calibration: batches for the model, mappings
+    of arguments, tensors or functions of it; the outputs that layers have on them are kept where they are packed again.
     Raises ArgumentError for settings without effect, MergeError where a packed weight cannot be read.
     """
     state: AdapterState = model._lora
@@ -59,6 +60,21 @@ def packing_for(
     return Packing(chosen)
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Return whether a library packed a layer of a model."""
+    return any((kind := kind_of(module)) is not None and kind.is_quantised for module in model.modules())
+
+
+def saves_as(model: Any) -> str:
+    """Return the name of what packs a model. Raises MergeError where Transformers cannot save it."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", "")
+    name = str(getattr(method, "value", method))
+    if quantizer is not None and not quantizer.is_serializable():
+        raise MergeError(f"Transformers does not save models that {name} packed: merge into a plain one.")
+    return name
+
+
 def check_form(state: AdapterState, packing: Packing | None) -> None:
     """Raise AdapterStateError where weights are merged in another form than the one that is asked for."""
     if not state.merged or packing is None:
@@ -67,6 +83,19 @@ def check_form(state: AdapterState, packing: Packing | None) -> None:
     if is_plain == packing.requantize or packing.made:
         late = "requantize=" if not packing.made else "calibration="
         raise AdapterStateError(f"{late} comes too late once adapters are merged; call unmerge_adapter() first.")
+
+
+def forget_reading(model: Any) -> None:
+    """Have a model forget how its quantised checkpoint was read, which Transformers turns round when it saves one.
+
+    It has no way back for the steps of a quantising library (5.23), so that nothing could be saved. The tensors are
+    saved as they are, as those of a model that was quantised when it was loaded.
+    """
+    steps = model.__dict__.get("_weight_conversions")
+    if steps:
+        ways = ((step, getattr(step, "operations", None) or ()) for step in steps)
+        kept = [step for step, does in ways if not does or not all(hasattr(each, "hf_quantizer") for each in does)]
+        model._weight_conversions = kept
 
 
 def make_plain(model: Any, dtype: torch.dtype) -> None:
@@ -154,12 +183,17 @@ def _groups(held: Mapping[str, LoRALayer], names: Route) -> Iterator[dict[str, L
 
 
 def _moments(model: Any, names: Route, group: Mapping[str, LoRALayer], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return X^T X of each layer's inputs on some batches, float32, with the adapters acting."""
+    """Return X^T X of each layer's inputs on some batches, float32, with the adapters acting; padding left out."""
     found: dict[str, Tensor] = {}
+
+    attended: Tensor | None = None
 
     def seen(path: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            x = (args[0] if args else next(iter(kwargs.values()))).detach().float().flatten(0, -2)
+            x = (args[0] if args else next(iter(kwargs.values()))).detach().float()
+            if attended is not None and x.shape[:-1] == attended.shape:
+                x = x[attended.to(x.device)]
+            x = x.flatten(0, -2)
             product = x.mT @ x
             found[path] = found[path].add_(product) if path in found else product
 
@@ -169,7 +203,9 @@ def _moments(model: Any, names: Route, group: Mapping[str, LoRALayer], batches: 
     try:
         with _evaluating(model), active(model, model._lora, list(names)), torch.no_grad():
             for batch in batches:
-                model(**batch) if isinstance(batch, Mapping) else model(batch)
+                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+                attended = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+                run(model, batch)
     finally:
         for each in hooks:
             each.remove()

@@ -91,8 +91,10 @@ def _measured(places: list[_Place]) -> Iterator[dict[str, float]]:
 def _base_rows(layer: LoRALayer, adapter: Adapter) -> Tensor | None:
     """Return the length of each row of the adapted weight, computed once a shape; None where it cannot be read."""
     weight = own_tensor(layer, adapter.parameter)
-    is_readable = weight is not None and (is_plain(weight) or adapter.quantised_kind is not None)
-    if weight is None or weight.is_meta or not is_readable or KINDS[adapter.kind].is_opaque:
+    kind: Any = adapter.kind
+    if weight is None or weight.is_meta or KINDS[kind].is_opaque:
+        return None
+    if not is_plain(weight) and adapter.quantised_kind is None:
         return None
     shape, rows = _BASE_ROWS.get(adapter, (None, None))
     if shape != weight.shape:  # or a table was resized since

@@ -88,13 +88,30 @@ class TrainedRun:
             if batch:
                 yield from zip(batch, self.preparation.predictions(self.model, self.processor, batch), strict=True)
 
+    def batches(self, rows: Sequence[Row], source: str) -> list[dict[str, Any]]:
+        """Return each row as a batch that the model takes, with what is learnt where the rows have that; no padding.
+
+        source: what the rows are called. Raises DataError where no column fits, or a row cannot be used.
+        """
+        try:
+            fitted, labelled = self.onto(rows, source, labelled=True).preparation, True
+        except DataError:
+            fitted, labelled = self.onto(rows, source).preparation, False
+        fitted.check(rows, labelled)
+        collate = fitted.collator(self.processor, self.model)
+        return [collate(fitted.features([row], self.processor, labelled)) for row in rows]
+
 
 def load_run(
-    name: str | os.PathLike[str], task: str | None = None, options: Mapping[str, Any] | None = None
+    name: str | os.PathLike[str],
+    task: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
 ) -> TrainedRun:
     """Load an adapter onto its base: a run's folder, an adapter that others trained, or a repo of the Hub.
 
-    task: what it learnt, where nobody wrote it down. options: of the task, in the place of its own.
+    task: what it learnt, where nobody wrote it down. options: of the task, in the place of its own. base_model: where
+    its base lies, if it lies elsewhere.
     Raises AdapterFileError, ArgumentError, ConfigError, HubError, and what LoRAModel.from_pretrained raises.
     """
     source = Source.of(name, {})
@@ -104,6 +121,7 @@ def load_run(
     found = (load_preparation(record.parent),) if record else ()
     if found and task not in (None, found[0].task.name):
         raise ArgumentError(f"--task {task}: {source.name} says that it learnt {found[0].task.name}.")
+    given |= {} if base_model is None else {"base_model": base_model}
     model = LoRAModel.from_pretrained(source.name, **given).eval()
     tasks = [each.task for each in found] or _tasks_of(model, task)
     processor = _processor(source, model, tasks[0].preparation)
