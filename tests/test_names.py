@@ -76,7 +76,8 @@ def _trained(base: nn.Module, **config: Any) -> LoRAModel:
 def _saved(model: LoRAModel, directory: Path, respell: Respell = str, **changes: Any) -> Tensors:
     """Save an adapter under other names, its config changed; return what was written."""
     model.save_pretrained(directory)
-    tensors = {respell(key): value for key, value in load_file(directory / WEIGHTS).items()}
+    # copies: older safetensors map the file, which is then written over
+    tensors = {respell(key): value.clone() for key, value in load_file(directory / WEIGHTS).items()}
     return _written(directory, tensors, **changes)
 
 

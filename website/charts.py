@@ -14,7 +14,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 COLOURS = {"hf_lora": "#00796b", "PEFT": "#ef6c00", "loralib": "#8d6e63", "full fine-tuning": "#78909c"}
-OTHERS = ("#5c6bc0", "#26a69a", "#ab47bc", "#bdbdbd")
+OTHERS = ("#5c6bc0", "#26a69a", "#ab47bc", "#bdbdbd", "#d4ac0d", "#ec407a")
 MIB = 2**20
 
 
@@ -25,6 +25,7 @@ class Chart:
     heading: of the section in docs/benchmarks.md. file: without "-cpu.json". value, unit: a row's number, and what it
     is divided by. arms: a row's arm -> how the chart calls it. cells: a regular expression that a cell has to match.
     short: what is taken out of the cells' names.
+    log: whether each step of the axis is ten times the one before.
     """
 
     heading: str
@@ -38,7 +39,7 @@ class Chart:
     log: bool = False
 
 
-_OURS = {"PEFT": "PEFT", "hf_lora": "hf_lora"}
+_OURS = {"PEFT": "PEFT", "PEFT, base dtype": "PEFT", "PEFT, low_cpu_mem_usage": "PEFT", "hf_lora": "hf_lora"}
 _ALL = {"full fine-tuning": "full fine-tuning", **_OURS}
 _FORMULAS = ("LoRA, r=16", "ShareLoRA, r=16", "LoRA-FA, r=16", "LoRA-XS, r=16", "VeRA, r=256", "VeRA of PEFT, r=256")
 _DORA = ("LoRA", "DoRA, norm each time", "DoRA, norm known", "PEFT DoRA", "PEFT DoRA, DoraCaching")
@@ -80,14 +81,19 @@ def placed(page: str) -> str:
 
 
 def _values(chart: Chart, results: Path) -> dict[str, dict[str, float]]:
-    """Return arm -> cell -> number. Of an arm that is there twice (with dropout and without) the first counts."""
+    """Return arm -> cell -> number: of several arms of one name the best. An arm's second time is with dropout."""
     answers = json.loads((results / f"{chart.file}-cpu.json").read_text("utf-8"))["answers"]
     rows: list[dict[str, Any]] = [row for answer in answers for row in answer["rows"]]
     found: dict[str, dict[str, float]] = {name: {} for name in chart.arms.values()}
+    seen: set[tuple[str, str]] = set()
     for row in rows:
         if row["arm"] in chart.arms and re.search(chart.cells, row["cell"]):
             cell = re.sub(chart.short, "", row["cell"]).strip(", ") if chart.short else row["cell"]
-            found[chart.arms[row["arm"]]].setdefault(cell, row[chart.value] / chart.unit)
+            again = (row["arm"], cell) in seen
+            seen.add((row["arm"], cell))
+            cell += ", adapter dropout" if again else ""
+            of_arm, number = found[chart.arms[row["arm"]]], row[chart.value] / chart.unit
+            of_arm[cell] = min(number, of_arm.get(cell, number))
     return found
 
 
