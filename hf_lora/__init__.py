@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .model.comparing import compare
     from .model.compressing import compress, compression_error, load_compressed
     from .model.explaining import suggest_rank
+    from .model.exports.for_engines import convert_for
+    from .model.exports.onnx import export_onnx
     from .model.extracting import extract
     from .model.hooks import leave_adapters_to_peft
     from .model.lora_model import LoRAModel, add_lora
@@ -57,7 +59,9 @@ __all__ = [
     "compare",
     "compress",
     "compression_error",
+    "convert_for",
     "errors",
+    "export_onnx",
     "extract",
     "inspect_adapter",
     "leave_adapters_to_peft",
@@ -85,6 +89,8 @@ _LAZY = {
     "compare": "model.comparing",
     "compress": "model.compressing",
     "compression_error": "model.compressing",
+    "convert_for": "model.exports.for_engines",
+    "export_onnx": "model.exports.onnx",
     "extract": "model.extracting",
     "inspect_adapter": "formats.inspection",
     "leave_adapters_to_peft": "model.hooks",

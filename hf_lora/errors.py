@@ -14,6 +14,7 @@
     │   └── HubAccessError                   a repo that is gated, or a token that may not do this
     ├── MissingExtraError (ImportError)  a package that is not installed, or not in a version that fits
     ├── DataError (ValueError)           rows, or files of rows, that cannot be trained on or predicted
+    ├── EngineError (ValueError)         an adapter that an engine cannot be given as it is meant
     ├── MergeError (RuntimeError, ValueError) weights that cannot hold the merged adapter
     └── ModelError (ValueError)          a model that cannot be found, built or taken as a base
         └── BaseLoadError (OSError)          one that is not where it is looked for, or cannot be loaded
@@ -36,6 +37,7 @@ __all__ = [
     "BaseMismatchError",
     "ConfigError",
     "DataError",
+    "EngineError",
     "HubAccessError",
     "HubError",
     "HubNotFoundError",
@@ -99,6 +101,10 @@ class HubAccessError(HubError):
 
 class DataError(LoRAError, ValueError):
     """Rows, or files of rows, that cannot be used; the message names the file, the row and the cure."""
+
+
+class EngineError(LoRAError, ValueError):
+    """An adapter, or a model, that an engine cannot be given so that it computes what is meant."""
 
 
 class MergeError(LoRAError, RuntimeError, ValueError):

@@ -11,6 +11,8 @@ from typing import Any
 PLACES = {
     "adding": "hf_lora.model.adding",
     "opened": "hf_lora.model.loading:opened",
+    "ENGINE_ROWS": "hf_lora.formats.engines.rules:ENGINES",
+    "rules_table": "hf_lora.formats.engines.page:table",
     "COMBINATIONS": "hf_lora.maths.combining:METHODS",
     "combined": "hf_lora.maths.combining:combined",
     "copy_in": "hf_lora.model.loading:copy_in",

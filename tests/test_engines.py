@@ -11,7 +11,7 @@ import pytest
 from hf_lora import LoRAConfig, LoRAModel, check_for
 from hf_lora.errors import AdapterFileError, ArgumentError
 
-from .peek import cli
+from .peek import ENGINE_ROWS, cli, rules_table
 from .tiny import edit_config, tiny
 
 ENGINES = ("vllm", "sglang", "tgi", "llama.cpp", "peft", "mlx")
@@ -24,7 +24,8 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "attention": ("qwen2", {"target_modules": "attention"}, "+++++"),
     "all-linear": ("gemma2", {"target_modules": "all-linear"}, "+++++"),
     "all-linear of Phi-3": ("phi3", {"target_modules": "all-linear"}, "+++++"),
-    "GPT-2": ("gpt2", {"target_modules": ["c_attn"]}, "-??++"),
+    "GPT-2": ("gpt2", {"target_modules": ["c_attn"]}, "-??-+"),
+    "GPT-2's square layers": ("gpt2", {"target_modules": ["attn.c_proj"]}, "-??!+"),
     "GPT-J": ("gptj", PAIR, "-???+"),
     "Bloom": ("bloom", {"target_modules": ["query_key_value"]}, "-???+"),
     "BERT": ("bert_mlm", {"target_modules": ["query", "value"]}, "????+"),
@@ -35,7 +36,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "factors of Gemma 2's table": ("gemma2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!++"),
     "a saved table": ("llama", {**PAIR, "modules_to_save": ["embed_tokens"]}, "-!!-+"),
     "a saved head": ("llama", {**PAIR, "modules_to_save": ["lm_head"]}, "-!!-+"),
-    "saved norms": ("llama", {**PAIR, "modules_to_save": ["input_layernorm"]}, "-!!++"),
+    "saved norms": ("llama", {**PAIR, "modules_to_save": ["input_layernorm"]}, "-!!!+"),
     "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "+!!-+"),
     "rsLoRA": ("llama", {**PAIR, "use_rslora": True, "r": 4}, "+!+!+"),
     "rank_pattern": ("llama", {**PAIR, "rank_pattern": {"v_proj": 3}}, "+!!++"),
@@ -123,3 +124,10 @@ def test_what_is_no_adapter_or_no_engine_is_told(tmp_path: Path) -> None:
         check_for(tmp_path, "vllm")
     with pytest.raises(ArgumentError, match=r"engine='ollama'.*vllm, sglang"):
         check_for(tmp_path, "ollama")
+
+
+def test_the_page_has_the_rules_as_they_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert rules_table() in page
+    for name, row in ENGINE_ROWS.items():
+        assert f"| `{name}` | {row.title} | {row.version} | `{row.source}` |" in page

@@ -13,7 +13,7 @@ import typer
 
 from .._version import __version__
 from ..errors import LoRAError
-from . import chat, check, compare, data, evaluate, inspect, merge, predict, push, targets, tasks, train
+from . import chat, check, compare, convert, data, evaluate, inspect, merge, predict, push, targets, tasks, train
 from .showing import remark
 
 __all__ = ["app", "main"]
@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 # Heading of the help -> its commands, in the order of use.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From rows to an adapter": (data.data, train.train, evaluate.evaluate, predict.predict, chat.chat, compare.compare),
-    "Adapters": (targets.targets, inspect.inspect, check.check, merge.merge, push.push),
+    "Adapters": (targets.targets, inspect.inspect, check.check, convert.convert, merge.merge, push.push),
     "About": (tasks.tasks,),
 }
 app = typer.Typer(
@@ -36,6 +36,7 @@ _EXTRAS = {
     "train": ("PIL", "datasets", "evaluate", "jiwer", "matplotlib", "pandas", "pyarrow", "pycocotools", "sacrebleu",
               "scipy", "seqeval", "sklearn", "soundfile", "yaml"),
     "trl": ("trl",),
+    "export": ("gguf", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
 }  # fmt: skip
 BUG = 70  # EX_SOFTWARE of sysexits.h
 

@@ -21,6 +21,7 @@ from ..files.sources import HUB_KWARGS, Source
 from ..formats.contents import Contents
 from ..formats.keys import PREFIX, plain_keys
 from ..formats.notes import BASE_NOTE
+from .hollow import hollow
 from .hooks import note_new, plainly, quietly
 from .kept_whole import with_whole_heads
 from .low_rank_layers import class_as_saved
@@ -100,13 +101,17 @@ def _raise_from(error: Exception, what: str, way: str) -> NoReturn:
 
 
 def load_base_of(
-    adapter: Contents, base_model: str | None, auto_class: type | str | None, kwargs: dict[str, Any]
+    adapter: Contents,
+    base_model: str | None,
+    auto_class: type | str | None,
+    kwargs: dict[str, Any],
+    weights: bool = True,
 ) -> nn.Module:
     """Load the base that an adapter belongs to, at the revision and with the labels that it was trained for.
 
     Transformers would report a head that the adapter holds as new and untrained; that report is kept back. Nothing in
-    an adapter lets code run: only the caller's kwargs can hold trust_remote_code. Raises ModelError where the base is
-    not named, and what `load_base` raises.
+    an adapter lets code run: only the caller's kwargs can hold trust_remote_code. weights: False for a `hollow` base.
+    Raises ModelError where the base is not named, and what `load_base` raises.
     """
     base = base_model or _named_base(adapter)
     if base_model is None and adapter.config.revision:
@@ -120,7 +125,8 @@ def load_base_of(
             has_parts = bool(settings and adapter.config.modules_to_save)
             resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
             kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-            model = _loaded(model_class(base, adapter.config.task_type, cls, kwargs), base, (), kwargs)
+            found = model_class(base, adapter.config.task_type, cls, kwargs)
+            model = _loaded(found, base, (), kwargs) if weights else hollow(found, base, kwargs)
     except LoRAError:
         raise
     except Exception as error:

@@ -128,6 +128,13 @@ class Facts:
         return any(t.layers and len(t.layers) < max(t.of, self.layers) for t in targets)
 
     @property
+    def transposed(self) -> str:
+        """Which layers store their weight as (in, out): none (""), some, or some that are all square."""
+        shapes = [shape for target in self.looked.layout.targets() for shape in target.shapes]
+        are_square = all(len({*shape}) == 1 for shape in shapes)
+        return ("square" if are_square else "some") if self.config.fan_in_fan_out else ""
+
+    @property
     def has_query_alone(self) -> bool:
         """Whether a layer's query has factors and its value has none."""
         names = {*self.modules}

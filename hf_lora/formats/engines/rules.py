@@ -135,6 +135,7 @@ RULES: tuple[Rule, ...] = (
     }),
     Rule("modules_to_save: norms", lambda f: f.saves("norm"), MERGE, {
         "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "llama.cpp": _wrong("its converter writes them, and loading passes over them"),
     }),
     Rule("modules_to_save: a classification head",
          lambda f: f.saves("head") and f.base_class.endswith("ForSequenceClassification"), MERGE, {
@@ -183,6 +184,12 @@ RULES: tuple[Rule, ...] = (
         "sglang": _wrong("it adds the factors to the whole base"),
         "tgi": _wrong("it adds the factors to the whole base"),
         "llama.cpp": _wrong("it adds the factors to the whole base"),
+    }),
+    Rule("layers that store their weight the other way round (GPT-2's)", lambda f: f.transposed == "some", CONVERT, {
+        "llama.cpp": _refused("its converter transposes these factors, and loading refuses their shapes"),
+    }),
+    Rule("such layers, and square ones alone", lambda f: f.transposed == "square", CONVERT, {
+        "llama.cpp": _wrong("its converter transposes these factors"),
     }),
     Rule("q_proj without v_proj", lambda f: f.has_query_alone, CONVERT, {
         "sglang": _refused("it stacks query, key and value, and raises KeyError"),

@@ -1,0 +1,65 @@
+"""`hf-lora convert`: an adapter in the files that an engine loads as it is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .completing import engines
+from .showing import hush, remark
+
+__all__ = ["convert"]
+
+
+def convert(
+    adapter: Annotated[str, Argument(metavar="ADAPTER", help="a folder, or a repo of the Hub")],
+    output: Annotated[Path, Argument(metavar="OUT", help="the folder to make; a file .gguf or .onnx for these")],
+    engine: Annotated[
+        str,
+        Option(
+            "--for", metavar="ENGINE", help="vllm, sglang, llama.cpp, tgi, peft, mlx or onnx", autocompletion=engines
+        ),
+    ],
+    rank: Annotated[
+        int | None, Option(min=1, help="the largest rank to write: an approximation, of which the loss is told")
+    ] = None,
+    max_rank: Annotated[int | None, Option(min=1, help="the server's largest rank (default: vLLM's 16)")] = None,
+    base_model: Annotated[str | None, Option(metavar="ID_OR_PATH", help="the base, where it lies elsewhere")] = None,
+) -> None:
+    """Write an adapter so that an engine loads it as it is meant.
+
+    It becomes plain LoRA with lora_alpha = r: rsLoRA's scaling and patterns go into B, PiSSA's start into factors of
+    twice the rank, fused experts are written one by one. The base's config is read, and its weights only where the
+    adapter took its start out of them. For `onnx` the adapter is merged into its base, and the file is compared with it
+    in onnxruntime. What can only be merged (biases, saved parts, token rows) is refused.
+
+    Examples:
+
+        hf-lora convert outputs/helper plain --for vllm
+
+        hf-lora convert me/helper-lora helper.gguf --for llama.cpp
+    """
+    hush()
+    if engine == "onnx":
+        _export(adapter, output, base_model)
+        return
+    from ..model.exports.for_engines import convert_for  # not above: it imports torch
+
+    done = convert_for(adapter, output, engine, rank=rank, max_rank=max_rank, base_model=base_model)
+    if done.lost is not None:
+        print(done.lost)
+    print(f"wrote {output}.")
+    for each in done.checked.told if done.checked is not None else ():
+        remark(f"{each.said}: {each.verdict} by {done.checked.engine}, because {each.why}.")  # type: ignore[union-attr]
+
+
+def _export(adapter: str, output: Path, base_model: str | None) -> None:
+    """Merge an adapter into its base and write that as ONNX."""
+    from ..model.exports.onnx import export_onnx
+    from ..model.lora_model import LoRAModel
+
+    model = LoRAModel.from_pretrained(adapter, base_model=base_model)
+    found = export_onnx(model.merge_and_unload(), output)
+    print(f"wrote {output}; in onnxruntime its outputs differ by {found:.1e} from the model's.")

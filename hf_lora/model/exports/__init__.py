@@ -1,0 +1,1 @@
+"""A model or an adapter for others than Transformers and PEFT: the engines' files, and ONNX."""

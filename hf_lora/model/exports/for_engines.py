@@ -1,0 +1,147 @@
+"""Converting an adapter for an engine: what its rules would refuse or compute wrongly is mended, or refused here."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import AdapterFileError, EngineError
+from ...files.disk import sweep, temporary
+from ...files.names import CONFIG_NAME, WEIGHTS_NAME
+from ...files.strict_json import read_json
+from ...files.tensors import read_noted
+from ...files.transaction import commit
+from ...formats.engines.checking import Checked, check_for, engine_named
+from ...formats.engines.factors import MERGES
+from ...formats.engines.gguf import write_gguf
+from ...formats.engines.mlx import write_mlx
+from ...formats.engines.rules import CONVERT, REFACTOR, Engine
+from ...formats.keys import PREFIX, split_key, unwrapped
+from ...kinds.table import KINDS
+from ...variants.table import COPIES
+from ..approximating import Approximation
+from ..loading import opened
+from ..saving import save_adapters
+from .by_name import factors_of, padding
+from .plain import NAME, plain_model
+
+_PAIR = (".lora_A.weight", ".lora_B.weight")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written. lost: by layer, where a rank was asked for. checked: what the engine makes of it, None where
+    the files are of its own layout."""
+
+    path: Path
+    lost: Approximation | None
+    checked: Checked | None
+
+
+def convert_for(
+    adapter: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    engine: str,
+    *,
+    rank: int | None = None,
+    max_rank: int | None = None,
+    base_model: str | None = None,
+    **hub_kwargs: Any,
+) -> Converted:
+    """Write an adapter so that an engine loads it as it is meant.
+
+    adapter: a folder or Hub id. output: the folder to make, for "llama.cpp" a file .gguf; it must not be there yet.
+    engine: as `check_for` takes it. rank: the most that the result may have; the best approximation of that rank is
+    written, and the result tells what it loses. Without it the result is exact. max_rank: what the engine's server was
+    started with. base_model: the base, where it lies elsewhere; its config alone is read, unless the adapter took its
+    start out of it. hub_kwargs: as `inspect_adapter` takes them.
+
+    What is written is plain LoRA with lora_alpha = r: the scaling is in B, a start in factors of twice the rank, fused
+    experts are one by one. Raises EngineError for what has to be merged into the base, and what loading raises.
+    """
+    row, path = engine_named(engine), Path(output)
+    _check_output(path, row)
+    told = check_for(adapter, engine, base_model=base_model, **hub_kwargs).told
+    mended = {CONVERT, ""} | ({REFACTOR} if rank is not None else set())
+    if left := [each for each in told if each.verdict != "not known" and each.mends not in mended]:
+        reasons = "; ".join(f"{each.said}: {each.why}" for each in left)
+        raise EngineError(f"{row.title} cannot be given {adapter}: {reasons}. {left[0].cure}")
+    model, lost = plain_model(opened(adapter, None, False, **hub_kwargs), base_model, rank, hub_kwargs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if row.layout == "gguf":
+        write_gguf(path, _alone(model, row), model.config)
+        return Converted(path, lost, None)
+    sweep(path.parent, [path.name])
+    beside = temporary(path)
+    try:
+        if row.layout == "mlx":
+            beside.mkdir()
+            write_mlx(beside, _alone(model, row), model.config)
+            checked = None
+        else:
+            save_adapters(model, beside, NAME)
+            _fit(beside, model, row)
+            checked = check_for(beside, engine, max_rank=max_rank, base_model=base_model)
+        if path.is_dir():
+            path.rmdir()
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Converted(path, lost, checked)
+
+
+def _check_output(path: Path, row: Engine) -> None:
+    """Raise AdapterFileError where something is there already, or a file has another ending than the engine's."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir()) or row.layout == "gguf"):
+        raise AdapterFileError(f"{path} is there already; name one that is not, or remove it.")
+    if row.layout == "gguf" and path.suffix != ".gguf":
+        raise AdapterFileError(f"{path}: {row.title} loads one file, whose name ends in .gguf, as {path}.gguf.")
+
+
+def _alone(model: Any, row: Engine) -> Any:
+    """Return a plain adapter's factors. Raises EngineError where it holds more, which the engine has no place for."""
+    held = [(module, adapter) for module, _, _, adapter in model._lora.carried(NAME)]
+    more = [module for module, adapter in held if not adapter.low_rank or adapter.changes_bias]
+    if more:
+        raise EngineError(
+            f"the adapter holds more than factors ({more[0]}), for which {row.title} has no place; {MERGES}."
+        )
+    return factors_of(model)
+
+
+def _fit(folder: Path, model: Any, row: Engine) -> None:
+    """Write a saved plain adapter anew where an engine wants experts one by one, or factors of zeros besides."""
+    stacks = {module for module, _, _, a in model._lora.carried(NAME) if a.low_rank and KINDS[a.kind].stacked}
+    splits = row.by_expert and bool(stacks)
+    if not (splits or row.every_layer or row.with_value):
+        return
+    factors = factors_of(model)
+    added = padding(model, factors, row.every_layer, row.with_value)
+    if splits:
+        added |= {name: each for name, each in factors.items() if ".experts." in name}
+    if not added:
+        return
+    tensors, notes = read_noted(folder / WEIGHTS_NAME)
+    tensors = {key: each for key, each in tensors.items() if not (splits and _module(key) in stacks)}
+    for name, each in added.items():
+        tensors |= {f"{PREFIX}{name}{leaf}": t for leaf, t in zip(_PAIR, (each.a, each.b), strict=True)}
+    values = {key: value for key, value in read_json(folder / CONFIG_NAME).items() if key != "target_parameters"}
+    values["target_modules"] = sorted({_module(key).rpartition(".")[2] for key in tensors if _is_factor(key)})
+    commit(folder, json.dumps(values, indent=2).encode(), _ordered(tensors), {**notes, "tensors": len(tensors)})
+
+
+def _module(key: str) -> str:
+    return unwrapped(split_key(key)[0])[0]
+
+
+def _is_factor(key: str) -> bool:
+    return split_key(key)[2] not in COPIES
+
+
+def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensors[key] for key in sorted(tensors)}
