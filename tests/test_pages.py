@@ -140,6 +140,19 @@ def commands(hub: Hub) -> Names:
     return {}
 
 
+def deploy(hub: Hub) -> Names:
+    """What docs/deploy.md begins with: a run."""
+    assert (
+        cli.main("hf-lora train --model base --train reviews.csv --output outputs/reviews --epochs 1".split()[1:]) == 0
+    )
+    return {}
+
+
+def after_deploy(names: Names, hub: Hub) -> None:
+    assert Path("plain", "adapter_model.safetensors").is_file()
+    assert Path("reviews.onnx").is_file()
+
+
 def after_adapters(names: Names, hub: Hub) -> None:
     model, cache = names["model"], names["cache"]
     assert {*model.peft_config} == {"default", "fr", "a", "b", "both", "de"}
@@ -175,10 +188,11 @@ def nothing(*_: Any) -> Names:
 # What a page takes for given, and what must be so afterwards.
 BEFORE: dict[str, Callable[[Hub], Names]] = {
     "adapters.md": adapters, "hub.md": saved, "training.md": training, "distributed.md": training,
-    "variants.md": variants, "commands.md": commands,
+    "variants.md": variants, "commands.md": commands, "deploy.md": deploy,
 }  # fmt: skip
 AFTER: dict[str, Callable[[Names, Hub], Any]] = {
     "adapters.md": after_adapters, "README.md": after_readme, "commands.md": after_commands,
+    "deploy.md": after_deploy,
 }  # fmt: skip
 RUN = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
