@@ -61,7 +61,7 @@ ENGINES: dict[str, Engine] = {
         types=_SEEN, by_expert=True, with_value=True,
     ),
     "tgi": Engine(
-        "TGI, LoRAX", "3.3", "server/text_generation_server/adapters/lora.py", types=_SEEN, by_expert=True,
+        "TGI, LoRAX", "commit 45d95bd", "server/text_generation_server/adapters/lora.py", types=_SEEN, by_expert=True,
         every_layer=True,
     ),
     "llama.cpp": Engine(
