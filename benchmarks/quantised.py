@@ -85,7 +85,8 @@ def _of_seed(name: str, seed: int, data: tuple[Rated, Rated], job: Job) -> dict[
 
 def _row(name: str, arm: str, found: list[Row]) -> Row:
     mean = {key: round(statistics.mean(each[key] for each in found), 6) for key in found[0]}
-    per_seed = {f"{key}_per_seed": [round(each[key], 6) for each in found] for key in ("accuracy", "alike")}
+    told = [key for key in ("accuracy", "alike", "kept", "lost") if key in found[0]]
+    per_seed = {f"{key}_per_seed": [round(each[key], 6) for each in found] for key in told}
     return {"cell": f"{TITLE}, {name}", "arm": arm, **mean, "bytes": int(mean["bytes"]), **per_seed}
 
 
