@@ -58,7 +58,7 @@ def test_a_high_rank_with_the_default_alpha_is_warned_of(settings: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("lora", "rate"), [({}, 1e-3), ({"init_lora_weights": "pissa"}, 1e-4), ({"use_hira": True}, 1e-3)]
+    ("lora", "rate"), [({}, 1e-3), ({"init_lora_weights": "pissa"}, 1e-4), ({"use_hira": True}, 4e-3)]
 )
 def test_the_command_begins_with_the_variants_rate_and_gives_it_no_default_that_it_lacks(
     lora: dict[str, object], rate: float, tmp_path: Path

@@ -136,7 +136,12 @@ INITS = _Inits(
         ),
         # arXiv:2604.01694: B holds the minor left singular directions of W and stays so, A starts at zero.
         "mica": Init(
-            filling.minor_columns, **_OF_WEIGHT, tables=True, keeps=frozenset({"lora_B"}), paper=PAPERS["mica"]
+            filling.minor_columns,
+            **_OF_WEIGHT,
+            tables=True,
+            keeps=frozenset({"lora_B"}),
+            paper=PAPERS["mica"],
+            rate=Rate(1.0, "2e-3 for MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"),
         ),
         # Paischer et al. 2024, arXiv:2410.07170: A holds the leading directions of the layer's inputs, B is zero.
         "eva": Init(
@@ -145,6 +150,7 @@ INITS = _Inits(
             of_matrix=True,
             paper=PAPERS["eva"],
             data=Data("inputs", "eva_config", filling.EVA, filling.of_inputs),
+            rate=Rate(1 / 2, "1e-3 for MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"),
         ),
         # Wang et al. 2024, arXiv:2407.05000: A and B hold singular directions of the weight's first gradient.
         "lora_ga": Init(
