@@ -13,10 +13,10 @@ import pytest
 import torch
 from peft.tuners.adalora.layer import RankAllocator
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_lora import LoRAConfig, LoRAModel, Run, add_lora, train_together, truncate
-from hf_lora.errors import AdapterFileError, AdapterStateError, ConfigError
+from hf_lora.errors import AdapterFileError, AdapterMismatchError, AdapterStateError, ConfigError
 
 from .cases import move
 from .peek import Budget
@@ -87,6 +87,9 @@ def test_resuming_gives_the_bits_of_a_training_that_was_not_stopped(step: int, t
     assert whole.peft_config["default"].to_dict() == resumed.peft_config["default"].to_dict()
     for (name, value), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(value, other), name
+    shutil.copy(checkpoint / "adapter_model.safetensors", checkpoint / "budget_default.safetensors")
+    with pytest.raises(AdapterMismatchError, match="budget_default.* was not written in a training of 'default'"):
+        trainer(fresh(), tmp_path / "part").train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "budget_default.safetensors").unlink()
     with pytest.raises(AdapterFileError, match="budget_default"):
         trainer(fresh(), tmp_path / "part").train(resume_from_checkpoint=str(checkpoint))
@@ -103,6 +106,26 @@ def test_the_best_model_at_the_end_is_the_checkpoints_and_too_large_a_one_is_tol
     at = LoRAModel.from_pretrained(step, base_model=tiny("llama", noisy=True))
     assert step.name == "checkpoint-2"
     assert torch.allclose(logits(model), logits(at), atol=1e-4)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_what_was_trained_before_trains_on_for_another_number_of_steps(is_loaded: bool, tmp_path: Path) -> None:
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    model = fresh()
+    run = trainer(model, tmp_path)
+    run.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    if is_loaded:
+        model.save_pretrained(tmp_path / "saved")
+        model = LoRAModel.from_pretrained(tmp_path / "saved", base_model=tiny("llama", noisy=True), is_trainable=True)
+    trainer(model, tmp_path, max_steps=10).train()
+    assert sum(each.adapter.r for each in model._lora.carried("default")) <= 2 * len(TARGETS) * 2 + len(TARGETS)
+    assert model.peft_config["default"].formula == "lora"
 
 
 @pytest.mark.parametrize(

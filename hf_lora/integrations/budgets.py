@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..errors import AdapterFileError, AdapterStateError, ConfigError, full_name
+from ..errors import AdapterFileError, AdapterMismatchError, AdapterStateError, ConfigError, full_name
 from ..files.tensors import read_tensors, write_tensors
 from ..model.truncating import truncate
 from ..training.ready import states_of
@@ -41,7 +41,10 @@ class BudgetCallback(TrainerCallback):
                         f"{checkpoint} has no {path.name}, which holds what {name!r} measured before; resume from a "
                         "checkpoint of this Trainer's, or train anew."
                     )
-                budget.load(read_tensors(path))
+                try:
+                    budget.load(read_tensors(path))
+                except AdapterMismatchError as error:
+                    raise AdapterMismatchError(f"{path} was not written in a training of {name!r}: {error}") from None
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Add the regulariser's gradients."""
@@ -69,16 +72,16 @@ def budgets_of(trainer: Any, total_step: int) -> dict[str, Any]:
             if not row.budget:
                 continue
             _check(trainer, name, row.title)
-            given = config.other.get("total_step", 0)
+            adapters = {id(each.adapter): each for each in state.carried(name) if each.adapter.low_rank}
+            places = {full_name(each.module, each.key): each.adapter for each in adapters.values()}
+            given, begun = config.other.get("total_step", 0), any(a.is_kept or not a.is_idle() for a in places.values())
             settings = {key: getattr(config, key) for key in row.settings} | {"total_step": total_step}
             problems = row.problems({"r": config.r, **settings})
-            if given not in (0, total_step):
+            if given not in (0, total_step) and not begun:  # afterwards it says what an earlier training had
                 problems = [f"total_step={given}, and the training has {total_step} steps: leave it out."]
             if problems:
                 raise ConfigError(f"{name!r}: {' '.join(problems)}")
             config.other["total_step"] = total_step  # as a file of it says, whoever trains it on
-            adapters = {id(each.adapter): each for each in state.carried(name) if each.adapter.low_rank}
-            places = {full_name(each.module, each.key): each.adapter for each in adapters.values()}
             made[name] = row.budget_class(places, settings)
     return made
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import AdapterMismatchError
 from .adalora import AdaLoRA
 
 _PARTS = ("lora_A", "lora_B", "lora_E")
@@ -123,8 +124,15 @@ class Budget:
         return {f"{what}.{key}": tensor for what, each in parts.items() for key, tensor in each.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` returned."""
+        """Take up what `tensors` returned. Raises AdapterMismatchError for what another budget returned."""
+        read: dict[str, dict[str, Tensor]] = {"sensitivity": {}, "uncertainty": {}, "kept": {}}
         for key, tensor in tensors.items():
             what, _, rest = key.partition(".")
-            name = rest if what == "kept" else rest.rpartition(".")[0]
-            getattr(self, what)[rest] = tensor.to(self.adapters[name].lora_E.device)
+            name, _, part = (rest, "", "lora_E") if what == "kept" else rest.rpartition(".")
+            own = getattr(self.adapters.get(name), part, None) if part in _PARTS else None
+            if what not in read or own is None or own.shape != tensor.shape:
+                raise AdapterMismatchError(f"{key} {tuple(tensor.shape)} is nothing that this budget measures.")
+            read[what][rest] = tensor.to(own.device)
+        if len({len(each) for what, each in read.items() if what != "kept"}) > 1:
+            raise AdapterMismatchError("a part of what the budget measured is not there.")
+        self.sensitivity, self.uncertainty, self.kept = read.values()
