@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, compare
-from hf_lora.errors import AdapterFileError, ConfigError, TargetError
+from hf_lora.errors import AdapterFileError, AdapterStateError, ConfigError, TargetError
 
 from .cases import VARIANTS, Named, move, network, settings_of
 from .peek import INITS, read_notes
@@ -77,6 +78,20 @@ def test_orthogonal_begins_with_two_factors_whose_product_is_zero() -> None:
 def test_a_rank_that_a_start_has_no_meaning_for_is_refused(start: str, settings: dict[str, int], message: str) -> None:
     with pytest.raises(TargetError, match=message):
         _made(start, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"init_lora_weights": start} for start in ("pissa", "pissa_niter_4", "milora", "mica")), {"use_lora_xs": True}],
+)
+def test_a_weight_that_is_not_finite_has_no_start_and_the_model_is_left_as_it_was(settings: dict[str, Any]) -> None:
+    net = Named(nn.Linear(8, 6))
+    with torch.no_grad():
+        net.layer.weight[0, 0] = torch.nan
+    with pytest.raises(AdapterStateError, match=r"matrix \(.*\) whose numbers are not finite"):
+        add_lora(net, LoRAConfig(r=2, target_modules=["layer"], **settings))
+    assert type(net) is Named
+    assert type(net.layer) is nn.Linear
 
 
 @pytest.mark.parametrize("switch", ["use_dora", "use_hira"])

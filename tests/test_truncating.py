@@ -140,6 +140,14 @@ def test_several_adapters_and_formulas_that_are_no_sum_are_told_apart() -> None:
     with pytest.raises(ArgumentError, match="Linear"):
         truncate(torch.nn.Linear(2, 2), rank=1)
     model.enable_adapters()
+    (broken,) = (each.adapter for each in model._lora.carried("default"))
+    kept = broken.lora_A.detach().clone()
+    with torch.no_grad():
+        broken.lora_A[0, 0] = torch.nan
+    with pytest.raises(AdapterStateError, match="not finite"):
+        truncate(model, rank=1, adapter_name="default")
+    with torch.no_grad():
+        broken.lora_A.copy_(kept)
     model.merge_adapter(adapter_names=["default"])
     with pytest.raises(AdapterStateError, match="merged"):
         truncate(model, rank=1, adapter_name="default")

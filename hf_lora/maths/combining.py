@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .low_rank import svd
+
 Sign = Literal["total", "frequency"]
 
 
@@ -82,7 +84,7 @@ def truncated(matrix: Tensor, r: int, clamp: float | None = None, driver: str | 
     B has the singular values. The ranks are fewer where the matrix has fewer. clamp: a quantile of the factors' values,
     to which all are clamped. driver: torch.linalg.svd's, on CUDA.
     """
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False, driver=driver)
+    u, s, vh = svd(matrix, driver)
     a, b = vh[..., :r, :], u[..., :r] * s[..., None, :r]
     if clamp is not None:
         most = torch.quantile(torch.cat([b.flatten(), a.flatten()]), clamp)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..errors import AdapterStateError
+
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return B A, the low-rank matrix of shape (..., out, in), in float32 or wider.
@@ -83,6 +85,21 @@ def top_singular_factors(matrix: Tensor, r: int, n_iter: int | None = None, seed
     return (root.unsqueeze(-1) * vh).contiguous(), (u * root.unsqueeze(-2)).contiguous()
 
 
+def svd(matrix: Tensor, driver: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (U, S, V') of a matrix, (..., out, k), (..., k) and (..., k, in). driver: torch.linalg.svd's, on CUDA.
+
+    Raises AdapterStateError where its numbers are not finite.
+    """
+    if not matrix.isfinite().all():
+        raise AdapterStateError(
+            f"a weight or an adapter makes a matrix {tuple(matrix.shape)} whose numbers are not finite (NaN or "
+            "infinity), which has no singular directions. [n for n, p in model.named_parameters() if not "
+            "p.isfinite().all()] says whose they are."
+        )
+    found = torch.linalg.svd(matrix, full_matrices=False, driver=driver)
+    return found[0], found[1], found[2]
+
+
 def top_singular(
     matrix: Tensor, r: int, n_iter: int | None = None, seed: int = 0, width: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,10 +109,10 @@ def top_singular(
     unless more are given; more make the last values more exact.
     """
     if n_iter is None:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        u, s, vh = svd(matrix)
     else:
         basis = _range_basis(matrix, min(max(r, width), *matrix.shape[-2:]), n_iter, seed)
-        u, s, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+        u, s, vh = svd(basis.mT @ matrix)
         u = basis @ u
     return u[..., :r], s[..., :r], vh[..., :r, :]
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .low_rank import svd
+
 
 class Decomposed(NamedTuple):
     """A (..., out, in) matrix of low rank: left (..., out, k) and right (..., in, k) orthonormal, values (..., k).
@@ -30,7 +32,7 @@ class Decomposed(NamedTuple):
         eps = torch.finfo(torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)).eps
         q, right = torch.linalg.qr(a.detach().to("cpu", torch.float64).mT)
         p, left = torch.linalg.qr(b.detach().to("cpu", torch.float64) * scaling)
-        u, values, vh = torch.linalg.svd(left @ right.mT, full_matrices=False)
+        u, values, vh = svd(left @ right.mT)
         noise = 8 * eps * left.norm(dim=(-2, -1)) * right.norm(dim=(-2, -1))
         return cls(p @ u, values, q @ vh.mT, (values > noise[..., None]).sum(-1))
 

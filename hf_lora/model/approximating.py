@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..config.rules import is_int, is_number
 from ..errors import ArgumentError, some
+from ..maths.low_rank import svd
 from .report import aligned, alike
 
 
@@ -84,7 +84,7 @@ class Kept:
 
     def split(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (A, B, all singular values) of the best approximation of (..., out, in) matrices; B has the values."""
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        u, s, vh = svd(matrix)
         k = self.of(s)
         return vh[..., :k, :].clone(), u[..., :k] * s[..., None, :k], s  # a view would keep all of it
 

@@ -132,9 +132,9 @@ def _check(state: AdapterState, asked: Request) -> str | None:
     others = {name: a.row.title for name, each in held.items() for a in each if a.low_rank and a.pairs() is None}
     if others:
         raise AdapterStateError(
-            f"{', '.join(f'{name!r} is {title}' for name, title in others.items())}, {NO_SUM}, so it has no weighted "
-            "combination. Name other adapters, or merge it (merge_and_unload) and train or load the others on the "
-            "result."
+            f"{', '.join(f'{name!r} is {title}' for name, title in others.items())}, {NO_SUM}: it has no lower rank "
+            "and no weighted combination. Name other adapters, or merge it (merge_and_unload) and train or load the "
+            "others on the result."
         )
     keepers = {name: each for name, each in held.items() if not all(a.low_rank for a in each)}
     if len(keepers) > 1:

@@ -128,7 +128,7 @@ def minor(adapter: Factors, matrix: Tensor | None) -> None:
     """Take the r minor singular directions of the weight, their values split evenly (MiLoRA)."""
     assert matrix is not None
     if not matrix.is_meta:
-        u, s, vh = torch.linalg.svd(matrix.float() / adapter.scaling, full_matrices=False)
+        u, s, vh = low_rank.svd(matrix.float() / adapter.scaling)
         root = s[-adapter.r :].sqrt()
         put(adapter.lora_A, root[:, None] * vh[-adapter.r :])
         put(adapter.lora_B, u[:, -adapter.r :] * root)
@@ -139,7 +139,7 @@ def minor_columns(adapter: Factors, matrix: Tensor | None) -> None:
     assert matrix is not None
     nn.init.zeros_(adapter.lora_A)
     if not matrix.is_meta:
-        put(adapter.lora_B, torch.linalg.svd(matrix.float(), full_matrices=False).U[:, -adapter.r :])
+        put(adapter.lora_B, low_rank.svd(matrix.float())[0][:, -adapter.r :])
 
 
 def first_columns(adapter: Factors, matrix: Tensor | None) -> None:

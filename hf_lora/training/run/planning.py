@@ -144,7 +144,8 @@ def _model(plan: Plan, length: int | None) -> Any:
         config = config.copy(modules_to_save=[*(config.modules_to_save or ()), *layers])
     given = arguments.base_arguments(settings) | ({} if kind.task_type else {"auto_class": kind.auto_class})
     given |= {"ignore_mismatched_sizes": True} if made else {}  # a head for other labels gives way to a new one
-    if INITS[config.init_lora_weights].data is not None:
+    start = INITS[config.init_lora_weights].data
+    if start is not None and start.reads != "weights":  # which no rows show
         given["data"] = partial(_first_batches, plan, length)
     model = LoRAModel.from_pretrained(name, config, **{**given, **made})
     _tell_useless_ranks(model)
