@@ -317,6 +317,7 @@ def test_push_uploads_the_adapter_and_nothing_of_the_record(
         ("--trainer adam_beta1=7", "--trainer adam_beta1=7: Invalid beta"),  # of what the Trainer makes
         ("--trainer per_device_eval_batch_size=0", "per_device_eval_batch_size=0: batch_size"),
         ("--trainer lr_scheduler_kwargs={a:1}", "lr_scheduler_kwargs"),
+        ("--lora use_adalora=true --lora tinit=9999", "tinit=9999 and tfinal=0 leave none of total_step="),
         ("--trainer report_to=nonsense", "nonsense is not supported"),
         ("--output rows.csv/run", "rows.csv is no folder"),
     ],

@@ -8,6 +8,7 @@ At the end the adapter becomes plain LoRA of the ranks that are left.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ class BudgetCallback(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.budgets: dict[str, Any] = {}
+
+    def check_steps(self, steps: int) -> None:
+        """Raise what would end a training of so many steps before its first one.
+
+        ConfigError where the settings leave no step for a budget to fall, AdapterStateError where it cannot be kept.
+        """
+        for _ in _budgeted(self.trainer, steps):
+            pass
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the budgets, or read them from the checkpoint that training resumes from."""
@@ -59,12 +68,19 @@ class BudgetCallback(TrainerCallback):
 
 
 def budgets_of(trainer: Any, total_step: int) -> dict[str, Any]:
-    """Return the budgets of the adapters that a Trainer trains for so many steps, by adapter.
+    """Return the budgets of the adapters that a Trainer trains for so many steps, by adapter; raises as `check_steps`.
 
-    Their configs are told the number of steps. Raises ConfigError where the settings leave none for the budget to fall,
-    AdapterStateError where this training cannot keep one.
+    Their configs are told the number of steps, as a file of them says it, whoever trains it on.
     """
     made: dict[str, Any] = {}
+    for name, config, places, settings in _budgeted(trainer, total_step):
+        config.other["total_step"] = total_step
+        made[name] = FORMULAS[config.formula].budget_class(places, settings)
+    return made
+
+
+def _budgeted(trainer: Any, total_step: int) -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any]]]:
+    """Yield each adapter with a budget: its name, config, adapters by name of the layer, and settings of the budget."""
     for state in states_of(trainer.model):
         for name in state.trainable & {*state.selected}:
             config = state.records[name].config
@@ -81,9 +97,7 @@ def budgets_of(trainer: Any, total_step: int) -> dict[str, Any]:
                 problems = [f"total_step={given}, and the training has {total_step} steps: leave it out."]
             if problems:
                 raise ConfigError(f"{name!r}: {' '.join(problems)}")
-            config.other["total_step"] = total_step  # as a file of it says, whoever trains it on
-            made[name] = row.budget_class(places, settings)
-    return made
+            yield name, config, places, settings
 
 
 def save(trainer: Any, checkpoint: Path) -> None:

@@ -119,6 +119,8 @@ def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, An
         for rows in trainer.eval_dataset.values():
             trainer.get_eval_dataloader(rows)
         trainer.create_optimizer_and_scheduler(steps)
+        for callback in trainer.callback_handler.callbacks:
+            getattr(callback, "check_steps", lambda steps: None)(steps)
     trainer.optimizer = trainer.lr_scheduler = None
     threads = plan.settings.threads
     if not threads:
