@@ -25,7 +25,7 @@ check: .venv/dev
 LOWEST := .venv-lowest
 test-lowest: $(LOWEST)/lowest
 	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(addprefix tests/test_,$(addsuffix .py, \
-		commands configs front hub imports linear loading merging names reading resume run saving trainer))
+		commands configs front hub linear loading merging names reading resume run saving trainer))
 
 # Into site/, without a warning and without a font or script of another host.
 docs: .venv/docs
