@@ -46,6 +46,7 @@ _DORA = ("LoRA", "DoRA, norm each time", "DoRA, norm known", "PEFT DoRA", "PEFT 
 _SWITCHES = {
     "plain": "without", "enable_mlp_recompute": "with the switch", "enable_linear_cross_entropy": "with the switch",
 }  # fmt: skip
+_CURVE = ("LoRA, r/2", "LoRA, truncated to r/2", "LoRA", "LoRA, 2r, truncated to r", "LoRA, 2r")
 _RUNS = {"one after another": "one after another", "together": "together"}
 CHARTS = (
     Chart("Operations", "operations", "seconds", "milliseconds", _OURS, 1e-3, "load|set|merge", log=True),
@@ -61,6 +62,7 @@ CHARTS = (
     Chart("Training step", "step", "ratio", "times the frozen layers' step", {**_OURS, "loralib": "loralib"}),
     Chart("Experts", "experts", "ratio", "times the frozen layers' step", _ALL, short=", 512 tokens"),
     Chart("Memory switches", "switches", "peak_bytes", "MiB at the peak of a step", _SWITCHES, MIB),
+    Chart("The family", "family", "accuracy", "% told rightly", {arm: arm for arm in _CURVE}, 0.01),
     Chart("Runs together", "together", "peak_bytes", "MiB at the peak of the process", _RUNS, MIB),
 )  # fmt: skip
 
