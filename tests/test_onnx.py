@@ -11,7 +11,7 @@ import torch
 from hf_lora import LoRAConfig, LoRAModel, add_lora, export_onnx
 from hf_lora.errors import AdapterFileError
 
-from .cases import KIND_CASES, VARIANTS, allowed
+from .cases import KIND_CASES, VARIANTS, allowed, data_of
 from .tiny import inputs, tiny
 
 
@@ -54,11 +54,11 @@ def test_an_onnx_file_computes_the_model_on_other_sizes_than_the_traced(
         export_onnx(model, tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if allowed("linear", v) and v not in ("eva", "lora_ga")])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if allowed("linear", v)])
 def test_torch_export_takes_every_variant_live(variant: str) -> None:
     case = KIND_CASES["linear"]
     config = LoRAConfig(**{"r": 2, **case.targets, **VARIANTS[variant]})  # type: ignore[arg-type]
-    model = add_lora(case.build(), config).eval()
+    model = add_lora(case.build(), config, **data_of("linear", variant)).eval()  # type: ignore[arg-type]
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
