@@ -288,3 +288,19 @@ def test_a_package_that_is_not_there_is_named_with_the_way_to_get_it(
         out = str(tmp_path / {"llama.cpp": "a.gguf", "onnx": "a.onnx"}[engine])
         assert cli.main(["convert", str(adapter), out, "--for", engine]) == 2
         assert "pip install 'hf-lora[export]'" in capsys.readouterr().err
+
+
+def test_mlx_is_given_no_layers_that_its_models_have_under_other_names(tmp_path: Path) -> None:
+    adapter = made(tmp_path, "llama", "LlamaModel", **PAIR)
+    with pytest.raises(EngineError, match="passes over factors"):
+        convert_for(adapter, tmp_path / "mlx", "mlx")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    adapter = made(tmp_path, **PAIR)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(AdapterFileError, match="cannot be written"):
+        convert_for(adapter, tmp_path / "file" / "out", "vllm")
+    with pytest.raises(AdapterFileError, match="is there already"):
+        convert_for(adapter, tmp_path / "link", "vllm")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hf_lora import LoRAConfig, LoRAModel, check_for
 from hf_lora.errors import AdapterFileError, ArgumentError
@@ -52,6 +53,9 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "PiSSA": ("llama", {**PAIR, "init_lora_weights": "pissa"}, "-!!!+"),
     "OLoRA": ("llama", {**PAIR, "init_lora_weights": "olora"}, "-!!!+"),
     "MiLoRA": ("llama", {**PAIR, "init_lora_weights": "milora"}, "+++++"),
+    "rsLoRA of rank 1 but for a pattern": (
+        "llama", {**PAIR, "use_rslora": True, "r": 1, "rank_pattern": {"v_proj": 4}}, "+!!!+",
+    ),
     "the query alone": ("llama", {"target_modules": ["q_proj"]}, "+-+++"),
     "one layer of two": ("llama", {**PAIR, "layers_to_transform": [1]}, "++!++"),
     "Mixtral's experts": ("mixtral", {"target_modules": "all-linear"}, "!?!-+"),
@@ -131,3 +135,20 @@ def test_the_page_has_the_rules_as_they_are() -> None:
     assert rules_table() in page
     for name, row in ENGINE_ROWS.items():
         assert f"| `{name}` | {row.title} | {row.version} | `{row.source}` |" in page
+
+
+def test_half_a_pair_is_an_error_and_a_base_without_a_head_is_not_known(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "whole", "llama", PAIR)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors[next(key for key in tensors if "lora_A" in key)]
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterFileError, match="one of lora_A and lora_B without the other"):
+        check_for(folder, "vllm")
+    LoRAModel.from_model(tiny("llama", "LlamaModel"), LoRAConfig(r=2, **PAIR)).save_pretrained(tmp_path / "bare")
+    assert {check_for(tmp_path / "bare", engine).verdict for engine in ENGINES[:4]} == {"not known"}
+
+
+@pytest.mark.parametrize("max_rank", [0, -1, "16"])
+def test_a_server_s_rank_is_a_positive_integer(max_rank: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="positive integer"):
+        check_for(tmp_path, "vllm", max_rank=max_rank)

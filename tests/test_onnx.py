@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lora import LoRAConfig, LoRAModel, add_lora, export_onnx
-from hf_lora.errors import AdapterFileError
+from hf_lora.errors import AdapterFileError, EngineError
 
 from .cases import KIND_CASES, VARIANTS, allowed, data_of
 from .tiny import inputs, tiny
@@ -66,3 +66,18 @@ def test_torch_export_takes_every_variant_live(variant: str) -> None:
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     larger = torch.cat([x, x + 1])
     torch.testing.assert_close(program.module()(larger), model(larger))
+
+
+class _NoNumber(torch.nn.Module):
+    """A model whose second output is no number, and another in what is exported."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"a": x + 1, "b": x * (2.0 if torch.compiler.is_exporting() else float("nan"))}
+
+
+def test_an_output_that_is_no_number_is_a_difference(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    with pytest.raises(EngineError, match="differ by nan"):
+        export_onnx(_NoNumber(), tmp_path / "a.onnx", {"x": torch.ones(2, 3)})
+    assert not any(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Asking the rules: what an engine makes of an adapter's folder, found from its config and its tensors' names."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ _CURES = {
 }
 # An engine that refuses loads nothing of what it would load wrongly.
 _ORDER: tuple[Verdict, ...] = ("refused", "silently wrong", "not known", "loads")
+_BARE = re.compile(r"(?<!Head)Model$")
 
 
 class Told(NamedTuple):
@@ -57,7 +59,7 @@ class Checked:
 
 def engine_named(name: str) -> Engine:
     """Return an engine's row. Raises ArgumentError for one that nobody here knows."""
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise ArgumentError(f"engine={name!r}: what is known here is {', '.join(ENGINES)}.")
     return ENGINES[name]
 
@@ -78,6 +80,8 @@ def check_for(
     Raises ArgumentError, AdapterFileError, HubError.
     """
     row = engine_named(engine)
+    if max_rank is not None and (not isinstance(max_rank, int) or max_rank < 1):
+        raise ArgumentError(f"max_rank={max_rank!r}: a rank is a positive integer.")
     with looked_at(adapter, **hub_kwargs) as looked:
         facts = facts_of(looked, base_model)
         told = tuple(_told(facts, engine, row, row.max_rank if max_rank is None else max_rank))
@@ -108,4 +112,5 @@ def _knows_base(facts: Facts, row: Engine) -> bool:
     """Return whether an engine is known to load adapters on a base, by its class or else its type."""
     if row.classes and facts.base_class:
         return facts.base_class in row.classes
-    return not (row.classes or row.types) or facts.model_type in row.types
+    is_bare = bool(_BARE.search(facts.base_class))  # without a head, whose layers have other names than engines know
+    return not (row.classes or row.types) or (facts.model_type in row.types and not is_bare)

@@ -15,7 +15,7 @@ from ...variants.initial import INITS
 from ...variants.row import Row
 from ...variants.table import LORA, scaling_of
 from ..inspection import Looked
-from ..inspection.layout import ranks_of
+from ..inspection.layout import Parts, ranks_of
 from ..keys import unwrapped
 from ..notes import BASE_NOTE
 
@@ -57,7 +57,7 @@ class Facts:
     @property
     def has_other_scaling(self) -> bool:
         """Whether B A is scaled by something else than alpha / r."""
-        return bool(scaling_of(self.looked.config).switch) and self.config.r > 1
+        return bool(scaling_of(self.looked.config).switch) and any(self.config.rank_of(n) > 1 for n in self.modules)
 
     @property
     def needs_start(self) -> bool:
@@ -164,7 +164,17 @@ def facts_of(looked: Looked, base_model: str | None = None) -> Facts:
         )
     config = LoRAConfig.from_dict(dict(looked.config), looked.source.name, True)
     model_type, base_class, layers = _base(looked, base_model or config.base_model_name_or_path)
-    return Facts(looked, config, model_type, base_class, layers)
+    facts = Facts(looked, config, model_type, base_class, layers)
+    if not facts.is_method and (path := next((p for p, parts in looked.layout.adapted.items() if _halved(parts)), "")):
+        raise AdapterFileError(
+            f"{looked.source.name}: of {unwrapped(path)[0]} there is one of lora_A and lora_B without the other; the "
+            "file is not whole, and engines differ in whether they tell. Save or download the adapter again."
+        )
+    return facts
+
+
+def _halved(parts: Parts) -> bool:
+    return ("lora_A" in parts) != ("lora_B" in parts)
 
 
 def _base(looked: Looked, name: str | None) -> tuple[str, str, int]:

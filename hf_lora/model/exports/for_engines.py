@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import AdapterFileError, EngineError
+from ...errors import AdapterFileError, EngineError, LoRAError
 from ...files.disk import sweep, temporary
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
 from ...files.strict_json import read_json
@@ -72,12 +72,22 @@ def convert_for(
         reasons = "; ".join(f"{each.said}: {each.why}" for each in left)
         raise EngineError(f"{row.title} cannot be given {adapter}: {reasons}. {left[0].cure}")
     model, lost = plain_model(opened(adapter, None, False, **hub_kwargs), base_model, rank, hub_kwargs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if row.layout == "gguf":
-        write_gguf(path, _alone(model, row), model.config)
-        return Converted(path, lost, None)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if row.layout == "gguf":
+            write_gguf(path, _alone(model, row), model.config)
+            return Converted(path, lost, None)
+        return Converted(path, lost, _folder(path, model, engine, max_rank, base_model))
+    except OSError as error:
+        if isinstance(error, LoRAError):
+            raise
+        raise AdapterFileError(f"{path} cannot be written: {error}.") from error
+
+
+def _folder(path: Path, model: Any, engine: str, max_rank: int | None, base_model: str | None) -> Checked | None:
+    """Write a folder, whole or not at all, and return what the engine makes of it, None for a layout of its own."""
+    row, beside = engine_named(engine), temporary(path)
     sweep(path.parent, [path.name])
-    beside = temporary(path)
     try:
         if row.layout == "mlx":
             beside.mkdir()
@@ -92,12 +102,12 @@ def convert_for(
         beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Converted(path, lost, checked)
+    return checked
 
 
 def _check_output(path: Path, row: Engine) -> None:
     """Raise AdapterFileError where something is there already, or a file has another ending than the engine's."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir()) or row.layout == "gguf"):
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir()) or row.layout == "gguf"):
         raise AdapterFileError(f"{path} is there already; name one that is not, or remove it.")
     if row.layout == "gguf" and path.suffix != ".gguf":
         raise AdapterFileError(f"{path}: {row.title} loads one file, whose name ends in .gguf, as {path}.gguf.")

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], inputs: Mapping[
         model.eval()
         beside.mkdir(parents=True)
         _write(model, beside / target.name, given)
-        found = max(_compare(model, beside / target.name, each) for each in (given, _larger(given)))
+        found = _largest(_compare(model, beside / target.name, each) for each in (given, _larger(given)))
         if not found <= _TOLERANCE:
             raise EngineError(
                 f"the ONNX file's outputs differ by {found:.1e} from the model's; nothing was written. Export the "
@@ -130,7 +130,12 @@ def _compare(model: nn.Module, file: Path, given: Mapping[str, Tensor]) -> float
     pairs = [
         (torch.as_tensor(got).double(), want.double().cpu()) for got, want in zip(found, wanted.values(), strict=True)
     ]
-    return max(float((got - want).norm() / want.norm().clamp_min(1e-12)) for got, want in pairs)
+    return _largest(float((got - want).norm() / want.norm().clamp_min(1e-12)) for got, want in pairs)
+
+
+def _largest(differences: Iterable[float]) -> float:
+    """Return the largest number, NaN where one of them is none: max() keeps what it had before a NaN."""
+    return float(torch.tensor([*differences], dtype=torch.float64).max())
 
 
 @contextmanager
