@@ -74,8 +74,8 @@ def test_factors_with_other_signs_are_the_same_after_all(
 ) -> None:
     want, svd = load(saved)(x), torch.linalg.svd
 
-    def with_other_signs(matrix: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        u, s, vh = svd(matrix, full_matrices=full_matrices)
+    def with_other_signs(matrix: Tensor, **how: Any) -> tuple[Tensor, Tensor, Tensor]:
+        u, s, vh = svd(matrix, **how)
         signs = torch.tensor([(-1.0) ** i for i in range(len(s))], dtype=s.dtype)
         return u * signs, s, signs[:, None] * vh
 
@@ -86,9 +86,9 @@ def test_factors_with_other_signs_are_the_same_after_all(
 def test_factors_that_this_machine_finds_otherwise_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     svd = torch.linalg.svd
 
-    def turned(matrix: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def turned(matrix: Tensor, **how: Any) -> tuple[Tensor, Tensor, Tensor]:
         """As of two singular values that are one: any two directions of their plane will do."""
-        u, s, vh = svd(matrix, full_matrices=full_matrices)
+        u, s, vh = svd(matrix, **how)
         turn = torch.eye(len(s), dtype=s.dtype)
         turn[:2, :2] = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
         return u @ turn.mT, s, turn @ vh
