@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import filling
 from .filling import Fill
 from .papers import PAPERS, Paper
-from .row import MOST_ITERATIONS, Rate
+from .row import MOST_ITERATIONS, RATED_HERE, Rate
 
 InitName = bool | str
 
@@ -141,7 +141,7 @@ INITS = _Inits(
             tables=True,
             keeps=frozenset({"lora_B"}),
             paper=PAPERS["mica"],
-            rate=Rate(1.0, "2e-3 for MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"),
+            rate=Rate(1.0, f"2e-3 for {RATED_HERE}"),
         ),
         # Paischer et al. 2024, arXiv:2410.07170: A holds the leading directions of the layer's inputs, B is zero.
         "eva": Init(
@@ -150,7 +150,7 @@ INITS = _Inits(
             of_matrix=True,
             paper=PAPERS["eva"],
             data=Data("inputs", "eva_config", filling.EVA, filling.of_inputs),
-            rate=Rate(1 / 2, "1e-3 for MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"),
+            rate=Rate(1 / 2, f"1e-3 for {RATED_HERE}"),
         ),
         # Wang et al. 2024, arXiv:2407.05000: A and B hold singular directions of the weight's first gradient.
         "lora_ga": Init(

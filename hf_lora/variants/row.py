@@ -15,6 +15,7 @@ from typing import Any, Literal
 from .papers import Paper
 
 Part = Literal["A", "B", "embedding", "head", "other"]
+RATED_HERE = "MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"
 MOST_ITERATIONS = 128  # of a randomised SVD: far more than it needs, and a config may be a stranger's
 
 

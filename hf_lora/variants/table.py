@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from .papers import PAPERS, Paper
-from .row import MOST_ITERATIONS, Rate, Row, Stored
-
-_MEASURED = "MiniLM on the sentiment of words, beside LoRA's 2e-3 (docs/benchmarks.md)"
+from .row import MOST_ITERATIONS, RATED_HERE, Rate, Row, Stored
 
 _PRODUCT = (
     Stored("lora_A", "lora_A.weight", "lora_embedding_A", part="A", decays=True, inputs=-1, rank=0),
@@ -71,7 +69,7 @@ HIRA = Row(
     unscaled=True,
     starts=_PLAIN_STARTS,
     paper=PAPERS["hira"],
-    rate=Rate(4.0, f"8e-3 for {_MEASURED}"),
+    rate=Rate(4.0, f"8e-3 for {RATED_HERE}"),
 )
 
 
@@ -83,7 +81,7 @@ LORA_FA = Row(
     low_rank=True,
     switch="use_lora_fa",
     paper=PAPERS["lora_fa"],
-    rate=Rate(1.0, f"2e-3 for {_MEASURED}"),
+    rate=Rate(1.0, f"2e-3 for {RATED_HERE}"),
     engines=frozenset({"vLLM"}),
 )
 LORA_XS = Row(
@@ -103,7 +101,7 @@ LORA_XS = Row(
     bounds={"svd_niter": (0, MOST_ITERATIONS)},
     starts=_OWN_STARTS,
     paper=PAPERS["lora_xs"],
-    rate=Rate(2 / 5, f"8e-3 with lora_alpha = 0.2 r, which is 8e-4 with 2 r, for {_MEASURED}"),
+    rate=Rate(2 / 5, f"8e-3 with lora_alpha = 0.2 r, which is 8e-4 with 2 r, for {RATED_HERE}"),
 )
 
 
@@ -134,7 +132,7 @@ VERA = Row(
     starts=_OWN_STARTS,
     unscaled=True,
     paper=PAPERS["vera"],
-    rate=Rate(16.0, f"3.2e-2 for {_MEASURED}"),
+    rate=Rate(16.0, f"3.2e-2 for {RATED_HERE}"),
 )
 SHARELORA = Row(
     name="sharelora",
@@ -148,7 +146,7 @@ SHARELORA = Row(
     lacks=frozenset({"lora_bias"}),
     starts=_PLAIN_STARTS,
     paper=PAPERS["sharelora"],
-    rate=Rate(1.0, f"1e-3, a step of the grid, for {_MEASURED}"),
+    rate=Rate(1.0, f"1e-3, a step of the grid, for {RATED_HERE}"),
 )
 
 
@@ -199,7 +197,7 @@ ADALORA = Row(
     starts=_OWN_STARTS,
     budget="hf_lora.variants.budget:Budget",
     paper=PAPERS["adalora"],
-    rate=Rate(4.0, f"8e-3 for {_MEASURED}"),
+    rate=Rate(4.0, f"8e-3 for {RATED_HERE}"),
 )  # fmt: skip
 SAVED = Row(
     name="saved",
