@@ -32,7 +32,9 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel and the source distribution, into dist/.
-dist: .venv/dev
+dist:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
