@@ -184,6 +184,20 @@ def test_dtype_passes_through_and_adapters_stay_float32_masters(gpt2_lm: Path, a
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
+def test_the_config_of_a_base_is_read_once_before_transformers_reads_it(
+    gpt2_lm: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = transformers.PreTrainedConfig._dict_from_json_file
+    files: list[Any] = []
+    monkeypatch.setattr(
+        transformers.PreTrainedConfig, "_dict_from_json_file", lambda file: files.append(Path(file).name) or read(file)
+    )
+    for name, config in ((gpt2_lm, LoRAConfig(r=2)), (adapter, None)):
+        files.clear()
+        LoRAModel.from_pretrained(name, config)
+        assert files.count("config.json") == 2, files
+
+
 def _on_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     """Let a folder be what a Hub id stands for, and return the id."""
     found = lambda file: folder / file if (folder / file).is_file() else None  # noqa: E731

@@ -17,10 +17,11 @@ from ..config.tasks import TASK_TYPES
 from ..errors import AdapterFileError, BaseLoadError, ConfigError, LoRAError, MissingExtraError, ModelError, some
 from ..files.disk import read_regular
 from ..files.privacy import is_repo_id
-from ..files.sources import HUB_KWARGS, Source
+from ..files.sources import Source
 from ..formats.contents import Contents
 from ..formats.keys import PREFIX, plain_keys
 from ..formats.notes import BASE_NOTE
+from .base_config import BaseConfig
 from .hollow import hollow
 from .hooks import note_new, plainly, quietly
 from .kept_whole import with_whole_heads
@@ -50,7 +51,8 @@ def load_base(
     cause chained) where the base is not there or cannot be loaded, MissingExtraError where a package for it is missing.
     """
     try:
-        return _loaded(model_class(name, task_type, auto_class, kwargs), name, model_args, kwargs)
+        config = BaseConfig(name, kwargs)
+        return _loaded(model_class(config, task_type, auto_class, kwargs), config, model_args, kwargs)
     except LoRAError:
         raise
     except _LOADING as error:
@@ -81,10 +83,10 @@ def _way_to(name: str) -> str:
     return ""
 
 
-def _loaded(cls: Any, name: str, model_args: Iterable[Any], kwargs: Mapping[str, Any]) -> nn.Module:
-    own = class_as_saved(cls, name, kwargs)
+def _loaded(cls: Any, config: BaseConfig, model_args: Iterable[Any], kwargs: Mapping[str, Any]) -> nn.Module:
+    own, kept = class_as_saved(cls, config), with_whole_heads(kwargs)
     with plainly():
-        model, info = own.from_pretrained(name, *model_args, output_loading_info=True, **with_whole_heads(kwargs))
+        model, info = own.from_pretrained(config.name, *model_args, output_loading_info=True, **kept)
     if own is not cls:
         model.__class__ = type(model).__mro__[1]
     note_new(model, info)
@@ -120,13 +122,14 @@ def load_base_of(
     settings: dict[str, Any] = {}
     try:
         with quietly():
-            cls, settings = _as_trained(adapter, base, auto_class, kwargs)
+            config = BaseConfig(base, kwargs)
+            cls, settings = _as_trained(adapter, config, auto_class, kwargs)
             # What has another size than in the checkpoint is in the adapter: CTC's head, a table of positions.
             has_parts = bool(settings and adapter.config.modules_to_save)
             resized = {"ignore_mismatched_sizes": True} if has_parts or "vocab_size" in settings else {}
             kwargs = {**resized, **settings, **_with_labels(adapter, kwargs)}
-            found = model_class(base, adapter.config.task_type, cls, kwargs)
-            model = _loaded(found, base, (), kwargs) if weights else hollow(found, base, kwargs)
+            found = model_class(config, adapter.config.task_type, cls, kwargs)
+            model = _loaded(found, config, (), kwargs) if weights else hollow(found, config.whole, kwargs)
     except LoRAError:
         raise
     except Exception as error:
@@ -155,7 +158,7 @@ def _tell(adapter: Contents, settings: Mapping[str, Any]) -> None:
 
 
 def _as_trained(
-    adapter: Contents, base: str, auto_class: type | str | None, kwargs: Mapping[str, Any]
+    adapter: Contents, base: BaseConfig, auto_class: type | str | None, kwargs: Mapping[str, Any]
 ) -> tuple[type | str | None, dict[str, Any]]:
     """Return the class and the arguments that make a checkpoint the base that an adapter was trained on."""
     # The class is the caller's, or the one that the adapter names and the checkpoint is of: a task type says less,
@@ -167,10 +170,7 @@ def _as_trained(
     told = bool(adapter.notes.get(SETTINGS_NOTE)) and "config" not in kwargs
     if noted is None and not told:
         return cls, {}
-    config = kwargs.get("config")
-    if not isinstance(config, transformers.PreTrainedConfig):
-        hub = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
-        config = transformers.AutoConfig.from_pretrained(base, **hub)
+    config = base.whole
     parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
     if noted is not None and any(type(part) is noted.config_class for part in parts):
         cls = noted
@@ -217,7 +217,9 @@ def _named_base(adapter: Contents) -> str:
     return base
 
 
-def model_class(name: str, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]) -> Any:
+def model_class(
+    base: BaseConfig, task_type: str | None, auto_class: type | str | None, kwargs: Mapping[str, Any]
+) -> Any:
     """Return the class to load a base as, or the auto class that finds it. Raises ModelError where none can be told."""
     if isinstance(auto_class, type):
         return auto_class
@@ -225,10 +227,7 @@ def model_class(name: str, task_type: str | None, auto_class: type | str | None,
         if not hasattr(transformers, auto_class):
             raise ModelError(f"auto_class={auto_class!r} is no class of transformers {transformers.__version__}.")
         return getattr(transformers, auto_class)
-    config = kwargs.get("config")
-    if not isinstance(config, transformers.PreTrainedConfig):
-        wanted = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
-        config = transformers.AutoConfig.from_pretrained(name, **wanted)
+    name, config = base.name, base.whole
     architectures = config.architectures or []
     maps = getattr(config, "auto_map", None) or {}
     remote = [n for n in maps if n.startswith("AutoModel") and hasattr(transformers, n)]

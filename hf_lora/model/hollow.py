@@ -4,22 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from ..files.sources import HUB_KWARGS
 from .hooks import plainly
 
 
-def hollow(cls: Any, name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def hollow(cls: Any, config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return a model of a class from its config alone, in eval mode; tied tensors are tied.
 
-    cls: the class, or an auto class. kwargs: those of from_pretrained; of the config's own settings those count.
+    cls: the class, or an auto class. kwargs: those of from_pretrained; those that are settings of the config are set.
     """
-    hub = {k: kwargs[k] for k in (*HUB_KWARGS, "trust_remote_code") if kwargs.get(k) is not None}
-    config = kwargs.get("config") or transformers.AutoConfig.from_pretrained(name, **hub)
     for key, value in kwargs.items():
-        if key not in hub and hasattr(config, key):
+        if key not in (*HUB_KWARGS, "trust_remote_code") and hasattr(config, key):
             setattr(config, key, value)
     with torch.device("meta"), plainly():
         model: Any = (getattr(cls, "from_config", None) or cls._from_config)(config)

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
 
 from ..errors import ModelError, some
-from ..files.sources import HUB_KWARGS
 from ..kinds.table import kind_of
+from .base_config import BaseConfig
 
 RANKS = "low_rank"  # of a model's config: module -> rank
 
@@ -42,29 +41,19 @@ class LowRankLinear(nn.Module):
         return self.up(self.down(x))
 
 
-def class_as_saved(cls: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
-    """Return the class to load a base as: one that makes low-rank layers where its config says so, else `cls`.
-
-    kwargs: those of from_pretrained.
-    """
-    config = kwargs.get("config")
-    if config is None:
-        try:
-            values, _ = PreTrainedConfig.get_config_dict(name, **{k: kwargs[k] for k in HUB_KWARGS if k in kwargs})
-        except (OSError, ValueError):  # loading says what is wrong
-            return cls
-        if RANKS not in values:
-            return cls
-        config = AutoConfig.from_pretrained(name, **{k: kwargs[k] for k in HUB_KWARGS if k in kwargs})
-    own_ranks: Any = getattr(config, RANKS, None)
+def class_as_saved(cls: Any, config: BaseConfig) -> Any:
+    """Return the class to load a base as: one that makes low-rank layers where its config says so, else `cls`."""
+    own_ranks = config.setting(RANKS)
     if not isinstance(own_ranks, Mapping):
         return cls
     mapping = getattr(cls, "_model_mapping", None)
     if mapping is not None:
-        cls = mapping[type(config)]
+        cls = mapping[type(config.whole)]
         cls = cls[0] if isinstance(cls, tuple) else cls
 
     class Compressed(cls):
+        """The class, with the layers that the config names by two factors."""
+
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
             there, prefix = {name for name, _ in self.named_modules()}, self.base_model_prefix

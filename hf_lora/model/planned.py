@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from ..config.lora_config import LoRAConfig
 from ..errors import BaseLoadError, LoRAError
+from .base_config import BaseConfig
 from .bases import WITHOUT_LABELS, model_class
 from .hooks import NEW, plainly
 from .lora_model import LoRAModel
@@ -30,8 +30,8 @@ def planned(
 def _empty(name: str, auto_class: str | None) -> nn.Module:
     """Return a base on the meta device, on which the head is noted as new that its checkpoint does not have."""
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        cls = model_class(name, None, auto_class, {"config": config})
+        base = BaseConfig(name, {})
+        config, cls = base.whole, model_class(base, None, auto_class, {})
         with torch.device("meta"), plainly():
             model = (getattr(cls, "from_config", None) or cls._from_config)(config)
     except LoRAError:
