@@ -1,7 +1,7 @@
 """Learn one task after another: what is forgotten, what replay saves, and adapters of their own, which forget nothing.
 
     pip install ".[demo]"                    # in a checkout
-    python examples/continual.py             # a few minutes
+    python examples/continual.py             # a minute or two
     python examples/continual.py --smoke     # a part of both
 
 First the sentiment of words, then of emoticons, in three ways: the adapter goes on; the adapter goes on with a tenth

@@ -1,7 +1,7 @@
 """Train an adapter on a part of the words, save it, load it later and go on with the rest.
 
     pip install ".[demo]"                            # in a checkout
-    python examples/continue_adapter.py              # a minute or two
+    python examples/continue_adapter.py              # a minute
     python examples/continue_adapter.py --smoke      # a fifteenth of the words
 
 What comes later is measured before and after it was learned. examples/continual.py is about new tasks, and forgetting.

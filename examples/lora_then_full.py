@@ -1,7 +1,7 @@
 """LoRA first, full fine-tuning after it: merge the adapter into the base and train every weight on, at a low rate.
 
     pip install ".[demo]"                            # in a checkout
-    python examples/lora_then_full.py                # a few minutes
+    python examples/lora_then_full.py                # a minute or two
     python examples/lora_then_full.py --smoke        # a twentieth of the words
 
 What merge_and_unload() returns is a plain BERT: its checkpoints hold the whole model again.

@@ -1,7 +1,7 @@
 """Find the errors, types and constants that Python's documentation speaks of: named entity recognition with a BERT.
 
     pip install ".[demo]"                # in a checkout
-    python examples/ner.py               # a few minutes
+    python examples/ner.py               # a minute
     python examples/ner.py --smoke       # a twelfth of the texts
 
 The documentation comes with Python, and its names tag the words. Only a word's first token has a label.

@@ -1,7 +1,7 @@
 """Search the rank, the scaling, the targets and the learning rate of an adapter with Optuna and the stock Trainer.
 
     pip install ".[demo,search]"                     # in a checkout
-    python examples/optuna_search.py                 # 12 trials, ten minutes
+    python examples/optuna_search.py                 # 12 trials, six minutes
     python examples/optuna_search.py --smoke         # 2 trials, a thirtieth of the words
 
 Each trial is a run of the Trainer on a new adapter. The best trial's is kept.

@@ -1,7 +1,7 @@
 """QLoRA: the base in four bits (NF4, bitsandbytes), float32 adapters on it; what that takes and what it learns.
 
     pip install ".[demo]" bitsandbytes    # in a checkout
-    python examples/qlora.py              # a few minutes
+    python examples/qlora.py              # a minute or two
     python examples/qlora.py --smoke      # a twentieth of the words
 
 Nothing is prepared: `quantization_config` goes to `from_pretrained`, heads stay whole. With a causal model

@@ -1,7 +1,7 @@
 """Answer "What does X return?" by a part of X's documentation: extractive question answering with a BERT.
 
     pip install ".[demo]"                               # in a checkout
-    python examples/question_answering.py               # a few minutes
+    python examples/question_answering.py               # a minute or two
     python examples/question_answering.py --smoke       # a sixteenth of the questions
 
 The texts come with Python; the answer is what follows "returns" in them. The model learns where it begins and ends.

