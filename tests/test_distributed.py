@@ -17,6 +17,8 @@ from transformers import LlamaForCausalLM
 from hf_lora import LoRAConfig, LoRAModel, add_lora
 from hf_lora.errors import AdapterFileError, AdapterStateError, ModelError
 
+from .cases import settings_of
+from .peek import FORMULAS
 from .ranks import (
     TOLERANCE,
     Runs,
@@ -46,6 +48,11 @@ HAS_FSDP2 = hasattr(Accelerator, "is_fsdp2")
 fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason="this version of accelerate has no FSDP2")
 MANY = {"target_modules": "all-linear", "use_dora": True}
 READ = {"modules_to_save": ["ln_f"], "trainable_token_indices": [3, 4]}  # they live in the read, one of them tied
+OTHERS = sorted(FORMULAS.keys() - {"lora"})  # the formulas beside plain LoRA's, each a variant of that name
+
+
+def _of_formula(name: str, out: Path, batch: int) -> dict[str, Any]:
+    return trained(gpt2(**settings_of(name, seed=0)), out, batch)
 
 
 DDP: dict[str, Any] = {
@@ -55,8 +62,8 @@ DDP: dict[str, Any] = {
         gpt2(), at / "ddp_accumulates", 1, gradient_accumulation_steps=2, ddp_find_unused_parameters=False
     ),
     "ddp_checkpoints": lambda at: trained(gpt2(), at / "ddp_checkpoints", 2, gradient_checkpointing=True),
-    "ddp_shared": lambda at: trained(gpt2(use_sharelora=True), at / "ddp_shared", 2),
     "ddp_head": lambda at: trained(bert(at / "bert"), at / "ddp_head", 2),
+    **{f"ddp_{name}": lambda at, name=name: _of_formula(name, at / f"ddp_{name}", 2) for name in OTHERS},
 }
 FSDP: dict[str, Any] = {
     "fsdp": lambda at: under_fsdp(gpt2(), at / "fsdp", **BEST),
@@ -173,10 +180,11 @@ def test_a_new_head_has_the_losses_of_one_process(runs: Runs, name: str, tmp_pat
     assert_close(adapter(runs[0], name), adapter(tmp_path, "head"))
 
 
-def test_a_factor_that_layers_share_trains_as_in_one_process(runs: Runs, tmp_path: Path) -> None:
-    want = trained(gpt2(use_sharelora=True), tmp_path / "one", 4)
-    assert found(runs, "ddp_shared")["losses"] == pytest.approx(want["losses"], **TOLERANCE)
-    assert_close(adapter(runs[0], "ddp_shared"), adapter(tmp_path, "one"))
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_formula_trains_as_in_one_process(runs: Runs, name: str, tmp_path: Path) -> None:
+    want = _of_formula(name, tmp_path / "one", 4)
+    assert found(runs, f"ddp_{name}")["losses"] == pytest.approx(want["losses"], **TOLERANCE)
+    assert_close(adapter(runs[0], f"ddp_{name}"), adapter(tmp_path, "one"))
 
 
 @fsdp2
