@@ -85,11 +85,15 @@ def test_the_help_is_there_at_once_and_fits_80_columns() -> None:
             assert f" {command.__name__} " in done.stdout
 
 
-def test_every_command_s_help_has_examples_and_its_first_line_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_s_help_has_examples_and_its_first_line_is_short_and_nothing_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     for command in (command for commands in COMMANDS.values() for command in commands):
         assert cli.main([command.__name__, "--help"]) == 0
         told = capsys.readouterr().out
         assert f"hf-lora {command.__name__}" in told.partition("Example")[2]
+        assert "\u2026" not in told, "a flag is cut"
         assert len((command.__doc__ or "").splitlines()[0]) <= 100
 
 

@@ -26,11 +26,14 @@ def batches(count: int = 3) -> list[dict[str, torch.Tensor]]:
     return found
 
 
-def collected(model: nn.Module, name: str, data: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """All inputs of a layer at positions that count, in float64."""
+def collected(
+    model: nn.Module, name: str, data: list[dict[str, torch.Tensor]], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """All inputs of a layer at positions that count, in float64; mask: which those are, unless the attended ones."""
     rows: list[torch.Tensor] = []
     for batch in data:
-        keep = lambda _, args, mask=batch["attention_mask"]: rows.append(args[0][mask.bool()].double())  # noqa: E731
+        counts = (batch["attention_mask"] if mask is None else mask).bool()
+        keep = lambda _, args, counts=counts: rows.append(args[0][counts].double())  # noqa: E731
         hook = model.get_submodule(name).register_forward_pre_hook(keep)
         with torch.no_grad():
             model(**batch)
@@ -38,18 +41,63 @@ def collected(model: nn.Module, name: str, data: list[dict[str, torch.Tensor]]) 
     return torch.cat(rows)
 
 
+def _shares(rows: torch.Tensor) -> torch.Tensor:
+    squares = torch.linalg.svdvals(rows).square()
+    return squares.cumsum(0) / squares.sum()
+
+
 def test_each_layers_shares_are_those_of_a_full_decomposition() -> None:
     model, data = tiny("llama", noisy=True), batches()
     found = suggest_rank(model, data, ranks=(2, 4, 8))
     assert len(found.layers) == 14
     for row in found.layers:
-        squares = torch.linalg.svdvals(collected(model, row.layer, data)).square()
-        want = squares.cumsum(0) / squares.sum()
+        want = _shares(collected(model, row.layer, data))
         assert row.positions == 36
         for rank in (1, 2, 4, 8):
             assert row.at(rank) == pytest.approx(float(want[rank - 1]), abs=1e-3)
         wanted = int((want < 0.8).sum()) + 1
         assert found.rank_pattern(0.8)[row.layer] == min(wanted, 8)
+
+
+# Where a model of each family has a layer of its encoder, and of its decoder on itself and on the encoder's output.
+SIDES = {
+    "t5": ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.0.SelfAttention.q",
+           "decoder.block.1.layer.1.EncDecAttention.k"),
+    "bart": ("model.encoder.layers.0.self_attn.q_proj", "model.decoder.layers.0.self_attn.q_proj",
+             "model.decoder.layers.0.encoder_attn.k_proj"),
+}  # fmt: skip
+TEXTS = torch.randint(4, 48, (3, 2, 7), generator=torch.Generator().manual_seed(5))
+READ, WRITTEN = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
+READ[0, 3:], WRITTEN[1, 2:] = 0, 0
+PAIRED = {"input_ids": TEXTS[0], "attention_mask": READ}
+# What a batch says of the decoder: which positions count there.
+OF_DECODER = {
+    "labels": ({"labels": TEXTS[1].where(WRITTEN.bool(), torch.tensor(-100))}, WRITTEN),
+    "a mask": (
+        {"decoder_input_ids": TEXTS[1], "decoder_attention_mask": WRITTEN, "labels": TEXTS[2]}, WRITTEN,
+    ),
+    "inputs alone": ({"decoder_input_ids": TEXTS[1]}, torch.ones(2, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", OF_DECODER)
+@pytest.mark.parametrize("name", SIDES)
+def test_an_encoders_mask_counts_in_the_encoder_and_where_its_output_is_read_alone(name: str, said: str) -> None:
+    batch, written = {**PAIRED, **OF_DECODER[said][0]}, OF_DECODER[said][1]
+    model = tiny(name, noisy=True)
+    found = {row.layer: row for row in suggest_rank(model, [batch], target_modules=list(SIDES[name])).layers}
+    eva = LoRAConfig(r=2, target_modules=list(SIDES[name]), init_lora_weights="eva", eva_config={"rho": 1})
+    begun = LoRAModel.from_model(tiny(name, noisy=True), eva, data=[batch])
+    for layer, mask, other in zip(SIDES[name], (READ, written, READ), (written, READ, written), strict=True):
+        rows, wrong = (collected(model, layer, [batch], each) for each in (mask, other))
+        shares, not_those = (_shares(each)[:4].tolist() for each in (rows, wrong))
+        assert found[layer].positions == len(rows)
+        assert found[layer].shares[:4] == pytest.approx(shares, abs=1e-3)
+        assert found[layer].shares[:4] != pytest.approx(not_those, abs=3e-3)
+        adapter = next(each.adapter for each in begun._lora.carried("default") if each.module == layer)
+        spanned = torch.linalg.qr(adapter.lora_A.detach().double().mT).Q
+        main = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[: len(adapter.lora_A)]
+        assert (main @ spanned).norm().square() == pytest.approx(len(main), abs=1e-3)
 
 
 def test_a_sketch_narrower_than_the_rows_finds_their_leading_directions() -> None:

@@ -75,7 +75,11 @@ def test_columns_tell_the_task(rows: list[dict[str, Any]], config: Any, task: st
     [
         (_rows(file=[f"a/cat/{n}.png" for n in range(6)], label=["cat", "dog"]), BertConfig(), "'file', 'label', which are for image-classification, and the base is a bert, for text-classification (text and label), "),
         (_rows(text=TEXTS, label=["a", "b"]), ViTConfig(), "which are for text-classification, and the base is a vit, for image-classification (image and label). Take a base for AutoModelForSequenceClassification, or rows for this one."),
-        (_rows(a="123456", b="123456"), None, "'a', 'b', which fit no task"),
+        (_rows(a="123456", b="123456"), None, "'a', 'b', which fit no task. Say which column is what, as --column text=NAME"),
+        (
+            _rows(Datum=["1.2.2024", "3.2.2024", "4.2.2024", "5.2.2024"], Bewertung=TEXTS * 2, **{"Unser Urteil": ["gut", "schlecht"] * 2}),
+            BertConfig(), "as --column text=Bewertung --column 'label=Unser Urteil', or",
+        ),
         (_rows(text=TEXTS), None, "could be for masked-lm or causal-lm"),
         (_rows(title="fedcba", review=TEXTS, rating=["1", "2"]), None, "could be for masked-lm or causal-lm or text-classification or regression"),
         (_rows(text=TEXTS, source=["web", "book"]), GPT2Config(), "could be for text-classification or causal-lm"),

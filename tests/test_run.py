@@ -317,6 +317,10 @@ def test_push_uploads_the_adapter_and_nothing_of_the_record(
         ("--trainer adam_beta1=7", "--trainer adam_beta1=7: Invalid beta"),  # of what the Trainer makes
         ("--trainer per_device_eval_batch_size=0", "per_device_eval_batch_size=0: batch_size"),
         ("--trainer lr_scheduler_kwargs={a:1}", "lr_scheduler_kwargs"),
+        ("--trainer torch_compile_mode=x", "--trainer torch_compile_mode=x: Unrecognized mode=x"),
+        ("--trainer log_level=x", "--trainer log_level=x: KeyError: 'x'"),
+        ("--trainer accelerator_config=nowhere.json", "--trainer accelerator_config=nowhere.json: FileNotFoundError: "),
+        ("--trainer resume_from_checkpoint=x", "that is --resume"),
         ("--lora use_adalora=true --lora tinit=9999", "tinit=9999 and tfinal=0 leave none of total_step="),
         ("--trainer report_to=nonsense", "nonsense is not supported"),
         ("--output rows.csv/run", "rows.csv is no folder"),
@@ -329,6 +333,24 @@ def test_a_setting_that_cannot_be_is_named_before_the_data_is_read(flags: str, m
     Path("type.yaml").write_text("epochs: many\n")
     assert message in told(f"train --model base --train rows.csv --output refused {flags}", capsys)
     assert not Path("refused").exists()
+
+
+def test_what_the_trainer_refuses_when_it_begins_is_named_too(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("use_liger_kernel needs liger-kernel")
+
+    monkeypatch.setattr("transformers.Trainer.train", refuse)
+    flags = "--column text=review --column label=stars --max-steps 1 --threads 1 --overwrite --output begun"
+    named = told(f"train --model base --train rows.csv {flags} --trainer use_cpu=true", capsys)
+    assert "the Trainer refuses the settings --trainer use_cpu=True: use_liger_kernel needs liger-kernel" in named
+    assert hf_lora(f"train --model base --train rows.csv {flags}") == 70  # without --trainer it is a bug
+
+
+def test_a_switch_that_a_file_of_settings_has_is_taken_back(capsys: Capture) -> None:
+    settings = {"model": "base", "train": "rows.csv", "column": {"text": "review", "label": "stars"}, "packing": True}
+    Path("packs.yaml").write_text(yaml.safe_dump(settings))
+    assert "--packing: text-classification has no such option" in told("train --config packs.yaml --dry-run", capsys)
+    assert hf_lora("train --config packs.yaml --dry-run --no-packing") == 0
 
 
 def test_yaml_takes_numbers_as_people_write_them_and_settings_of_several_sources_join(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ __all__ = ["train"]
 
 # Name, type, default, flag and help of what is no setting of a run.
 _OWN: tuple[tuple[str, Any, Any, str, str], ...] = (
-    ("config", Path | None, None, "--config", "a YAML file of settings, as the run.yaml of a run; flags win"),
+    ("config", Path | None, None, "--config", "a YAML file, as a run.yaml; flags win (--no-packing takes one back)"),
     ("dry_run", bool, False, "--dry-run", "show targets, parameters, steps, memory and three samples; train nothing"),
     ("resume", bool, False, "--resume", "go on with the interrupted run in the folder --output"),
     ("overwrite", bool, False, "--overwrite", "replace the run in the folder --output, and all that lies there"),
@@ -122,8 +122,11 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, own, default=default, annotation=Annotated[kind, typer.Option(flag, help=says)])
         for name, kind, default, flag, says in _OWN
     ]
+    switches = [each.name for each in fields(RunSettings) if hints[each.name] is bool]
     for each in fields(RunSettings):
+        flag = f"--{each.name.replace('_', '-')}"
         option = typer.Option(
+            flag,
             help=each.metadata["says"],
             rich_help_panel=each.metadata["panel"],
             autocompletion=COMPLETIONS.get(each.name),
@@ -131,8 +134,14 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
         parameters.append(
             inspect.Parameter(each.name, own, default=None, annotation=Annotated[_flag(hints[each.name]), option])
         )
+    for name in switches:  # beside the others, they would leave no room for the help on 80 columns
+        off = typer.Option(f"--no-{name.replace('_', '-')}", hidden=True)
+        parameters.append(inspect.Parameter(f"no_{name}", own, default=False, annotation=Annotated[bool, off]))
 
     def command(**given: Any) -> None:
+        for name in switches:
+            if given.pop(f"no_{name}"):
+                given[name] = False
         function(**given)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from ..maths.sketch import Sketch
 from ..targets.names import resolve_targets
 from .batches import as_a_base, batches_of, run
 from .layer_inputs import Inputs
+from .positions import Positions
 from .report import aligned, alike
 
 _OF_A_ROW = {"pixel_values": 3, "input_features": 2}  # dimensions of one row's; those of others have one
@@ -94,7 +95,8 @@ def suggest_rank(
     model: a base or a LoRAModel, whose adapters are off meanwhile; it computes in evaluation mode and stays as it is.
     data: batches as the model takes them (or functions of the model), or rows of a tokenised dataset, computed
     one by one. All of it is taken, and a few hundred rows are enough: `dataset.select(range(256))`. Positions that
-    the attention mask leaves out do not count. target_modules: as in a LoRAConfig. A layer keeps 4 * max(ranks) numbers
+    the attention mask leaves out do not count; a decoder's are those of decoder_attention_mask, else those with a
+    label. target_modules: as in a LoRAConfig. A layer keeps 4 * max(ranks) numbers
     for each of its inputs.
 
     Print the result for a table, and put its `rank_pattern()` into a LoRAConfig. Raises ArgumentError, TargetError.
@@ -113,8 +115,8 @@ def suggest_rank(
         raise ArgumentError(f"ranks={ranks!r}: they are positive integers.")
     names = resolve_targets(model, target_modules)
     modules = dict(model.named_modules())
-    inputs = Inputs(lambda: Sketch(max(ranks)))
-    with torch.no_grad(), as_a_base(model), ExitStack() as hooks:
+    inputs = Inputs(lambda: Sketch(max(ranks)), Positions(model))
+    with torch.no_grad(), as_a_base(model), inputs.positions.watched(), ExitStack() as hooks:
         for name in names:
             module = modules.get(name)
             kind = None if module is None else kind_of(module)

@@ -18,6 +18,7 @@ from ..errors import ArgumentError, ConfigError, TargetError, some
 from ..maths.directions import Directions, spread
 from ..targets.site import Site
 from .batches import Shown, run
+from .positions import Positions
 
 
 def of_inputs(
@@ -37,8 +38,8 @@ def of_inputs(
     ranks = {s.module: s.r for s in sites}
     most = {s.module: min(round(s.r * settings["rho"]), *s.shape) for s in sites}
     k, label = max(most.values(), default=1), settings["label_mask_value"] if settings["use_label_mask"] else None
-    inputs = _Ranked(lambda: Directions(k), label)
-    with torch.no_grad(), ExitStack() as hooks:
+    inputs = _Ranked(lambda: Directions(k), Positions(model, label))
+    with torch.no_grad(), inputs.positions.watched(), ExitStack() as hooks:
         for name in ranks:
             hooks.callback(modules[name].register_forward_pre_hook(inputs.of(name), with_kwargs=True).remove)
         for batch in batches:
@@ -70,26 +71,19 @@ Kept = TypeVar("Kept", bound=Summary)
 class Inputs(Generic[Kept]):
     """A summary of each layer's inputs, one for all layers that are given the same tensor.
 
-    new: makes an empty one. label: positions of this label do not count; None where labels say nothing.
+    new: makes an empty one. positions: those that count.
     """
 
-    def __init__(self, new: Callable[[], Kept], label: int | None = None) -> None:
-        self.new, self.label = new, label
+    def __init__(self, new: Callable[[], Kept], positions: Positions) -> None:
+        self.new, self.positions = new, positions
         self.leader: dict[str, str] = {}
         self.kept: dict[str, Kept] = {}
-        self.mask: Tensor | None = None
         self.given: list[tuple[weakref.ref[Tensor], str]] = []
 
     def begin(self, batch: Any) -> None:
-        """Note which positions of a batch count: those that are attended, and of labelled ones those with a label."""
-        masks, self.given = [], []
-        if isinstance(batch, Mapping):
-            if isinstance(mask := batch.get("attention_mask"), Tensor) and mask.ndim == 2:
-                masks.append(mask.bool())
-            if self.label is not None and isinstance(labels := batch.get("labels"), Tensor):
-                masks.append(labels != self.label)
-        same = [mask for mask in masks if mask.shape == masks[0].shape]
-        self.mask = torch.stack(same).all(0) if same and same[0].ndim == 2 else None
+        """Begin with a batch: other tensors come, and other positions count."""
+        self.given = []
+        self.positions.begin(batch)
 
     def of(self, name: str) -> Callable[..., None]:
         """Return the hook of a layer."""
@@ -102,9 +96,7 @@ class Inputs(Generic[Kept]):
                 self.leader[name] = next((n for held, n in self.given if held() is x), name)
             if self.leader[name] == name:
                 self.given.append((weakref.ref(x), name))
-                mask = self.mask if x.ndim == 3 else None
-                masks = mask is not None and x.shape[:2] == mask.shape
-                rows = x[mask.to(x.device)] if mask is not None and masks else x.reshape(-1, x.shape[-1])
+                rows = self.positions.rows(x)
                 if not rows.isfinite().all():
                     raise ArgumentError(
                         f"data= gives {name} inputs that are not finite, computed in {x.dtype}: look at the base's "

@@ -19,6 +19,7 @@ from ..layers.packing import make_plain as make_layer_plain
 from ..layers.routes import Route
 from ..layers.state import AdapterState
 from .batches import run
+from .positions import Positions
 from .selecting import active
 
 _MOST_MOMENTS = 1 << 30  # bytes held at once; more layers than that are taken in turns, with a forward each
@@ -184,16 +185,11 @@ def _groups(held: Mapping[str, LoRALayer], names: Route) -> Iterator[dict[str, L
 
 def _moments(model: Any, names: Route, group: Mapping[str, LoRALayer], batches: Iterable[Any]) -> dict[str, Tensor]:
     """Return X^T X of each layer's inputs on some batches, float32, with the adapters acting; padding left out."""
-    found: dict[str, Tensor] = {}
-
-    attended: Tensor | None = None
+    found, positions = dict[str, Tensor](), Positions(model)
 
     def seen(path: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            x = (args[0] if args else next(iter(kwargs.values()))).detach().float()
-            if attended is not None and x.shape[:-1] == attended.shape:
-                x = x[attended.to(x.device)]
-            x = x.flatten(0, -2)
+            x = positions.rows(args[0] if args else next(iter(kwargs.values()))).detach().float()
             product = x.mT @ x
             found[path] = found[path].add_(product) if path in found else product
 
@@ -201,10 +197,9 @@ def _moments(model: Any, names: Route, group: Mapping[str, LoRALayer], batches: 
 
     hooks = [layer.register_forward_pre_hook(seen(path), with_kwargs=True) for path, layer in group.items()]
     try:
-        with _evaluating(model), active(model, model._lora, list(names)), torch.no_grad():
+        with _evaluating(model), active(model, model._lora, list(names)), positions.watched(), torch.no_grad():
             for batch in batches:
-                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-                attended = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+                positions.begin(batch)
                 run(model, batch)
     finally:
         for each in hooks:

@@ -211,6 +211,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def is_float(values: Any) -> bool:
+    """Return whether a tensor or an array holds floating-point numbers."""
     return bool(values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating))
 
 

@@ -36,7 +36,7 @@ _FLAGS = {
     "greater_is_better": "metric", "push_to_hub": "push", "hub_model_id": "push", "eval_strategy": "eval-steps",
     "gradient_checkpointing": "gradient-checkpointing", "activation_checkpointing": "gradient-checkpointing",
     "save_strategy": "eval-steps",
-    "load_best_model_at_end": "metric",
+    "load_best_model_at_end": "metric", "resume_from_checkpoint": "resume",
 }  # fmt: skip
 _FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
 _CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in _FIELDS)
@@ -144,11 +144,30 @@ def refusals(settings: RunSettings) -> Iterator[None]:
     """Raise ConfigError for what the Trainer, or what it makes, raises of its arguments."""
     try:
         yield
-    except LoRAError:
+    except (LoRAError, torch.OutOfMemoryError):
         raise
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:
+        is_plain = isinstance(error, TypeError | ValueError | ImportError | RuntimeError)
+        if not settings.trainer and not is_plain:
+            raise
         given = "".join(f" --trainer {name}={value}" for name, value in settings.trainer.items())
-        raise ConfigError(f"the Trainer refuses the settings{given}: {' '.join(str(error).split())}") from error
+        told = ("" if is_plain else f"{type(error).__name__}: ") + " ".join(str(error).split())
+        raise ConfigError(f"the Trainer refuses the settings{given}: {told}") from error
+
+
+@contextmanager
+def late_refusals(settings: RunSettings, trainer: Any) -> Iterator[None]:
+    """Raise ConfigError for what a training with arguments of --trainer raises before its first step.
+
+    What is raised without such arguments, or later, is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not settings.trainer or trainer.state.global_step:
+            raise
+        with refusals(settings):
+            raise error
 
 
 def check_trainer(settings: RunSettings, cls: type) -> None:

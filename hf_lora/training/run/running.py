@@ -29,6 +29,7 @@ from .log import logged_to
 from .measuring import figures
 from .planning import Plan
 from .probing import fastest_threads, peak_so_far
+from .settings import RunSettings
 from .summary import steps_of, understood
 
 __all__ = ["prepared_trainer", "train_plan"]
@@ -70,7 +71,7 @@ def train_plan(
         for name, value in understood(plan, trainer).items():
             log.say(f"{name}: {value}")
             say(f"{name}: {value}")
-        found |= _trained(trainer, whole)
+        found |= _trained(trainer, settings, whole)
         _save(trainer, plan, folder)
     write_curves(trainer.state.log_history, folder)
     found["seconds"]["all"] = round(time.monotonic() - began, 1)
@@ -83,11 +84,12 @@ def train_plan(
     return found
 
 
-def _trained(trainer: Any, resume: bool) -> dict[str, Any]:
+def _trained(trainer: Any, settings: RunSettings, resume: bool) -> dict[str, Any]:
     """Train, measure the best weights, and return what is known of both. resume: from the last checkpoint."""
     held, trainer.eval_dataset = trainer.eval_dataset, trainer.eval_dataset["eval"]
     set_seed(trainer.args.seed)  # whatever was drawn since the plan
-    trained = trainer.train(resume_from_checkpoint=resume or None)
+    with arguments.late_refusals(settings, trainer):
+        trained = trainer.train(resume_from_checkpoint=resume or None)
     state, best = trainer.state, trainer.args.metric_for_best_model
     return {
         **_measured(trainer, held),
@@ -115,6 +117,9 @@ def prepared_trainer(plan: Plan, callbacks: Sequence[Any] = ()) -> tuple[Any, An
     if plan.settings.warmup * steps < 1:
         trainer.args.warmup_steps = 0  # in a single step of warm-up the rate is zero
     with arguments.refusals(plan.settings):  # what a training makes, before anything is written
+        if trainer.args.torch_compile:
+            compiles = trainer.args.torch_compile_backend, trainer.args.torch_compile_mode
+            torch.compile(torch.nn.Identity(), backend=compiles[0], mode=compiles[1])
         trainer.get_train_dataloader()
         for rows in trainer.eval_dataset.values():
             trainer.get_eval_dataloader(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from ...errors import DataError
 from ..data.columns import Role, choose_columns, columns_by_name, is_key, values_of
 from ..data.folders import is_media
+from .classes import LABEL
 from .table import TASKS
 from .task import TrainingTask
-from .texts import is_text
+from .texts import is_text, mean_length
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,22 @@ def guess_task(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str], sour
             )
         named = ", ".join(task.name for task in tasks)
         raise DataError(
-            f"{has}, which fit no task. Say which column is what, as --column text=NAME --column label=NAME, or which "
-            f"task it is with --task ({named})."
+            f"{has}, which fit no task. Say which column is what, as {_example(values)}, or which task it is with "
+            f"--task ({named})."
         )
     names = list(dict.fromkeys([*(guess.task.name for guess in best), *others]))
     raise DataError(f"{has}, which could be for {' or '.join(names)}. Say which with --task, as --task {names[0]}.")
+
+
+def _example(values: Mapping[str, Sequence[Any]]) -> str:
+    """Return flags that name the columns which look like texts and like their labels, or NAME for both."""
+    columns = {name: each for name, each in values.items() if each and not is_key(name)}
+    longest = {name: mean_length(each) for name, each in columns.items() if all(map(is_text, each))}
+    text = max(longest, key=longest.__getitem__, default="")
+    few = {n: len(set(map(repr, each))) for n, each in columns.items() if n != text and _could_be(LABEL, each)}
+    label = min(few, key=few.__getitem__, default="")
+    named = (text, label) if label and _are_words(values[text]) else ("NAME", "NAME")
+    return " ".join(f"--column {shlex.quote(each)}" for each in (f"text={named[0]}", f"label={named[1]}"))
 
 
 def what_fits(config: Any) -> str:

@@ -65,10 +65,15 @@ class SoundClasses(Classes):
 
 def longest(given: float | None, extractor: Any) -> float:
     """Return the seconds of a sound that are used: the given ones, at most those that a model takes."""
+    return min(given or _LONGEST, limit_of(extractor) or given or _LONGEST)
+
+
+def limit_of(extractor: Any) -> float | None:
+    """Return the seconds of a sound that a model takes at most, None where it takes any."""
     takes = getattr(extractor, "chunk_length", None) or getattr(extractor, "max_length_s", None)
     if takes is None and hasattr(extractor, "num_mel_bins"):  # the spectrogram transformer's: ten milliseconds each
-        takes = extractor.max_length / 100
-    return min(given or _LONGEST, takes or given or _LONGEST)
+        return extractor.max_length / 100
+    return takes
 
 
 def sound_problem(row: Mapping[str, Any], value: Any) -> str | None:

@@ -24,7 +24,7 @@ from ..columns import IGNORED, heard
 from ..data import media
 from ..data.columns import Role, is_empty
 from .preparation import Preparation
-from .sounds import encoded, longest, opened, shown_values
+from .sounds import encoded, limit_of, longest, opened, shown_values
 from .texts import is_text
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Speech(Preparation):
     OPTIONS: ClassVar[tuple[str, ...]] = ("max_seconds", "language", "speech_task")
     _type: str = ""  # the base's model type, of CTC's
     _most: int | None = None  # the tokens of a text that it writes
+    _takes: float | None = None  # the seconds of a sound that it takes
     _tokenizer: Any = None
     processor_class: ClassVar[str] = "AutoProcessor"
     trainer_class: ClassVar[str] = "transformers.Seq2SeqTrainer"
@@ -86,6 +87,7 @@ class Speech(Preparation):
 
     def learn(self, rows: Dataset, processor: Any) -> None:
         super().learn(rows, processor)
+        self._takes = limit_of(processor.feature_extractor)
         self.options["max_seconds"] = longest(self.options.get("max_seconds"), processor.feature_extractor)
         self._tokenizer = tokenizer = processor.tokenizer
         if hasattr(tokenizer, "word_delimiter_token"):
@@ -108,6 +110,7 @@ class Speech(Preparation):
         return {"predict_with_generate": not self.is_ctc}
 
     def fit_model(self, model: Any, processor: Any) -> None:
+        self._takes = limit_of(processor.feature_extractor)
         if self.is_ctc:
             return
         tokenizer, generation = processor.tokenizer, model.generation_config
@@ -153,7 +156,10 @@ class Speech(Preparation):
             return str(error)
         most = self.options["max_seconds"]
         if labelled and takes > most:
-            return f"its sound takes {takes:.1f} seconds, and {most:g} are used: part it, or raise --max-seconds"
+            why = f"the model takes {most:g}: part it, and its text"
+            if most != self._takes:
+                why = f"{most:g} are used: part it, or train with a larger --max-seconds"
+            return f"its sound takes {takes:.1f} seconds, and {why}"
         if labelled and not (letters := len(self.text(row))):
             return f"its text {self.value(row, 'text')!r} has no letter that the tokenizer knows"
         if labelled and self._most and (tokens := len(self._tokenizer(self.text(row)).input_ids) - 1) > self._most:
