@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,41 +59,17 @@ def merge(
 
         hf-lora merge outputs/qlora merged --requantize --calibration reviews.csv
     """
+    merging = _Merge(adapter, base_model, dtype, max_shard_size, verify, tolerance, requantize, calibration)
     _check_free(output)
-    _check_packing(requantize, calibration, dtype, verify, tolerance)
-    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size):
-        raise ArgumentError(f"--max-shard-size {max_shard_size}: it is a number of bytes with a unit, as 500MB or 5GB.")
-    from ..files.disk import sweep, temporary
+    merging.check()
     from ..training.run.folder import check_place  # not above: it imports torch
 
     check_place(output)
     hush()
-    beside = temporary(output)
-    narrow = dtype if dtype in _NARROW else None
-    try:
-        if calibration is None:
-            model, batches = _loaded(adapter, base_model, narrow, requantize), None
-        else:
-            model, batches = _calibrated(adapter, base_model, calibration)
-        packs = _packs(model) if requantize else ""
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sweep(output.parent, [output.name])  # of a merge that was killed
-        known = model.peft_config["default"].base_model_name_or_path if base_model is None else base_model
-        plain = _saved(model, beside, dtype, max_shard_size, requantize, batches)
-        _save_processor(adapter, str(known), beside)
-        told = f"wrote {output} in {str(plain.config.dtype).removeprefix('torch.')}"
-        if requantize:
-            told = f"wrote {output}, packed by {packs}"
-        if verify:
-            live = _loaded(adapter, base_model, narrow, requantize)
-            found = _verified(live, type(plain).from_pretrained(beside), tolerance)
-            told += f"; its outputs differ by {found:.1e} from those of base and adapter"
-        if output.is_dir():
-            output.rmdir()  # empty: a rename would not replace it on every system
-        beside.rename(output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    print(f"{told}.")
+    model, batches = merging.opened()
+    with _made_whole(output) as beside:
+        told = merging.write(model, batches, beside)
+    print(f"wrote {output}{told}.")
 
 
 def _check_free(output: Path) -> None:
@@ -98,47 +77,110 @@ def _check_free(output: Path) -> None:
         raise AdapterFileError(f"{output} is there already; name a folder that is not, or remove it.")
 
 
-def _check_packing(
-    requantize: bool, calibration: str | None, dtype: str | None, verify: bool, tolerance: float | None
-) -> None:
-    """Raise ArgumentError for options of which one leaves another without effect."""
-    if calibration is not None and not requantize:
-        raise ArgumentError("--calibration chooses how packed weights are rounded: give --requantize as well.")
-    if requantize and dtype is not None:
-        raise ArgumentError(f"--dtype {dtype}, but --requantize keeps the base's packed format; leave one of them out.")
-    if requantize and verify and tolerance is None:
-        raise ArgumentError(
-            "--requantize --verify: packed weights are rounded, and only you know how much is too much; say it with "
-            "--tolerance, as 0.1."
-        )
+@contextmanager
+def _made_whole(output: Path) -> Iterator[Path]:
+    """Give a folder that takes the place of one when all of it is written, and else goes."""
+    from ..files.disk import sweep, temporary
+
+    beside = temporary(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output.parent, [output.name])  # of a merge that was killed
+    try:
+        yield beside
+        if output.is_dir():
+            output.rmdir()  # empty: a rename would not replace it on every system
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
-def _loaded(adapter: str, base_model: str | None, dtype: str | None, packed: bool) -> Any:
-    """Return the adapter on its base, in float unless it is to be packed again. dtype: of the base."""
-    from ..model.loading import opened
-    from ..model.lora_model import LoRAModel
-    from ..model.settings import is_quantised
+@dataclass(frozen=True)
+class _Merge:
+    """The options of a merge, as the command's help has them."""
 
-    given: dict[str, Any] = {} if base_model is None else {"base_model": base_model}
-    given |= {} if dtype is None else {"dtype": dtype}
-    if not packed and is_quantised(opened(adapter).notes):
-        remark(
-            "the adapter was trained on a quantised base, and is merged into the base in float, which differs a little."
-        )
-        given["quantization_config"] = None
-    return LoRAModel.from_pretrained(adapter, **given).eval()
+    adapter: str
+    base_model: str | None
+    dtype: str | None
+    max_shard_size: str
+    verify: bool
+    tolerance: float | None
+    requantize: bool
+    calibration: str | None
 
+    def check(self) -> None:
+        """Raise ArgumentError for options that are none, or of which one leaves another without effect."""
+        if self.calibration is not None and not self.requantize:
+            raise ArgumentError("--calibration chooses how packed weights are rounded: give --requantize as well.")
+        if self.requantize and self.dtype is not None:
+            raise ArgumentError(
+                f"--dtype {self.dtype}, but --requantize keeps the base's packed format; leave one of them out."
+            )
+        if self.requantize and self.verify and self.tolerance is None:
+            raise ArgumentError(
+                "--requantize --verify: packed weights are rounded, and only you know how much is too much; say it "
+                "with --tolerance, as 0.1."
+            )
+        if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", self.max_shard_size):
+            raise ArgumentError(
+                f"--max-shard-size {self.max_shard_size}: it is a number of bytes with a unit, as 500MB or 5GB."
+            )
 
-def _calibrated(adapter: str, base_model: str | None, rows: str) -> tuple[Any, list[dict[str, Any]]]:
-    """Return the adapter on its base, and rows, spread over their file, as batches for it."""
-    from ..training.data.reading import read_rows
-    from ..training.run.using import load_run
+    def opened(self) -> tuple[Any, list[dict[str, Any]] | None]:
+        """Return the adapter on its base, and the batches of --calibration. Raises ArgumentError, MergeError."""
+        model, batches = (self._loaded(), None) if self.calibration is None else self._with_batches()
+        if self.requantize:
+            _packs(model)
+        return model, batches
 
-    run = load_run(adapter, base_model=base_model)
-    with tempfile.TemporaryDirectory() as scratch:
-        every = read_rows(rows, Path(scratch))
-        found = list(every.select(range(0, len(every), -(-len(every) // _MOST_ROWS))))
-        return run.model, run.batches(found, rows)
+    def write(self, model: Any, batches: list[dict[str, Any]] | None, folder: Path) -> str:
+        """Write the merged model, with its tokenizer or processor, and return what to tell of it."""
+        packs = _packs(model) if self.requantize else ""
+        named = model.peft_config["default"].base_model_name_or_path
+        plain = self._saved(model, folder, batches)
+        _save_processor(self.adapter, str(named if self.base_model is None else self.base_model), folder)
+        told = f", packed by {packs}" if packs else f" in {str(plain.config.dtype).removeprefix('torch.')}"
+        if self.verify:
+            found = _verified(self._loaded(), type(plain).from_pretrained(folder), self.tolerance)
+            told += f"; its outputs differ by {found:.1e} from those of base and adapter"
+        return told
+
+    def _loaded(self) -> Any:
+        """Return the adapter on its base, in float unless it is to be packed again."""
+        from ..model.loading import opened
+        from ..model.lora_model import LoRAModel
+        from ..model.settings import is_quantised
+
+        given: dict[str, Any] = {} if self.base_model is None else {"base_model": self.base_model}
+        given |= {"dtype": self.dtype} if self.dtype in _NARROW else {}
+        if not self.requantize and is_quantised(opened(self.adapter).notes):
+            remark(
+                "the adapter was trained on a quantised base, and is merged into the base in float, which differs a "
+                "little."
+            )
+            given["quantization_config"] = None
+        return LoRAModel.from_pretrained(self.adapter, **given).eval()
+
+    def _with_batches(self) -> tuple[Any, list[dict[str, Any]]]:
+        """Return the adapter on its base, and rows of --calibration, spread over their file, as batches for it."""
+        from ..training.data.reading import read_rows
+        from ..training.run.using import load_run
+
+        run, rows = load_run(self.adapter, base_model=self.base_model), str(self.calibration)
+        with tempfile.TemporaryDirectory() as scratch:
+            every = read_rows(rows, Path(scratch))
+            found = list(every.select(range(0, len(every), -(-len(every) // _MOST_ROWS))))
+            return run.model, run.batches(found, rows)
+
+    def _saved(self, model: Any, folder: Path, batches: list[dict[str, Any]] | None) -> Any:
+        """Write the merged model, and return it."""
+        from ..model.merged_files import save_merged
+        from ..model.quantised import is_packed
+
+        if not is_packed(model):
+            return save_merged(model, folder, None if self.dtype in _NARROW else self.dtype, self.max_shard_size)
+        plain = model.merge_and_unload(dtype=self.dtype, requantize=self.requantize, calibration=batches)
+        plain.save_pretrained(folder, max_shard_size=self.max_shard_size)
+        return plain
 
 
 def _packs(model: Any) -> str:
@@ -148,20 +190,6 @@ def _packs(model: Any) -> str:
     if not is_packed(model):
         raise ArgumentError("--requantize, but the base of the adapter is not quantised: leave it out.")
     return saves_as(model)
-
-
-def _saved(
-    model: Any, folder: Path, dtype: str | None, max_shard_size: str, requantize: bool, batches: list[Any] | None
-) -> Any:
-    """Write the merged model, and return it."""
-    from ..model.merged_files import save_merged
-    from ..model.quantised import is_packed
-
-    if not is_packed(model):
-        return save_merged(model, folder, None if dtype in _NARROW else dtype, max_shard_size)
-    plain = model.merge_and_unload(dtype=dtype, requantize=requantize, calibration=batches)
-    plain.save_pretrained(folder, max_shard_size=max_shard_size)
-    return plain
 
 
 def _save_processor(adapter: str, base: str, folder: Path) -> None:

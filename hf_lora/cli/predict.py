@@ -60,8 +60,7 @@ def predict(
     from ..training.run.using import LOOKED_AT, load_run  # not above: it imports torch
 
     hush()
-    if output is not None and output.exists() and Path(rows).exists() and output.samefile(rows):
-        raise DataError(f"--output {output} is the file of the rows, which it would replace; name another one.")
+    _check_output(output, rows)
     left_out: list[str] | None = [] if skip_bad_rows else None
     with tempfile.TemporaryDirectory() as scratch:
         found, source = _read(rows, Path(scratch), encoding)
@@ -69,17 +68,19 @@ def predict(
         if not first:
             raise DataError(f"{source}: it has no rows.")
         trained = load_run(adapter, task, pairs("set", options or []))
-        if rows == "-" and _is_header(first[0], trained.preparation.columns):
-            raise DataError(
-                f"{source}, line 1: it reads as the header of a table, and lines of a pipe are JSON or texts; give the "
-                "table as a file."
-            )
+        if rows == "-":
+            _refuse_header(first[0], trained.preparation.columns, source)
         run = trained.onto(first, source, pairs("column", column or []))
         with _written_to(output) as file:
             for line in _lines(run, chain(first, found), batch_size, keep, left_out):
                 print(line, file=file, flush=output is None)
     if left_out:
         remark(f"{len(left_out):,} rows were left out, the first is {left_out[0]}.")
+
+
+def _check_output(output: Path | None, rows: str) -> None:
+    if output is not None and output.exists() and Path(rows).exists() and output.samefile(rows):
+        raise DataError(f"--output {output} is the file of the rows, which it would replace; name another one.")
 
 
 def _read(rows: str, scratch: Path, encoding: str | None) -> tuple[Iterator[dict[str, Any]], str]:
@@ -94,12 +95,16 @@ def _read(rows: str, scratch: Path, encoding: str | None) -> tuple[Iterator[dict
     return rows_of_lines(sys.stdin, "stdin"), "stdin"
 
 
-def _is_header(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
-    """Return whether a text is the first line of a table: one of its cells is a column that was trained on."""
+def _refuse_header(row: Mapping[str, Any], columns: Mapping[str, str], source: str) -> None:
+    """Raise DataError where a text is a table's first line: one of its cells is a column that was trained on."""
     from ..training.data.columns import PLACE
 
     cells = re.split(r"[,;\t|]", row["text"]) if row.keys() == {"text", PLACE} else []
-    return not {cell.strip('"') for cell in cells}.isdisjoint(columns.values())
+    if not {cell.strip('"') for cell in cells}.isdisjoint(columns.values()):
+        raise DataError(
+            f"{source}, line 1: it reads as the header of a table, and lines of a pipe are JSON or texts; give the "
+            "table as a file."
+        )
 
 
 def _lines(

@@ -43,26 +43,10 @@ def merged_by(
     adapters = list(adapters)
 
     def merge(adapter: Adapter, parameter: str, formula: Callable[[Tensor], Tensor | None]) -> None:
-        value = values.get(parameter, _base(layer, parameter))
-        if value is not None and parameter not in values and packing is not None and adapter.quantised_kind is not None:
-            value = adapter.numbers(layer, value).to(packing.wide) if parameter == adapter.parameter else value
-        if value is None and parameter == "bias":
-            raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
-        if value is None and computed(layer, parameter) is not None:
-            raise MergeError(
-                f"{parameter} of {type(layer).__name__} is computed from other tensors (pruned, normalised or "
-                "parametrised), so nothing can be merged into it. Make it permanent first, by prune.remove, "
-                "remove_weight_norm, remove_spectral_norm or parametrize.remove_parametrizations of torch.nn.utils; a "
-                "parametrization that was there before the adapter has to go before the adapter comes."
-            )
-        if value is None or value.is_meta:
-            raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
-        if not is_plain(value) and (is_packed(value) or (packing is None and adapter.quantised_kind is not None)):
-            raise MergeError(
-                f"{parameter} is packed (quantised), which is not merged into here: where its numbers can be read, "
-                "merge_and_unload(dtype=torch.bfloat16) gives a plain model; else load the base in float "
-                "(quantization_config=None)."
-            )
+        value, is_quantised = values.get(parameter, _base(layer, parameter)), adapter.quantised_kind is not None
+        if packing is not None and is_quantised and parameter == adapter.parameter and parameter not in values:
+            value = value if value is None else adapter.numbers(layer, value).to(packing.wide)
+        value = _mergeable(layer, parameter, value, packing is None and is_quantised)
         with torch.no_grad():
             merged = adapter.run(formula, _widened(value, dtype))
         assert merged is not None
@@ -82,6 +66,28 @@ def merged_by(
             if not packing.requantize and not low_rank.is_finite(values[packed.name]):
                 raise MergeError(f"merging into {packed.name} gives values that are not finite in {packing.dtype}.")
     return values
+
+
+def _mergeable(layer: nn.Module, parameter: str, value: Tensor | None, is_quantised: bool) -> Tensor:
+    """Return a parameter's value where something can be merged into it. Raises MergeError with the reason."""
+    if value is None and parameter == "bias":
+        raise MergeError("lora_bias=True on a layer without a bias: there is no place in the base to merge it.")
+    if value is None and computed(layer, parameter) is not None:
+        raise MergeError(
+            f"{parameter} of {type(layer).__name__} is computed from other tensors (pruned, normalised or "
+            "parametrised), so nothing can be merged into it. Make it permanent first, by prune.remove, "
+            "remove_weight_norm, remove_spectral_norm or parametrize.remove_parametrizations of torch.nn.utils; a "
+            "parametrization that was there before the adapter has to go before the adapter comes."
+        )
+    if value is None or value.is_meta:
+        raise MergeError(f"{parameter} of {type(layer).__name__} is offloaded; load the model whole to merge it.")
+    if not is_plain(value) and (is_packed(value) or is_quantised):
+        raise MergeError(
+            f"{parameter} is packed (quantised), which is not merged into here: where its numbers can be read, "
+            "merge_and_unload(dtype=torch.bfloat16) gives a plain model; else load the base in float "
+            "(quantization_config=None)."
+        )
+    return value
 
 
 class Packed(NamedTuple):

@@ -50,22 +50,35 @@ def from_pretrained(
     refuse_misplaced(kwargs)
     required = base_model is not None or (lora_config is None and not may_be_base(name, kwargs))
     found = open_adapter(name, kwargs, required, lora_config, ignore_unknown)
-    if found is not None:
-        if data is not None:
-            raise ArgumentError(f"data= has no effect: {name} is an adapter, which has begun already; leave it out.")
-        model = _base_for(found, base_model, auto_class, kwargs)
-        result = _entered(
-            mixin, model, lambda: add_saved(model, found, adapter_name, bool(is_trainable), check_base, kwargs.keys())
-        )
-        if not isinstance(base_model, nn.Module):
-            result._lora.place = _place({"revision": found.config.revision if base_model is None else None, **kwargs})
-        return result
-    if is_trainable is False:
-        raise ArgumentError(
-            f"is_trainable=False: {name} is a base, so a fresh adapter is added, which has to train. Leave it out, or "
-            "name an adapter."
-        )
-    config = as_config(lora_config)
+    if found is None:
+        if is_trainable is False:
+            raise ArgumentError(
+                f"is_trainable=False: {name} is a base, so a fresh adapter is added, which has to train. Leave it out, "
+                "or name an adapter."
+            )
+        return _from_base(mixin, name, as_config(lora_config), model_args, adapter_name, auto_class, data, kwargs)
+    if data is not None:
+        raise ArgumentError(f"data= has no effect: {name} is an adapter, which has begun already; leave it out.")
+    model = _base_for(found, base_model, auto_class, kwargs)
+    result = _entered(
+        mixin, model, lambda: add_saved(model, found, adapter_name, bool(is_trainable), check_base, kwargs.keys())
+    )
+    if not isinstance(base_model, nn.Module):
+        result._lora.place = _place({"revision": found.config.revision if base_model is None else None, **kwargs})
+    return result
+
+
+def _from_base(
+    mixin: type[Specialised],
+    name: str,
+    config: LoRAConfig,
+    model_args: tuple[Any, ...],
+    adapter_name: str,
+    auto_class: type | str | None,
+    data: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Load a base and add a fresh adapter to it."""
     if config.revision and config.base_model_name_or_path in (None, name):
         kwargs.setdefault("revision", config.revision)
     model = load_base(name, config.task_type, auto_class, model_args, kwargs)

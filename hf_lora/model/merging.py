@@ -26,7 +26,7 @@ from ..layers.tying import tied_groups, untie
 from . import hooks
 from .arguments import as_dtype, as_share
 from .creating import leave
-from .quantised import check_form, forget_reading, make_plain, packing_for
+from .quantised import check_form, leave_packed, packing_for
 from .replacing import check_in_place
 from .selecting import check_together, names_of
 
@@ -167,9 +167,7 @@ def merge_and_unload(
             state.merged = names
         plain = leave(model)
         if packing is not None:
-            forget_reading(plain)
-        if packing is not None and not packing.requantize:
-            make_plain(plain, packing.dtype)
+            leave_packed(plain, packing)
         untie(plain, tied)
         hooks.MERGED.add(plain)
     return plain

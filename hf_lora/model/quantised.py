@@ -14,8 +14,7 @@ from ..kinds.quantised import QuantisedKind
 from ..kinds.table import kind_of
 from ..layers import merging as layers
 from ..layers.layer import LoRALayer, base_modules
-from ..layers.packing import FedBack, Packing, plain_object
-from ..layers.packing import make_plain as make_layer_plain
+from ..layers.packing import FedBack, Packing, make_plain, plain_object
 from ..layers.routes import Route
 from ..layers.state import AdapterState
 from .batches import run
@@ -86,7 +85,14 @@ def check_form(state: AdapterState, packing: Packing | None) -> None:
         raise AdapterStateError(f"{late} comes too late once adapters are merged; call unmerge_adapter() first.")
 
 
-def forget_reading(model: Any) -> None:
+def leave_packed(model: Any, packing: Packing) -> None:
+    """Have a model that was merged saved as it is: packed again, or a plain one; in place."""
+    _forget_reading(model)
+    if not packing.requantize:
+        _make_plain(model, packing.dtype)
+
+
+def _forget_reading(model: Any) -> None:
     """Have a model forget how its quantised checkpoint was read, which Transformers turns round when it saves one.
 
     It has no way back for the steps of a quantising library (5.23), so that nothing could be saved. The tensors are
@@ -99,7 +105,7 @@ def forget_reading(model: Any) -> None:
         model._weight_conversions = kept
 
 
-def make_plain(model: Any, dtype: torch.dtype) -> None:
+def _make_plain(model: Any, dtype: torch.dtype) -> None:
     """Make every layer of a model that a library packed a plain one, and the model one of a dtype; in place."""
     for module in list(model.modules()):
         kind = kind_of(module)
@@ -107,7 +113,7 @@ def make_plain(model: Any, dtype: torch.dtype) -> None:
             weight = module._parameters["weight"]
             assert weight is not None
             values = kind.numbers(module, weight).to(dtype)
-            make_layer_plain(module, kind)
+            make_plain(module, kind)
             module._parameters["weight"] = nn.Parameter(values, requires_grad=False)
     new: dict[int, nn.Module] = {}
     for module in list(model.modules()):

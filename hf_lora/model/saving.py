@@ -117,19 +117,7 @@ def _save_one(
     repo_id: str | None,
     converts: bool,
 ) -> None:
-    task = (
-        config.task_type if hasattr(model, "config") else None
-    )  # PEFT's class asks for a config, and for what generates
-    if task and TASK_TYPES[task].tag == "text-generation" and not hasattr(model, "prepare_inputs_for_generation"):
-        task = None
-    published = config.copy(inference_mode=True, task_type=task)
-    if converts or started(config):
-        published = converted(published, model._lora.carried(name))
-    elif not INITS[config.init_lora_weights].named:
-        published = published.copy(init_lora_weights=True, loftq_config={})
-    published.auto_mapping = published.auto_mapping or _auto_mapping(model, published)
-    if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
-        published = published.copy(other={k: v for k, v in published.other.items() if k != "peft_version"})
+    published = _as_read(model, name, config, converts)
     if os.path.lexists(directory) and not directory.is_dir():
         raise AdapterFileError(f"{directory} is a file; save_pretrained takes a directory.")
     if reason := no_peft(model, name, config):
@@ -150,6 +138,22 @@ def _save_one(
             f"the adapter {name!r} cannot be written to {directory}: {error}. What the directory holds is whole: the "
             "adapter of before, or this one."
         ) from error
+
+
+def _as_read(model: Any, name: str, config: LoRAConfig, converts: bool) -> LoRAConfig:
+    """Return an adapter's config as a file has it, which PEFT reads as well."""
+    task = config.task_type if hasattr(model, "config") else None  # PEFT's class asks for one, and for what generates
+    if task and TASK_TYPES[task].tag == "text-generation" and not hasattr(model, "prepare_inputs_for_generation"):
+        task = None
+    found = config.copy(inference_mode=True, task_type=task)
+    if converts or started(config):
+        found = converted(found, model._lora.carried(name))
+    elif not INITS[config.init_lora_weights].named:
+        found = found.copy(init_lora_weights=True, loftq_config={})
+    found.auto_mapping = found.auto_mapping or _auto_mapping(model, found)
+    if config.target_parameters and config.has_old_experts:  # the file is written as PEFT writes it today
+        found = found.copy(other={k: v for k, v in found.other.items() if k != "peft_version"})
+    return found
 
 
 def _tensors(

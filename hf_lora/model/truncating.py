@@ -62,17 +62,15 @@ def truncate(
             return k
 
         groups, record = combined(model, state, Request.of([name], [1.0]), chosen)
+        route = state.selected
         if into is None:
             if name in state.merged:
                 state.refuse_while_merged("truncate")
             state.refuse_inside("truncate", name)
-            route = state.selected
             remove(state, name)
-            put_on(model, state, name, groups, record)
-            if name in route:
-                select(state, route)
-        else:
-            put_on(model, state, into, groups, record)
+        put_on(model, state, into or name, groups, record)
+        if into is None and name in route:
+            select(state, route)
     return Approximation(model, tuple(rows))
 
 
