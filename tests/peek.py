@@ -10,6 +10,7 @@ from typing import Any
 
 PLACES = {
     "adding": "hf_lora.model.adding",
+    "attaching": "hf_lora.model.attaching",
     "opened": "hf_lora.model.loading:opened",
     "ENGINE_ROWS": "hf_lora.formats.engines.rules:ENGINES",
     "rules_table": "hf_lora.formats.engines.page:table",

@@ -533,10 +533,10 @@ def test_a_raw_parameter_may_be_called_what_a_method_of_a_container_is(tmp_path:
 
 
 def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from .peek import adding
+    from .peek import attaching
 
     model = LoRAModel.from_model(tiny("gpt2"), LoRAConfig(r=2))
-    classes, keys, attach, count = [type(m) for m in model.modules()], [*model.state_dict()], adding.attach, [0]
+    classes, keys, attach, count = [type(m) for m in model.modules()], [*model.state_dict()], attaching.attach, [0]
 
     def failing(*args: object) -> object:
         count[0] += 1
@@ -544,7 +544,7 @@ def test_an_attach_that_fails_half_way_leaves_the_model_as_it_was(monkeypatch: p
             raise MemoryError
         return attach(*args)
 
-    monkeypatch.setattr(adding, "attach", failing)
+    monkeypatch.setattr(attaching, "attach", failing)
     with pytest.raises(MemoryError):
         model.add_adapter(LoRAConfig(r=2, target_modules=["c_attn", "c_fc"]), "b")
     assert [type(m) for m in model.modules()] == classes

@@ -8,10 +8,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import AdapterFileError, ArgumentError, ConfigError
 from ..files.disk import write_atomically
@@ -19,10 +19,10 @@ from ..files.names import CONFIG_NAME
 from ..files.sources import place_of
 from ..files.strict_json import read_json
 from ..files.transaction import settled
-from ..variants.initial import INITS
-from ..variants.table import FORMULAS, formula_named, formula_of, scaling_of, settings, switches
-from .keys import ALWAYS, FORMULA_WORDS, FREE, INERT, NO_TARGETS, PEFT, PRESETS, UNSUPPORTED, Fields
-from .rules import is_layers, is_names, may_hang, problems_of
+from ..variants.table import FORMULAS, formula_named, formula_of, scaling_of, settings
+from .file_keys import FileKeys, unreadable, version_of
+from .keys import ALWAYS, FREE, INERT, NO_TARGETS, UNSUPPORTED, Fields
+from .rules import is_layers, is_names, problems_of
 from .words import as_json, unknown_settings
 
 
@@ -158,7 +158,7 @@ class LoRAConfig(Fields):
     @property
     def has_old_experts(self) -> bool:
         """Whether PEFT wrote the adapter before 0.19, when factors of fused experts had their axes the other way."""
-        version = _version(self.other.get("peft_version"))
+        version = version_of(self.other.get("peft_version"))
         return version is not None and version < (0, 19, 0)
 
     def copy(self, **changes: Any) -> LoRAConfig:
@@ -167,7 +167,7 @@ class LoRAConfig(Fields):
 
     def check_readable(self) -> None:
         """Raise ConfigError for keys in `other` that nobody would read again, of which a file would be refused."""
-        if problems := _Keys.of(self.other, False).problems:
+        if problems := FileKeys.of(self.other, _NAMES, False).problems:
             raise ConfigError(f"LoRAConfig: other={self.other!r:.200}: {' '.join(problems)}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,9 +228,9 @@ class LoRAConfig(Fields):
             theirs = {key: {word: own for own, word in words.items()} for key, words in row.values.items()}
             read = {ours.get(key, key): value for key, value in values.items() if key not in row.unread}
             values = {**{key: _reworded(theirs, key, value) for key, value in read.items()}, row.switch: True}
-        keys = _Keys.of(values, ignore_unknown)
+        keys = FileKeys.of(values, _NAMES, ignore_unknown)
         mine, other = keys.mine, keys.other
-        problems = [*keys.problems, *_unreadable(mine)]
+        problems = [*keys.problems, *unreadable(mine)]
         if problems:
             raise ConfigError(f"{source}: " + " ".join(problems))
         if keys.newer and not ignore_unknown:
@@ -283,74 +283,8 @@ _DEFAULTS = {
 }
 
 
-def _formula_words() -> set[str]:
-    named = [*switches(), *(name for name in INITS if isinstance(name, str))]
-    return {*FORMULA_WORDS, *(word for name in named for word in name.split("_"))}
-
-
-def _version(text: object) -> tuple[int, ...] | None:
-    """Return the three numbers of a version of PEFT, None where it is none."""
-    found = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text) if isinstance(text, str) else None
-    return tuple(int(number or 0) for number in found.groups()) if found else None
-
-
-_EMPTY: tuple[Any, ...] = (None, False, {}, [], "")
 # A null stands for the default, but where it would hide what the adapter is.
 _KEEPS_NULL = {f.name for f in dataclasses.fields(LoRAConfig) if "None" in str(f.type)} | {"r", "lora_alpha"}
-
-
-class _Keys(NamedTuple):
-    """An adapter_config.json by keys: ours, those that are kept, unknown ones of a newer PEFT; and what is wrong."""
-
-    mine: dict[str, Any]
-    other: dict[str, Any]
-    newer: dict[str, Any]
-    problems: list[str]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], ignore_unknown: bool) -> _Keys:
-        """Return the sorted keys of a file's config."""
-        keys, kept = cls({}, {}, {}, []), {*INERT, *settings()}
-        is_newer = (_version(values.get("peft_version")) or PEFT) > PEFT
-        for key, value in values.items():
-            if key in _NAMES and key != "other":
-                keys.mine[key] = value
-            elif key in kept:
-                keys.other[key] = value
-            elif key in UNSUPPORTED:
-                if value != UNSUPPORTED[key] and value is not None:
-                    keys.problems.append(f"{key}={value!r} asks for something that hf_lora does not build.")
-            elif key != "peft_type" and value not in _EMPTY:
-                keys.other[key] = value
-                if is_newer and not _formula_words() & {*key.split("_")}:
-                    keys.newer[key] = value
-                elif not ignore_unknown:
-                    keys.problems.append(
-                        f"unknown key {key}={value!r}; if it has no effect, delete it from the file or read it with "
-                        "LoRAConfig.from_pretrained(..., ignore_unknown=True)."
-                    )
-        return keys
-
-
-def _unreadable(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a file may not hold: expressions that can take for ever, and layers counted from the end."""
-    for pattern in _expressions(values):
-        if may_hang(pattern):
-            yield (
-                f"the expression {pattern!r:.200} is too long, or repeats a repeat, which can take for ever; rewrite "
-                "it."
-            )
-    layers = values.get("layers_to_transform")
-    if is_layers(layers) and not is_layers(layers, 0):
-        yield f"layers_to_transform={layers!r}: a file has no layers that are counted from the end."
-
-
-def _expressions(values: Mapping[str, Any]) -> list[str]:
-    """Return the regular expressions among a config's values, of whatever type these are."""
-    single = [v for key in ("target_modules", "exclude_modules") if isinstance(v := values.get(key), str)]
-    patterns = [v for key in ("rank_pattern", "alpha_pattern") if isinstance(v := values.get(key), Mapping)]
-    found = [*single, *(key for each in patterns for key in each if isinstance(key, str))]
-    return [pattern for pattern in found if pattern not in PRESETS]
 
 
 def key_for(patterns: Mapping[str, Any], name: str) -> str | None:

@@ -27,10 +27,11 @@ from ..errors import full_name, some
 from ..kinds.table import KINDS, kind_of
 from ..layers.layer import LoRALayer
 from ..targets.names import match_names, parameter_names
-from ..targets.plan import low_rank_sites, rows_of, tied_sites
+from ..targets.plan import low_rank_sites
 from ..targets.reads import Uses
 from ..targets.sharing import grouped, spread
 from ..targets.site import Site
+from ..targets.tables import rows_of, tied_sites
 from ..targets.ties import tied_names
 from ..variants.adapter import own_tensor
 from ..variants.table import ADAPTERS, COPIES, SAVED, TOKENS

@@ -33,7 +33,8 @@ def _specialise(trainer: Any, model: Any) -> type | None:
     """Specialise a Trainer where its model has a LoRAModel inside or hf_lora measures it; return LoRATrainer then."""
     if not (_is_ours(trainer) or contains_lora(model) or measures(trainer)):
         return None
-    from .trainer import LoRATrainer, specialise  # not above: it imports torch
+    from .trainer import LoRATrainer  # not above: they import torch
+    from .trainer_classes import specialise
 
     specialise(trainer)
     return LoRATrainer

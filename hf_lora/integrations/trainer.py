@@ -15,14 +15,12 @@ from transformers import Trainer
 
 from ..files.hub_calls import Request, call
 from ..files.privacy import hub_id
-from ..hub.card.metadata import joined
 from ..layers.specialising import is_a
 from ..model.saving import refuse_base_folder
 from ..training.trackers import lora_scalars
-from . import budgets, checkpoints, containing, missing, optimizer, resuming, sharded, uploading
+from . import budgets, checkpoints, missing, optimizer, resuming, sharded, uploading
 from .cards import facts_of, write_cards
 from .missing import Seam
-from .optimizer import OptimizerCheck
 from .trained_model import lora_model, measures
 
 METHODS: list[Seam] = []
@@ -265,36 +263,6 @@ class LoRATrainer(_Stock):
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             uploading.offer(self, lora_model(self), Path(checkpoint_folder))
-
-
-def specialise(trainer: Any) -> None:
-    """Make a Trainer the Trainer of a LoRAModel, with a check of its optimizer, unless it is that already."""
-    if not isinstance(trainer, LoRATrainer):
-        cls: Any = type(trainer)
-        trainer.__class__ = _specialised(cls)
-    handler = getattr(trainer, "callback_handler", None)
-    if handler is not None:
-        for callback in (OptimizerCheck, budgets.BudgetCallback):
-            if not any(isinstance(each, callback) for each in handler.callbacks):
-                handler.add_callback(callback(trainer))
-
-
-@functools.cache
-def _specialised(cls: type) -> type:
-    """Return the one class of a class's Trainers of LoRAModels; it has the same names."""
-    names: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    names |= containing.reading(cls)
-    if getattr(getattr(cls, "create_model_card", None), "__module__", "").startswith("trl."):
-        names["create_model_card"] = _create_card_in_trl
-    return type(cls.__name__, (LoRATrainer,) if cls is Trainer else (cls, LoRATrainer), names)
-
-
-def _create_card_in_trl(
-    self: Any, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-) -> None:
-    """Write the card as the stock Trainer does here: TRL's own names neither the adapter's base nor its library."""
-    tags = joined(tags, self._tag_names)
-    LoRATrainer.create_model_card(self, model_name=model_name, dataset=dataset_name, tags=tags)
 
 
 def _search_of(trainer: Any) -> Any:

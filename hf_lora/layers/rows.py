@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ..errors import AdapterStateError
 from ..maths.stacked import add_by_row
-from ..variants.adapter import Adapter, version
+from ..variants.adapter import Adapter
+from ..variants.tensors import version
 from .routes import Rows
 from .state import AdapterState
 

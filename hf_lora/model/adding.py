@@ -15,35 +15,43 @@ from torch import Tensor, nn
 from ..config.keys import PRESETS
 from ..config.lora_config import LoRAConfig
 from ..config.rules import is_int
-from ..errors import AdapterStateError, TargetError, full_name, some
+from ..errors import TargetError, full_name, some
 from ..formats.contents import Contents
 from ..formats.keys import reads_back
 from ..formats.names import fit_names
 from ..formats.notes import BASE_NOTE, RECIPE_NOTE, SEED_NOTE
 from ..formats.peft import read_sites
 from ..kinds.table import KINDS
-from ..layers.distributed import refuse_spread
-from ..layers.layer import TAKEN, LoRALayer, attach, base_modules
+from ..layers.layer import base_modules
 from ..layers.offload import brought_in
-from ..layers.state import BLOCKS, CHANGES, AdapterState, Origin, Record
+from ..layers.state import CHANGES, AdapterState, Origin, Record
 from ..targets.idle import idle_keys
 from ..targets.misfits import settle_saved
 from ..targets.names import as_endings, is_left_out, match_names, parameter_names, saved_modules, settle_layers
-from ..targets.plan import plan, token_sites
+from ..targets.plan import plan
 from ..targets.site import Site
+from ..targets.tables import token_sites
 from ..targets.ties import check_products, named_copies, tied_copies
 from ..variants.adapter import Adapter
 from ..variants.filling import seed_of
 from ..variants.initial import INITS
-from ..variants.table import SAVED
 from . import from_data, provenance
+from .attaching import (
+    Groups,
+    attach_groups,
+    build,
+    copied_modules,
+    initialise,
+    origin_of,
+    own_modules,
+    put_on,
+    weights_of,
+)
 from .loading import check_dtypes
-from .selecting import check_name, remove
+from .selecting import check_name
 from .settings import SETTINGS_NOTE
 
 _BARELY = 0.5  # of a scaling, which the default lora_alpha goes below where r is more than 16
-
-Groups = dict[str, dict[str, tuple[Site, Adapter]]]
 
 
 def add(model: Any, state: AdapterState, config: LoRAConfig, name: str, data: Any = None) -> LoRAConfig:
@@ -66,11 +74,11 @@ def add(model: Any, state: AdapterState, config: LoRAConfig, name: str, data: An
         sites = tied_copies(modules, config, sites)
         _check_names(sites)
         config, sites = _seeded(config, sites)
-        groups = _build(state, modules, sites)
-        _initialise(modules, groups)
+        groups = build(state, modules, sites)
+        initialise(modules, groups)
         from_data.learn(modules, config, groups, seen)
         resolved = _resolved(config, modules, sites, targets, parameters)
-        _attach(state, modules, groups, name, Record(resolved, origin_of(model, modules, sites), trainable=True))
+        attach_groups(state, modules, groups, name, Record(resolved, origin_of(model, modules, sites), trainable=True))
         if (alpha := config.lora_alpha) == LoRAConfig.lora_alpha and (scale := config.scaling_of("")) < _BARELY:
             warnings.warn(
                 f"r={config.r} with lora_alpha={alpha:g}, the default, scales the update by {scale:.3g}: it trains far "
@@ -97,9 +105,9 @@ def extend(model: nn.Module, state: AdapterState, config: LoRAConfig, name: str)
         return
     with CHANGES:
         modules = dict(base_modules(model))
-        groups = _build(state, modules, token_sites(model, config, modules))
-        _initialise(modules, groups)
-        _attach(state, modules, groups, name, Record(config, record.origin, trainable=True))
+        groups = build(state, modules, token_sites(model, config, modules))
+        initialise(modules, groups)
+        attach_groups(state, modules, groups, name, Record(config, record.origin, trainable=True))
 
 
 def load(
@@ -109,14 +117,6 @@ def load(
     with CHANGES:
         check_name(name, state.records)
         put_on(model, state, name, *read(model, state, files, trainable, check_base))
-
-
-def put_on(model: nn.Module, state: AdapterState, name: str, groups: Groups, record: Record) -> None:
-    """Attach adapters that were made beside the model; what is active stays so."""
-    with CHANGES:
-        check_name(name, state.records)
-        state.refuse_while_merged("adding an adapter")
-        _attach(state, {module: model.get_submodule(module) for module in groups}, groups, name, record)
 
 
 def read(
@@ -138,8 +138,8 @@ def read(
             check_products(modules, config, sites)
         _tell_idle_keys(modules, config, sites)
         if check_base:
-            provenance.check(base, model, modules, _weights(sites), _copied(sites))
-        groups = _build(state, modules, sites)
+            provenance.check(base, model, modules, weights_of(sites), copied_modules(sites))
+        groups = build(state, modules, sites)
         check_dtypes([(site, groups[site.module][site.key][1], values) for site, values in found])
         is_seeded = provenance.knows_start(base)
         for site, values in found:
@@ -173,27 +173,6 @@ def _tell_idle_keys(modules: Mapping[str, nn.Module], config: LoRAConfig, sites:
             warnings.warn(f"the adapter's config: {told}", stacklevel=2)
 
 
-def _build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable[Site]) -> Groups:
-    """Return the empty adapters of sites. Raises AdapterStateError and TargetError where a layer cannot take one."""
-    groups: Groups = {}
-    firsts: dict[str, Adapter] = {}
-    for site in sites:
-        _check_own(state, modules[site.module], site.module)
-        adapter = groups[site.shares][site.key][1] if site.shares else site.build(modules[site.module])
-        if site.group:
-            adapter.share(firsts.setdefault(site.group, adapter))
-        groups.setdefault(site.module, {})[site.key] = (site, adapter)
-    return groups
-
-
-def _initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
-    for module, group in groups.items():
-        with brought_in(modules[module]):
-            for site, adapter in group.values():
-                if not site.shares:
-                    adapter.initialise(modules[module])
-
-
 def _take_over(
     layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], name: str, check_base: bool, is_seeded: bool
 ) -> None:
@@ -214,81 +193,11 @@ def _take_over(
         own.data = tensor.to(device=own.device, dtype=own.dtype).contiguous()
 
 
-def _weights(sites: Iterable[Site]) -> list[tuple[str, str]]:
-    """Return (module, parameter) of every weight that a product is added to."""
-    return [(site.module, site.parameter) for site in sites if site.row.low_rank]
-
-
-def _copied(sites: Iterable[Site]) -> set[str]:
-    """Return the modules of which an adapter holds a copy."""
-    return {site.module for site in sites if site.role == SAVED.name}
-
-
-def origin_of(model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[Site]) -> Origin:
-    """Return what is known of the base that is here, for an adapter that trains on it."""
-    took = any(INITS[s.init].computed_again or s.row.reads_base for s in sites if s.row.low_rank)
-    seen = provenance.observe(modules, _weights(sites), took)
-    is_whole = seen.read == len(seen.grids)
-    return Origin(seen=seen, floats=None if is_whole else provenance.observe_floats(model, _copied(sites)))
-
-
-def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
-    """Raise AdapterStateError where a layer has adapters of another LoRAModel, whose state it would go on following."""
-    if isinstance(layer, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        raise TargetError(
-            f"{name or 'the model'} is a {type(layer).__name__} with a parameter of its own, whose code goes over its "
-            "modules and would meet its adapters. Put the parameter into a module of its own, or leave it out."
-        )
-    if layer.__dict__.get("_lora") is state:  # a layer with adapters, or a model that is a layer itself
-        return
-    if isinstance(layer, LoRALayer):
-        raise AdapterStateError(
-            f"{name} carries an adapter of another LoRAModel, which goes on choosing what acts there; leave it "
-            "out of target_modules (exclude_modules), or unload() the other one first."
-        )
-    if taken := [each for each in TAKEN if hasattr(layer, each)]:
-        raise TargetError(
-            f"{name or type(layer).__name__} has a {taken[0]!r} of its own, a name that its adapters need; leave "
-            "it out of target_modules and target_parameters."
-        )
-
-
 def _check_names(sites: Iterable[Site]) -> None:
     """Raise TargetError for modules whose names a file's keys use for something else: it would not be read again."""
     leaves = [(s.module, s.parameter if s.row.whole else s.row.tensors[0].key) for s in sites]
     if bad := dict.fromkeys(module for module, leaf in leaves if not reads_back(module, leaf)):
         raise TargetError(f"{some([*bad])}: the files of adapters have such a name for a part of their own; rename it.")
-
-
-def _attach(state: AdapterState, modules: Mapping[str, nn.Module], groups: Groups, name: str, record: Record) -> None:
-    before, layers = state.records.get(name), dict(state.layers)  # others may walk over the present ones
-    try:
-        for module, group in groups.items():
-            for _, adapter in group.values():
-                adapter.begin()
-                adapter.requires_grad_(False)
-            behind = {key for key, (site, _) in group.items() if site.behind}
-            adapters, shown = (
-                {key: adapter for key, (_, adapter) in group.items()},
-                any(s.shown for s, _ in group.values()),
-            )
-            layers[module] = attach(modules[module], state, name, adapters, behind, shown)
-    except BaseException:
-        with BLOCKS:
-            state.layers = layers
-            if before is None:
-                remove(state, name)
-        raise
-    state.layers = layers
-    state.records = {**state.records, name: record}
-
-
-def own_modules(model: nn.Module, state: AdapterState) -> dict[str, nn.Module]:
-    """Return a model's own modules by name. Raises an error where it can take no adapter now."""
-    state.refuse_while_merged("adding an adapter")
-    modules = dict(base_modules(model))
-    refuse_spread(model, modules)
-    return modules
 
 
 def _resolved(

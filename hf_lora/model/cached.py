@@ -15,7 +15,7 @@ from ..layers.memory.head import own_head
 from ..layers.state import CHANGES, Record
 from ..variants.adapter import Adapter
 from ..variants.initial import INITS
-from . import adding
+from . import adding, attaching
 from .loading import opened
 from .settings import warn_of_others
 from .swapping import wait_for_devices
@@ -37,7 +37,7 @@ class Cached:
     size: int = 0
     moves: bool = False
     files: Contents | None = None
-    built: tuple[adding.Groups, Record] | None = None
+    built: tuple[attaching.Groups, Record] | None = None
     devices: dict[Adapter, torch.device] = field(default_factory=dict)
     left: list[Any] = field(default_factory=list)
     reading: threading.Lock = field(default_factory=threading.Lock)
@@ -75,7 +75,7 @@ class Cached:
         for adapter, device in self.devices.items():
             adapter.to(device)
         with own_head(model):
-            adding.put_on(model, model._lora, name, *self.built)
+            attaching.put_on(model, model._lora, name, *self.built)
 
     def put_away(self, model: Any, name: str) -> None:
         """Take it off a model into CPU memory; of one that became another meanwhile nothing is kept."""

@@ -24,9 +24,10 @@ from ..maths.low_rank import product
 from ..maths.subspaces import Decomposed
 from ..targets.names import as_endings, match_names, parameter_names
 from ..targets.site import Site
-from ..variants.adapter import NO_SUM, Adapter, Product
+from ..variants.adapter import NO_SUM, Adapter
+from ..variants.spec import Product
 from ..variants.table import switches
-from .adding import Groups, origin_of, own_modules, put_on
+from .attaching import Groups, origin_of, own_modules, put_on
 from .recipes import Request
 from .selecting import check_known, check_name, check_together
 

@@ -24,8 +24,9 @@ from ..formats.keys import plain_keys, split_key
 from ..layers.offload import brought_in
 from ..layers.state import AdapterState
 from ..maths.subspaces import Decomposed, inner, overlap
-from ..variants.adapter import NO_SUM, Product
+from ..variants.adapter import NO_SUM
 from ..variants.initial import INITS
+from ..variants.spec import Product
 from ..variants.table import formula_of
 from .loading import opened
 from .report import aligned, alike

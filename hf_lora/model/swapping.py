@@ -11,7 +11,7 @@ from ..formats.contents import Contents
 from ..layers.memory.head import own_head
 from ..layers.state import CHANGES, AdapterState, Record
 from ..variants.adapter import Adapter
-from . import adding
+from . import adding, attaching
 from .selecting import check_known, names_of
 from .settings import warn_of_others
 
@@ -91,7 +91,7 @@ def _check_now(model: Any, names: Sequence[str], what: str) -> None:
         )
 
 
-def _paired(state: AdapterState, name: str, groups: adding.Groups) -> Pairs:
+def _paired(state: AdapterState, name: str, groups: attaching.Groups) -> Pairs:
     """Return (an adapter of a name, the file's in its place) for all of them. Raises AdapterMismatchError."""
     own = {(m, key): a for m, _, key, a in state.carried(name)}
     new = {(m, key): a for m, group in groups.items() for key, (_, a) in group.items()}

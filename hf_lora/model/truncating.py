@@ -8,8 +8,8 @@ import os
 from ..errors import AdapterStateError, ArgumentError, full_name
 from ..layers.state import CHANGES
 from ..maths.subspaces import Decomposed
-from .adding import put_on
 from .approximating import Approximated, Approximation, Kept, lost
+from .attaching import put_on
 from .combining import Place, combined
 from .lora_model import LoRAModel
 from .recipes import Request

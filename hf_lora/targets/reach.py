@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from .source import methods_of, parents_in
+from .scanning import parents_in
+from .source import methods_of
 from .tree import Tree
 from .words import QUANTIZER, is_head, says
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .source import Path, flags_in, flags_of, modules_of, text_of
+from .scanning import Path
+from .source import flags_in, flags_of, modules_of, text_of
 
 _MANY = 1000  # ways to a layer that are looked at
 _TORCHS = frozenset(vars(nn.Module()))  # attributes of every module, which hold no other one but as its children

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..kinds.kind import Shape
 from ..layers.offload import compute_device
-from ..variants.adapter import Adapter, Spec, base_tensor, own_tensor
+from ..variants.adapter import Adapter, base_tensor, own_tensor
+from ..variants.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from ..kinds.table import KINDS
 from ..layers.layer import LoRALayer
 from ..layers.tying import is_plain
 from ..maths import low_rank
-from ..variants.adapter import Adapter, Product, own_tensor
+from ..variants.adapter import Adapter, own_tensor
+from ..variants.spec import Product
 
 _Place = tuple[str, str, LoRALayer, Adapter, Product]  # adapter name, group, the layer, its adapter, what it adds
 # adapter -> the shape of the weight it adapts, and the length of each of its rows, (..., out); the base stays as it is

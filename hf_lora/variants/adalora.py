@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from .adapter import Product, Spec
 from .filling import drawn, generator
 from .lora import LoRA
+from .spec import Product, Spec
 
 _DEVIATION = 0.02
 

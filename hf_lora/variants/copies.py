@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds.kind import Shape
-from .adapter import Adapter, Spec, own_tensor
+from .adapter import Adapter, own_tensor
+from .spec import Spec
 
 
 class _Copy(Adapter):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..kinds.kind import Shape
 from ..maths import low_rank
-from .adapter import Spec
 from .lora import LoRA
 from .seen import Seen, stays
+from .spec import Spec
 
 
 class DoRA(LoRA):

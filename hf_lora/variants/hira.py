@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..maths import linear, low_rank
-from .adapter import Product
 from .lora import LoRA
+from .spec import Product
 
 
 class HiRA(LoRA):

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..kinds.table import KINDS
-from .adapter import Spec
 from .lora import LoRA
+from .spec import Spec
 
 
 class LoRAFA(LoRA):

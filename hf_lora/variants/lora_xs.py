@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from ..maths import low_rank
-from .adapter import Spec
 from .filling import generator
 from .lora import LoRA
+from .spec import Spec
 
 
 class LoRAXS(LoRA):

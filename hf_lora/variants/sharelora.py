@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import numberless
 from ..kinds.table import KINDS
-from .adapter import Spec
 from .lora import LoRA
+from .spec import Spec
 
 
 class ShareLoRA(LoRA):

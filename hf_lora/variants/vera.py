@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..kinds.kind import Shape
 from ..kinds.table import KINDS
 from ..maths.vectors import between_linear
-from .adapter import Spec
 from .filling import drawn, generator
 from .lora import LoRA
+from .spec import Spec
 
 _MATRICES = ("vera_A", "vera_B")
 

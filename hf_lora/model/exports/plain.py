@@ -14,8 +14,8 @@ from ...formats.contents import Contents
 from ...layers.state import CHANGES
 from ...variants.initial import INITS
 from ...variants.table import formula_of
-from ..adding import put_on
 from ..approximating import Approximation
+from ..attaching import put_on
 from ..bases import load_base_of
 from ..combining import combined
 from ..extracting import extract
