@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_lora import LoRAConfig, LoRAModel, check_for, convert_for
-from hf_lora.errors import AdapterFileError, EngineError
+from hf_lora.errors import AdapterFileError, ArgumentError, EngineError
 
 from .peek import cli
 from .tiny import outputs, tiny
@@ -296,11 +297,47 @@ def test_mlx_is_given_no_layers_that_its_models_have_under_other_names(tmp_path:
         convert_for(adapter, tmp_path / "mlx", "mlx")
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    adapter = made(tmp_path, **PAIR)
+@pytest.mark.parametrize("engine", ["vllm", "mlx", "llama.cpp", "onnx"])
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = made(tmp_path, **PAIR), tmp_path / "new"
+    file = {"llama.cpp": "a.gguf", "onnx": "a.onnx"}.get(engine, "a")
+    for package in {"llama.cpp": ["gguf"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}.get(engine, []):
+        pytest.importorskip(package)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "rename", full)
+    assert cli.main(["convert", str(adapter), str(out / file), "--for", engine]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be written" in told
+    assert "No space left" in told
+    assert not any(out.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "onnx"])
+def test_what_is_there_and_what_is_no_place_is_told_before_anything_is_loaded(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = {"llama.cpp": ".gguf", "onnx": ".onnx"}.get(engine, "")
     (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(AdapterFileError, match="cannot be written"):
-        convert_for(adapter, tmp_path / "file" / "out", "vllm")
-    with pytest.raises(AdapterFileError, match="is there already"):
-        convert_for(adapter, tmp_path / "link", "vllm")
+    (tmp_path / f"link{end}").symlink_to(tmp_path / "nowhere")
+    for path, told in {"file/out": "is no folder", "link": "is there already"}.items():
+        assert cli.main(["convert", "no/adapter", str(tmp_path / f"{path}{end}"), "--for", engine]) == 2
+        assert told in capsys.readouterr().err
+    assert cli.main(["merge", "no/adapter", str(tmp_path / "link")]) == 2
+
+
+def test_arguments_of_other_kinds_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = made(tmp_path, **PAIR)
+    with pytest.raises(ArgumentError, match="output=None"):
+        convert_for(adapter, None, "vllm")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="not a LlamaForCausalLM"):
+        convert_for(adapter, tmp_path / "out", "vllm", base_model=tiny("llama"))
+    with pytest.raises(ArgumentError, match="revison"):
+        check_for(adapter, "vllm", revison="main")
+    assert cli.main(["convert", str(adapter), str(tmp_path / "a.onnx"), "--for", "onnx", "--rank", "4"]) == 2
+    assert "no rank to choose" in capsys.readouterr().err

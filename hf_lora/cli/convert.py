@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from ..errors import ArgumentError
 from .completing import engines
 from .showing import hush, remark
 
@@ -43,6 +44,8 @@ def convert(
     """
     hush()
     if engine == "onnx":
+        if rank is not None or max_rank is not None:
+            raise ArgumentError("--for onnx: the adapter is merged, so there is no rank to choose: leave it out.")
         _export(adapter, output, base_model)
         return
     from ..model.exports.for_engines import convert_for  # not above: it imports torch
@@ -57,9 +60,11 @@ def convert(
 
 def _export(adapter: str, output: Path, base_model: str | None) -> None:
     """Merge an adapter into its base and write that as ONNX."""
+    from ..files.disk import free_place
     from ..model.exports.onnx import export_onnx
-    from ..model.lora_model import LoRAModel
+    from ..model.exports.plain import loaded
+    from ..model.loading import opened
 
-    model = LoRAModel.from_pretrained(adapter, base_model=base_model)
-    found = export_onnx(model.merge_and_unload(), output)
+    free_place(output, ".onnx")
+    found = export_onnx(loaded(opened(adapter), base_model).merge_and_unload(), output)
     print(f"wrote {output}; in onnxruntime its outputs differ by {found:.1e} from the model's.")

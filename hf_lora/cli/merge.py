@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from ..errors import AdapterFileError, ArgumentError, MergeError
+from ..errors import ArgumentError, MergeError
 from .showing import hush, remark
 
 __all__ = ["merge"]
@@ -59,39 +56,16 @@ def merge(
 
         hf-lora merge outputs/qlora merged --requantize --calibration reviews.csv
     """
-    merging = _Merge(adapter, base_model, dtype, max_shard_size, verify, tolerance, requantize, calibration)
-    _check_free(output)
-    merging.check()
-    from ..training.run.folder import check_place  # not above: it imports torch
+    from ..files.disk import free_place, made_whole
 
-    check_place(output)
+    merging = _Merge(adapter, base_model, dtype, max_shard_size, verify, tolerance, requantize, calibration)
+    free_place(output)
+    merging.check()
     hush()
     model, batches = merging.opened()
-    with _made_whole(output) as beside:
+    with made_whole(output) as beside:
         told = merging.write(model, batches, beside)
     print(f"wrote {output}{told}.")
-
-
-def _check_free(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise AdapterFileError(f"{output} is there already; name a folder that is not, or remove it.")
-
-
-@contextmanager
-def _made_whole(output: Path) -> Iterator[Path]:
-    """Give a folder that takes the place of one when all of it is written, and else goes."""
-    from ..files.disk import sweep, temporary
-
-    beside = temporary(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sweep(output.parent, [output.name])  # of a merge that was killed
-    try:
-        yield beside
-        if output.is_dir():
-            output.rmdir()  # empty: a rename would not replace it on every system
-        beside.rename(output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ..errors import AdapterFileError
+from ..errors import AdapterFileError, ArgumentError
 
 try:
     import fcntl
@@ -71,6 +71,64 @@ def sweep(directory: Path, names: Iterable[str]) -> None:
     for name in names:
         for path in directory.glob(f".{glob.escape(name)}.*.tmp"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def free_place(path: str | os.PathLike[str], suffix: str = "") -> Path:
+    """Return the path of a file to make, whose name ends in a suffix, or without one of a folder, which may be empty.
+
+    Raises ArgumentError for what is no path, AdapterFileError where something is there or nothing could be made.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ArgumentError(f"output={path!r}: it is the path of what to make, a str or a Path.")
+    place = Path(path)
+    if suffix and place.suffix != suffix:
+        raise AdapterFileError(f"{place}: it will be one file, whose name ends in {suffix}, as {place}{suffix}.")
+    if os.path.lexists(place) and (suffix or not place.is_dir() or any(place.iterdir())):
+        raise AdapterFileError(f"{place} is there already; name one that is not, or remove it.")
+    check_place(place)
+    return place
+
+
+def check_place(folder: Path, flag: str = "") -> None:
+    """Raise AdapterFileError where a folder is none, or could not be made or written into. flag: what names it."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is None or not there.is_dir():
+        what = "that is a file" if there == folder else f"{there or folder.anchor} is no folder"
+        raise AdapterFileError(f"{flag}{folder}: {what}; name another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise AdapterFileError(f"{flag}{folder}: nothing may be written into {there}; name another.")
+
+
+@contextmanager
+def room_beside(place: Path) -> Iterator[Path]:
+    """Give a new name beside a file or folder to make; what is still there by it afterwards goes.
+
+    Raises AdapterFileError for an OSError of the disk in the block (it is full, nothing may be written).
+    """
+    beside = temporary(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place.parent, [place.name])
+        yield beside
+    except OSError as error:
+        if error.errno is None:  # of a reader, which says what it could not read
+            raise
+        raise AdapterFileError(f"{place} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(beside) if beside.is_dir() else beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_whole(place: Path) -> Iterator[Path]:
+    """Give a name beside a file or folder to make, of which what is written takes its place, or goes where that fails.
+
+    place: as `free_place` returns it. Raises AdapterFileError as `room_beside` does.
+    """
+    with room_beside(place) as beside:
+        yield beside
+        if place.is_dir():
+            place.rmdir()  # empty: a rename would not replace it on every system
+        beside.rename(place)
 
 
 def sync_directory(directory: Path) -> None:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from ...errors import ArgumentError
+from ...files.sources import HUB_KWARGS
 from ...variants.table import formula_of
-from ..inspection import looked_at
+from ..inspection import Looked, looked_at
 from .facts import Facts, facts_of
 from .rules import CONVERT, ENGINES, MERGE, REFACTOR, RULES, Engine, Verdict
 
@@ -64,12 +65,20 @@ def engine_named(name: str) -> Engine:
     return ENGINES[name]
 
 
+def base_named(base_model: str | os.PathLike[str] | None) -> str | None:
+    """Return the id or the path of a base. Raises ArgumentError for a loaded one."""
+    if base_model is not None and not isinstance(base_model, str | os.PathLike):
+        kind = type(base_model).__name__
+        raise ArgumentError(f"base_model= is the id or the path of a base here, whose config is read, not a {kind}.")
+    return None if base_model is None else os.fspath(base_model)
+
+
 def check_for(
     adapter: str | os.PathLike[str],
     engine: str,
     *,
     max_rank: int | None = None,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     **hub_kwargs: Any,
 ) -> Checked:
     """Return what an engine makes of an adapter: whether it loads it as it is meant, refuses it, or computes another.
@@ -79,12 +88,20 @@ def check_for(
     base_model: the base, where it lies elsewhere. hub_kwargs: as `inspect_adapter` takes them.
     Raises ArgumentError, AdapterFileError, HubError.
     """
-    row = engine_named(engine)
+    engine_named(engine)
+    base = base_named(base_model)
+    if unknown := hub_kwargs.keys() - {*HUB_KWARGS}:
+        raise ArgumentError(f"{', '.join(sorted(unknown))}: no argument of check_for; {', '.join(HUB_KWARGS)} are.")
     if max_rank is not None and (not isinstance(max_rank, int) or max_rank < 1):
         raise ArgumentError(f"max_rank={max_rank!r}: a rank is a positive integer.")
     with looked_at(adapter, **hub_kwargs) as looked:
-        facts = facts_of(looked, base_model)
-        told = tuple(_told(facts, engine, row, row.max_rank if max_rank is None else max_rank))
+        return checked(looked, engine, max_rank, base)
+
+
+def checked(looked: Looked, engine: str, max_rank: int | None = None, base: str | None = None) -> Checked:
+    """Return what an engine makes of an adapter that was looked at, as `check_for` does."""
+    row = engine_named(engine)
+    told = tuple(_told(facts_of(looked, base), engine, row, row.max_rank if max_rank is None else max_rank))
     return Checked(looked.source.name, row.title, row.version, row.source, told)
 
 

@@ -7,7 +7,6 @@ It multiplies by alpha / r of each tensor. In models of the Llama line it rotate
 Transformers rotates its halves: rows of a query and a key change places. As llama.cpp's convert_lora_to_gguf.py has it.
 """
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ...errors import EngineError
-from ...files.disk import temporary
 from .factors import MERGES, Factors, package, refuse_tied
 
 
@@ -45,7 +43,7 @@ _EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
 
 
 def write_gguf(path: Path, factors: Mapping[str, Factors], config: Any) -> None:
-    """Write an adapter for llama.cpp, whole or not at all, in float32.
+    """Write an adapter for llama.cpp into a new file, in float32.
 
     factors: by module, of one rank. config: the base's. Raises EngineError for a type of model or a layer whose name
     there nobody knows, MissingExtraError.
@@ -92,18 +90,13 @@ def _permuted(b: Tensor, module: str, config: Any) -> Tensor:
 
 
 def _write(gguf: Any, path: Path, architecture: str, tensors: Mapping[str, Tensor], rank: int) -> None:
-    beside = temporary(path)
-    try:
-        writer = gguf.GGUFWriter(beside, architecture)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
-        for name, tensor in tensors.items():
-            writer.add_tensor(name, tensor.detach().float().contiguous().cpu().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.detach().float().contiguous().cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

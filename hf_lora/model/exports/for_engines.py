@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import AdapterFileError, EngineError, LoRAError
-from ...files.disk import sweep, temporary
+from ...errors import EngineError
+from ...files.disk import free_place, made_whole
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
 from ...files.strict_json import read_json
 from ...files.tensors import read_noted
 from ...files.transaction import commit
-from ...formats.engines.checking import Checked, check_for, engine_named
+from ...formats.engines.checking import Checked, base_named, check_for, checked, engine_named
 from ...formats.engines.factors import MERGES
 from ...formats.engines.gguf import write_gguf
 from ...formats.engines.mlx import write_mlx
 from ...formats.engines.rules import CONVERT, REFACTOR, Engine
+from ...formats.inspection import looked_at
 from ...formats.keys import PREFIX, split_key, unwrapped
 from ...kinds.table import KINDS
 from ...variants.table import COPIES
 from ..approximating import Approximation
-from ..loading import opened
+from ..loading import check_options, opened
 from ..saving import save_adapters
 from .by_name import factors_of, padding
 from .plain import NAME, plain_model
@@ -50,7 +50,7 @@ def convert_for(
     *,
     rank: int | None = None,
     max_rank: int | None = None,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     **hub_kwargs: Any,
 ) -> Converted:
     """Write an adapter so that an engine loads it as it is meant.
@@ -64,53 +64,33 @@ def convert_for(
     What is written is plain LoRA with lora_alpha = r: the scaling is in B, a start in factors of twice the rank, fused
     experts are one by one. Raises EngineError for what has to be merged into the base, and what loading raises.
     """
-    row, path = engine_named(engine), Path(output)
-    _check_output(path, row)
-    told = check_for(adapter, engine, base_model=base_model, **hub_kwargs).told
-    mended = {CONVERT, ""} | ({REFACTOR} if rank is not None else set())
-    if left := [each for each in told if each.verdict != "not known" and each.mends not in mended]:
-        reasons = "; ".join(f"{each.said}: {each.why}" for each in left)
-        raise EngineError(f"{row.title} cannot be given {adapter}: {reasons}. {left[0].cure}")
-    model, lost = plain_model(opened(adapter, None, False, **hub_kwargs), base_model, rank, hub_kwargs)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if row.layout == "gguf":
-            write_gguf(path, _alone(model, row), model.config)
-            return Converted(path, lost, None)
-        return Converted(path, lost, _folder(path, model, engine, max_rank, base_model))
-    except OSError as error:
-        if isinstance(error, LoRAError):
-            raise
-        raise AdapterFileError(f"{path} cannot be written: {error}.") from error
-
-
-def _folder(path: Path, model: Any, engine: str, max_rank: int | None, base_model: str | None) -> Checked | None:
-    """Write a folder, whole or not at all, and return what the engine makes of it, None for a layout of its own."""
-    row, beside = engine_named(engine), temporary(path)
-    sweep(path.parent, [path.name])
-    try:
-        if row.layout == "mlx":
-            beside.mkdir()
-            write_mlx(beside, _alone(model, row), model.config)
-            checked = None
-        else:
+    row = engine_named(engine)
+    path = free_place(output, ".gguf" if row.layout == "gguf" else "")
+    base = base_named(base_model)
+    check_options(hub_kwargs)
+    with looked_at(adapter, **hub_kwargs) as looked:
+        _refuse(checked(looked, engine, base=base), rank)
+        files = looked.contents if looked.source.is_local else None
+    model, lost = plain_model(files or opened(adapter, **hub_kwargs), base, rank)  # of the Hub it saw the heads alone
+    with made_whole(path) as beside:
+        if row.layout == "peft":
             save_adapters(model, beside, NAME)
             _fit(beside, model, row)
-            checked = check_for(beside, engine, max_rank=max_rank, base_model=base_model)
-        if path.is_dir():
-            path.rmdir()
-        beside.rename(path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return checked
+            return Converted(path, lost, check_for(beside, engine, max_rank=max_rank, base_model=base))
+        if row.layout == "gguf":
+            write_gguf(beside, _alone(model, row), model.config)
+        else:
+            beside.mkdir()
+            write_mlx(beside, _alone(model, row), model.config)
+        return Converted(path, lost, None)
 
 
-def _check_output(path: Path, row: Engine) -> None:
-    """Raise AdapterFileError where something is there already, or a file has another ending than the engine's."""
-    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir()) or row.layout == "gguf"):
-        raise AdapterFileError(f"{path} is there already; name one that is not, or remove it.")
-    if row.layout == "gguf" and path.suffix != ".gguf":
-        raise AdapterFileError(f"{path}: {row.title} loads one file, whose name ends in .gguf, as {path}.gguf.")
+def _refuse(found: Checked, rank: int | None) -> None:
+    """Raise EngineError for what converting does not mend. rank: whether it may be approximated."""
+    mended = {CONVERT, ""} | ({REFACTOR} if rank is not None else set())
+    if left := [each for each in found.told if each.verdict != "not known" and each.mends not in mended]:
+        reasons = "; ".join(f"{each.said}: {each.why}" for each in left)
+        raise EngineError(f"{found.engine} cannot be given {found.name}: {reasons}. {left[0].cure}")
 
 
 def _alone(model: Any, row: Engine) -> Any:

@@ -18,6 +18,7 @@ from ..approximating import Approximation
 from ..attaching import put_on
 from ..bases import load_base_of
 from ..combining import combined
+from ..creating import add_saved, enter
 from ..extracting import extract
 from ..lora_model import LoRAModel
 from ..recipes import Request
@@ -30,12 +31,12 @@ NAME = "default"
 
 
 def plain_model(
-    files: Contents, base_model: str | None = None, rank: int | None = None, hub: dict[str, Any] | None = None
+    files: Contents, base_model: str | None = None, rank: int | None = None
 ) -> tuple[Any, Approximation | None]:
     """Return a LoRAModel whose only adapter is a file's as plain LoRA, and what a rank loses of it, layer by layer.
 
     Where the adapter needs no numbers of the base, the base is hollow: its config alone is read. rank: the most that
-    the result may have; None for what is exact. hub: where on the Hub the adapter lies.
+    the result may have; None for what is exact.
     Raises EngineError where only a rank could make it plain, and what loading raises.
     """
     formula = formula_of(files.config)
@@ -48,9 +49,9 @@ def plain_model(
     lost: Approximation | None = None
     if is_sum:
         start = INITS[files.config.init_lora_weights]
-        model = _loaded(files, base_model, hub, weights=formula.reads_base or start.computed_again)
+        model = loaded(files, base_model, weights=formula.reads_base or start.computed_again)
     else:
-        lost = extract(_base(files, base_model), _loaded(files, base_model, hub).merge_and_unload(), rank)
+        lost = extract(_base(files, base_model), loaded(files, base_model).merge_and_unload(), rank)
         model = lost.model
     state = model._lora
     origin = state.records[NAME].origin  # what its file says of its base, which a hollow one cannot
@@ -72,6 +73,9 @@ def _base(files: Contents, base_model: str | None, weights: bool = True) -> Any:
     return model
 
 
-def _loaded(files: Contents, base_model: str | None, hub: dict[str, Any] | None, weights: bool = True) -> Any:
+def loaded(files: Contents, base_model: str | None = None, weights: bool = True) -> Any:
+    """Return a LoRAModel of an adapter on its base in float. weights: whether the base's are read and compared."""
     base = _base(files, base_model, weights)
-    return LoRAModel.from_pretrained(files.source.name, base_model=base, check_base=weights, **(hub or {}))
+    enter(LoRAModel, base)
+    add_saved(base, files, NAME, is_trainable=False, check_base=weights)
+    return base

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import AdapterFileError, ConfigError, some
+from ...files.disk import check_place
 from ...files.strict_json import read_json
 from .record import CHECKPOINTS, METRICS, SETTINGS, write_json
 from .settings import RunSettings
 
-__all__ = ["begin", "check_output", "check_place", "check_resumable"]
+__all__ = ["begin", "check_output", "check_resumable"]
 
 
 def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> None:
@@ -39,16 +39,6 @@ def check_output(folder: Path, overwrite: bool, reads: Iterable[str] = ()) -> No
         f"--output {folder}: it holds an unfinished run; go on with `hf-lora train --resume --output {folder}`, name "
         "another folder, or replace that run with --overwrite."
     )
-
-
-def check_place(folder: Path, flag: str = "") -> None:
-    """Raise AdapterFileError where a folder is none, or could not be made or written into. flag: what names it."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    if there is None or not there.is_dir():
-        what = "that is a file" if there == folder else f"{there or folder.anchor} is no folder"
-        raise AdapterFileError(f"{flag}{folder}: {what}; name a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise AdapterFileError(f"{flag}{folder}: nothing may be written into {there}; name another folder.")
 
 
 def _is_within(path: Path, folder: Path) -> bool:
