@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hf_lora import LoRAConfig, LoRAModel, check_for
-from hf_lora.errors import AdapterFileError, ArgumentError
+from hf_lora import LoRAConfig, LoRAModel, check_for, convert_for
+from hf_lora.errors import AdapterFileError, ArgumentError, LoRAError
 
 from .peek import ENGINE_ROWS, cli, rules_table
 from .tiny import edit_config, tiny
@@ -146,6 +146,26 @@ def test_half_a_pair_is_an_error_and_a_base_without_a_head_is_not_known(tmp_path
         check_for(folder, "vllm")
     LoRAModel.from_model(tiny("llama", "LlamaModel"), LoRAConfig(r=2, **PAIR)).save_pretrained(tmp_path / "bare")
     assert {check_for(tmp_path / "bare", engine).verdict for engine in ENGINES[:4]} == {"not known"}
+
+
+@pytest.mark.parametrize(("changes", "found"), [({"r": 4}, "!-!+-"), ({"rank_pattern": {"q_proj": 3}}, "!-!+-")])
+def test_tensors_of_another_rank_than_the_config_says_are_told(
+    changes: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, "llama", PAIR)
+    edit_config(folder, **changes)
+    assert (
+        "".join(key for e in ENGINES[:5] for key, word in WORDS.items() if check_for(folder, e).verdict == word)
+        == found
+    )
+    for engine in ("peft", "llama.cpp"):
+        with pytest.raises(LoRAError, match="rank"):
+            convert_for(folder, tmp_path / "out.gguf", engine)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = next(key for key in tensors if "lora_A" in key)
+    save_file({**tensors, name: tensors[name][:1].clone()}, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterFileError, match="of another rank"):
+        check_for(folder, "vllm")
 
 
 @pytest.mark.parametrize("max_rank", [0, -1, "16"])

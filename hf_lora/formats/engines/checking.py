@@ -11,10 +11,11 @@ from ...files.sources import HUB_KWARGS
 from ...variants.table import formula_of
 from ..inspection import Looked, looked_at
 from .facts import Facts, facts_of
-from .rules import CONVERT, ENGINES, MERGE, REFACTOR, RULES, Engine, Verdict
+from .rules import CONVERT, CORRECT, ENGINES, MERGE, REFACTOR, RULES, Engine, Verdict
 
 _CURES = {
     CONVERT: "hf-lora convert ADAPTER OUT --for {engine}",
+    CORRECT: "Write the tensors' ranks into r and rank_pattern of adapter_config.json",
     MERGE: "hf-lora merge ADAPTER OUT",
     REFACTOR: "hf-lora convert ADAPTER OUT --for {engine} --rank 64 (an approximation), or hf-lora merge ADAPTER OUT",
 }
@@ -30,7 +31,7 @@ class Told(NamedTuple):
     verdict: Verdict
     why: str
     cure: str
-    mends: str  # CONVERT, MERGE, REFACTOR, or "" where the engine itself is to be asked otherwise
+    mends: str  # CONVERT, MERGE, REFACTOR, CORRECT, or "" where the engine itself is to be asked otherwise
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,16 @@ class Facts:
         return any(self.config.rank_of(name) != self.config.r for name in self.modules)
 
     @property
+    def has_false_ranks(self) -> bool:
+        """Whether tensors are of another rank than the config says of their layer."""
+        pairs = {} if self.is_method or self.has_stacks else self.looked.layout.adapted
+        return any(
+            {*ranks_of(parts)} != {self.config.rank_of(unwrapped(path)[0])}
+            for path, parts in pairs.items()
+            if "lora_A" in parts
+        )
+
+    @property
     def has_other_alphas(self) -> bool:
         """Whether a layer has another alpha than the config's lora_alpha."""
         return any(self.config.alpha_of(name) != self.config.lora_alpha for name in self.modules)
@@ -167,14 +177,15 @@ def facts_of(looked: Looked, base_model: str | None = None) -> Facts:
     facts = Facts(looked, config, model_type, base_class, layers)
     if not facts.is_method and (path := next((p for p, parts in looked.layout.adapted.items() if _halved(parts)), "")):
         raise AdapterFileError(
-            f"{looked.source.name}: of {unwrapped(path)[0]} there is one of lora_A and lora_B without the other; the "
-            "file is not whole, and engines differ in whether they tell. Save or download the adapter again."
+            f"{looked.source.name}: of {unwrapped(path)[0]} there is one of lora_A and lora_B without the other, or of "
+            "another rank; the file is not whole, and engines differ in whether they tell. Save or download the "
+            "adapter again."
         )
     return facts
 
 
 def _halved(parts: Parts) -> bool:
-    return ("lora_A" in parts) != ("lora_B" in parts)
+    return ("lora_A" in parts) != ("lora_B" in parts) or len({*ranks_of(parts)}) > 1
 
 
 def _base(looked: Looked, name: str | None) -> tuple[str, str, int]:

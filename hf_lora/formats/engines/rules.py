@@ -14,7 +14,7 @@ from .facts import Facts
 
 Verdict = Literal["loads", "refused", "silently wrong", "not known"]
 Layout = Literal["peft", "gguf", "mlx"]
-CONVERT, MERGE, REFACTOR = "convert", "merge", "refactor"
+CONVERT, MERGE, REFACTOR, CORRECT = "convert", "merge", "refactor", "correct"
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ RULES: tuple[Rule, ...] = (
     Rule("alpha_pattern", lambda f: f.has_other_alphas, CONVERT, {
         "sglang": _wrong(_PLAIN_SCALE), "tgi": _wrong(_PLAIN_SCALE),
         "llama.cpp": _wrong("it has one lora_alpha for the whole file"),
+    }),
+    Rule("tensors of another rank than its config says", lambda f: f.has_false_ranks, CORRECT, {
+        "vllm": _wrong(_PLAIN_SCALE), "sglang": _refused("its buffers hold the rank of the config alone"),
+        "tgi": _wrong(_PLAIN_SCALE), "peft": _refused("the shapes differ from those that it makes"),
     }),
     Rule("a formula with tensors of its own beside A and B", lambda f: f.has_own_tensors, REFACTOR, {
         "vllm": _refused(_ONLY_PAIRS), "sglang": _refused(_ONLY_PAIRS), "tgi": _wrong(_DROPPED),
