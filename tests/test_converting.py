@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,61 @@ def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
         convert_for(adapter, tmp_path / "out", "llama.cpp")
 
 
+HEADS = {
+    "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "sglang"),
+    "of two layers": ("roberta", {"target_modules": ["query"], "modules_to_save": ["classifier"]}, "peft"),
+    "norms": ("llama", {**PAIR, "use_rslora": True, "modules_to_save": ["input_layernorm"]}, "vllm"),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_factors_and_a_head_split_off_compute_what_the_adapter_does(what: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    family, settings, engine = HEADS[what]
+    adapter, head = made(tmp_path, family, **settings), tmp_path / "head.safetensors"
+    wanted = outputs(LoRAModel.from_pretrained(adapter, dtype=torch.float64), family)[0]
+    done = convert_for(adapter, tmp_path / "plain", engine, split_head=head)
+    parts = load_file(head)
+    assert {*done.split} == {*parts}
+    assert done.checked is not None
+    assert not any("modules_to_save" in each.said for each in done.checked.told)
+    loads: list[Callable[[Any], Any]] = [
+        lambda base: LoRAModel.from_pretrained(tmp_path / "plain", base_model=base),
+        lambda base: PeftModel.from_pretrained(base, tmp_path / "plain"),
+    ]
+    for load in loads:
+        base = tiny(family).double()
+        before = outputs(base, family)[0]
+        assert not base.load_state_dict(parts, strict=False).unexpected_keys
+        torch.testing.assert_close(outputs(load(base).double(), family)[0], wanted, rtol=1e-6, atol=1e-7)
+        assert (before - wanted).abs().max() > 1e-3
+        assert (
+            outputs(load(tiny(family).double()).double(), family)[0] - wanted
+        ).abs().max() > 1e-3  # without the head
+
+
+def test_a_head_goes_beside_a_gguf_file_and_only_where_there_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    family, settings, _ = HEADS["norms"]
+    adapter, head = str(made(tmp_path, family, **settings)), tmp_path / "head.safetensors"
+    assert cli.main(["convert", adapter, str(tmp_path / "a.gguf"), "--for", "llama.cpp"]) == 2
+    assert "--split-head head.safetensors" in capsys.readouterr().err
+    given = ["convert", adapter, str(tmp_path / "a.gguf"), "--for", "llama.cpp", "--split-head", str(head)]
+    assert cli.main(given) == 0
+    assert "input_layernorm.weight" in capsys.readouterr().out
+    assert {*load_file(head)} == {f"model.layers.{n}.input_layernorm.weight" for n in range(2)}
+    given[2] = str(tmp_path / "b.gguf")
+    assert cli.main(given) == 2  # the head is there already
+    assert not (tmp_path / "b.gguf").exists()
+    other = made(tmp_path / "other", **PAIR)
+    with pytest.raises(EngineError, match="no part in full"):
+        convert_for(other, tmp_path / "out", "vllm", split_head=tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 # --- files of other layouts -----------------------------------------------------------------------------------------
 
 NAMES = {
@@ -340,4 +395,4 @@ def test_arguments_of_other_kinds_are_told(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(ArgumentError, match="revison"):
         check_for(adapter, "vllm", revison="main")
     assert cli.main(["convert", str(adapter), str(tmp_path / "a.onnx"), "--for", "onnx", "--rank", "4"]) == 2
-    assert "no rank to choose" in capsys.readouterr().err
+    assert "--for onnx merges" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, some
 from .completing import engines
 from .showing import hush, remark
 
@@ -28,32 +28,39 @@ def convert(
     ] = None,
     max_rank: Annotated[int | None, Option(min=1, help="the server's largest rank (default: vLLM's 16)")] = None,
     base_model: Annotated[str | None, Option(metavar="ID_OR_PATH", help="the base, where it lies elsewhere")] = None,
+    split_head: Annotated[
+        Path | None, Option(metavar="FILE", help="a .safetensors to make of the parts trained in full (a head)")
+    ] = None,
 ) -> None:
     """Write an adapter so that an engine loads it as it is meant.
 
     It becomes plain LoRA with lora_alpha = r: rsLoRA's scaling and patterns go into B, PiSSA's start into factors of
     twice the rank, fused experts are written one by one. The base's config is read, and its weights only where the
     adapter took its start out of them. For `onnx` the adapter is merged into its base, and the file is compared with it
-    in onnxruntime. What can only be merged (biases, saved parts, token rows) is refused.
+    in onnxruntime. --split-head writes parts trained in full into a file of their own. What can only be merged (biases,
+    token rows) is refused.
 
     Examples:
 
         hf-lora convert outputs/helper plain --for vllm
 
         hf-lora convert me/helper-lora helper.gguf --for llama.cpp
+
+        hf-lora convert outputs/reviews plain --for sglang --split-head head.safetensors
     """
     hush()
     if engine == "onnx":
-        if rank is not None or max_rank is not None:
-            raise ArgumentError("--for onnx: the adapter is merged, so there is no rank to choose: leave it out.")
+        if any(each is not None for each in (rank, max_rank, split_head)):
+            raise ArgumentError("--for onnx merges the adapter: leave --rank, --max-rank and --split-head out.")
         _export(adapter, output, base_model)
         return
     from ..model.exports.for_engines import convert_for  # not above: it imports torch
 
-    done = convert_for(adapter, output, engine, rank=rank, max_rank=max_rank, base_model=base_model)
+    given = {"rank": rank, "max_rank": max_rank, "base_model": base_model, "split_head": split_head}
+    done = convert_for(adapter, output, engine, **given)  # type: ignore[arg-type]
     if done.lost is not None:
         print(done.lost)
-    print(f"wrote {output}.")
+    print(f"wrote {output}{f', and {some(done.split)} of the base into {split_head}' if done.split else ''}.")
     for each in done.checked.told if done.checked is not None else ():
         remark(f"{each.said}: {each.verdict} by {done.checked.engine}, because {each.why}.")  # type: ignore[union-attr]
 

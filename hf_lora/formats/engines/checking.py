@@ -11,12 +11,13 @@ from ...files.sources import HUB_KWARGS
 from ...variants.table import formula_of
 from ..inspection import Looked, looked_at
 from .facts import Facts, facts_of
-from .rules import CONVERT, CORRECT, ENGINES, MERGE, REFACTOR, RULES, Engine, Verdict
+from .rules import CONVERT, CORRECT, ENGINES, MERGE, REFACTOR, RULES, SPLIT, Engine, Verdict
 
 _CURES = {
     CONVERT: "hf-lora convert ADAPTER OUT --for {engine}",
     CORRECT: "Write the tensors' ranks into r and rank_pattern of adapter_config.json",
     MERGE: "hf-lora merge ADAPTER OUT",
+    SPLIT: "hf-lora convert ADAPTER OUT --for {engine} --split-head head.safetensors, or hf-lora merge ADAPTER OUT",
     REFACTOR: "hf-lora convert ADAPTER OUT --for {engine} --rank 64 (an approximation), or hf-lora merge ADAPTER OUT",
 }
 # An engine that refuses loads nothing of what it would load wrongly.
@@ -31,7 +32,7 @@ class Told(NamedTuple):
     verdict: Verdict
     why: str
     cure: str
-    mends: str  # CONVERT, MERGE, REFACTOR, CORRECT, or "" where the engine itself is to be asked otherwise
+    mends: str  # CONVERT, MERGE, REFACTOR, CORRECT, SPLIT, or "" where the engine itself is to be asked otherwise
 
 
 @dataclass(frozen=True)

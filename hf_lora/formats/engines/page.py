@@ -1,9 +1,10 @@
 """The rules as the table of docs/deploy.md: `python -m hf_lora.formats.engines.page` prints it."""
 
-from .rules import CONVERT, CORRECT, ENGINES, MERGE, REFACTOR, RULES, Cell
+from .rules import CONVERT, CORRECT, ENGINES, MERGE, REFACTOR, RULES, SPLIT, Cell
 
 _CURES = {
-    CONVERT: "`convert`", CORRECT: "its config corrected", MERGE: "`merge`", REFACTOR: "`convert --rank`, or `merge`"
+    CONVERT: "`convert`", CORRECT: "its config corrected", MERGE: "`merge`", REFACTOR: "`convert --rank`, or `merge`",
+    SPLIT: "`convert --split-head`, or `merge`",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from .facts import Facts
 
 Verdict = Literal["loads", "refused", "silently wrong", "not known"]
 Layout = Literal["peft", "gguf", "mlx"]
-CONVERT, MERGE, REFACTOR, CORRECT = "convert", "merge", "refactor", "correct"
+CONVERT, MERGE, REFACTOR, CORRECT, SPLIT = "convert", "merge", "refactor", "correct", "split"
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,20 @@ RULES: tuple[Rule, ...] = (
         ),
         "tgi": _wrong("it adapts linear layers of its own list alone, and drops the others without a word"),
     }),
-    Rule("modules_to_save: token table or output head", lambda f: f.saves("table"), MERGE, {
+    Rule("modules_to_save: token table or output head", lambda f: f.saves("table"), SPLIT, {
         "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _refused(_NO_PARTS),
     }),
-    Rule("modules_to_save: norms", lambda f: f.saves("norm"), MERGE, {
+    Rule("modules_to_save: norms", lambda f: f.saves("norm"), SPLIT, {
         "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _wrong("its converter writes them, and loading passes over them"),
     }),
     Rule("modules_to_save: a classification head",
-         lambda f: f.saves("head") and f.base_class.endswith("ForSequenceClassification"), MERGE, {
+         lambda f: f.saves("head") and f.base_class.endswith("ForSequenceClassification"), SPLIT, {
         "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED), "llama.cpp": _refused(_NO_PARTS),
     }),
     Rule("modules_to_save: other parts",
-         lambda f: f.saves("head") and not f.base_class.endswith("ForSequenceClassification"), MERGE, {
+         lambda f: f.saves("head") and not f.base_class.endswith("ForSequenceClassification"), SPLIT, {
         "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _refused(_NO_PARTS),
     }),

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from ...errors import EngineError
 from ...files.disk import free_place, made_whole
 from ...files.names import CONFIG_NAME, WEIGHTS_NAME
 from ...files.strict_json import read_json
-from ...files.tensors import read_noted
+from ...files.tensors import read_noted, write_tensors
 from ...files.transaction import commit
 from ...formats.engines.checking import Checked, base_named, check_for, checked, engine_named
 from ...formats.engines.factors import MERGES
 from ...formats.engines.gguf import write_gguf
+from ...formats.engines.heads import split, without_parts
 from ...formats.engines.mlx import write_mlx
 from ...formats.engines.rules import CONVERT, REFACTOR, Engine
 from ...formats.inspection import looked_at
@@ -36,11 +38,12 @@ _PAIR = (".lora_A.weight", ".lora_B.weight")
 @dataclass(frozen=True)
 class Converted:
     """What was written. lost: by layer, where a rank was asked for. checked: what the engine makes of it, None where
-    the files are of its own layout."""
+    the files are of its own layout. split: the base's parameters that were written into a file of their own."""
 
     path: Path
     lost: Approximation | None
     checked: Checked | None
+    split: tuple[str, ...] = ()
 
 
 def convert_for(
@@ -51,6 +54,7 @@ def convert_for(
     rank: int | None = None,
     max_rank: int | None = None,
     base_model: str | os.PathLike[str] | None = None,
+    split_head: str | os.PathLike[str] | None = None,
     **hub_kwargs: Any,
 ) -> Converted:
     """Write an adapter so that an engine loads it as it is meant.
@@ -59,30 +63,44 @@ def convert_for(
     engine: as `check_for` takes it. rank: the most that the result may have; the best approximation of that rank is
     written, and the result tells what it loses. Without it the result is exact. max_rank: what the engine's server was
     started with. base_model: the base, where it lies elsewhere; its config alone is read, unless the adapter took its
-    start out of it. hub_kwargs: as `inspect_adapter` takes them.
+    start out of it. split_head: a file .safetensors to make of the parts trained in full (modules_to_save), by names
+    of the base's parameters, for engines that take factors alone. hub_kwargs: as `inspect_adapter` takes them.
 
     What is written is plain LoRA with lora_alpha = r: the scaling is in B, a start in factors of twice the rank, fused
     experts are one by one. Raises EngineError for what has to be merged into the base, and what loading raises.
     """
     row = engine_named(engine)
     path = free_place(output, ".gguf" if row.layout == "gguf" else "")
+    head = None if split_head is None else free_place(split_head, ".safetensors")
     base = base_named(base_model)
     check_options(hub_kwargs)
     with looked_at(adapter, **hub_kwargs) as looked:
-        _refuse(checked(looked, engine, base=base), rank)
+        _refuse(checked(looked if head is None else without_parts(looked), engine, base=base), rank)
         files = looked.contents if looked.source.is_local else None
-    model, lost = plain_model(files or opened(adapter, **hub_kwargs), base, rank)  # of the Hub it saw the heads alone
-    with made_whole(path) as beside:
-        if row.layout == "peft":
-            save_adapters(model, beside, NAME)
-            _fit(beside, model, row)
-            return Converted(path, lost, check_for(beside, engine, max_rank=max_rank, base_model=base))
-        if row.layout == "gguf":
-            write_gguf(beside, _alone(model, row), model.config)
-        else:
-            beside.mkdir()
-            write_mlx(beside, _alone(model, row), model.config)
-        return Converted(path, lost, None)
+    files = files or opened(adapter, **hub_kwargs)  # of the Hub the heads alone were looked at
+    files, parts = (files, {}) if head is None else split(files)
+    model, lost = plain_model(files, base, rank)
+    if head is not None:  # of this task PEFT looks for a head in the file
+        model._lora.records[NAME].config = model._lora.records[NAME].config.copy(task_type=None)
+    with ExitStack() as stack:
+        if head is not None:
+            write_tensors(stack.enter_context(made_whole(head)), parts, {"format": "pt"})
+        found = _write(stack.enter_context(made_whole(path)), model, row)
+        checks = check_for(found, engine, max_rank=max_rank, base_model=base) if row.layout == "peft" else None
+    return Converted(path, lost, checks, tuple(parts))
+
+
+def _write(place: Path, model: Any, row: Engine) -> Path:
+    """Write an engine's file or folder, and return where."""
+    if row.layout == "peft":
+        save_adapters(model, place, NAME)
+        _fit(place, model, row)
+    elif row.layout == "gguf":
+        write_gguf(place, _alone(model, row), model.config)
+    else:
+        place.mkdir()
+        write_mlx(place, _alone(model, row), model.config)
+    return place
 
 
 def _refuse(found: Checked, rank: int | None) -> None:
