@@ -33,6 +33,9 @@ MENDED: dict[str, dict[str, Any]] = {
     "ShareLoRA": {**PAIR, "use_sharelora": True},
     "LoRA-XS": {**PAIR, "use_lora_xs": True},
     "the query alone": {"target_modules": ["q_proj"]},
+    "the key alone": {"target_modules": ["k_proj"]},
+    "up_proj alone": {"target_modules": ["up_proj"]},
+    "PiSSA of rank 5": {**PAIR, "init_lora_weights": "pissa", "r": 5},
     "a layer alone": {**PAIR, "layers_to_transform": [1]},
     "an expression": {"target_modules": r".*\.[qv]_proj"},
 }
@@ -63,7 +66,10 @@ def updates(adapter: Path) -> dict[str, Tensor]:
 
 
 def served(folder: Path, engine: str) -> dict[str, Tensor]:
-    """Return what a server adds to each layer: one scaling, of the config; all of them, pairs by name."""
+    """Return what a server adds to each layer: one scaling, of the config; all of them, pairs by name.
+
+    TGI goes through the kinds of layers, and each kind's rank, filled up, is the next one's. SGLang stacks q, k and v.
+    """
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     assert isinstance(config["target_modules"], list)
@@ -76,6 +82,12 @@ def served(folder: Path, engine: str) -> dict[str, Tensor]:
         end.removeprefix(PREFIX): (tensors[f"{end}.lora_A.weight"], tensors[f"{end}.lora_B.weight"]) for end in ends
     }
     assert {len(a) for a, _ in pairs.values()} == {rank}
+    kinds = {name.rpartition(".")[2] for name in pairs}
+    if engine == "tgi":
+        assert len(kinds) == 1 or rank == 8 or rank % 16 == 0
+    if engine == "sglang":
+        assert not kinds & {"q_proj", "k_proj", "v_proj"} or kinds >= {"q_proj", "v_proj"}
+        assert "up_proj" not in kinds or "gate_proj" in kinds
     return {name: scaling * (b.double() @ a.double()) for name, (a, b) in pairs.items()}
 
 
@@ -133,6 +145,12 @@ def test_fused_experts_are_written_one_by_one(family: str, tmp_path: Path) -> No
     convert_for(adapter, tmp_path / "plain", "vllm")
     assert check_for(tmp_path / "plain", "vllm").verdict == "loads"
     assert_same(fused(served(tmp_path / "plain", "vllm"), family), updates(adapter))
+    convert_for(adapter, tmp_path / "stacked", "sglang")
+    assert_same(fused(served(tmp_path / "stacked", "sglang"), family), updates(adapter))
+    targets = json.loads((tmp_path / "stacked" / "adapter_config.json").read_text())["target_modules"]
+    assert {*targets} == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # never w1 there
+    with pytest.raises(EngineError, match=r"factors of experts.*hf-lora merge"):
+        convert_for(adapter, tmp_path / "tgi", "tgi")
 
 
 def test_the_base_s_weights_are_not_read_where_the_adapter_needs_none(tmp_path: Path) -> None:
@@ -330,7 +348,7 @@ def test_tied_tables_are_refused_where_an_engine_would_adapt_one_of_the_two_plac
     pytest.importorskip("gguf")
     adapter = made(tmp_path, "gemma2", target_modules=["q_proj", "embed_tokens"])
     for engine, out in {"llama.cpp": "a.gguf", "mlx": "mlx"}.items():
-        with pytest.raises(EngineError, match="is tied"):
+        with pytest.raises(EngineError, match="tied"):
             convert_for(adapter, tmp_path / out, engine)
 
 

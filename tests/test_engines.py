@@ -1,4 +1,7 @@
-"""`hf-lora check`: what each engine makes of adapters saved by this package; the table was read in their sources."""
+"""`hf-lora check`: what each engine makes of adapters saved by this package.
+
+Every row was put through the loading code of the engines themselves, as docs/deploy.md says.
+"""
 
 from __future__ import annotations
 
@@ -19,54 +22,73 @@ ENGINES = ("vllm", "sglang", "tgi", "llama.cpp", "peft", "mlx")
 WORDS = {"+": "loads", "-": "refused", "!": "silently wrong", "?": "not known"}
 PAIR = {"target_modules": ["q_proj", "v_proj"]}
 
-# What is adapted, and of vLLM, SGLang, TGI and LoRAX, llama.cpp and PEFT what they do: + - ! ? as in WORDS.
+# What is adapted, and of vLLM, SGLang, TGI, llama.cpp and PEFT what they do: + - ! ? as in WORDS.
 TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "plain": ("llama", PAIR, "+++++"),
-    "attention": ("qwen2", {"target_modules": "attention"}, "+++++"),
-    "all-linear": ("gemma2", {"target_modules": "all-linear"}, "+++++"),
-    "all-linear of Phi-3": ("phi3", {"target_modules": "all-linear"}, "+++++"),
-    "GPT-2": ("gpt2", {"target_modules": ["c_attn"]}, "-??-+"),
-    "GPT-2's square layers": ("gpt2", {"target_modules": ["attn.c_proj"]}, "-??!+"),
-    "GPT-J": ("gptj", PAIR, "-???+"),
-    "Bloom": ("bloom", {"target_modules": ["query_key_value"]}, "-???+"),
+    "attention": ("qwen2", {"target_modules": "attention"}, "++!++"),
+    "all-linear": ("llama", {"target_modules": "all-linear"}, "+++++"),
+    "all-linear of Gemma 2": ("gemma2", {"target_modules": "all-linear"}, "++?++"),
+    "all-linear of Phi-3": ("phi3", {"target_modules": "all-linear"}, "++!++"),
+    "qkv_proj of Phi-3": ("phi3", {"target_modules": ["qkv_proj"]}, "+++++"),
+    "the output layers of Qwen2": ("qwen2", {"target_modules": ["o_proj", "down_proj"]}, "+++++"),
+    "Qwen3": ("qwen3", {"target_modules": "all-linear"}, "++?++"),
+    "GPT-2": ("gpt2", {"target_modules": ["c_attn"]}, "--?-+"),
+    "GPT-2's square layers": ("gpt2", {"target_modules": ["attn.c_proj"]}, "--?!+"),
+    "GPT-J": ("gptj", PAIR, "--??+"),
+    "OPT": ("opt", PAIR, "+-??+"),
+    "Bloom": ("bloom", {"target_modules": ["query_key_value"]}, "--??+"),
     "BERT": ("bert_mlm", {"target_modules": ["query", "value"]}, "????+"),
+    "a classifier of BERT": ("bert", {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}, "+!!-+"),
     "an expression": ("llama", {"target_modules": r".*\.[qv]_proj"}, "+-+++"),
     "factors of the table": ("llama", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "++!++"),
     "factors of the head": ("llama", {"target_modules": ["q_proj", "v_proj", "lm_head"]}, "++!++"),
     "factors of Qwen2's table": ("qwen2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!++"),
-    "factors of Gemma 2's table": ("gemma2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!++"),
+    "factors of Gemma 2's table": ("gemma2", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "-+!-+"),
+    "factors of Gemma 2's head": ("gemma2", {"target_modules": ["q_proj", "v_proj", "lm_head"]}, "--!-+"),
+    "factors of Phi-3's head": ("phi3", {"target_modules": ["qkv_proj", "lm_head"]}, "++!++"),
+    "factors of Qwen3-MoE's table": ("qwen3_moe", {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "++!++"),
     "a saved table": ("llama", {**PAIR, "modules_to_save": ["embed_tokens"]}, "-!!-+"),
     "a saved head": ("llama", {**PAIR, "modules_to_save": ["lm_head"]}, "-!!-+"),
-    "saved norms": ("llama", {**PAIR, "modules_to_save": ["input_layernorm"]}, "-!!!+"),
+    "saved norms": ("llama", {**PAIR, "modules_to_save": ["input_layernorm"]}, "--!!+"),
+    "the last norm saved": ("llama", {**PAIR, "modules_to_save": ["model.norm"]}, "-!!!+"),
+    "saved parts of layers": ("llama", {**PAIR, "modules_to_save": ["down_proj"]}, "--!-+"),
     "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "+!!-+"),
-    "rsLoRA": ("llama", {**PAIR, "use_rslora": True, "r": 4}, "+!+!+"),
-    "rank_pattern": ("llama", {**PAIR, "rank_pattern": {"v_proj": 3}}, "+!!++"),
+    "rsLoRA": ("llama", {**PAIR, "use_rslora": True}, "+!+!+"),
+    "rank_pattern": ("llama", {**PAIR, "rank_pattern": {"v_proj": 3}}, "+-!++"),
     "alpha_pattern": ("llama", {**PAIR, "alpha_pattern": {"v_proj": 3}}, "+!!!+"),
+    "rank 4": ("llama", {**PAIR, "r": 4}, "++!++"),
+    "rank 4 of one kind": ("llama", {"target_modules": ["o_proj"], "r": 4}, "+++++"),
     "DoRA": ("llama", {**PAIR, "use_dora": True}, "--!-+"),
-    "HiRA": ("llama", {**PAIR, "use_hira": True, "lora_alpha": 8}, "--?-+"),
-    "VeRA": ("llama", {**PAIR, "use_vera": True, "r": 4, "lora_alpha": 8}, "--?-+"),
-    "LoRA-XS": ("llama", {**PAIR, "use_lora_xs": True}, "--?--"),
+    "HiRA": ("llama", {**PAIR, "use_hira": True, "lora_alpha": 8}, "----+"),
+    "VeRA": ("llama", {**PAIR, "use_vera": True, "r": 4, "lora_alpha": 8}, "----+"),
+    "LoRA-XS": ("llama", {**PAIR, "use_lora_xs": True}, "-----"),
     "LoRA-FA": ("llama", {**PAIR, "use_lora_fa": True}, "+++++"),
     "lora_bias": ("qwen2", {**PAIR, "lora_bias": True}, "-!!-+"),
-    "biases": ("qwen2", {**PAIR, "bias": "all"}, "-!!-+"),
+    "biases": ("qwen2", {"target_modules": "attention", "bias": "all"}, "-!!-+"),
+    "biases of q_proj without k_proj": ("qwen2", {**PAIR, "bias": "all"}, "--!-+"),
+    "biases of adapted layers": ("qwen2", {**PAIR, "bias": "lora_only"}, "-!!-+"),
     "token rows": ("llama", {**PAIR, "trainable_token_indices": [1, 2]}, "-!!-+"),
     "PiSSA": ("llama", {**PAIR, "init_lora_weights": "pissa"}, "-!!!+"),
     "OLoRA": ("llama", {**PAIR, "init_lora_weights": "olora"}, "-!!!+"),
     "MiLoRA": ("llama", {**PAIR, "init_lora_weights": "milora"}, "+++++"),
     "rsLoRA of rank 1 but for a pattern": (
-        "llama", {**PAIR, "use_rslora": True, "r": 1, "rank_pattern": {"v_proj": 4}}, "+!!!+",
+        "llama", {**PAIR, "use_rslora": True, "r": 1, "rank_pattern": {"v_proj": 4}}, "+-!!+",
     ),
     "the query alone": ("llama", {"target_modules": ["q_proj"]}, "+-+++"),
+    "the key alone": ("llama", {"target_modules": ["k_proj"]}, "+-+++"),
+    "the value alone": ("llama", {"target_modules": ["v_proj"]}, "+-+++"),
+    "up_proj alone": ("llama", {"target_modules": ["up_proj"]}, "+-+++"),
+    "gate_proj alone": ("llama", {"target_modules": ["gate_proj"]}, "+++++"),
     "one layer of two": ("llama", {**PAIR, "layers_to_transform": [1]}, "++!++"),
-    "Mixtral's experts": ("mixtral", {"target_modules": "all-linear"}, "!?!-+"),
-    "Qwen3-MoE's experts": ("qwen3_moe", {"target_modules": "all-linear"}, "-?!-+"),
+    "Mixtral's experts": ("mixtral", {"target_modules": "all-linear"}, "!-!-+"),
+    "Qwen3-MoE's experts": ("qwen3_moe", {"target_modules": "all-linear"}, "--!-+"),
     "rank 32": ("llama", {**PAIR, "r": 32, "lora_alpha": 32}, "-++++"),
 }  # fmt: skip
 
 
 def saved(folder: Path, family: str, settings: dict[str, Any]) -> Path:
     """Save an adapter that changes something, on a base whose own folder is not there."""
-    config = LoRAConfig(**{"r": 2, "lora_alpha": 4, **settings})
+    config = LoRAConfig(**{"r": 8, "lora_alpha": 16, **settings})
     model = LoRAModel.from_model(tiny(family), config)
     model.save_pretrained(folder)
     return folder
@@ -82,7 +104,7 @@ def test_each_engine_does_with_an_adapter_what_its_source_says(what: str, tmp_pa
 
 
 def test_what_refuses_loads_nothing_wrongly_and_every_reason_is_told(tmp_path: Path) -> None:
-    settings = {**PAIR, "use_rslora": True, "r": 4, "target_modules": r".*\.[qv]_proj", "bias": "none"}
+    settings = {**PAIR, "use_rslora": True, "target_modules": r".*\.[qv]_proj", "bias": "none"}
     found = check_for(saved(tmp_path, "llama", settings), "sglang")
     assert found.verdict == "refused"
     assert {each.verdict for each in found.told} == {"refused", "silently wrong"}
@@ -99,7 +121,7 @@ def test_a_server_is_asked_with_the_rank_that_it_was_started_with(tmp_path: Path
 def test_of_a_base_that_nobody_knows_nothing_is_claimed(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(tmp_path)
+    get_peft_model(tiny("llama"), LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).save_pretrained(tmp_path)
     edit_config(tmp_path, base_model_name_or_path=None, auto_mapping=None)
     assert [check_for(tmp_path, e).verdict for e in ENGINES[:5]] == ["not known"] * 4 + ["loads"]
     tiny("llama").config.save_pretrained(tmp_path / "base")
@@ -110,7 +132,7 @@ def test_of_a_base_that_nobody_knows_nothing_is_claimed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "status", "word"),
-    [("plain", 0, "loads"), ("DoRA", 1, "refused"), ("rsLoRA", 3, "silently wrong"), ("GPT-2", 4, "not known")],
+    [("plain", 0, "loads"), ("DoRA", 1, "refused"), ("rsLoRA", 3, "silently wrong"), ("BERT", 4, "not known")],
 )
 def test_the_exit_status_says_the_verdict(
     what: str, status: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,7 +166,7 @@ def test_half_a_pair_is_an_error_and_a_base_without_a_head_is_not_known(tmp_path
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(AdapterFileError, match="one of lora_A and lora_B without the other"):
         check_for(folder, "vllm")
-    LoRAModel.from_model(tiny("llama", "LlamaModel"), LoRAConfig(r=2, **PAIR)).save_pretrained(tmp_path / "bare")
+    LoRAModel.from_model(tiny("llama", "LlamaModel"), LoRAConfig(r=8, **PAIR)).save_pretrained(tmp_path / "bare")
     assert {check_for(tmp_path / "bare", engine).verdict for engine in ENGINES[:4]} == {"not known"}
 
 

@@ -20,19 +20,23 @@ from ..keys import unwrapped
 from ..notes import BASE_NOTE
 
 _HEADS = ("embed_out", "lm_head", "output_projection")
+_TIED = frozenset({"gemma", "gemma2", "gemma3_text", "gpt2"})  # whose config need not say so
+_NUMBER = re.compile(r"\.\d+\.")
 _TABLES = ("embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "wte")
 
 
 @dataclass(frozen=True)
 class Facts:
     """An adapter as other tools meet it. model_type, base_class: the base's, "" where nobody says. layers: how many its
-    base has, 0 where nobody says. config: adapter_config.json as it is written."""
+    base has, 0 where nobody says. tied: whether its table of tokens is its output head as well, as far as its config
+    or its type tells. config: adapter_config.json as it is written."""
 
     looked: Looked
     config: LoRAConfig
     model_type: str
     base_class: str
     layers: int
+    tied: bool = False
 
     @cached_property
     def formula(self) -> Row:
@@ -71,6 +75,11 @@ class Facts:
         """The adapted modules."""
         return [unwrapped(path)[0] for path in self.looked.layout.adapted]
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """The last parts of the adapted modules' names."""
+        return frozenset(_last(name) for name in self.modules)
+
     @property
     def has_other_ranks(self) -> bool:
         """Whether a layer has another rank than the config's r."""
@@ -104,6 +113,11 @@ class Facts:
         return self.config.lora_bias or self.config.bias != "none"
 
     @property
+    def has_key_bias(self) -> bool:
+        """Whether the bias of a k_proj is in the file."""
+        return any(key.endswith(".k_proj.bias") for key in self.looked.tensors)
+
+    @property
     def has_rows(self) -> bool:
         """Whether rows of a token table train."""
         return bool(self.config.trainable_token_indices)
@@ -117,12 +131,27 @@ class Facts:
     @property
     def adapts_tables(self) -> bool:
         """Whether the table of tokens or the output head has factors."""
-        embeds = any("lora_embedding_" in key for key in self.looked.tensors)
-        return embeds or any(name.rpartition(".")[2] in _HEADS for name in self.modules)
+        return self.adapts_head or any("lora_embedding_" in key for key in self.looked.tensors)
+
+    @property
+    def adapts_head(self) -> bool:
+        """Whether the output head has factors."""
+        return bool(self.kinds & {*_HEADS})
 
     def saves(self, what: str) -> bool:
         """Return whether parts in full are tables and output heads, norms, or other heads."""
         return what in {_part(name) for name in self.config.modules_to_save or ()}
+
+    @property
+    def saves_in_layers(self) -> bool:
+        """Whether parts in full lie inside the numbered layers."""
+        parts = {_last(name) for name in self.config.modules_to_save or ()}
+        return any(_NUMBER.search(key) and key.split(".")[-2] in parts for key in self.looked.tensors)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether experts have factors, in stacks or one by one."""
+        return self.has_stacks or any(".experts." in name for name in self.modules)
 
     @property
     def has_stacks(self) -> bool:
@@ -144,16 +173,27 @@ class Facts:
         are_square = all(len({*shape}) == 1 for shape in shapes)
         return ("square" if are_square else "some") if self.config.fan_in_fan_out else ""
 
-    @property
-    def has_query_alone(self) -> bool:
-        """Whether a layer's query has factors and its value has none."""
-        names = {*self.modules}
-        queries = [name for name in names if name.endswith("q_proj")]
-        return any(f"{name.removesuffix('q_proj')}v_proj" not in names for name in queries)
+    def lacks(self, beside: Mapping[str, tuple[str, ...]]) -> bool:
+        """Return whether a layer has factors and one that an engine wants beside it has none, by their last names."""
+        return any(other not in self._modules for name in self.modules for other in companions(name, beside))
+
+    @cached_property
+    def _modules(self) -> frozenset[str]:
+        return frozenset(self.modules)
+
+
+def companions(name: str, beside: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the layers that an engine wants factors of beside those of one. beside: by the last part of its name."""
+    last = _last(name)
+    return [f"{name.removesuffix(last)}{other}" for other in beside.get(last, ())]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _part(name: str) -> str:
-    last = name.rpartition(".")[2]
+    last = _last(name)
     if last in _HEADS or last in _TABLES:
         return "table"
     return "norm" if "_layernorm" in name or re.search(r"(^|\.)norm", name) else "head"
@@ -173,8 +213,7 @@ def facts_of(looked: Looked, base_model: str | None = None) -> Facts:
             "read: load it and save_pretrained() it first."
         )
     config = LoRAConfig.from_dict(dict(looked.config), looked.source.name, True)
-    model_type, base_class, layers = _base(looked, base_model or config.base_model_name_or_path)
-    facts = Facts(looked, config, model_type, base_class, layers)
+    facts = Facts(looked, config, *_base(looked, base_model or config.base_model_name_or_path))
     if not facts.is_method and (path := next((p for p, parts in looked.layout.adapted.items() if _halved(parts)), "")):
         raise AdapterFileError(
             f"{looked.source.name}: of {unwrapped(path)[0]} there is one of lora_A and lora_B without the other, or of "
@@ -188,8 +227,8 @@ def _halved(parts: Parts) -> bool:
     return ("lora_A" in parts) != ("lora_B" in parts) or len({*ranks_of(parts)}) > 1
 
 
-def _base(looked: Looked, name: str | None) -> tuple[str, str, int]:
-    """Return (model type, class, number of layers) of the base, as far as notes and its config tell."""
+def _base(looked: Looked, name: str | None) -> tuple[str, str, int, bool]:
+    """Return (model type, class, number of layers, tied) of the base, as far as notes and its config tell."""
     note, mapping = looked.notes.get(BASE_NOTE), looked.config.get("auto_mapping")
     note = note if isinstance(note, Mapping) else {}
     found: Mapping[str, Any] = {}
@@ -206,4 +245,5 @@ def _base(looked: Looked, name: str | None) -> tuple[str, str, int]:
     layers = next((n for key in ("num_hidden_layers", "n_layer") if isinstance(n := sizes.get(key), int)), 0)
     classes = [note.get("class"), *(v for k, v in (mapping or {}).items() if k == "base_model_class")]
     named = next((str(each) for each in [*classes, *(found.get("architectures") or [])] if each), "")
-    return str(note.get("model_type") or found.get("model_type") or ""), named, layers
+    kind = str(note.get("model_type") or found.get("model_type") or "")
+    return kind, named, layers, bool(sizes.get("tie_word_embeddings", kind in _TIED))

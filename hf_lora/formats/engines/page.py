@@ -13,16 +13,16 @@ def table() -> str:
     engines = [name for name, row in ENGINES.items() if row.layout != "mlx"]
     heads = ["the adapter has", *(ENGINES[name].title for name in engines), "mended by"]
     rows = [
-        [rule.said, *(_cell(rule.cells.get(name), {*rule.cells} == {"peft"}) for name in engines), _CURES[rule.cure]]
+        [rule.said, *(_cell(rule.cells.get(name), rule.narrows) for name in engines), _CURES[rule.cure]]
         for rule in RULES
         if any(name in rule.cells for name in engines)
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
 
 
-def _cell(cells: Cell | tuple[Cell, ...] | None, is_of_peft: bool) -> str:
+def _cell(cells: Cell | tuple[Cell, ...] | None, narrows: bool) -> str:
     if cells is None:
-        return "" if is_of_peft else "loads"  # of PEFT's own limits the others know nothing
+        return "" if narrows else "loads"
     if isinstance(cells, Cell):
         return cells.verdict
     return "; ".join(f"{each.verdict} ({', '.join(sorted(each.types)) or 'others'})" for each in cells)

@@ -1,14 +1,16 @@
 """The factors of a plain adapter by the names that checkpoints have, which engines know: fused experts one by one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import EngineError, full_name, numberless
 from ...formats.engines.factors import MERGES, Factors
+from ...formats.engines.facts import companions
 from ...kinds.table import KINDS, kind_of
 from ...layers.layer import base_modules
 from ...layers.specialising import is_pretrained
@@ -54,20 +56,27 @@ def _by_expert(model: Any, name: str, a: Tensor, b: Tensor) -> dict[str, Factors
     return {key.removesuffix(".weight"): Factors(a[int(found[1])], parts[key]) for key, found in numbers.items()}
 
 
-def padding(model: Any, factors: dict[str, Factors], every_layer: bool, with_value: bool) -> dict[str, Factors]:
+def padding(
+    model: Any, factors: dict[str, Factors], every_layer: bool, beside: Mapping[str, tuple[str, ...]]
+) -> dict[str, Factors]:
     """Return factors of zeros for layers that an engine wants beside those that have some.
 
-    every_layer: all layers of a kind of which some are adapted. with_value: the value beside a query.
+    every_layer: all layers of a kind of which some are adapted. beside: which others, by the last part of a name.
     """
     kinds = {numberless(name) for name in factors} if every_layer else set()
-    queries = [name for name in factors if name.endswith("q_proj")] if with_value else []
-    values = {f"{name.removesuffix('q_proj')}v_proj" for name in queries}
+    others = {other for name in factors for other in companions(name, beside)}
     rank = max(len(each.a) for each in factors.values())
     return {
         name: Factors(torch.zeros(rank, in_), torch.zeros(out, rank))
         for name, (out, in_) in _sizes(model)
-        if name not in factors and (numberless(name) in kinds or name in values)
+        if name not in factors and (numberless(name) in kinds or name in others)
     }
+
+
+def widened(each: Factors, rank: int) -> Factors:
+    """Return the factors of a matrix filled up with zeros to a rank."""
+    more = rank - len(each.a)
+    return Factors(F.pad(each.a, (0, 0, 0, more)), F.pad(each.b, (0, more)))
 
 
 def _sizes(model: Any) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -21,7 +21,7 @@ from ...formats.engines.factors import MERGES
 from ...formats.engines.gguf import write_gguf
 from ...formats.engines.heads import split, without_parts
 from ...formats.engines.mlx import write_mlx
-from ...formats.engines.rules import CONVERT, REFACTOR, Engine
+from ...formats.engines.rules import CONVERT, REFACTOR, Engine, filled
 from ...formats.inspection import looked_at
 from ...formats.keys import PREFIX, split_key, unwrapped
 from ...kinds.table import KINDS
@@ -29,7 +29,7 @@ from ...variants.table import COPIES
 from ..approximating import Approximation
 from ..loading import check_options, opened
 from ..saving import save_adapters
-from .by_name import factors_of, padding
+from .by_name import factors_of, padding, widened
 from .plain import NAME, plain_model
 
 _PAIR = (".lora_A.weight", ".lora_B.weight")
@@ -123,23 +123,28 @@ def _alone(model: Any, row: Engine) -> Any:
 
 
 def _fit(folder: Path, model: Any, row: Engine) -> None:
-    """Write a saved plain adapter anew where an engine wants experts one by one, or factors of zeros besides."""
+    """Write a saved plain adapter anew where an engine wants experts one by one, factors of zeros or another rank."""
     stacks = {module for module, _, _, a in model._lora.carried(NAME) if a.low_rank and KINDS[a.kind].stacked}
     splits = row.by_expert and bool(stacks)
-    if not (splits or row.every_layer or row.with_value):
+    if not (splits or row.every_layer or row.beside or row.fills):
         return
     factors = factors_of(model)
-    added = padding(model, factors, row.every_layer, row.with_value)
+    added = padding(model, factors, row.every_layer, row.beside)
     if splits:
         added |= {name: each for name, each in factors.items() if ".experts." in name}
+    values = read_json(folder / CONFIG_NAME)
+    rank = filled(values["r"]) if row.fills else values["r"]
+    if rank != values["r"]:
+        added = {name: widened(each, rank) for name, each in (factors | added).items()}
     if not added:
         return
     tensors, notes = read_noted(folder / WEIGHTS_NAME)
     tensors = {key: each for key, each in tensors.items() if not (splits and _module(key) in stacks)}
     for name, each in added.items():
         tensors |= {f"{PREFIX}{name}{leaf}": t for leaf, t in zip(_PAIR, (each.a, each.b), strict=True)}
-    values = {key: value for key, value in read_json(folder / CONFIG_NAME).items() if key != "target_parameters"}
-    values["target_modules"] = sorted({_module(key).rpartition(".")[2] for key in tensors if _is_factor(key)})
+    values = {key: value for key, value in values.items() if key != "target_parameters"}
+    ends = {_module(key).rpartition(".")[2] for key in tensors if _is_factor(key)}
+    values |= {"r": rank, "lora_alpha": rank, "target_modules": sorted({row.targets.get(end, end) for end in ends})}
     commit(folder, json.dumps(values, indent=2).encode(), _ordered(tensors), {**notes, "tensors": len(tensors)})
 
 
