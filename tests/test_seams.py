@@ -51,7 +51,7 @@ def test_a_place_that_is_gone_is_told_where_it_is_needed_and_nowhere_else(row: A
 def test_what_is_gone_is_told_with_the_versions_that_hf_lora_supports() -> None:
     pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     said = " ".join(text for case in GONE for _, text in moved(case))
-    for bounds in ("transformers>=5.0,<6", "accelerate>=1.3", "peft>=0.18"):
+    for bounds in ("transformers>=5.0,<6", "accelerate>=1.7", "peft>=0.18"):
         assert f'"{bounds}"' in pyproject
         assert f"hf_lora supports {bounds}; install that." in said
     assert "An older one may have it; install that." in said, "TRL's"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerFast
 
 from hf_lora.errors import DataError
@@ -240,7 +240,9 @@ def test_the_first_token_of_a_word_has_its_tag(words: Any) -> None:
     ]  # fmt: skip
     as_texts = [{"tokens": "Ann Rome now", "ner_tags": "B-PER B-LOC O"}]
     assert targets("token-classification", as_texts, words) == [feature["labels"]]
-    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-LOC", "B-PER"]))})
+    features = Features(
+        {"tokens": Sequence(Value("string")), "ner_tags": Sequence(ClassLabel(names=["O", "B-LOC", "B-PER"]))}
+    )
     ids = Dataset.from_dict({"tokens": [rows[0]["tokens"]], "ner_tags": [[2, 1, 0]]}, features=features)
     assert targets("token-classification", ids, words) == [feature["labels"]]
 

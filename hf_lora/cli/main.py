@@ -76,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             app(argv, prog_name="hf-lora")
         finally:
             sys.stdout.flush()
-    except SystemExit as done:  # how typer ends a command
-        return int(done.code or 0)
+    except SystemExit as done:  # how typer ends a command; to click 8.1 the help that no arguments get is a success
+        asked = sys.argv[1:] if argv is None else argv
+        return int(done.code or (0 if asked or "_HF_LORA_COMPLETE" in os.environ else 2))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

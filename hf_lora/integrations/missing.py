@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import MissingExtraError
 
 MARK = "_hf_lora_original"  # how a function of ours remembers the one that it replaces
-_SUPPORTED = {"transformers": ">=5.0,<6", "accelerate": ">=1.3", "peft": ">=0.18"}  # as in pyproject.toml
+_SUPPORTED = {"transformers": ">=5.0,<6", "accelerate": ">=1.7", "peft": ">=0.18"}  # as in pyproject.toml
 
 
 @dataclass(eq=False)

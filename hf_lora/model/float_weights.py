@@ -16,7 +16,7 @@ from ..targets.site import Site
 from .batches import Shown
 
 
-def of_weights(modules: Mapping[str, nn.Module], sites: list[Site], data: Any) -> Shown:
+def of_weights(sites: list[Site], data: Any) -> Shown:
     """Return the float weight of each place, (out, in).
 
     data: a module whose names are the base's, or its tensors by name. Raises ArgumentError for anything else,

@@ -82,7 +82,7 @@ def look(
     settings = start.settings_of(config)
     config = config.copy(**{start.key: settings})
     if start.reads == "weights":
-        return config, of_weights(modules, own or [site for site in sites if site.row.low_rank], data)
+        return config, of_weights(own or [site for site in sites if site.row.low_rank], data)
     batches = batches_of(model, data)
     with as_a_base(model):
         if start.reads == "inputs":

@@ -314,7 +314,7 @@ class LoRAModel(Specialised, nn.Module):
 
         Raises AdapterStateError while merged.
         """
-        with replacing.moving_over(self, "dequantize"):
+        with replacing.moving_over(self):
             return super().dequantize(*args, **kwargs)  # type: ignore[misc]
 
     # --- merging ------------------------------------------------------------------------------------------------

@@ -22,16 +22,16 @@ _ROUNDING = 0.01  # by how much a dtype's rounding may change what a forward mul
 
 
 @contextmanager
-def moving_over(model: Any, what: str) -> Iterator[None]:
+def moving_over(model: Any) -> Iterator[None]:
     """Take all adapters off their layers inside a `with` block, and put them on what stands there when it ends.
 
-    what: who asks. Parameters train afterwards where those of the same name did. Raises AdapterStateError while merged,
-    and while a block of any thread runs.
+    Parameters train afterwards where those of the same name did. Raises AdapterStateError while merged, and while a
+    block of any thread runs.
     """
     state: AdapterState = model._lora
     with CHANGES, BLOCKS:
-        state.refuse_while_merged(what)
-        state.refuse_inside(what)
+        state.refuse_while_merged("dequantize")
+        state.refuse_inside("dequantize")
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         held = [
             (path, name, adapters, layer.behind(name), layer._steps.shown)

@@ -7,12 +7,14 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import AdapterNameError, AdapterStateError, ArgumentError, some
 from ..layers.layer import LoRALayer, detach
 from ..layers.routes import BASE, OFF, Route
 from ..layers.state import BLOCKS, CHANGES, AdapterState, Record
+
+_KEEPS = "hf_lora keeps the gradient"  # of a node of autograd: in its metadata
 
 
 def names_of(state: AdapterState, given: str | Sequence[str]) -> Route:
@@ -149,16 +151,24 @@ def _keep_pending_gradients(parameter: nn.Parameter) -> None:
         return
     with torch.inference_mode(False), torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(parameter).node
-    lent: list[bool] = []  # not where the flag is there: it is the user's own, or lent already
+    noted: dict[str, Any] = node.metadata  # type: ignore[assignment]  # torch's stub calls it a method
+    if _KEEPS in noted:
+        return
+    noted[_KEEPS] = True
+    lent: list[bool] = []  # not where the flag is there: it is the user's own
 
     def arrives(_: object) -> None:
         if not parameter.requires_grad:
             lent.append(True)
             parameter.requires_grad_(True)
 
-    def has_arrived(*_: object) -> None:
+    def has_arrived(_: object, gradients: Sequence[Tensor | None]) -> None:
         if lent:
             parameter.requires_grad_(not lent.pop())
+        elif not parameter.requires_grad and (gradient := gradients[0]) is not None:
+            # torch 2.6 forgets `arrives` where the forward was computed again (use_reentrant=False)
+            gradient = gradient.detach()
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
 
     node.register_prehook(arrives)
     node.register_hook(has_arrived)

@@ -35,15 +35,15 @@ _ELSEWHERE = {
 }
 
 
-def read_rows(source: str, scratch: Path, limit: int | None = None, split: str = "train", **how: object) -> Dataset:
-    """Return the rows of a file, a folder or a data set of the Hub; of several splits, this one.
+def read_rows(source: str, scratch: Path, limit: int | None = None, **how: object) -> Dataset:
+    """Return the rows of a file, a folder or a data set of the Hub; of several splits, those to train on.
 
     scratch: a folder for the Arrow files, which must stay as long as the rows are used. limit: at most so many rows,
     from the top. how: `encoding` and `skip_bad_rows`. Raises DataError for what is not there, is empty or cannot be
     read, with the file, the line, and what to do.
     """
     found = _read(source, scratch, Wanted(limit=limit, **how))  # type: ignore[arg-type]
-    return (found.get(split) or next(iter(found.values()))).rows
+    return (found.get("train") or next(iter(found.values()))).rows
 
 
 def read_splits(sources: Mapping[str, str | None], scratch: Path, wanted: Wanted) -> dict[str, Found]:
