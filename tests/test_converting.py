@@ -205,7 +205,7 @@ def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
 
 
 HEADS = {
-    "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "sglang"),
+    "a classification head": ("mistral", {**PAIR, "modules_to_save": ["score"], "task_type": "SEQ_CLS"}, "tgi"),
     "of two layers": ("roberta", {"target_modules": ["query"], "modules_to_save": ["classifier"]}, "peft"),
     "norms": ("llama", {**PAIR, "use_rslora": True, "modules_to_save": ["input_layernorm"]}, "vllm"),
 }

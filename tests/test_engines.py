@@ -103,6 +103,13 @@ def test_each_engine_does_with_an_adapter_what_its_source_says(what: str, tmp_pa
     assert check_for(folder, "mlx").verdict == "refused"  # it reads a layout of its own
 
 
+def test_a_class_whose_layers_an_engine_does_not_adapt_is_told(tmp_path: Path) -> None:
+    for family, verdict in {"mistral": "silently wrong", "llama": "loads"}.items():
+        base = tiny(family, f"{family.title()}ForSequenceClassification")
+        LoRAModel.from_model(base, LoRAConfig(r=8, **PAIR)).save_pretrained(tmp_path / family)
+        assert check_for(tmp_path / family, "sglang").verdict == verdict
+
+
 def test_what_refuses_loads_nothing_wrongly_and_every_reason_is_told(tmp_path: Path) -> None:
     settings = {**PAIR, "use_rslora": True, "target_modules": r".*\.[qv]_proj", "bias": "none"}
     found = check_for(saved(tmp_path, "llama", settings), "sglang")

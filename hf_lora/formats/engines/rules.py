@@ -179,6 +179,9 @@ RULES: tuple[Rule, ...] = (
     Rule("modules_to_save: parts inside layers", lambda f: f.saves_in_layers, SPLIT, {
         "sglang": _refused("it knows no such part of a layer"),
     }, narrows=True),
+    Rule("a classifier of Mistral as its base", lambda f: f.base_class == "MistralForSequenceClassification", MERGE, {
+        "sglang": _wrong("it adapts no layer of this class"),
+    }, narrows=True),
     Rule("another scaling than alpha / r (rsLoRA)", lambda f: f.has_other_scaling, CONVERT, {
         "sglang": _wrong(_PLAIN_SCALE), "llama.cpp": _wrong("it scales by lora_alpha / r of each tensor"),
     }),
