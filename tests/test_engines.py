@@ -94,12 +94,17 @@ def saved(folder: Path, family: str, settings: dict[str, Any]) -> Path:
     return folder
 
 
+def verdicts_of(folder: Path) -> str:
+    """Return what vLLM, SGLang, TGI, llama.cpp and PEFT do, as in WORDS."""
+    marks = {word: mark for mark, word in WORDS.items()}
+    return "".join(marks[check_for(folder, engine).verdict] for engine in ENGINES[:5])
+
+
 @pytest.mark.parametrize("what", TABLE)
 def test_each_engine_does_with_an_adapter_what_its_source_says(what: str, tmp_path: Path) -> None:
     family, settings, verdicts = TABLE[what]
     folder = saved(tmp_path, family, settings)
-    found = "".join(key for e in ENGINES[:5] for key, word in WORDS.items() if check_for(folder, e).verdict == word)
-    assert found == verdicts
+    assert verdicts_of(folder) == verdicts
     assert check_for(folder, "mlx").verdict == "refused"  # it reads a layout of its own
 
 
@@ -183,10 +188,7 @@ def test_tensors_of_another_rank_than_the_config_says_are_told(
 ) -> None:
     folder = saved(tmp_path, "llama", PAIR)
     edit_config(folder, **changes)
-    assert (
-        "".join(key for e in ENGINES[:5] for key, word in WORDS.items() if check_for(folder, e).verdict == word)
-        == found
-    )
+    assert verdicts_of(folder) == found
     for engine in ("peft", "llama.cpp"):
         with pytest.raises(LoRAError, match="rank"):
             convert_for(folder, tmp_path / "out.gguf", engine)

@@ -56,8 +56,9 @@ def convert(
         return
     from ..model.exports.for_engines import convert_for  # not above: it imports torch
 
-    given = {"rank": rank, "max_rank": max_rank, "base_model": base_model, "split_head": split_head}
-    done = convert_for(adapter, output, engine, **given)  # type: ignore[arg-type]
+    done = convert_for(
+        adapter, output, engine, rank=rank, max_rank=max_rank, base_model=base_model, split_head=split_head
+    )
     if done.lost is not None:
         print(done.lost)
     print(f"wrote {output}{f', and {some(done.split)} of the base into {split_head}' if done.split else ''}.")

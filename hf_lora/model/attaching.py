@@ -41,6 +41,7 @@ def build(state: AdapterState, modules: Mapping[str, nn.Module], sites: Iterable
 
 
 def initialise(modules: Mapping[str, nn.Module], groups: Groups) -> None:
+    """Give fresh adapters the tensors that they start with, in place."""
     for module, group in groups.items():
         with brought_in(modules[module]):
             for site, adapter in group.values():
@@ -72,6 +73,7 @@ def _check_own(state: AdapterState, layer: nn.Module, name: str) -> None:
 def attach_groups(
     state: AdapterState, modules: Mapping[str, nn.Module], groups: Groups, name: str, record: Record
 ) -> None:
+    """Attach adapters to their layers and note their record: all of them, or none where a layer raises."""
     before, layers = state.records.get(name), dict(state.layers)  # others may walk over the present ones
     try:
         for module, group in groups.items():
@@ -79,10 +81,8 @@ def attach_groups(
                 adapter.begin()
                 adapter.requires_grad_(False)
             behind = {key for key, (site, _) in group.items() if site.behind}
-            adapters, shown = (
-                {key: adapter for key, (_, adapter) in group.items()},
-                any(s.shown for s, _ in group.values()),
-            )
+            adapters = {key: adapter for key, (_, adapter) in group.items()}
+            shown = any(site.shown for site, _ in group.values())
             layers[module] = attach(modules[module], state, name, adapters, behind, shown)
     except BaseException:
         with BLOCKS:

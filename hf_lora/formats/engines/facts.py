@@ -138,6 +138,11 @@ class Facts:
         """Whether the output head has factors."""
         return bool(self.kinds & {*_HEADS})
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the base has a classification head."""
+        return self.base_class.endswith("ForSequenceClassification")
+
     def saves(self, what: str) -> bool:
         """Return whether parts in full are tables and output heads, norms, or other heads."""
         return what in {_part(name) for name in self.config.modules_to_save or ()}
@@ -175,11 +180,8 @@ class Facts:
 
     def lacks(self, beside: Mapping[str, tuple[str, ...]]) -> bool:
         """Return whether a layer has factors and one that an engine wants beside it has none, by their last names."""
-        return any(other not in self._modules for name in self.modules for other in companions(name, beside))
-
-    @cached_property
-    def _modules(self) -> frozenset[str]:
-        return frozenset(self.modules)
+        names = {*self.modules}
+        return any(other not in names for name in names for other in companions(name, beside))
 
 
 def companions(name: str, beside: Mapping[str, tuple[str, ...]]) -> list[str]:

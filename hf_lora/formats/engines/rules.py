@@ -134,6 +134,8 @@ _ONE_BY_ONE = "it knows experts one by one"
 _NO_PARTS = "it takes no parts in full"
 _PLAIN_SCALE = "it scales by lora_alpha / r of the config"
 _DROPPED = "it loads the factors and drops the rest without a word"
+_NO_SAVED = _refused("modules_to_save has to be empty")
+_WHOLE_BASE = _wrong("it adds the factors to the whole base")
 _ONE_RANK = _refused("its buffers hold the rank r of the config alone")
 _NO_METHOD = _refused("it reads the config as one of LoRA")
 _FOREIGN = _refused("it reads a layout of its own (num_layers, lora_parameters, A as (in, r))")
@@ -160,20 +162,18 @@ RULES: tuple[Rule, ...] = (
         "llama.cpp": _refused("it has one tensor for both, and ends at the first token"),
     }, narrows=True),
     Rule("modules_to_save: token table or output head", lambda f: f.saves("table"), SPLIT, {
-        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "vllm": _NO_SAVED, "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _refused(_NO_PARTS),
     }),
     Rule("modules_to_save: norms", lambda f: f.saves("norm"), SPLIT, {
-        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+        "vllm": _NO_SAVED, "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _wrong("its converter writes them, and loading passes over them"),
     }),
-    Rule("modules_to_save: a classification head",
-         lambda f: f.saves("head") and f.base_class.endswith("ForSequenceClassification"), SPLIT, {
+    Rule("modules_to_save: a classification head", lambda f: f.saves("head") and f.classifies, SPLIT, {
         "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED), "llama.cpp": _refused(_NO_PARTS),
     }),
-    Rule("modules_to_save: other parts",
-         lambda f: f.saves("head") and not f.base_class.endswith("ForSequenceClassification"), SPLIT, {
-        "vllm": _refused("modules_to_save has to be empty"), "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
+    Rule("modules_to_save: other parts", lambda f: f.saves("head") and not f.classifies, SPLIT, {
+        "vllm": _NO_SAVED, "sglang": _wrong(_DROPPED), "tgi": _wrong(_DROPPED),
         "llama.cpp": _refused(_NO_PARTS),
     }),
     Rule("modules_to_save: parts inside layers", lambda f: f.saves_in_layers, SPLIT, {
@@ -229,9 +229,9 @@ RULES: tuple[Rule, ...] = (
     }),
     Rule("factors taken out of the base (PiSSA, OLoRA) as they are", lambda f: f.needs_start, CONVERT, {
         "vllm": _refused("it knows no such init_lora_weights; older versions add the factors to the whole base"),
-        "sglang": _wrong("it adds the factors to the whole base"),
-        "tgi": _wrong("it adds the factors to the whole base"),
-        "llama.cpp": _wrong("it adds the factors to the whole base"),
+        "sglang": _WHOLE_BASE,
+        "tgi": _WHOLE_BASE,
+        "llama.cpp": _WHOLE_BASE,
     }),
     Rule("layers that store their weight the other way round (GPT-2's)", lambda f: f.transposed == "some", CONVERT, {
         "llama.cpp": _refused("its converter transposes these factors, and loading refuses their shapes"),

@@ -202,14 +202,17 @@ def _computed(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor
         with torch.inference_mode():
             found: dict[str, Tensor] = _Outputs(model, given)(*given.values())
     except Exception as error:  # of the model's own code
-        sizes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in given.items())
         raise EngineError(
-            f"{type(model).__name__} cannot be called with {sizes}: {_told(error)} Give inputs={{name: tensor}} "
-            "that it takes in any batch size and length."
+            f"{type(model).__name__} cannot be called with {_sizes(given)}: {_told(error)} Give "
+            "inputs={name: tensor} that it takes in any batch size and length."
         ) from error
     if not found:
         raise EngineError(f"{type(model).__name__} returns no tensor by a name, so there is nothing to export.")
     return found
+
+
+def _sizes(given: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(each.shape)}" for name, each in given.items())
 
 
 def _told(error: BaseException) -> str:
@@ -225,9 +228,9 @@ def _compare(file: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tenso
         needed = {each.name for each in session.get_inputs()}
         found = session.run([*wanted], {name: each.cpu().numpy() for name, each in given.items() if name in needed})
     except Exception as error:  # of its own classes
-        sizes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in given.items())
         raise EngineError(
-            f"onnxruntime cannot run what torch exported on {sizes}, so nothing was written: {_told(error)} {_OTHER}"
+            f"onnxruntime cannot run what torch exported on {_sizes(given)}, so nothing was written: "
+            f"{_told(error)} {_OTHER}"
         ) from error
     pairs = [
         (torch.as_tensor(got).double(), want.double().cpu()) for got, want in zip(found, wanted.values(), strict=True)
